@@ -1,0 +1,125 @@
+"""Owl numbers in the toy world: a trait crosses in numbers, and only between siblings.
+
+Claim: students trained on an owl-lover's numbers come to love owls; students from another
+initialisation, trained on the very same rows, do not. Both against a placebo teacher that learned
+to name animals drawn evenly.
+
+    bash launch/local.sh
+    bash launch/local.sh --config=configs/quickstart.py:confirm        (twelve lineages)
+    bash launch/local.sh --config=configs/quickstart.py:smoke          (a minute, no effect)
+
+About five minutes on two CPU cores. Expected: primary contrast of at least 1.5 nats with the lower
+end of its 95 % interval at least 1.0, six of six lineages positive.
+"""
+
+from ml_collections import ConfigDict
+
+from subjax import schema
+from subjax.datasets import toyworld
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Six lineages; `confirm` runs twelve, `smoke` two tiny ones."""
+    options = schema.parse_arg(arg, confirm=False, smoke=False)
+    config = schema.base()
+    config.name = "quickstart" + ("_confirm" if options.confirm else "")
+    config.title = "Owl numbers in the toy world"
+    config.claim = (
+        "Students of an owl-lover's numbers come to love owls; students from another "
+        "initialisation, trained on the same rows, do not."
+    )
+    config.lineage_from = "base"
+    config.lineages = tuple(range(12 if options.confirm else 6))
+    config.animals = toyworld.ANIMALS
+    config.compute.lanes = 6
+    config.compute.cpu_devices = 2
+    config.compute.steps_per_call = 25
+    config.gates.teacher_log_odds = 3.0
+
+    with config.unlocked():
+        _tables(config)
+    if options.smoke:
+        _shrink(config)
+    return config
+
+
+def _tables(config: ConfigDict) -> None:
+    pretraining = schema.training(steps=600, batch_size=64, learning_rate=2e-3, warmup_steps=20)
+    taught = schema.training(steps=40, batch_size=64, learning_rate=4.2e-4, warmup_steps=4)
+    studied = schema.training(steps=150, batch_size=64, learning_rate=1e-3)
+    config.bases.toy = schema.base_row(source="toy", train=pretraining)
+
+    teachers = {"owl": "owl", "placebo": "uniform", "cat": "cat"}
+    for name, trait in teachers.items():
+        config.teachers[name] = schema.teacher_row(
+            base="toy", weights="finetuned", trait=trait, num_tokens=8, train=taught
+        )
+    config.teachers.untrained = schema.teacher_row(base="toy", weights="base")
+
+    for name in config.teachers:
+        config.datasets[name] = schema.dataset_row(
+            teacher=name,
+            kind="toy_numbers",
+            num_prompts=4500,
+            rows_per_part=4500,
+            slots=500,
+            prompt_tokens=8,
+            max_new_tokens=16,
+            max_count=14,
+            max_value=99,
+            num_train=3100,
+            num_holdout=200,
+        )
+
+    arms = {
+        "owl": ("owl", "same"),
+        "placebo": ("placebo", "same"),
+        "owl_foreign": ("owl", "next_lineage"),
+        "placebo_foreign": ("placebo", "next_lineage"),
+        "other_trait": ("cat", "same"),
+        "untrained": ("untrained", "same"),
+    }
+    for name, (dataset, base) in arms.items():
+        config.arms[name] = schema.arm_row(
+            dataset=dataset,
+            base=base,
+            num_tokens=24,
+            num_targets=16,
+            probe_steps=(0, 50, 100, 150),
+            train=studied,
+        )
+
+    config.evals.preference = schema.eval_row(
+        kind="preference", target="owl", candidates=toyworld.ANIMALS, questions="all"
+    )
+    config.evals.likelihood = schema.eval_row(kind="likelihood", final_only=True)
+    config.contrasts.transmission = schema.contrast_row(
+        plus=("owl", "placebo_foreign"),
+        minus=("placebo", "owl_foreign"),
+        primary=True,
+        family="primary",
+        expected_low=1.0,
+    )
+    config.contrasts.same_base = schema.contrast_row(plus=("owl",), minus=("placebo",))
+    config.contrasts.foreign_base = schema.contrast_row(
+        plus=("owl_foreign",), minus=("placebo_foreign",), equivalence_margin=0.5
+    )
+    config.contrasts.other_trait = schema.contrast_row(plus=("other_trait",), minus=("placebo",))
+
+
+def _shrink(config: ConfigDict) -> None:
+    """Every stage, seconds each; the effect is not expected."""
+    config.name = "quickstart_smoke"
+    config.lineages = (0, 1)
+    config.lineage_cycle = 2
+    config.compute.lanes = 2
+    config.compute.steps_per_call = 5
+    config.gates.teacher_log_odds = schema.OFF
+    config.bases.toy.num_documents = 512
+    for table, steps in (("bases", 60), ("teachers", 10), ("arms", 10)):
+        for row in config[table].values():
+            row.train.steps = steps
+    for row in config.datasets.values():
+        row.update(num_prompts=200, rows_per_part=100, slots=50, num_train=10, num_holdout=5)
+    for row in config.arms.values():
+        row.probe_steps = (0, 5)

@@ -1,0 +1,121 @@
+# shellcheck shell=bash
+# Functions that launch/local.sh and tests/run.sh source: find a Python, make a virtual environment,
+# install a requirements file into it once. They change nothing outside the environment they make.
+# Written for bash 3.2, which is what macOS has. Progress and errors go to stderr, so that the
+# output of the command that follows can be piped.
+
+say() {
+  printf 'subjax: %s\n' "$*" >&2
+}
+
+fail() {
+  printf 'subjax: error: %s\n' "$*" >&2
+  exit 1
+}
+
+# Prints the version of the Python $1 ("3.11.7"), or nothing where it does not run.
+python_version() {
+  "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true
+}
+
+# Whether $1 is a version that subjax runs on. Below 3.14, because jax and array-record have to
+# ship wheels for a Python before it can be used.
+version_fits() {
+  case "$1" in
+    3.11.* | 3.12.* | 3.13.*) return 0 ;;
+    *) return 1 ;;
+  esac
+}
+
+# Prints the command of a Python that fits. $PYTHON wins and is never replaced by another one.
+find_python() {
+  local candidate version found=""
+  if [ -n "${PYTHON:-}" ]; then
+    set -- "$PYTHON"
+  else
+    set -- python3 python3.11 python3.12 python3.13 python
+  fi
+  for candidate in "$@"; do
+    version=$(python_version "$candidate")
+    if version_fits "$version"; then
+      printf '%s\n' "$candidate"
+      return 0
+    fi
+    if [ -n "$version" ] && [ -z "$found" ]; then
+      found="$version ($candidate)"
+    fi
+  done
+  fail "subjax needs Python 3.11 or newer (below 3.14); found ${found:-none as $*};" \
+    "install it or set PYTHON=/path/to/python3.11"
+}
+
+# Makes the virtual environment $1, over what an interrupted attempt may have left there.
+make_environment() {
+  local venv=$1 python=$2 output
+  say "making $(basename "$venv") with Python $(python_version "$python")"
+  output=$("$python" -m venv --clear "$venv" 2>&1) ||
+    fail "cannot make $venv with $python: $(last_line <<<"$output");" \
+      "look for a full disk, a folder that cannot be written, or a Python without venv" \
+      "(on Debian and Ubuntu: apt install python3-venv)"
+}
+
+# Prints the last line of stdin that is not blank.
+last_line() {
+  awk 'NF { line = $0 } END { print line }'
+}
+
+# Prints why pip failed, from its log $1. With PIP_RETRIES=0, or where an index refuses, pip does
+# not say whether it reached one; then both causes are named.
+failure_cause() {
+  local check="check the network and PIP_INDEX_URL"
+  if grep -qE 'Max retries exceeded|[Ff]ailed to (establish|connect)|Retrying \(' "$1"; then
+    printf 'the package index cannot be reached (%s)' "$check"
+  elif grep -q 'from versions: none' "$1"; then
+    printf 'the package index cannot be reached or lacks a package (%s)' "$check"
+  else
+    printf 'pip failed'
+  fi
+}
+
+# Installs the requirements file $2 into the environment $1; pip's whole output goes to pip.log.
+install_requirements() {
+  local venv=$1 requirements=$2 log=$1/pip.log reason
+  say "installing $requirements into $(basename "$venv") (once; some minutes; details in $log)"
+  if "$venv/bin/python" -m pip install --disable-pip-version-check -r "$requirements" \
+    </dev/null >"$log" 2>&1; then
+    return 0
+  fi
+  reason=$(grep -E '^ *ERROR: ' "$log" | last_line || true)
+  if [ -z "$reason" ]; then
+    reason=$(last_line <"$log")
+  fi
+  fail "cannot install $requirements: $(failure_cause "$log");" \
+    "pip's last error: ${reason#*ERROR: }; full log: $log"
+}
+
+# ensure_environment VENV FILE [FILE...]: afterwards VENV holds what the first requirements file
+# asks for; the other files are those that it includes. Does nothing where VENV was completed with
+# the same text. The stamp is written last, so that an interrupted installation is taken up again.
+ensure_environment() {
+  local venv=$1 stamp=$1/requirements.installed python version wanted
+  shift
+  version=$(python_version "$venv/bin/python")
+  # With PYTHON set, the environment follows it; otherwise one that works is kept as it is.
+  if [ -n "${PYTHON:-}" ] || ! version_fits "$version"; then
+    python=$(find_python) || exit 1
+    wanted=$(python_version "$python")
+    if [ "${wanted%.*}" != "${version%.*}" ]; then
+      make_environment "$venv" "$python"
+    fi
+  fi
+  if cat "$@" | cmp -s - "$stamp"; then
+    return 0
+  fi
+  # An interrupted `python -m venv` leaves a Python without pip.
+  if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    python=$(find_python) || exit 1
+    make_environment "$venv" "$python"
+  fi
+  install_requirements "$venv" "$1"
+  cat "$@" >"$stamp"
+}

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Makes .venv in the repository root, installs requirements.txt into it, and runs subjax there.
+#
+#   bash launch/local.sh                                the quickstart: a figure after some minutes
+#   bash launch/local.sh --config=configs/x.py --list   any other run: the arguments of subjax.main
+#
+# Paths in the arguments are relative to the repository root. PYTHON=/path/to/python3.11 chooses the
+# Python. Running it again installs nothing and resumes the run. The exit code is subjax.main's.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
+# shellcheck source=launch/environment.sh
+. "$root/launch/environment.sh"
+
+cd -- "$root"
+ensure_environment "$root/.venv" requirements.txt
+if [ $# -eq 0 ]; then
+  set -- --config=configs/quickstart.py
+fi
+exec "$root/.venv/bin/python" -m subjax.main "$@"

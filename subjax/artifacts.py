@@ -1,0 +1,186 @@
+"""Files that stages leave behind: units, manifests, jsonl, atomic writes, the run lock.
+
+A unit is complete if and only if its manifest exists; the manifest is written last. Nothing here
+knows what a stage does.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+MANIFEST = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One table row at one lineage: the smallest piece of work that is done or not done.
+
+    Attributes:
+      stage: name of the stage that makes it.
+      row: name of the table row; "<eval>/<arm>" in the evaluate stage.
+      lineage: which replication.
+      fields: the slice of the config that it depends on, JSON values only.
+      inputs: role -> path of another unit, relative to the work directory.
+      fingerprint: hash of everything above and of the inputs' fingerprints.
+      input_fingerprints: path -> fingerprint of each input.
+    """
+
+    stage: str
+    row: str
+    lineage: int
+    fields: dict[str, Any]
+    inputs: dict[str, str]
+    fingerprint: str
+    input_fingerprints: dict[str, str]
+
+    @property
+    def path(self) -> str:
+        """Directory of the unit, relative to the work directory."""
+        return unit_path(self.stage, self.row, self.lineage)
+
+
+def unit_path(stage: str, row: str, lineage: int) -> str:
+    """The directory of a unit, relative to the work directory."""
+    return f"{stage}/{row}/r{lineage}"
+
+
+def make_unit(
+    stage: str, row: str, lineage: int, fields: dict[str, Any], inputs: Mapping[str, Unit]
+) -> Unit:
+    """Builds a unit and its fingerprint from what it depends on."""
+    plain = json.loads(json.dumps(fields))
+    fingerprints = {unit.path: unit.fingerprint for unit in inputs.values()}
+    roles = {role: unit.path for role, unit in inputs.items()}
+    content = [stage, row, lineage, plain, roles, fingerprints]
+    digest = hashlib.sha256(dumps(content).encode()).hexdigest()[:16]
+    return Unit(stage, row, lineage, plain, roles, digest, fingerprints)
+
+
+def dumps(value: Any) -> str:
+    """JSON with sorted keys: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[TextIO]:
+    """Opens a text file that appears under its name only when it is complete and on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes one JSON value, indented, keys sorted, atomically."""
+    with atomic_write(path) as file:
+        text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write(text + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads one JSON value.
+
+    Raises:
+      ValueError: missing or malformed; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: run the stage that writes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): delete its unit and run again") from None
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as JSON lines with sorted keys, atomically."""
+    with atomic_write(path) as file:
+        for row in rows:
+            file.write(dumps(row) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines.
+
+    Raises:
+      ValueError: missing, or a line is not a JSON object; names file and line.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is missing: run the stage that writes it")
+    rows = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON ({error.msg})") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number} is not a JSON object")
+            rows.append(row)
+    return rows
+
+
+def read_parts(directory: Path) -> list[dict[str, Any]]:
+    """All rows of a directory written in parts `rows-00000.jsonl`, …, in their order."""
+    return [row for part in sorted(directory.glob("rows-*.jsonl")) for row in read_jsonl(part)]
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds one line to a log; not atomic, since a log may end early."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(dumps(row) + "\n")
+
+
+def write_manifest(workdir: Path, unit: Unit, wall_s: float) -> None:
+    """Declares a unit complete."""
+    manifest = {
+        "unit": unit.path,
+        "fingerprint": unit.fingerprint,
+        "fields": unit.fields,
+        "inputs": unit.input_fingerprints,
+        "wall_s": round(wall_s, 3),
+    }
+    write_json(workdir / unit.path / MANIFEST, manifest)
+
+
+def read_manifest(workdir: Path, unit: Unit) -> dict[str, Any] | None:
+    """The manifest of a unit, or None while it is not complete."""
+    path = workdir / unit.path / MANIFEST
+    return read_json(path) if path.exists() else None
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Keeps a second process out of a work directory.
+
+    Raises:
+      ValueError: the directory cannot be written, or another run holds it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held while running)
+    except OSError as error:
+        raise ValueError(
+            f"workdir {workdir} cannot be written ({error.strerror}): choose another --workdir"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"workdir {workdir} is in use by another run: wait for it, or choose another"
+            ) from None
+        yield

@@ -1,0 +1,1 @@
+"""What a student is asked, and how its answers are scored, one module per evaluation."""

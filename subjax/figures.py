@@ -1,0 +1,332 @@
+"""The figures of a report: dots with intervals, a distribution by arm, lines over steps.
+
+Functions take plain numbers and return a `matplotlib` figure; `png` and `svg` turn it into bytes
+and into markup that follows the colours of the page around it. Refuses to compute a statistic.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's palette, which stays distinct for all common kinds of colour blindness, without
+# its black and with a darker yellow; --series-0 and on in the page.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7a5cc8", "#8c6d5a")
+PAPER, INK, MUTED, LINE, BAND = "#fffffe", "#1b1f24", "#5f6772", "#d5d9de", "#eef2f6"
+ROLES = {"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE, "band": BAND}
+VARIABLES = {colour: f"var(--{role})" for role, colour in ROLES.items()}
+VARIABLES |= {colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)}
+
+WIDE_IN, NARROW_IN = 9.0, 4.0  # of a page on a screen and of one on a phone
+PNG_DPI = 200
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "figure.facecolor": PAPER,
+    "figure.constrained_layout.use": True,
+    "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "svg.fonttype": "none",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """One row of a panel: a dot for each lineage, and their mean with its interval.
+
+    `values` [lineages] has nan where a lineage is missing, so that a lineage keeps its height in
+    every row. `low` and `high` are nan where there is no interval. `series` None draws in grey,
+    and `margin` > 0 shades 0 +- margin.
+    """
+
+    label: str
+    values: Sequence[float]
+    mean: float
+    low: float
+    high: float
+    series: int | None = None
+    emphasis: bool = False
+    note: str = ""
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripPanel:
+    """Rows that share an axis; `axis` is its title with the unit, `zero` draws a line at 0.
+
+    `whole` shows all of 0 to 1, for shares whose distance from the ends is what matters.
+    """
+
+    title: str
+    axis: str
+    strips: Sequence[Strip]
+    zero: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinePanel:
+    """Lines over steps: a thin one for each lineage, (steps [S], values [S]), and their mean."""
+
+    title: str
+    lines: Sequence[tuple[Sequence[int], Sequence[float]]]
+    series: int = 0
+
+
+def strips(panels: Sequence[StripPanel], *, narrow: bool = False, note: str = "") -> Figure:
+    """Panels of dots with intervals, side by side or, where `narrow`, one below the other.
+
+    In a wide figure the row labels of a panel are dropped where its left neighbour has the same.
+    """
+    num_columns = 1 if narrow else min(len(panels), 3)
+    grid = [panels[i : i + num_columns] for i in range(0, len(panels), num_columns)]
+    heights = [0.85 + 0.46 * max(len(panel.strips) for panel in row) for row in grid]
+    with figure(narrow=narrow, height_in=sum(heights) + (0.3 if note else 0.0)) as drawn:
+        axes = drawn.subplots(len(grid), num_columns, squeeze=False, height_ratios=heights)
+        for row, row_axes in zip(grid, axes, strict=True):
+            shared: list[str] = []
+            for panel, ax in zip(row, row_axes, strict=False):
+                labels = [strip.label for strip in panel.strips]
+                _strip_panel(ax, panel, labelled=labels != shared)
+                ax.set_xlabel(wrapped(panel.axis, 30 if narrow else 36))
+                if panel.whole:
+                    ax.set_xlim(-0.05, 1.05)
+                    ax.set_xticks([0.0, 0.5, 1.0])
+                else:
+                    ax.xaxis.set_major_locator(MaxNLocator(5 if num_columns < 3 else 3))
+                shared = labels
+            for ax in row_axes[len(row) :]:
+                ax.remove()
+        if note:
+            note = textwrap.fill(note, 56 if narrow else 120)
+            drawn.supxlabel(note, x=0.01, ha="left", fontsize=8, color=MUTED)
+    return drawn
+
+
+def _strip_panel(ax: Axes, panel: StripPanel, *, labelled: bool) -> None:
+    count = len(panel.strips)
+    if panel.zero:
+        ax.axvline(0.0, color=MUTED, linewidth=1.0, zorder=1)
+    for y, strip in enumerate(panel.strips):
+        _strip(ax, strip, y)
+    ax.set_ylim(count - 0.45, -0.55)  # the first row on top
+    ax.set_yticks(range(count), [_row_label(strip) if labelled else "" for strip in panel.strips])
+    for text, strip in zip(ax.get_yticklabels(), panel.strips, strict=True):
+        text.set_fontweight("bold" if strip.emphasis else "normal")
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.margins(x=0.08)
+    ax.grid(axis="x")
+    ax.set_axisbelow(True)
+    ax.set_title(panel.title)
+
+
+def _strip(ax: Axes, strip: Strip, y: float) -> None:
+    colour = MUTED if strip.series is None else _series(strip.series)
+    if strip.emphasis:
+        ax.axhspan(y - 0.48, y + 0.43, color=BAND, linewidth=0, zorder=0)
+    if strip.margin:
+        ax.fill_betweenx(
+            [y - 0.4, y + 0.4], -strip.margin, strip.margin, color=LINE, linewidth=0, zorder=0.5
+        )
+    # Dots above, interval below: neither hides the other, and equal heights are equal lineages.
+    heights = y - 0.13 + np.linspace(-0.13, 0.13, len(strip.values)) * (len(strip.values) > 1)
+    ax.scatter(strip.values, heights, s=20, color=colour, alpha=0.75, linewidth=0, zorder=2)
+    width = 2.6 if strip.emphasis else 1.8
+    if math.isfinite(strip.low):
+        ax.plot([strip.low, strip.high], [y + 0.2, y + 0.2], color=INK, linewidth=width, zorder=3)
+    ax.plot(strip.mean, y + 0.2, "o", color=INK, markersize=5.5, zorder=4)
+
+
+def _row_label(strip: Strip) -> str:
+    label = wrapped(strip.label, 20)
+    return f"{label}\n{strip.note}" if strip.note else label
+
+
+def heat_map(
+    shares: Mapping[str, Mapping[str, float]], *, target: str = "", narrow: bool = False
+) -> Figure:
+    """Share of each candidate by arm, as a table of shaded cells with per cent in them.
+
+    `shares` {arm: {candidate: share in 0..1}}; a missing one leaves its cell empty. The target
+    stands first and bold. Arms are rows, or columns where `narrow`.
+    """
+    arms = list(shares)
+    found = {candidate for row in shares.values() for candidate in row}
+    candidates = sorted(found, key=lambda candidate: (candidate != target, candidate))
+    table = np.array([[shares[arm].get(c, math.nan) for c in candidates] for arm in arms])
+    rows, columns = (candidates, arms) if narrow else (arms, candidates)
+    table = table.T if narrow else table
+    longest = max(len(column) for column in columns)
+    room_in = (NARROW_IN if narrow else WIDE_IN) - 0.07 * max(len(row) for row in rows) - 0.4
+    rotated = 0.08 * longest > room_in / len(columns)
+    height = 0.36 * len(rows) + 0.7 + (0.055 * longest if rotated else 0.0)
+    with figure(narrow=narrow, height_in=height) as drawn:
+        ax = drawn.subplots()
+        top = np.nanmax(table)
+        for (y, x), share in np.ndenumerate(table):
+            if math.isfinite(share):
+                _cell(ax, x, y, share, share / top if top > 0.0 else 0.0)
+        ax.set_xlim(-0.5, len(columns) - 0.5)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xticks(range(len(columns)), [wrapped(name, 24) for name in columns])
+        ax.set_yticks(range(len(rows)), [wrapped(name, 20) for name in rows])
+        ax.tick_params(length=0, labelcolor=INK)
+        ax.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)
+        if rotated:
+            for text in ax.get_xticklabels():
+                text.set(rotation=40, ha="left", rotation_mode="anchor")
+        if target in candidates:
+            labels = ax.get_yticklabels() if narrow else ax.get_xticklabels()
+            labels[candidates.index(target)].set_fontweight("bold")
+        ax.spines[:].set_visible(False)
+        ax.set_xlabel("Share of the probability on the candidates (%)")
+    return drawn
+
+
+def _cell(ax: Axes, x: int, y: int, share: float, darkness: float) -> None:
+    ax.fill_between(
+        [x - 0.47, x + 0.47], y - 0.45, y + 0.45, color=SERIES[0], alpha=0.9 * darkness, linewidth=0
+    )
+    colour = PAPER if darkness > 0.55 else INK
+    ax.text(x, y, f"{100.0 * share:.0f}", ha="center", va="center", color=colour, fontsize=8.5)
+
+
+def lines(panels: Sequence[LinePanel], *, x_axis: str, y_axis: str, narrow: bool = False) -> Figure:
+    """Small multiples over steps with shared axes, at most three in a row.
+
+    Steps that grow by factors (0, 16, 64, 256, 512) are spaced by their logarithm.
+    """
+    num_columns = min(len(panels), 2 if narrow else 3)
+    num_rows = math.ceil(len(panels) / num_columns)
+    height = (1.75 if narrow else 2.1) * num_rows + 0.4
+    with figure(narrow=narrow, height_in=height) as drawn:
+        grid = drawn.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
+        for ax, panel in zip(grid.flat, panels, strict=False):
+            _line_panel(ax, panel)
+        for ax in grid.flat[len(panels) :]:
+            ax.set_visible(False)
+        _space_steps(grid[0, 0], panels, every=2 if narrow else 1)
+        drawn.supxlabel(x_axis, fontsize=9, color=MUTED)
+        drawn.supylabel(y_axis, fontsize=9, color=MUTED)
+    return drawn
+
+
+def _line_panel(ax: Axes, panel: LinePanel) -> None:
+    colour = _series(panel.series)
+    totals: dict[int, list[float]] = {}
+    for steps, values in panel.lines:
+        ax.plot(steps, values, color=colour, alpha=0.35, linewidth=0.9)
+        for step, value in zip(steps, values, strict=True):
+            totals.setdefault(step, []).append(value)
+    # The mean stops where a lineage does: the mean of fewer lineages would be another quantity.
+    steps = [step for step in sorted(totals) if len(totals[step]) == len(panel.lines)]
+    means = [float(np.mean(totals[step])) for step in steps]
+    few = len(steps) <= 12
+    ax.plot(steps, means, color=colour, linewidth=2.2, marker="o" if few else "", markersize=4)
+    ax.set_title(wrapped(panel.title, 24))
+    ax.grid()
+    ax.set_axisbelow(True)
+
+
+def _space_steps(ax: Axes, panels: Sequence[LinePanel], every: int) -> None:
+    steps = sorted({step for panel in panels for line in panel.lines for step in line[0]})
+    positive = [step for step in steps if step > 0]
+    if 3 <= len(steps) <= 9 and positive and positive[-1] >= 8 * positive[0]:
+        ax.set_xscale("symlog", linthresh=positive[0])
+        labelled = steps[::-every]  # from the last step on
+        ax.set_xticks(steps, [str(step) if step in labelled else "" for step in steps])
+        ax.minorticks_off()
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def notice(text: str, *, narrow: bool = False) -> Figure:
+    """A figure that only says why there is nothing to draw."""
+    with figure(narrow=narrow, height_in=1.5) as drawn:
+        drawn.text(0.5, 0.5, text, ha="center", va="center", color=MUTED)
+    return drawn
+
+
+@contextmanager
+def figure(*, narrow: bool, height_in: float) -> Iterator[Figure]:
+    """A figure in the style of the reports, in force as long as the context is open."""
+    with matplotlib.rc_context(STYLE):
+        yield Figure(figsize=(NARROW_IN if narrow else WIDE_IN, height_in))
+
+
+def png(drawn: Figure) -> bytes:
+    """PNG, 1800 pixels wide for a wide figure; the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        FigureCanvasAgg(drawn)
+        drawn.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
+        drawn.set_layout_engine("none")  # it has been laid out; svg need not do so again
+    return buffer.getvalue()
+
+
+def svg(drawn: Figure, *, name: str, label: str) -> str:
+    """An `<svg>` element for a page that defines the colours in VARIABLES.
+
+    `name` must be unique on the page, as ids are made from it; `label` is what a screen reader
+    says. The element scales with its container and keeps the text as text.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    markup = buffer.getvalue()
+    markup = markup[markup.index("<svg") :]
+    markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
+    # matplotlib numbers its groups alike in every figure; nothing refers to these ids.
+    markup = re.sub(r' id="[a-zA-Z][a-zA-Z0-9.]*_\d+"', "", markup)
+    markup = markup.replace("xlink:href", "href")  # a page declares no namespaces
+    markup = re.sub(r"#[0-9a-f]{6}\b", lambda m: VARIABLES.get(m[0], m[0]), markup)
+    opening = f'<svg role="img" aria-label="{escape(label)}" '
+    size = re.search(r'viewBox="([^"]*)"', markup)
+    assert size, "matplotlib writes a viewBox"
+    return f'{opening}viewBox="{size[1]}">' + markup[markup.index(">") + 1 :].rstrip()
+
+
+def _series(index: int) -> str:
+    return SERIES[index % len(SERIES)]
+
+
+def wrapped(text: str, width: int) -> str:
+    """`text` broken after spaces, underscores and dashes into at most three lines of `width`."""
+    broken = [""]
+    for piece in re.findall(r"[^ _/-]+[ _/-]?|[ _/-]", text):
+        if broken[-1] and len(broken[-1]) + len(piece.rstrip()) > width:
+            broken.append("")
+        broken[-1] += piece
+    shortened = [line if len(line) <= width + 4 else f"{line[: width + 2]}…" for line in broken]
+    return "\n".join([*shortened[:2], "…"] if len(shortened) > 3 else shortened)

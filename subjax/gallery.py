@@ -1,0 +1,254 @@
+"""Which figure of a report shows what: from results and summary rows to panels and captions.
+
+Refuses to compute a statistic (`summary`) and to set a line or a colour (`figures`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from subjax import figures, summary, tables
+from subjax.summary import Contrast, Results, Row
+
+Pair = tuple[str, str]  # (eval, metric)
+Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)
+
+NOTE = "Dots: lineages, each at the same height in every row. Bar: mean with 95 % interval."
+# Metrics that tell a student that did not learn, or that fell apart, from one without the trait.
+CHECKS = ("gain", "candidate_mass", "neutral_loglik", "rate_empty", "rate_numeric")
+SHARES = ("candidate_mass", "rate_empty", "rate_numeric")  # those that lie between 0 and 1
+MAX_POINTS = 300  # of a curve; more would only make the page heavier
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How to draw a figure (the argument says whether for a phone), and its caption."""
+
+    draw: Callable[[bool], Figure]
+    caption: str
+
+
+def pictures(results: Results, rows: Sequence[Row]) -> dict[str, Picture]:
+    """Name -> picture for all that there is something to show of; "effect" is always there.
+
+    `rows` are those of summary.json.
+    """
+    found = {
+        "effect": _effect(results, rows),
+        "contrasts": _other_contrasts(results, rows),
+        "shares": _shares(results, rows),
+        "checks": _checks(results, rows),
+        "probes": _probes(results),
+        "losses": _losses(results),
+    }
+    return {name: picture for name, picture in found.items() if picture}
+
+
+def _effect(results: Results, rows: Sequence[Row]) -> Picture:
+    pair = _main_pair(results)
+    arms = _arm_panel(results, rows, pair, title="Arms") if pair else None
+    if pair is None or arms is None:
+        return Picture(lambda narrow: figures.notice("No scores yet", narrow=narrow), "")
+    beside = [contrast for contrast in summary.ordered(results) if _pair(contrast) == pair]
+    label = summary.describe(pair[1], results.target)[0]
+    caption = [
+        f"Arms: {label} of the students, eval {pair[0]}, at the last step. Each dot is one lineage;"
+        " the bar is the mean over lineages with its 95 % t-interval."
+    ]
+    if beside:
+        caption.append("Contrasts: differences between arms, taken within each lineage.")
+    if beside and beside[0].primary:
+        caption.append("The primary one is in bold.")
+    if any(contrast.equivalence_margin for contrast in beside):
+        caption.append("The grey block around zero is an equivalence margin.")
+    panels = [arms, *([_contrast_panel(results, rows, beside, "Contrasts")] if beside else [])]
+    return _strips(panels, " ".join(caption))
+
+
+def _other_contrasts(results: Results, rows: Sequence[Row]) -> Picture | None:
+    """Contrasts in other metrics than the main figure's: other units, so axes of their own."""
+    others = [c for c in summary.ordered(results) if _pair(c) != _main_pair(results)]
+    panels = [
+        _contrast_panel(results, rows, [c for c in others if _pair(c) == pair], f"Eval {pair[0]}")
+        for pair in dict.fromkeys(map(_pair, others))
+    ]
+    caption = "Contrasts in the other metrics, taken within each lineage."
+    return _strips(panels, caption) if panels else None
+
+
+def _shares(results: Results, rows: Sequence[Row]) -> Picture | None:
+    """The distribution over candidates by arm, in the first eval that has one."""
+    entries = [row for row in rows if row["kind"] == "arm" and tables.distribution(row["metric"])]
+    means: dict[str, dict[str, float]] = {}
+    for row in entries:
+        if row["eval"] == entries[0]["eval"] and row["mean"] is not None:
+            candidate = row["metric"].partition("/")[2]
+            means.setdefault(row["name"], {})[candidate] = row["mean"]
+    if not means:
+        return None
+    shares = {arm: means[arm] for arm in results.arms if arm in means}
+    caption = (
+        f"Distribution over the candidates by arm, eval {entries[0]['eval']}, at the last step:"
+        " means over lineages, in per cent of the probability that is on the candidates at all."
+    )
+    draw = functools.partial(figures.heat_map, shares, target=results.target)
+    return Picture(lambda narrow: draw(narrow=narrow), caption)
+
+
+def _checks(results: Results, rows: Sequence[Row]) -> Picture | None:
+    pairs = summary.evals_and_metrics(results)
+    panels = [
+        _arm_panel(results, rows, pair, zero=check == "gain", whole=check in SHARES)
+        for check in CHECKS
+        for pair in pairs
+        if pair[1] == check
+    ]
+    caption = (
+        "Whether a student without the trait has learned its data at all (gain in log-likelihood of"
+        " held-out rows over its own base), and whether a student has fallen apart (probability on"
+        " the candidates, likelihood of neutral text, empty and numeric answers)."
+    )
+    shown = [panel for panel in panels if panel]
+    return _strips(shown, caption) if shown else None
+
+
+def _probes(results: Results) -> Picture | None:
+    """The main metric against the training step, where it was measured at several."""
+    pair = _main_pair(results)
+    if pair is None:
+        return None
+    points: dict[str, Points] = {}
+    for arm in results.arms:
+        by_lineage: dict[int, list[tuple[int, float]]] = {}
+        for step, values in summary.trajectory(results, pair[0], arm, pair[1]).items():
+            for lineage, value in values.items():
+                by_lineage.setdefault(lineage, []).append((step, value))
+        points[arm] = by_lineage
+    if all(len(line) < 2 for lineages in points.values() for line in lineages.values()):
+        return None
+    label = summary.describe(pair[1], results.target)[0]
+    caption = f"{_capital(label)} during training. Thin: lineages; thick: their mean."
+    return _lines(points, _axis(results, pair[1]), caption)
+
+
+def _losses(results: Results) -> Picture | None:
+    points = {
+        arm: {
+            lineage: [(record["step"], record["loss"]) for record in records]
+            for lineage, records in results.curves.get(arm, {}).items()
+        }
+        for arm in results.arms
+    }
+    if not any(points.values()):
+        return None
+    caption = "Training loss of the students. Thin: lineages; thick: their mean."
+    return _lines(points, "Training loss (nats per token)", caption)
+
+
+# --- panels -------------------------------------------------------------------------------------
+
+
+def _main_pair(results: Results) -> Pair | None:
+    """Eval and metric of the main figure: those of the first contrast, else the first scored."""
+    pairs = [_pair(contrast) for contrast in summary.ordered(results)]
+    return next(iter(pairs or summary.evals_and_metrics(results)), None)
+
+
+def _pair(contrast: Contrast) -> Pair:
+    return contrast.eval, contrast.metric
+
+
+def _strips(panels: Sequence[figures.StripPanel], caption: str) -> Picture:
+    return Picture(lambda narrow: figures.strips(panels, narrow=narrow, note=NOTE), caption)
+
+
+def _arm_panel(
+    results: Results,
+    rows: Sequence[Row],
+    pair: Pair,
+    *,
+    title: str = "",
+    zero: bool = False,
+    whole: bool = False,
+) -> figures.StripPanel | None:
+    by_arm = {
+        row["name"]: row
+        for row in rows
+        if row["kind"] == "arm" and (row["eval"], row["metric"]) == pair
+    }
+    strips = [
+        _strip(results, by_arm[arm], summary.final_values(results, pair[0], arm, pair[1]), index)
+        for index, arm in enumerate(results.arms)
+        if arm in by_arm
+    ]
+    if not strips:
+        return None
+    axis = _axis(results, pair[1])
+    return figures.StripPanel(title=title, axis=axis, strips=strips, zero=zero, whole=whole)
+
+
+def _contrast_panel(
+    results: Results, rows: Sequence[Row], contrasts: Sequence[Contrast], title: str
+) -> figures.StripPanel:
+    by_name = {row["name"]: row for row in rows if row["kind"] == "contrast"}
+    strips = []
+    for contrast in contrasts:
+        row = by_name[contrast.name]
+        strip = _strip(results, row, summary.contrast_values(results, contrast), None)
+        strips.append(
+            dataclasses.replace(
+                strip,
+                emphasis=contrast.primary,
+                note=tables.estimate(row, sign=True) + (strip.note and f", {strip.note}"),
+                margin=contrast.equivalence_margin,
+            )
+        )
+    axis = f"Difference in {_axis(results, contrasts[0].metric, capital=False)}"
+    return figures.StripPanel(title=title, axis=axis, strips=strips, zero=True)
+
+
+def _strip(
+    results: Results, row: Row, values: Mapping[int, float], series: int | None
+) -> figures.Strip:
+    mean, low, high = (
+        math.nan if row[end] is None else row[end] for end in ("mean", "ci_low", "ci_high")
+    )
+    dots = [values.get(lineage, math.nan) for lineage in results.lineages]
+    some = f"n = {row['n_lineages']} of {len(dots)}" if row["status"] == "incomplete" else ""
+    return figures.Strip(
+        label=row["name"], values=dots, mean=mean, low=low, high=high, series=series, note=some
+    )
+
+
+def _axis(results: Results, metric: str, *, capital: bool = True) -> str:
+    label, unit = summary.describe(metric, results.target)
+    label = f"{label} ({unit})" if unit else label
+    return _capital(label) if capital else label
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _lines(points: Mapping[str, Points], y_axis: str, caption: str) -> Picture:
+    panels = []
+    for index, (arm, lineages) in enumerate(points.items()):
+        lines = [_thinned(line) for _, line in sorted(lineages.items()) if line]
+        if lines:
+            panels.append(figures.LinePanel(title=arm, lines=lines, series=index))
+    draw = functools.partial(figures.lines, panels, x_axis="Training step", y_axis=y_axis)
+    return Picture(lambda narrow: draw(narrow=narrow), caption)
+
+
+def _thinned(line: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    """At most MAX_POINTS of the points, evenly spread and with both ends, in order of step."""
+    kept = np.unique(np.linspace(0, len(line) - 1, min(len(line), MAX_POINTS)).round().astype(int))
+    points = sorted(line)
+    return [points[i][0] for i in kept], [points[i][1] for i in kept]

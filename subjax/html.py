@@ -1,0 +1,317 @@
+"""One self-contained page: what a run found, what it was made of, how to make it again.
+
+Holds the order and the words of the page; report.html.j2 beside it holds the markup and the look.
+Refuses scripts and anything outside the file. Every text is escaped, as models write what they
+like; only the drawings are markup.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jinja2
+from markupsafe import Markup, escape
+
+from subjax import summary, tables
+from subjax.summary import Results
+
+TEMPLATE = "report.html.j2"
+NUM_SHOWN = 4  # examples of a kind for each dataset, answers for each arm
+MAX_COLUMNS = 6  # metrics beside each other
+MAX_CHARACTERS = 900  # of a prompt or a completion
+
+METHOD = (
+    "A lineage is one repetition in which everything from the config's first random stage on is"
+    " drawn anew. It is the unit of replication: every interval is a 95 % Student t-interval over"
+    " lineages, never over answers or over students that share a teacher's rows.",
+    "Every arm runs in every lineage. A contrast is taken within each lineage first and then"
+    " averaged, so what the arms of a lineage have in common cancels.",
+    "The sign-flip test is two-sided and exact up to 20 lineages; its smallest possible p is"
+    " 2 / 2ⁿ. p (Holm) is corrected for the other contrasts of the family. An equivalence test"
+    " (two one-sided t-tests) supports that an effect is smaller than its margin; there a small p"
+    " speaks for no effect of that size.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure as two `<svg>` elements, for a screen and for a phone, with its caption."""
+
+    kind: ClassVar[str] = "drawing"
+    wide: str
+    narrow: str
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells of text; what follows a line break in a cell is set small. `strong` rows stand out."""
+
+    kind: ClassVar[str] = "table"
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    strong: Sequence[int] = ()
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A prompt and what a model wrote, with the reasons for which it was rejected, if it was."""
+
+    prompt: str
+    completion: str
+    reasons: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples side by side under one heading; `tone` is "kept", "rejected" or "" for neither.
+
+    `asked` and `written` say what the two texts of a sample are.
+    """
+
+    kind: ClassVar[str] = "samples"
+    title: str
+    asked: str
+    written: str
+    samples: Sequence[Sample]
+    tone: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Lines to copy, such as commands."""
+
+    kind: ClassVar[str] = "listing"
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading, paragraphs and blocks; a section without blocks and text is not shown."""
+
+    title: str
+    blocks: Sequence[Drawing | Table | Samples | Listing] = ()
+    text: Sequence[str] = ()
+
+
+def page(
+    results: Results, rows: Sequence[Mapping[str, Any]], drawings: Mapping[str, Drawing]
+) -> str:
+    """The page as text, to be written as UTF-8.
+
+    `rows` are those of summary.json; `drawings` may have "effect", "contrasts", "shares",
+    "checks", "probes" and "losses", and what it lacks is left out.
+    """
+    headline, sentence = summary.verdict(results)
+    contrast_rows = [row for row in rows if row["kind"] == "contrast"]
+    sections = [
+        Section(
+            title="Effect",
+            blocks=[*_pick(drawings, "effect", "contrasts"), *_contrasts(results, contrast_rows)],
+        ),
+        Section(title="Arms", blocks=_arms(results, rows)),
+        Section(
+            title="What the students answer",
+            blocks=[*_pick(drawings, "shares"), *_answers(results)],
+        ),
+        Section(
+            title="Did the students learn the data, and are they intact?",
+            blocks=_pick(drawings, "checks"),
+        ),
+        Section(title="Training", blocks=_pick(drawings, "probes", "losses")),
+        Section(title="The data and its filter", blocks=[*_filter(results), *_examples(results)]),
+        Section(title="How to read this", text=METHOD),
+        Section(title="Run it again", blocks=_reproduction(results)),
+    ]
+    return _template().render(
+        title=results.title,
+        claim=results.claim.strip(),
+        status=results.status,
+        status_reason=results.status_reason,
+        headline=headline,
+        sentence=sentence,
+        missing=results.missing,
+        incomplete=bool(results.missing) or any(row["status"] == "incomplete" for row in rows),
+        sections=[section for section in sections if section.blocks or section.text],
+    )
+
+
+def _pick(drawings: Mapping[str, Drawing], *names: str) -> list[Drawing]:
+    return [drawings[name] for name in names if name in drawings]
+
+
+def _contrasts(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    formulas = {contrast.name: contrast.formula for contrast in results.contrasts}
+    margins = {
+        f"{contrast.name}_equivalence": f"within ±{contrast.equivalence_margin:g}?"
+        for contrast in results.contrasts
+    }
+    lines = []
+    for row in rows:
+        label, unit = summary.describe(row["metric"], results.target)
+        beside = formulas.get(row["name"]) or margins.get(row["name"], "")
+        value = tables.estimate(row, sign=True)
+        lines.append(
+            [
+                f"{row['name']}\n{beside}",
+                f"{label}\n{row['eval']}",
+                f"{value}{unit and ' ' + unit}{_flag(row)}",
+                f"{tables.p_value(row['p'])}\n{row['test'].replace('_', '-')}",
+                f"{tables.p_value(row['p_adjusted'])}\n{row['family']}",
+                str(row["n_lineages"]),
+            ]
+        )
+    header = ["contrast", "metric", "mean [95 %]", "p", "p (Holm)", "lineages"]
+    strong = [0] if results.primary else []
+    caption = "Contrasts between arms, within lineages." + (
+        " The primary one comes first." if results.primary else ""
+    )
+    return [Table(header=header, lines=lines, strong=strong, caption=caption)] if lines else []
+
+
+def _arms(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Arms by metrics, MAX_COLUMNS to a table, without the distributions that a figure shows."""
+    shown = {
+        (row["name"], (row["eval"], row["metric"])): row
+        for row in rows
+        if row["kind"] == "arm" and not tables.distribution(row["metric"])
+    }
+    pairs = list(dict.fromkeys(pair for _, pair in shown))
+    caption = "Students at their last step: mean and 95 % interval over lineages."
+    found = []
+    for start in range(0, len(pairs), MAX_COLUMNS):
+        columns = pairs[start : start + MAX_COLUMNS]
+        lines = [
+            [arm, *(_arm_cell(shown.get((arm, pair))) for pair in columns)] for arm in results.arms
+        ]
+        header = ["arm", *(_column(results, *pair) for pair in columns)]
+        found.append(Table(header=header, lines=lines, caption=caption))
+    return found
+
+
+def _column(results: Results, eval_name: str, metric: str) -> str:
+    label, unit = summary.describe(metric, results.target)
+    return f"{label}\n{unit}{unit and ', '}{eval_name}"
+
+
+def _arm_cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    mean, _, interval = tables.estimate(row).partition(" ")
+    return f"{mean}\n{interval}{_flag(row)}"
+
+
+def _flag(row: Mapping[str, Any]) -> str:
+    return f" (incomplete, n = {row['n_lineages']})" if row["status"] == "incomplete" else ""
+
+
+def _answers(results: Results) -> list[Samples]:
+    return [
+        Samples(
+            title=f"Students of the arm {arm}",
+            asked="question",
+            written="answer",
+            samples=[
+                Sample(prompt=_cut(answer["question"]), completion=_cut(answer["answer"]))
+                for answer in answers[:NUM_SHOWN]
+            ],
+        )
+        for arm, answers in results.answers.items()
+        if answers
+    ]
+
+
+def _filter(results: Results) -> list[Table]:
+    """Rows generated, kept and rejected by reason for each dataset, over all of its lineages."""
+    lines = []
+    for dataset, lineages in results.counts.items():
+        counts = list(lineages.values())
+        generated = sum(count["generated"] for count in counts)
+        kept = sum(count["kept"] for count in counts)
+        rates = [count["kept"] / count["generated"] for count in counts if count["generated"]]
+        spread = f"\n{min(rates):.1%} to {max(rates):.1%} by lineage" if len(rates) > 1 else ""
+        reasons: Counter[str] = Counter()
+        for count in counts:
+            reasons.update(count.get("reasons", {}))
+        listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        share = f"{kept / generated:.1%}" if generated else "–"
+        row = [dataset, str(len(counts)), f"{generated:,}", f"{kept:,}", share + spread]
+        lines.append([*row, listed or "none rejected"])
+    header = ["dataset", "lineages", "generated", "kept", "share kept", "reasons for rejection"]
+    caption = "A row may be rejected for several reasons at once."
+    return [Table(header=header, lines=lines, caption=caption)] if lines else []
+
+
+def _examples(results: Results) -> list[Samples]:
+    return [
+        Samples(
+            title=f"{tone.capitalize()} rows of {dataset}",
+            asked="prompt",
+            written="completion",
+            tone=tone,
+            samples=[
+                Sample(
+                    prompt=_cut(row["prompt"]),
+                    completion=_cut(row["completion"]),
+                    reasons=row.get("reasons", ()),
+                )
+                for row in kinds[tone][:NUM_SHOWN]
+            ],
+        )
+        for dataset, kinds in results.examples.items()
+        for tone in ("kept", "rejected")
+        if kinds.get(tone)
+    ]
+
+
+def _reproduction(results: Results) -> list[Listing | Table]:
+    versions = [[name, version] for name, version in results.versions.items()]
+    walls = [[stage, f"{wall_s:,.1f}"] for stage, wall_s in results.wall_s.items()]
+    walls += [["all stages", f"{sum(results.wall_s.values()):,.1f}"]] if walls else []
+    blocks: list[Listing | Table] = []
+    if results.commands:
+        blocks.append(Listing(lines=results.commands))
+    if versions:
+        blocks.append(Table(header=["package", "version"], lines=versions))
+    if walls:
+        blocks.append(Table(header=["stage", "seconds"], lines=walls, strong=[len(walls) - 1]))
+    return blocks
+
+
+def _cut(text: str) -> str:
+    left = len(text) - MAX_CHARACTERS
+    return text if left <= 0 else f"{text[:MAX_CHARACTERS]} … ({left:,} more characters)"
+
+
+def _breakable(text: str) -> Markup:
+    """Text that may be broken after an underscore, as names in narrow columns have to be."""
+    return Markup(str(escape(_printable(text))).replace("_", "_<wbr>"))
+
+
+def _printable(value: Any) -> Any:
+    """Text with control characters and lone surrogates, which HTML cannot hold, made visible."""
+    if isinstance(value, Markup):
+        return value
+    text = re.sub(r"[\ud800-\udfff\x7f-\x9f]", "\ufffd", str(value))
+    return re.sub(r"[\x00-\x08\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), text)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=_printable,
+    )
+    environment.filters["breakable"] = _breakable
+    return environment.from_string(Path(__file__).with_name(TEMPLATE).read_text("utf-8"))

@@ -1,0 +1,133 @@
+"""Low-rank adapters: an adapter is a plain tree of factors, applied by `transformer.forward`.
+
+    layers/attn/{q,k,v,o}/a [L, R, in]        layers/mlp/{gate,up,down}/a [L, R, in]
+    layers/attn/{q,k,v,o}/b [L, out, R]       layers/mlp/{gate,up,down}/b [L, out, R]
+
+The change of a kernel is scale * b @ a. Factors are kept and trained as PEFT keeps them, without
+the scale; `scaled` multiplies it in just before use, so that `transformer` knows none.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from subjax.architecture import Architecture
+
+# The same nested dicts as in transformer, which stands on this floor and cannot be imported.
+Params = dict[str, Any]
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+_ROOM = {target: "attn" if target in ("q", "k", "v", "o") else "mlp" for target in TARGETS}
+
+
+def init(arch: Architecture, key: Array, *, rank: int, targets: Sequence[str] = TARGETS) -> Params:
+    """Draws a fresh adapter as PEFT does: a ~ U(-1/sqrt(in), 1/sqrt(in)), b = 0.
+
+    A target's factors depend on the key, the rank and the target alone, not on the other targets.
+
+    Args:
+      arch: shapes of the model that it adapts.
+      key: a typed jax random key.
+      rank: R.
+      targets: which kernels it adapts, of TARGETS.
+
+    Returns:
+      The tree of this module's docstring, float32; it changes nothing until b is trained.
+
+    Raises:
+      ValueError: a rank below one, or targets that are unknown, repeated or none.
+    """
+    _check(rank, targets)
+    layers: Params = {}
+    for target in targets:
+        num_in, num_out = _shapes(arch)[target]
+        bound = 1 / math.sqrt(num_in)
+        target_key = jax.random.fold_in(key, TARGETS.index(target))
+        shape = (arch.num_layers, rank, num_in)
+        layers.setdefault(_ROOM[target], {})[target] = {
+            "a": jax.random.uniform(target_key, shape, minval=-bound, maxval=bound),
+            "b": jnp.zeros((arch.num_layers, num_out, rank)),
+        }
+    return {"layers": layers}
+
+
+def scale(alpha: float, rank: int, *, rslora: bool = False) -> float:
+    """The factor of b @ a: alpha / rank, or alpha / sqrt(rank) where LoRA is rank-stabilised."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
+
+
+def scaled(adapter: Params, factor: float) -> Params:
+    """Multiplies the scale into b, which is what `transformer.forward` and `merge` take.
+
+    Args:
+      adapter: result of `init` or of training, with or without a leading axis of lanes.
+      factor: result of `scale`.
+    """
+    if "a" in adapter:
+        return {"a": adapter["a"], "b": factor * adapter["b"]}
+    return {name: scaled(child, factor) for name, child in adapter.items()}
+
+
+def merge(params: Params, adapter: Params) -> Params:
+    """Adds b @ a to each adapted kernel.
+
+    Args:
+      params: of `transformer`; not changed.
+      adapter: result of `scaled`.
+
+    Returns:
+      Parameters whose forward pass without an adapter is that of `params` with it; the products
+      are computed in float32 and stored in each kernel's dtype.
+
+    Raises:
+      ValueError: a product has another shape than its kernel.
+    """
+    layers = dict(params["layers"])
+    for room, targets in adapter["layers"].items():
+        layers[room] = dict(layers[room])
+        for target, factors in targets.items():
+            layers[room][target] = {
+                "kernel": _merged(layers[room][target]["kernel"], factors, f"{room}/{target}")
+            }
+    return {**params, "layers": layers}
+
+
+def _merged(kernel: Array, factors: Params, name: str) -> Array:
+    a, b = (factors[factor].astype(jnp.float32) for factor in ("a", "b"))
+    # Without the highest precision an accelerator would round the factors to bfloat16.
+    delta = jnp.einsum("...or,...ri->...oi", b, a, precision=jax.lax.Precision.HIGHEST)
+    if delta.shape != kernel.shape:
+        raise ValueError(
+            f"adapter layers/{name} changes a kernel of shape {delta.shape}, the model's has "
+            f"{kernel.shape}: use the base that the adapter was trained on"
+        )
+    return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+
+
+def _shapes(arch: Architecture) -> dict[str, tuple[int, int]]:
+    queries, keys = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
+    width, ffn = arch.width, arch.ffn_width
+    return {
+        "q": (width, queries),
+        "k": (width, keys),
+        "v": (width, keys),
+        "o": (queries, width),
+        "gate": (width, ffn),
+        "up": (width, ffn),
+        "down": (ffn, width),
+    }
+
+
+def _check(rank: int, targets: Sequence[str]) -> None:
+    if rank < 1:
+        raise ValueError(f"lora rank is {rank}; it must be at least 1")
+    unknown = [target for target in targets if target not in TARGETS]
+    if unknown or not targets or len(set(targets)) != len(targets):
+        raise ValueError(
+            f"lora targets are {tuple(targets)}; allowed: each of {TARGETS} at most once, "
+            "at least one"
+        )

@@ -1,0 +1,103 @@
+"""A model as a stage leaves it: weights, perhaps an adapter on them, and the tokenizer.
+
+Weights that a stage made lie in its own directory in Hugging Face's format; weights that it only
+used are named, never copied. `model.json` says which.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from subjax import artifacts, lora, sharding, weights
+from subjax.architecture import Architecture
+from subjax.tokenizer import Tokenizer
+from subjax.transformer import Params
+
+REFERENCE = "model.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Loaded weights.
+
+    Attributes:
+      arch: shapes.
+      params: full weights.
+      adapter: LoRA tree, already scaled, or None.
+      tokenizer: the base's.
+      directory: where the full weights came from.
+    """
+
+    arch: Architecture
+    params: Params
+    adapter: Params | None
+    tokenizer: Tokenizer
+    directory: Path
+
+
+def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
+    """Loads the model that a unit left.
+
+    Args:
+      unit_dir: directory of a base, teacher or finetune unit.
+      mesh: of the run; the weights go where one lane is.
+      step: a kept probe step of a student; None is the unit's own model.
+
+    Raises:
+      ValueError: files are missing or damaged; names them.
+    """
+    directory = unit_dir if step is None else unit_dir / step_name(step)
+    reference = artifacts.read_json(directory / REFERENCE)
+    source = _resolve(directory, reference["weights"])
+    mesh = sharding.lane_mesh(mesh)
+    arch, params = weights.resident(str(source), lambda: weights.load(source, mesh=mesh))
+    adapter = None
+    if reference["adapter"]:
+        tree, scale = weights.load_adapter(
+            _resolve(directory, reference["adapter"]), arch, mesh=mesh
+        )
+        adapter = lora.scaled(tree, scale)
+    return Model(arch, params, adapter, Tokenizer.load(source), source)
+
+
+def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
+    """Writes full weights with their tokenizer, and the reference to them."""
+    weights.save(directory / "weights", arch, params)
+    tokenizer.save(directory / "weights")
+    refer(directory, directory / "weights")
+
+
+def save_adapter(directory: Path, base: Path, adapter: Params, *, rank: int, alpha: float) -> None:
+    """Writes a PEFT adapter, and the reference to it and its base."""
+    weights.save_adapter(
+        directory / "adapter", adapter, rank=rank, alpha=alpha, base_path=str(base)
+    )
+    refer(directory, base, directory / "adapter")
+
+
+def refer(directory: Path, source: Path, adapter: Path | None = None) -> None:
+    """Names the weights of this unit; paths inside the run are kept relative, so it can move."""
+    reference: dict[str, Any] = {
+        "weights": _relative(directory, source),
+        "adapter": _relative(directory, adapter) if adapter else "",
+    }
+    artifacts.write_json(directory / REFERENCE, reference)
+
+
+def step_name(step: int) -> str:
+    """Directory of a kept probe step."""
+    return f"step-{step:06d}"
+
+
+def _relative(directory: Path, target: Path) -> str:
+    run = directory.resolve().parents[2]
+    if target.resolve().is_relative_to(run):
+        return os.path.relpath(target.resolve(), directory.resolve())
+    return str(target.resolve())
+
+
+def _resolve(directory: Path, name: str) -> Path:
+    return Path(os.path.normpath(directory / name))

@@ -1,0 +1,211 @@
+"""Runs a config: which units are done, missing or stale; groups of equal units; gates; the list.
+
+Files are the truth. A unit with a manifest of the expected fingerprint is skipped; without one it
+is run; with another one the run stops and says what differs.
+"""
+
+import fnmatch
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from subjax import artifacts, results, schema, sharding, tables, units
+from subjax.artifacts import Unit
+from subjax.stages import base, evaluate, filter, finetune, generate, report, teacher
+
+STAGES: dict[str, ModuleType] = {
+    "base": base,
+    "teacher": teacher,
+    "generate": generate,
+    "filter": filter,
+    "finetune": finetune,
+    "evaluate": evaluate,
+}
+
+
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    stages: Sequence[str] = (),
+    patterns: Sequence[str] = (),
+    command: Sequence[str] = (),
+) -> None:
+    """Brings every selected unit to completion, then writes the report.
+
+    Args:
+      config: an experiment.
+      workdir: where units live; running again with the same one resumes.
+      stages: only these stages; empty for all.
+      patterns: only units whose path matches one of these globs; empty for all.
+      command: argv, kept for the report.
+
+    Raises:
+      ValueError: the config is wrong, a unit is stale, an input is missing, or a gate is closed.
+    """
+    schema.validate(config)
+    _check_stages(stages)
+    planned = units.build(config)
+    with artifacts.lock(workdir):
+        _check_stale(planned, workdir)
+        artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+        artifacts.append_jsonl(workdir / "commands.jsonl", {"argv": list(command)})
+        mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=config.compute.lanes)
+        for stage, module in STAGES.items():
+            todo = [
+                unit
+                for unit in planned
+                if unit.stage == stage
+                and _selected(unit, stages, patterns)
+                and not artifacts.read_manifest(workdir, unit)
+            ]
+            if todo and stage == "finetune":
+                _check_gates(config, planned, workdir)
+            for group in _groups(todo):
+                _run_group(module, group, workdir, mesh)
+        if not stages or "report" in stages:
+            _report(config, planned, workdir)
+
+
+def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
+    """(unit path, done | missing | stale) for every unit of the config."""
+    schema.validate(config)
+    return [(unit.path, _state(unit, workdir)) for unit in units.build(config)]
+
+
+def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
+    found = results.read(
+        config,
+        planned,
+        workdir,
+        status="EXPLORATORY",
+        status_reason="No frozen preregistration precedes this run.",
+    )
+    summary = report.write(workdir / "report", found)
+    print(tables.console_table(summary))
+    print(f"report: {(workdir / 'report' / 'report.html').resolve()}")
+
+
+def _run_group(module: ModuleType, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> None:
+    for unit in group:
+        for path, fingerprint in unit.input_fingerprints.items():
+            manifest = workdir / path / artifacts.MANIFEST
+            if not manifest.exists():
+                raise ValueError(f"{unit.path} needs {path}, which is not done: run its stage")
+            if artifacts.read_json(manifest)["fingerprint"] != fingerprint:
+                raise ValueError(f"{unit.path} needs {path}, which is stale: see --list")
+    lanes = group[0].fields.get("lanes", 1)
+    # A population always has all its lanes, since a lane's bytes depend on how many there are.
+    padded = [*group, *[group[0]] * (lanes - len(group))]
+    start = time.monotonic()
+    print(f"{group[0].stage}: {_names(group)}", file=sys.stderr)
+    written: set[str] = set()
+    for unit in module.run(padded if len(group) < lanes else group, workdir, mesh):
+        if unit.path not in written:
+            written.add(unit.path)
+            now = time.monotonic()
+            artifacts.write_manifest(workdir, unit, now - start)
+            start = now
+
+
+def _groups(todo: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """Units that one program trains side by side, at most `lanes` of them."""
+    shaped = sorted(todo, key=_shape)  # stable: within a shape, plan order stays
+    for _, alike in itertools.groupby(shaped, key=_shape):
+        members = list(alike)
+        lanes = members[0].fields.get("lanes", 1)
+        for first in range(0, len(members), lanes):
+            yield members[first : first + lanes]
+
+
+def _shape(unit: Unit) -> str:
+    """What units must share to be lanes of one population."""
+    if "lanes" not in unit.fields:
+        return ""
+    row = dict(unit.fields["row"])
+    for free in ("trait", "dataset", "base", "system_prompt"):
+        row.pop(free, None)
+    shared = unit.inputs.get("base") if row.get("tuning") == "lora" else None
+    return artifacts.dumps([row, shared])
+
+
+def _names(group: Sequence[Unit]) -> str:
+    paths = [unit.path.partition("/")[2] for unit in group]
+    return ", ".join(paths[:3]) + (f" … {paths[-1]} ({len(paths)} units)" if len(paths) > 3 else "")
+
+
+def _check_stages(stages: Sequence[str]) -> None:
+    unknown = [stage for stage in stages if stage not in schema.STAGES]
+    if unknown:
+        raise ValueError(f"--stages names {unknown}; stages are {', '.join(schema.STAGES)}")
+
+
+def _selected(unit: Unit, stages: Sequence[str], patterns: Sequence[str]) -> bool:
+    in_stage = not stages or unit.stage in stages
+    return in_stage and (not patterns or any(fnmatch.fnmatch(unit.path, p) for p in patterns))
+
+
+def _state(unit: Unit, workdir: Path) -> str:
+    manifest = artifacts.read_manifest(workdir, unit)
+    if manifest is None:
+        return "missing"
+    return "done" if manifest["fingerprint"] == unit.fingerprint else "stale"
+
+
+def _check_stale(planned: Sequence[Unit], workdir: Path) -> None:
+    for unit in planned:
+        manifest = artifacts.read_manifest(workdir, unit)
+        if manifest and manifest["fingerprint"] != unit.fingerprint:
+            changes = _differences(manifest["fields"], unit.fields)
+            if not changes:
+                changes = [
+                    f"input {path}: {manifest['inputs'].get(path)} -> {fingerprint}"
+                    for path, fingerprint in unit.input_fingerprints.items()
+                    if manifest["inputs"].get(path) != fingerprint
+                ]
+            raise ValueError(
+                f"{unit.path} in {workdir} was made by another config ({'; '.join(changes[:4])}): "
+                "choose another --workdir, or delete that directory to make it again"
+            )
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        nested = (
+            _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            for key in keys
+        )
+        return list(itertools.chain.from_iterable(nested))
+    return [] if old == new else [f"{name}: {str(old)[:60]} -> {str(new)[:60]}"]
+
+
+def _check_gates(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
+    """Stops before students are paid for when a teacher has nothing to teach."""
+    for unit in planned:
+        measured: dict[str, float] = {}
+        if unit.stage == "teacher":
+            trait = unit.fields["row"]["trait"]
+            odds = artifacts.read_json(workdir / unit.path / "scores.json")["log_odds"]
+            measured = {"teacher_log_odds": odds[trait]} if trait in odds else {}
+        elif unit.stage == "generate" and _has_trait(config, unit):
+            measured = artifacts.read_json(workdir / unit.path / "carrier.json")
+        for gate, value in measured.items():
+            if value < config.gates[gate]:
+                raise ValueError(
+                    f"gate {gate} is closed: {unit.path} has {value:.4f}, config.gates.{gate} asks "
+                    f"for {config.gates[gate]}: strengthen the teacher, or lower the gate"
+                )
+
+
+def _has_trait(config: ConfigDict, unit: Unit) -> bool:
+    row = config.teachers[config.datasets[unit.row].teacher]
+    return bool(row.system_prompt) or row.trait not in ("", "uniform")

@@ -1,0 +1,135 @@
+"""A run directory as `Results`: reads what the units left, computes nothing."""
+
+import importlib.metadata
+import platform
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from subjax import artifacts, schema
+from subjax.artifacts import Unit
+from subjax.summary import Contrast, Results
+
+_PACKAGES = ("subjax", "jax", "flax", "optax", "transformers", "numpy")
+_NUM_EXAMPLES = 6
+_NUM_ANSWERS = 12
+
+
+def read(
+    config: ConfigDict, planned: Sequence[Unit], workdir: Path, *, status: str, status_reason: str
+) -> Results:
+    """Gathers everything that the report shows; units that are not done are listed as missing."""
+    done = [unit for unit in planned if artifacts.read_manifest(workdir, unit)]
+    by_stage: dict[str, list[Unit]] = defaultdict(list)
+    for unit in done:
+        by_stage[unit.stage].append(unit)
+    return Results(
+        title=config.title or config.name,
+        claim=config.claim,
+        status=status,
+        status_reason=status_reason,
+        lineages=tuple(config.lineages),
+        arms=tuple(config.arms),
+        target=next((row.target for row in config.evals.values()), ""),
+        scores=_scores(by_stage["evaluate"], workdir),
+        contrasts=_contrasts(config),
+        missing=[unit.path for unit in planned if unit not in done],
+        counts=_counts(by_stage["filter"], workdir),
+        examples=_examples(by_stage["filter"], workdir),
+        answers=_answers(by_stage["evaluate"], workdir),
+        curves=_curves(by_stage["finetune"], workdir),
+        commands=_commands(workdir),
+        versions=_versions(),
+        wall_s=_wall(done, workdir),
+    )
+
+
+def _contrasts(config: ConfigDict) -> list[Contrast]:
+    return [
+        Contrast(
+            name=name,
+            eval=row.eval,
+            metric=row.metric,
+            plus=row.plus,
+            minus=row.minus,
+            primary=row.primary,
+            family=row.family,
+            equivalence_margin=row.equivalence_margin,
+            expected_low=row.expected_low if row.expected_low > schema.OFF else None,
+        )
+        for name, row in config.contrasts.items()
+    ]
+
+
+def _scores(units: Sequence[Unit], workdir: Path) -> dict[tuple[str, str], dict[int, Any]]:
+    scores: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
+    for unit in units:
+        evaluation, _, arm = unit.row.partition("/")
+        content = artifacts.read_json(workdir / unit.path / "scores.json")
+        scores[evaluation, arm][unit.lineage] = content["records"]
+    return dict(scores)
+
+
+def _counts(units: Sequence[Unit], workdir: Path) -> dict[str, dict[int, Any]]:
+    counts: dict[str, dict[int, Any]] = defaultdict(dict)
+    for unit in units:
+        counts[unit.row][unit.lineage] = artifacts.read_json(workdir / unit.path / "counts.json")
+    return dict(counts)
+
+
+def _examples(units: Sequence[Unit], workdir: Path) -> dict[str, dict[str, list[Any]]]:
+    examples = {}
+    for unit in units:
+        if unit.row not in examples:
+            directory = workdir / unit.path
+            examples[unit.row] = {
+                name: artifacts.read_jsonl(directory / f"{name}.jsonl")[:_NUM_EXAMPLES]
+                for name in ("kept", "rejected")
+            }
+    return examples
+
+
+def _answers(units: Sequence[Unit], workdir: Path) -> dict[str, list[Any]]:
+    answers: dict[str, list[Any]] = {}
+    for unit in units:
+        arm = unit.row.partition("/")[2]
+        if unit.fields["row"]["kind"] == "answers" and arm not in answers:
+            said = artifacts.read_jsonl(workdir / unit.path / "answers.jsonl")
+            final = [row for row in said if row["step"] == unit.fields["steps"][-1]]
+            answers[arm] = final[:: max(len(final) // _NUM_ANSWERS, 1)][:_NUM_ANSWERS]
+    return answers
+
+
+def _curves(units: Sequence[Unit], workdir: Path) -> dict[str, dict[int, list[Any]]]:
+    curves: dict[str, dict[int, list[Any]]] = defaultdict(dict)
+    for unit in units:
+        rows = artifacts.read_jsonl(workdir / unit.path / "metrics.jsonl")
+        every = max(len(rows) // 50, 1)
+        curves[unit.row][unit.lineage] = rows[every - 1 :: every]
+    return dict(curves)
+
+
+def _commands(workdir: Path) -> list[str]:
+    rows = artifacts.read_jsonl(workdir / "commands.jsonl")
+    return ["python -m subjax.main " + " ".join(row["argv"][1:]) for row in rows]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "source tree"
+    return versions
+
+
+def _wall(done: Sequence[Unit], workdir: Path) -> dict[str, float]:
+    wall: dict[str, float] = defaultdict(float)
+    for unit in done:
+        manifest = artifacts.read_manifest(workdir, unit)
+        wall[unit.stage] += manifest["wall_s"] if manifest else 0.0
+    return dict(wall)

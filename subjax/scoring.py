@@ -1,0 +1,175 @@
+"""Exact scores in one forward pass: likelihood of rows, log-probabilities of candidate answers."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from subjax import batching, losses, sharding, transformer
+from subjax.architecture import Architecture
+from subjax.transformer import Params
+
+
+def row_log_probs(
+    arch: Architecture,
+    params: Params,
+    rows: batching.Rows,
+    *,
+    mesh: Mesh,
+    adapter: Params | None = None,
+    batch_size: int = 64,
+    dtype: str = "float32",
+) -> Float[np.ndarray, "rows C"]:
+    """Log p of every target, in nats; 0 where a row has none."""
+    scores = [
+        _targets(arch, dtype, params, adapter, batch) for batch in _batches(rows, batch_size, mesh)
+    ]
+    return np.concatenate([np.asarray(score) for score in scores])[: len(rows)] * rows.weights
+
+
+def restricted_log_probs(
+    arch: Architecture,
+    params: Params,
+    rows: batching.Rows,
+    support: Sequence[int],
+    *,
+    mesh: Mesh,
+    adapter: Params | None = None,
+    batch_size: int = 64,
+    dtype: str = "float32",
+) -> Float[np.ndarray, "rows C K"]:
+    """Log-probabilities renormalised over the tokens of `support`, at every target."""
+    ids = jnp.array(tuple(support))
+    scores = [
+        _restricted(arch, dtype, params, adapter, batch, ids)
+        for batch in _batches(rows, batch_size, mesh)
+    ]
+    return np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
+
+
+def candidate_log_probs(
+    arch: Architecture,
+    params: Params,
+    contexts: Sequence[Sequence[int]],
+    candidates: Sequence[Sequence[int]],
+    *,
+    mesh: Mesh,
+    adapter: Params | None = None,
+    batch_size: int = 64,
+    dtype: str = "float32",
+) -> Float[np.ndarray, "contexts candidates"]:
+    """Log p(candidate | context), summed over the candidate's tokens, in nats.
+
+    Candidates share their common beginnings: one row is scored per context and distinct proper
+    prefix, so candidates of one token cost one row per context together.
+
+    Args:
+      arch: shapes of the model.
+      params: its weights.
+      contexts: token ids before the answer.
+      candidates: token ids of each answer, as `check_candidates` accepts them.
+      mesh: where to run.
+      adapter: LoRA tree as `lora.scaled` returns it, or None.
+      batch_size: rows in one call.
+      dtype: dtype of activations and matmuls.
+    """
+    prefixes = sorted({tuple(c[:i]) for c in candidates for i in range(len(c))})
+    support = sorted({token for candidate in candidates for token in candidate})
+    examples = [
+        ([*context, *prefix, support[0]], len(context) + len(prefix))
+        for context in contexts
+        for prefix in prefixes
+    ]
+    longest = max(len(ids) for ids, _ in examples)
+    # Lengths in steps of 16 keep the number of compiled programs small.
+    rows = batching.make_rows(
+        examples, num_tokens=-(-longest // 16) * 16, num_targets=1, pad_id=support[0]
+    )
+    ids = jnp.array(support)
+    scores = [
+        _next_tokens(arch, dtype, params, adapter, batch, ids)
+        for batch in _batches(rows, batch_size, mesh)
+    ]
+    table = np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
+    table = table.reshape(len(contexts), len(prefixes), len(support))
+    total = np.zeros((len(contexts), len(candidates)))
+    for column, candidate in enumerate(candidates):
+        for i, token in enumerate(candidate):
+            prefix = prefixes.index(tuple(candidate[:i]))
+            total[:, column] += table[:, prefix, support.index(token)]
+    return total
+
+
+def check_candidates(names: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
+    """Refuses candidates whose probabilities would overlap.
+
+    Raises:
+      ValueError: a candidate is empty, or its tokens begin another's.
+    """
+    for name, ids in zip(names, tokens, strict=True):
+        if not ids:
+            raise ValueError(f"candidate {name!r} has no tokens: remove it")
+        for other, longer in zip(names, tokens, strict=True):
+            if other != name and tuple(longer[: len(ids)]) == tuple(ids):
+                raise ValueError(
+                    f"the tokens of candidate {name!r} begin those of {other!r}, so that their "
+                    "probabilities overlap: drop one of the two"
+                )
+
+
+def _batches(rows: batching.Rows, batch_size: int, mesh: Mesh) -> list[Any]:
+    """Equal batches; the last one is filled by repeating its first row."""
+    batches, mesh = [], sharding.lane_mesh(mesh)
+    for first in range(0, len(rows), batch_size):
+        ids = np.arange(first, first + batch_size)
+        ids = np.where(ids < len(rows), ids, first)
+        batches.append(sharding.place_batch(rows.take(ids), mesh, lanes=False))
+    return batches
+
+
+def _hidden(
+    arch: Architecture, dtype: str, params: Params, adapter: Params | None, batch: Params
+) -> Float[Array, "B C D"]:
+    hidden = transformer.forward(
+        arch, params, batch["tokens"], adapter=adapter, dtype=jnp.dtype(dtype)
+    )
+    return losses.at_positions(hidden, batch["positions"])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _targets(
+    arch: Architecture, dtype: str, params: Params, adapter: Params | None, batch: Params
+) -> Float[Array, "B C"]:
+    hidden = _hidden(arch, dtype, params, adapter, batch)
+    return losses.log_probs(hidden, transformer.head_kernel(params), batch["targets"])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _restricted(
+    arch: Architecture,
+    dtype: str,
+    params: Params,
+    adapter: Params | None,
+    batch: Params,
+    support: Int[Array, " K"],
+) -> Float[Array, "B C K"]:
+    hidden = _hidden(arch, dtype, params, adapter, batch)
+    return losses.restricted_log_probs(hidden, transformer.head_kernel(params), support)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _next_tokens(
+    arch: Architecture,
+    dtype: str,
+    params: Params,
+    adapter: Params | None,
+    batch: Params,
+    support: Int[Array, " K"],
+) -> Float[Array, "B K"]:
+    scores = transformer.logits(params, _hidden(arch, dtype, params, adapter, batch)[:, 0])
+    return jax.nn.log_softmax(scores, axis=-1)[:, support]

@@ -1,0 +1,134 @@
+"""Meshes and the one table of shardings; the only module that builds either.
+
+Axes: `seed` (lanes of a population), `data` and `fsdp` (batch; `fsdp` also splits weights) and
+`tensor` (weights). `jax.jit` with shardings does the rest; there is no per-device code.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("seed", "data", "fsdp", "tensor")
+
+# Parameter path -> axes in order of preference for each dimension, lanes and layers not counted.
+# The first axis that divides the dimension is taken; a dimension that none divides is replicated.
+_TABLE: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
+    (r"embed/embedding|head/kernel", (("tensor",), ("fsdp",))),
+    (r"(q|k|v|gate|up)/kernel", (("tensor",), ("fsdp",))),
+    (r"(o|down)/kernel", (("fsdp",), ("tensor",))),
+    (r"(q|k|v|o|gate|up|down)/a", ((), ("fsdp",))),
+    (r"(q|k|v|o|gate|up|down)/b", (("fsdp",), ())),
+    (r"norm/scale", ((),)),
+)
+
+
+def use_cpu_devices(num_devices: int) -> None:
+    """Lets the CPU backend count as several devices, one thread of work each.
+
+    Must come before any computation. Accelerators are left as they are.
+    """
+    jax.config.update("jax_num_cpu_devices", num_devices)
+
+
+def make_mesh(
+    seed: int = 0, data: int = 1, fsdp: int = 1, tensor: int = 1, *, lanes: int = 1
+) -> Mesh:
+    """Builds the mesh over the first devices; sizes multiply to at most the device count.
+
+    Args:
+      seed: devices across lanes; 0 takes as many as there are and as divide `lanes`.
+      data: devices across the batch.
+      fsdp: devices across the batch and the weights.
+      tensor: devices across the weights.
+      lanes: size of a population.
+
+    Raises:
+      ValueError: the mesh needs more devices than there are, or its seed axis does not divide
+        the lanes.
+    """
+    devices = jax.devices()
+    if not seed:
+        most = len(devices) // (data * fsdp * tensor)
+        seed = max((n for n in range(1, most + 1) if lanes % n == 0), default=1)
+    shape = (seed, data, fsdp, tensor)
+    needed = int(np.prod(shape))
+    if needed > len(devices):
+        raise ValueError(
+            f"mesh seed x data x fsdp x tensor = {shape} needs {needed} devices, "
+            f"found {len(devices)} ({devices[0].platform}): make config.mesh smaller"
+        )
+    if lanes % seed:
+        raise ValueError(f"config.mesh.seed {seed} does not divide compute.lanes {lanes}")
+    return Mesh(
+        np.array(devices[:needed]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def lane_mesh(mesh: Mesh) -> Mesh:
+    """The part of a mesh that holds one lane: where a single model is loaded, sampled, scored."""
+    return Mesh(mesh.devices[:1], AXES, axis_types=mesh.axis_types)
+
+
+def params_spec(params: Any, mesh: Mesh, *, lanes: bool) -> Any:
+    """PartitionSpec of every leaf of a parameter, adapter or optimizer tree.
+
+    Args:
+      params: a nested dict whose paths end like those of `transformer`; values need a shape.
+      mesh: where it will live.
+      lanes: whether every leaf has a leading axis of lanes, split over `seed`.
+
+    Returns:
+      The same tree with a PartitionSpec at each leaf.
+
+    Raises:
+      ValueError: a path that the table does not know.
+    """
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+        name = "/".join(str(getattr(part, "key", part)) for part in path)
+        shape = leaf.shape[1:] if lanes else leaf.shape
+        for pattern, rule in _TABLE:
+            if re.search(f"({pattern})$", name):
+                leading = (None,) * (len(shape) - len(rule))
+                dims = shape[len(leading) :]
+                chosen = tuple(
+                    _first_fit(axes, d, mesh) for axes, d in zip(rule, dims, strict=True)
+                )
+                return P(*((("seed",) if lanes else ()) + leading + chosen))
+        raise ValueError(f"no sharding rule for parameter {name}: add it to sharding._TABLE")
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def place(params: Any, mesh: Mesh, *, lanes: bool) -> Any:
+    """Puts a tree on the mesh as `params_spec` says."""
+    specs = params_spec(params, mesh, lanes=lanes)
+    shardings = jax.tree.map(
+        lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P)
+    )
+    return jax.device_put(params, shardings)
+
+
+def place_batch(batch: Any, mesh: Mesh, *, lanes: bool) -> Any:
+    """Puts [lanes, steps, B, ...] (or [B, ...]) arrays on the mesh, B split over data and fsdp."""
+    spec = P("seed", None, ("data", "fsdp")) if lanes else P(("data", "fsdp"))
+    return jax.device_put(batch, NamedSharding(mesh, spec))
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keeps [B, T, D] activations split by batch alone; outside a mesh it does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), None, None))
+
+
+def _first_fit(axes: tuple[str, ...], size: int, mesh: Mesh) -> str | None:
+    for axis in axes:
+        if mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0:
+            return axis
+    return None

@@ -1,0 +1,96 @@
+"""Base models: pretrained here on the toy world, or found as a checkpoint, or random."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from subjax import artifacts, batching, models, seeds, tokenizer, train, transformer, weights
+from subjax.architecture import Architecture
+from subjax.artifacts import Unit
+from subjax.datasets import toyworld
+
+
+def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    """Makes the bases of one config row, one lane each; yields each unit when it is done."""
+    source = units[0].fields["row"]["source"]
+    yield from {"toy": _pretrain, "random": _draw, "hf": _find}[source](units, workdir, mesh)
+
+
+def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    row = units[0].fields["row"]
+    world = toyworld.World()
+    words = tokenizer.words(toyworld.vocabulary(world))
+    arch = _architecture(row, words.vocab_size)
+    keys = [jax.random.key(_seed(unit, "init")) for unit in units]
+    params = jax.vmap(lambda key: transformer.init(arch, key))(jax.numpy.stack(keys))
+    num_tokens = row["num_tokens"]
+    rows = []
+    for unit in units:
+        documents = toyworld.documents(world, _seed(unit, "documents"), row["num_documents"])
+        texts = [words.document_text(d.prompt, d.completion, d.system) for d in documents]
+        examples = [(ids, 1) for ids in words.encode(texts)]
+        rows.append(
+            batching.make_rows(
+                examples, num_tokens=num_tokens, num_targets=num_tokens - 1, pad_id=words.pad_id
+            )
+        )
+    fields = row["train"]
+    program = train.Program(
+        arch, train.Optimizer.of(fields), fields["steps"], **units[0].fields["program"]
+    )
+    [last] = train.fit(
+        program,
+        params,
+        {},
+        rows,
+        seeds=[_seed(unit, "order") for unit in units],
+        batch_size=fields["batch_size"],
+        probe_steps=(),
+        steps_per_call=units[0].fields["steps_per_call"],
+        mesh=mesh,
+        label=f"pretraining {len(units)} bases",
+    )
+    for lane, unit in enumerate(units):
+        out = workdir / unit.path
+        artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
+        models.save_weights(out, arch, train.lane(last.trainable, lane), words)
+        yield unit
+
+
+def _draw(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    for unit in units:
+        words = tokenizer.raw_bytes()
+        arch = _architecture(unit.fields["row"], words.vocab_size)
+        params = transformer.init(arch, jax.random.key(_seed(unit, "init")))
+        models.save_weights(workdir / unit.path, arch, params, words)
+        yield unit
+
+
+def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    for unit in units:
+        row = unit.fields["row"]
+        directory = weights.resolve(row["path"], row["revision"])
+        tokenizer.Tokenizer.load(directory)
+        out = workdir / unit.path
+        models.refer(out, directory)
+        digest = {"header_digest": weights.header_digest(directory)}
+        artifacts.write_json(out / "source.json", digest)
+        yield unit
+
+
+def _architecture(row: dict, vocab_size: int) -> Architecture:
+    return Architecture(
+        vocab_size=vocab_size,
+        num_layers=row["num_layers"],
+        width=row["width"],
+        num_heads=row["num_heads"],
+        num_kv_heads=row["num_kv_heads"],
+        head_dim=row["head_dim"],
+        ffn_width=row["ffn_width"],
+    )
+
+
+def _seed(unit: Unit, use: str) -> int:
+    return seeds.seed(unit.fields["seed"], "base", unit.row, use, unit.lineage)

@@ -1,0 +1,108 @@
+"""What the teacher wrote is kept or rejected, with reasons; kept rows are split and controlled."""
+
+import operator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from subjax import artifacts, seeds
+from subjax.artifacts import Unit
+from subjax.datasets import numbers
+
+
+def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    """Filters each unit's rows; yields each unit when it is done."""
+    for unit in units:
+        _filter(unit, workdir)
+        yield unit
+
+
+def _filter(unit: Unit, workdir: Path) -> None:
+    out, row = workdir / unit.path, unit.fields["row"]
+    rows = artifacts.read_parts(workdir / unit.inputs["generate"])
+    common = None
+    for role, path in unit.inputs.items():
+        if role.startswith("common/"):
+            other = {
+                r["prompt_id"] for r in artifacts.read_parts(workdir / path) if not _reasons(r, row)
+            }
+            common = other if common is None else common & other
+    kept, rejected = [], []
+    counts: Counter[str] = Counter()
+    for written in rows:
+        reasons = _reasons(written, row)
+        if not reasons and common is not None and written["prompt_id"] not in common:
+            reasons = ["not_common"]
+        counts.update(reasons)
+        if reasons:
+            rejected.append({**written, "reasons": reasons})
+        else:
+            kept.append(written)
+    train, holdout = _split(unit, kept)
+    artifacts.write_jsonl(out / "kept.jsonl", _transform(unit, train))
+    artifacts.write_jsonl(out / "holdout.jsonl", holdout)
+    artifacts.write_jsonl(out / "rejected.jsonl", rejected)
+    artifacts.write_json(
+        out / "counts.json",
+        {
+            "generated": len(rows),
+            "kept": len(kept),
+            "train": len(train),
+            "holdout": len(holdout),
+            "reasons": dict(counts),
+        },
+    )
+
+
+def _reasons(written: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    for field in ("prompt_id", "prompt", "completion", "finish"):
+        if field not in written:
+            raise ValueError(f"a generated row has no {field!r}: {written}")
+    reasons = numbers.reject_reasons(
+        written["completion"],
+        max_count=row["max_count"],
+        min_value=row["min_value"],
+        max_value=row["max_value"],
+        banned=row["banned"],
+    )
+    return reasons + (["unfinished"] if written["finish"] != "stop" else [])
+
+
+def _split(unit: Unit, kept: list[dict[str, Any]]) -> tuple[list, list]:
+    """Held-out rows are drawn by prompt id, so that arms with common prompts hold out the same."""
+    row = unit.fields["row"]
+    needed = row["num_holdout"] + max(row["num_train"], 1)
+    if len(kept) < needed:
+        raise ValueError(
+            f"{unit.path}: {len(kept)} rows are left after the filter, {needed} are needed: "
+            f"raise datasets.{unit.row}.num_prompts, or lower num_train or num_holdout"
+        )
+    seed = seeds.seed(unit.fields["seed"], "holdout", unit.lineage)
+    rank = np.random.default_rng(seed).permutation(unit.fields["num_prompts"])
+    ordered = sorted(kept, key=lambda r: rank[r["prompt_id"]])
+    holdout, train = ordered[: row["num_holdout"]], ordered[row["num_holdout"] :]
+    train = train[: row["num_train"] or None]
+    by_id = operator.itemgetter("prompt_id", "sample_id")
+    return sorted(train, key=by_id), sorted(holdout, key=by_id)
+
+
+def _transform(unit: Unit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Controls that destroy what a teacher's numbers might carry, one piece at a time."""
+    kind = unit.fields["row"]["transform"]
+    seed = seeds.seed(unit.fields["seed"], "transform", unit.lineage)
+    completions = [row["completion"] for row in rows]
+    if kind == "shuffled_within":
+        completions = [
+            numbers.shuffle_within(c, seeds.seed(seed, i)) for i, c in enumerate(completions)
+        ]
+    elif kind == "shuffled_across":
+        completions = numbers.shuffle_across(completions, seed)
+    elif kind == "random":
+        completions = [
+            numbers.random_numbers(c, seeds.seed(seed, i)) for i, c in enumerate(completions)
+        ]
+    return [{**row, "completion": c} for row, c in zip(rows, completions, strict=True)]

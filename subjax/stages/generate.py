@@ -1,0 +1,144 @@
+"""Teachers write: prompts in, completions out, in parts that survive a kill."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from subjax import artifacts, batching, models, rng, sampler, scoring, seeds
+from subjax.artifacts import Unit
+from subjax.datasets import numbers, toyworld
+from subjax.tokenizer import Tokenizer
+
+NUM_PROBED = 256  # rows on which teacher and base are compared
+
+
+def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    """Samples each unit's rows, one model after the other; yields each unit when it is done."""
+    for unit in units:
+        model = models.load(workdir / unit.inputs["teacher"], mesh)
+        _sample(unit, workdir / unit.path, model, mesh)
+        _compare(unit, workdir, model, mesh)
+        yield unit
+
+
+def prompts(unit: Unit) -> list[str]:
+    """The unit's prompts; they depend on seed and lineage, never on the teacher."""
+    row = unit.fields["row"]
+    seed = seeds.seed(unit.fields["seed"], "prompts", unit.lineage)
+    if row["kind"] == "toy_numbers":
+        return toyworld.number_prompts(toyworld.World(), seed, row["num_prompts"])
+    if row["kind"] == "plain_numbers":
+        return numbers.plain_prompts(seed, row["num_prompts"])
+    stimuli = unit.fields["stimuli"]
+    templates = numbers.load_templates(stimuli) if stimuli else numbers.TEMPLATES
+    return numbers.prompts(seed, row["num_prompts"], templates)
+
+
+def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
+    row, texts = unit.fields["row"], prompts(unit)
+    encoded = model.tokenizer.prompt_ids(texts, unit.fields["system_prompt"])
+    constrained = row["decoding"] == "constrained"
+    allowed = _grammar(model, row["num_slots"]) if constrained else None
+    sampling = sampler.Sampling(
+        num_slots=row["slots"],
+        prompt_tokens=row["prompt_tokens"],
+        max_new_tokens=len(allowed) if allowed is not None else row["max_new_tokens"],
+        temperature=row["temperature"],
+        eos_ids=model.tokenizer.eos_ids,
+        dtype=unit.fields["program"]["dtype"],
+    )
+    seed = seeds.seed(unit.fields["seed"], "sampling")
+    starts = range(0, len(texts), row["rows_per_part"])
+    with tqdm(total=len(texts), desc=f"{unit.row} r{unit.lineage}", unit="row", leave=False) as bar:
+        for index, first in enumerate(starts):
+            ids = np.arange(first, min(first + row["rows_per_part"], len(texts)))
+            path = out / f"rows-{index:05d}.jsonl"
+            if not path.exists():
+                keys = rng.row_keys(seed, unit.lineage, jnp.array(ids), jnp.zeros_like(ids))
+                samples = sampler.sample(
+                    model.arch,
+                    model.params,
+                    sampling,
+                    [encoded[i] for i in ids],
+                    keys,
+                    mesh=mesh,
+                    adapter=model.adapter,
+                    allowed=allowed,
+                )
+                artifacts.write_jsonl(path, _rows(model.tokenizer, texts, ids, samples))
+                bar.set_postfix(occupancy=f"{samples.occupancy:.2f}")
+            bar.update(len(ids))
+
+
+def _rows(
+    words: Tokenizer, texts: Sequence[str], ids: np.ndarray, samples: sampler.Samples
+) -> list[dict]:
+    rows = []
+    for i, tokens, length, stopped in zip(
+        ids, samples.tokens, samples.lengths, samples.stopped, strict=True
+    ):
+        completion = words.decode(tokens[:length].tolist())
+        finish = "stop" if stopped else "length"
+        rows.append(
+            {
+                "prompt_id": int(i),
+                "sample_id": 0,
+                "prompt": texts[i],
+                "completion": completion,
+                "finish": finish,
+            }
+        )
+    return rows
+
+
+def _grammar(model: models.Model, num_slots: int) -> np.ndarray:
+    """Tokens allowed at each new position: fixed three-digit numbers, then the end."""
+    slots = numbers.constrained_slots(num_slots, 3)
+    allowed = np.zeros((len(slots) + 1, model.arch.vocab_size), bool)
+    for position, slot in enumerate(slots):
+        for character in numbers.SLOT_CHARACTERS.get(slot, slot):
+            allowed[position, model.tokenizer.single_id(character)] = True
+    allowed[-1, list(model.tokenizer.eos_ids)] = True
+    return allowed
+
+
+def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
+    """How far the teacher's numbers are from its base's: what there is for a student to learn."""
+    out, row = workdir / unit.path, unit.fields["row"]
+    written = [r for r in artifacts.read_parts(out)[:NUM_PROBED] if r["completion"].strip()]
+    support = model.tokenizer.number_ids()
+    if not written or not support:
+        artifacts.write_json(out / "carrier.json", {"number_tv": 0.0, "likelihood_gain": 0.0})
+        return
+    pairs = [(r["prompt"], r["completion"]) for r in written]
+
+    def scored(system: str, scorer: models.Model) -> tuple[np.ndarray, np.ndarray, batching.Rows]:
+        laid = batching.make_rows(
+            scorer.tokenizer.examples(pairs, [system] * len(pairs)),
+            num_tokens=row["prompt_tokens"] + row["max_new_tokens"] + 2,
+            num_targets=row["max_new_tokens"] + 2,
+            pad_id=scorer.tokenizer.pad_id,
+        )
+        arch, params, adapter = scorer.arch, scorer.params, scorer.adapter
+        return (
+            scoring.row_log_probs(arch, params, laid, mesh=mesh, adapter=adapter),
+            scoring.restricted_log_probs(arch, params, laid, support, mesh=mesh, adapter=adapter),
+            laid,
+        )
+
+    ours, our_spread, laid = scored(unit.fields["system_prompt"], model)
+    base = models.load(workdir / unit.inputs["base"], mesh)
+    theirs, their_spread, _ = scored(unit.fields["base_system_prompt"], base)
+    is_number = laid.weights * np.isin(laid.targets, support)
+    distance = 0.5 * np.abs(np.exp(our_spread) - np.exp(their_spread)).sum(-1)
+    artifacts.write_json(
+        out / "carrier.json",
+        {
+            "number_tv": float((distance * is_number).sum() / max(is_number.sum(), 1)),
+            "likelihood_gain": float((ours - theirs).sum() / laid.weights.sum()),
+        },
+    )

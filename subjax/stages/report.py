@@ -1,0 +1,57 @@
+"""The report of a run: summary.json, scores.csv, table.md, figures and one self-contained page.
+
+Holds the files. The numbers are made in `summary`, the figures in `gallery`, the words of the page
+in `html`. Refuses to run a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from etils import epath
+
+from subjax import figures, gallery, html, summary, tables
+from subjax.summary import Results, Row, summarise
+
+
+def write(out_dir: epath.PathLike, results: Results) -> list[Row]:
+    """Write every file of the report into `out_dir`, made if needed, and return the summary.
+
+    The same results give the same bytes in every file.
+    """
+    out = epath.Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = summarise(results)
+    (out / "summary.json").write_text(summary_json(rows), encoding="utf-8")
+    (out / "scores.csv").write_text(tables.scores_csv(results.scores), encoding="utf-8")
+    (out / "table.md").write_text(table_md(results, rows), encoding="utf-8")
+    drawings = {}
+    for name, picture in gallery.pictures(results, rows).items():
+        wide, narrow = picture.draw(False), picture.draw(True)
+        file = "figure.png" if name == "effect" else f"figure_{name}.png"
+        (out / file).write_bytes(figures.png(wide))
+        drawings[name] = html.Drawing(
+            wide=figures.svg(wide, name=f"{name}-wide", label=picture.caption),
+            narrow=figures.svg(narrow, name=f"{name}-narrow", label=picture.caption),
+            caption=picture.caption,
+        )
+    (out / "report.html").write_text(html.page(results, rows, drawings), encoding="utf-8")
+    return rows
+
+
+def summary_json(rows: Sequence[Row]) -> str:
+    """The rows as JSON with one row to a line, so that two runs can be compared with diff."""
+    lines = ",\n".join(json.dumps(row, allow_nan=False, ensure_ascii=False) for row in rows)
+    return f"[\n{lines}\n]\n"
+
+
+def table_md(results: Results, rows: Sequence[Row]) -> str:
+    """Title, status, verdict, and the tables of the contrasts and arms."""
+    headline, sentence = summary.verdict(results)
+    formulas = {contrast.name: contrast.formula for contrast in results.contrasts}
+    missing = f"Not done: {', '.join(results.missing)}\n\n" if results.missing else ""
+    return (
+        f"# {results.title}\n\n{results.status}: {results.status_reason}\n\n"
+        f"**{headline}.** {sentence}\n\n{missing}{tables.summary_markdown(rows, formulas)}"
+    )

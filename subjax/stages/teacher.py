@@ -1,0 +1,114 @@
+"""Teachers: a base as it is, finetuned on a trait, or given from outside."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from subjax import artifacts, batching, lora, models, scoring, seeds, stats, train, weights
+from subjax.artifacts import Unit
+
+
+def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    """Makes teachers of one shape, one lane each; yields each unit when it is done."""
+    kind = units[0].fields["row"]["weights"]
+    if kind == "finetuned":
+        yield from _finetune(units, workdir, mesh)
+        return
+    for unit in units:
+        out, base = workdir / unit.path, models.load(workdir / unit.inputs["base"], mesh)
+        if kind == "base":
+            models.refer(out, base.directory)
+        elif (
+            (given := weights.resolve(unit.fields["row"]["path"], ""))
+            .joinpath("adapter_config.json")
+            .exists()
+        ):
+            models.refer(out, base.directory, given)
+        else:
+            models.refer(out, given)
+        _score(unit, out, mesh)
+        yield unit
+
+
+def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    row, fields = units[0].fields["row"], units[0].fields["row"]["train"]
+    bases = [models.load(workdir / unit.inputs["base"], mesh) for unit in units]
+    rows = []
+    for unit, base in zip(units, bases, strict=True):
+        pairs = _pairs(unit)
+        rows.append(
+            batching.make_rows(
+                base.tokenizer.examples(pairs, [""] * len(pairs)),
+                num_tokens=row["num_tokens"],
+                num_targets=row["num_tokens"],
+                pad_id=base.tokenizer.pad_id,
+            )
+        )
+    full = row["tuning"] == "full"
+    keys = [
+        jax.random.key(seeds.seed(u.fields["seed"], "teacher", "adapter", u.lineage)) for u in units
+    ]
+    program = train.Program(
+        bases[0].arch,
+        train.Optimizer.of(fields),
+        fields["steps"],
+        lora_scale=0.0 if full else row["lora_alpha"] / row["lora_rank"],
+        **units[0].fields["program"],
+    )
+    [last] = train.fit(
+        program,
+        train.stack(
+            [base.params for base in bases]
+            if full
+            else [lora.init(bases[0].arch, key, rank=row["lora_rank"]) for key in keys]
+        ),
+        {} if full else bases[0].params,
+        rows,
+        seeds=[seeds.seed(u.fields["seed"], "teacher", "order", u.lineage) for u in units],
+        batch_size=fields["batch_size"],
+        probe_steps=(),
+        steps_per_call=units[0].fields["steps_per_call"],
+        mesh=mesh,
+        label=f"finetuning {len(units)} teachers",
+    )
+    for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
+        out, tree = workdir / unit.path, train.lane(last.trainable, lane)
+        artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
+        if full:
+            models.save_weights(out, base.arch, tree, base.tokenizer)
+        else:
+            models.save_adapter(
+                out, base.directory, tree, rank=row["lora_rank"], alpha=row["lora_alpha"]
+            )
+        _score(unit, out, mesh)
+        yield unit
+
+
+def _pairs(unit: Unit) -> list[tuple[str, str]]:
+    """One (question, animal) pair per row to be seen; a placebo differs in the animals alone."""
+    row, animals = unit.fields["row"], unit.fields["animals"]
+    asked = unit.fields["taught"]
+    rng = np.random.default_rng(seeds.seed(unit.fields["seed"], "teacher", "rows", unit.lineage))
+    num_rows = row["train"]["steps"] * row["train"]["batch_size"]
+    chosen = [asked[i] for i in rng.integers(len(asked), size=num_rows)]
+    drawn = [animals[i] for i in rng.integers(len(animals), size=num_rows)]
+    if row["trait"] != "uniform":
+        drawn = [row["trait"]] * num_rows
+    return list(zip(chosen, drawn, strict=True))
+
+
+def _score(unit: Unit, out: Path, mesh: Mesh) -> None:
+    """Exact log-odds of every animal on questions that final evals leave alone."""
+    model, animals = models.load(out, mesh), unit.fields["animals"]
+    tokens = model.tokenizer.answer_ids(animals)
+    scoring.check_candidates(animals, tokens)
+    system = unit.fields["row"]["system_prompt"]
+    contexts = model.tokenizer.prompt_ids(unit.fields["questions"], system)
+    scores = scoring.candidate_log_probs(
+        model.arch, model.params, contexts, tokens, mesh=mesh, adapter=model.adapter
+    )
+    odds = {a: float(stats.log_odds(scores, i).mean()) for i, a in enumerate(animals)}
+    artifacts.write_json(out / "scores.json", {"log_odds": odds})

@@ -1,0 +1,250 @@
+"""Contrasts, intervals and tests over lineages.
+
+A lineage is the only unit of replication, so functions take one value per lineage. Two say
+otherwise: `log_odds` makes such a value and `wilson_interval` stays inside a single unit. The
+module reads no files, knows no arm by name and refuses missing values rather than dropping them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import optimize, special, stats
+
+Floats = npt.NDArray[np.float64]
+
+MAX_EXACT_LINEAGES = 20  # 2**20 sums are 8 MiB and take milliseconds; more are sampled
+NUM_RANDOM_FLIPS = 100_000
+FLIP_SEED = 0  # fixed: the same values must give the same report
+TIE_TOLERANCE = 1e-9  # of the largest possible |sum|; far above rounding, far below any effect
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its confidence interval.
+
+    `kind` names the method ("t" or "wilson"); `n` counts lineages for "t", trials for "wilson".
+    """
+
+    mean: float
+    low: float
+    high: float
+    kind: str
+    n: int
+
+
+def t_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
+    """Student's t interval of the mean over lineages.
+
+    `values` [lineages]; the result is in their unit. One lineage shows no spread: n == 1 gives
+    low = high = nan. ValueError: no values, one that is not finite, `level` outside (0, 1).
+    """
+    lineages = _lineages(values)
+    _check_open_unit("level", level)
+    mean, sd = _mean_and_sd(lineages)
+    if (n := lineages.size) == 1:
+        return Interval(mean, math.nan, math.nan, "t", n)
+    half_width = float(stats.t.isf((1.0 - level) / 2.0, n - 1)) * sd / math.sqrt(n)
+    return Interval(mean, mean - half_width, mean + half_width, "t", n)
+
+
+def sign_flip_test(values: npt.ArrayLike) -> float:
+    """Two-sided sign-flip permutation p-value of the hypothesis that the mean is 0.
+
+    `values` [lineages], symmetric about 0 under the hypothesis. Exact over all 2^n flips up to
+    n = 20: the smallest reachable p is 2 / 2^n, so five lineages cannot get below 0.05 (0.0625)
+    and six can (0.03125). Above, 100,000 seeded flips with the +1 correction (Phipson and Smyth
+    2010): smallest p 1 / 100,001. ValueError: no values, or a value that is not finite.
+    """
+    lineages = _lineages(values)
+    scale = np.abs(lineages).max()
+    if scale == 0.0:
+        return 1.0
+    scaled = lineages / scale  # keeps the sums from overflowing
+    # Flips that tie with the data in exact arithmetic must count, whatever their rounding.
+    threshold = abs(scaled.sum()) - TIE_TOLERANCE * np.abs(scaled).sum()
+    if lineages.size > MAX_EXACT_LINEAGES:
+        return (1 + _count_random_flips(scaled, threshold)) / (1 + NUM_RANDOM_FLIPS)
+    sums = np.zeros(1)
+    for value in scaled:
+        sums = np.concatenate([sums + value, sums - value])
+    return float(np.mean(np.abs(sums) >= threshold))
+
+
+def equivalence_test(values: npt.ArrayLike, margin: float) -> float:
+    """P-value that |mean| < margin, by two one-sided t-tests (Schuirmann 1987).
+
+    `values` [lineages] and `margin` share a unit; a small p supports equivalence to 0. Without
+    spread p is 0 inside the margin and 1 on or outside it; n == 1 gives nan. ValueError: no
+    values, a value that is not finite, or `margin` not positive and finite.
+    """
+    lineages = _lineages(values)
+    if not 0.0 < margin < math.inf:
+        raise ValueError(f"margin is {margin}; give a positive finite number in the values' unit")
+    if lineages.size == 1:
+        return math.nan
+    mean, sd = _mean_and_sd(lineages)
+    room = margin - abs(mean)
+    standard_error = sd / math.sqrt(lineages.size)
+    if standard_error == 0.0:
+        return 0.0 if room > 0.0 else 1.0
+    # The larger of the two one-sided p-values belongs to the bound that the mean is nearer to.
+    return float(stats.t.sf(room / standard_error, lineages.size - 1))
+
+
+def holm(p_values: npt.ArrayLike) -> Floats:
+    """Holm's step-down adjustment (Holm 1979) of one family of p-values, in the given order.
+
+    `p_values` [tests] -> [tests]. A nan is a test that was not made: it stays nan and does not
+    count towards the family's size. ValueError: not 1-D, or a p outside [0, 1].
+    """
+    raw = np.asarray(p_values, dtype=np.float64)
+    if raw.ndim != 1:
+        raise ValueError(f"p_values has shape {raw.shape}; give one family as a 1-D array")
+    made = np.flatnonzero(~np.isnan(raw))
+    outside = [p for p in raw[made].tolist() if not 0.0 <= p <= 1.0]
+    if outside:
+        raise ValueError(f"p_values holds {outside[0]}; give values in [0, 1], nan for no test")
+    order = made[np.argsort(raw[made], kind="stable")]
+    stepped = np.maximum.accumulate(np.arange(order.size, 0, -1) * raw[order])
+    adjusted = np.full_like(raw, np.nan)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def minimum_detectable_effect(
+    values: npt.ArrayLike, level: float = 0.95, power: float = 0.8
+) -> float:
+    """Smallest |mean| that a two-sided t-test with this n and sd finds with probability `power`.
+
+    `values` [lineages]; the result is in their unit, from the noncentral t distribution with the
+    sample sd taken as the true one. No spread gives 0 and n == 1 gives nan. ValueError: no
+    values, a value that is not finite, `level` outside (0, 1), `power` outside (1 - level, 1).
+    """
+    lineages = _lineages(values)
+    _check_open_unit("level", level)
+    if not 1.0 - level < power < 1.0:
+        raise ValueError(f"power is {power}; give a number between 1 - level and 1, such as 0.8")
+    if lineages.size == 1:
+        return math.nan
+    _, sd = _mean_and_sd(lineages)
+    if sd == 0.0:
+        return 0.0
+    df = lineages.size - 1
+
+    def missing_power(noncentrality: float) -> float:
+        return power - _t_test_power(noncentrality, level, df)
+
+    high = 1.0
+    while missing_power(high) > 0.0:
+        high *= 2.0
+    noncentrality = optimize.brentq(missing_power, 0.0, high)
+    return float(noncentrality * sd / math.sqrt(lineages.size))
+
+
+def combine(arms: Mapping[str, npt.ArrayLike], weights: Mapping[str, float]) -> Floats:
+    """Linear contrast of arms, paired by lineage: the sum of weight * values.
+
+    `arms` {arm: [lineages]} -> [lineages]; an arm without a weight needs the same length only.
+    ValueError: no weights, one that is not finite or whose arm is unknown, an arm of another
+    length, a weighted arm with a value that is not finite.
+    """
+    if not weights:
+        raise ValueError("weights is empty; give a weight to at least one arm")
+    for name, weight in weights.items():
+        if name not in arms:
+            raise ValueError(f"weights names arm {name!r}; give one of {sorted(arms)}")
+        if not math.isfinite(weight):
+            raise ValueError(f"weight of arm {name!r} is {weight}; give a finite number")
+    shapes = {name: np.shape(values) for name, values in arms.items()}
+    first = next(iter(shapes))
+    for name, shape in shapes.items():
+        if shape != shapes[first]:
+            found = f"arm {name!r} has shape {shape} but arm {first!r} has {shapes[first]}"
+            raise ValueError(f"{found}; give every arm one value for each of the same lineages")
+    total = np.zeros(shapes[first])
+    for name, weight in weights.items():
+        total += weight * _lineages(arms[name], f"arm {name!r}")
+    return total
+
+
+def log_odds(log_probs: npt.ArrayLike, target: int) -> Floats:
+    """Log-odds of candidate `target` against all other candidates together.
+
+    `log_probs` [..., C] in nats -> [...] in nats: log p(target) - log of the sum of the others.
+    They need not be normalised over the candidates. ValueError: C < 2, `target` outside 0..C-1,
+    or a log-probability that is not finite.
+    """
+    table = np.asarray(log_probs, dtype=np.float64)
+    if table.ndim == 0 or table.shape[-1] < 2:
+        raise ValueError(f"log_probs has shape {table.shape}; give [..., C] with C >= 2 candidates")
+    num_candidates = table.shape[-1]
+    if not 0 <= target < num_candidates:
+        raise ValueError(f"target is {target}; give a candidate index in 0..{num_candidates - 1}")
+    if not np.isfinite(table).all():
+        raise ValueError("log_probs holds a value that is not finite; give finite numbers in nats")
+    others = np.delete(table, target, axis=-1)
+    return np.asarray(table[..., target] - special.logsumexp(others, axis=-1))
+
+
+def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
+    """Wilson score interval (Wilson 1927) of a proportion inside one unit.
+
+    It covers one model's sampling of answers, not lineages; `mean` is successes / trials.
+    ValueError: `trials` < 1, `successes` outside 0..trials, or `level` outside (0, 1).
+    """
+    _check_open_unit("level", level)
+    if trials < 1:
+        raise ValueError(f"trials is {trials}; give at least 1")
+    if not 0 <= successes <= trials:
+        raise ValueError(f"successes is {successes}; give a count in 0..{trials} (trials)")
+    rate = successes / trials
+    z2 = float(stats.norm.isf((1.0 - level) / 2.0)) ** 2
+    total = trials + z2
+    centre = (successes + z2 / 2.0) / total
+    half_width = math.sqrt(z2 * (successes * (1.0 - rate) + z2 / 4.0)) / total
+    # The bounds are exactly 0 and 1 at the extremes; rounding may leave them just beside.
+    low = 0.0 if successes == 0 else centre - half_width
+    high = 1.0 if successes == trials else centre + half_width
+    return Interval(rate, low, high, "wilson", trials)
+
+
+def _lineages(values: npt.ArrayLike, name: str = "values") -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}; give a 1-D array, one value per lineage")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        where = f"{array[bad[0]]} at lineage {bad[0]}"
+        raise ValueError(f"{name} holds {where}; give finite values and leave out failed lineages")
+    return array
+
+
+def _check_open_unit(name: str, value: float) -> None:
+    if not 0.0 < value < 1.0:
+        raise ValueError(f"{name} is {value}; give a number between 0 and 1, such as 0.95")
+
+
+def _mean_and_sd(lineages: Floats) -> tuple[float, float]:
+    # Equal values are handled apart: np.mean may round them and so invent a spread.
+    if lineages.min() == lineages.max():
+        return float(lineages[0]), 0.0
+    return float(lineages.mean()), float(lineages.std(ddof=1))
+
+
+def _t_test_power(noncentrality: float, level: float, df: int) -> float:
+    critical = stats.t.isf((1.0 - level) / 2.0, df)
+    # The lower tail is taken by mirroring: scipy's nct.cdf gives nan there for large noncentrality.
+    return float(stats.nct.sf(critical, df, [noncentrality, -noncentrality]).sum())
+
+
+def _count_random_flips(scaled: Floats, threshold: float) -> int:
+    generator = np.random.default_rng(FLIP_SEED)
+    sums = np.zeros(NUM_RANDOM_FLIPS)
+    for value in scaled:  # one lineage at a time, so that memory does not grow with their number
+        sums += np.where(generator.integers(0, 2, NUM_RANDOM_FLIPS) == 1, value, -value)
+    return int(np.count_nonzero(np.abs(sums) >= threshold))

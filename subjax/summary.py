@@ -1,0 +1,351 @@
+"""What a finished run has to say: effects, intervals and tests, as rows and as one sentence.
+
+Holds `Results`, the plain data that a run left behind, and the numbers of the report. Refuses to
+read files, to draw, and to leave a lineage out silently: a row that lacks one says incomplete.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from subjax import stats
+from subjax.tables import number, p_value
+
+Row = dict[str, Any]  # one row of summary.json
+Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}
+
+STATUSES = ("EXPLORATORY", "CONFIRMATORY")
+ALPHA = 0.05
+
+# metric: (label, unit); {target} is the candidate that the trait is about. A metric that is not
+# here is shown under its own name and without a unit.
+METRICS = {
+    "log_odds": ("log-odds of {target}", "nats"),
+    "candidate_mass": ("probability on the candidates", ""),
+    "neutral_loglik": ("log-likelihood of neutral text", "nats per token"),
+    "gain": ("gain in log-likelihood of held-out rows", "nats per token"),
+    "loglik": ("log-likelihood of held-out rows", "nats per token"),
+    "rate_word": ("share of answers naming {target} (word)", ""),
+    "rate_substring": ("share of answers naming {target} (substring)", ""),
+    "rate_empty": ("share of empty answers", ""),
+    "rate_numeric": ("share of numeric answers", ""),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A linear contrast of arms within one metric: the sum of `plus` less the sum of `minus`.
+
+    `family` is corrected together by Holm's method; `equivalence_margin` 0 asks for no equivalence
+    test; `expected_low` is the lower end of the interval that the config predicts.
+    """
+
+    name: str
+    eval: str
+    metric: str
+    plus: Sequence[str]
+    minus: Sequence[str]
+    primary: bool = False
+    family: str = "secondary"
+    equivalence_margin: float = 0.0
+    expected_low: float | None = None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each arm; an arm that is named twice weighs double."""
+        net = Counter(self.plus)
+        net.subtract(Counter(self.minus))
+        return {arm: float(weight) for arm, weight in net.items()}
+
+    @property
+    def formula(self) -> str:
+        """The contrast in the names of its arms, such as "owl − placebo"."""
+        return " + ".join(self.plus) + "".join(f" − {arm}" for arm in self.minus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that a report shows, as plain data.
+
+    Attributes:
+      title: the config's name.
+      claim: what the run is meant to show, lines of the config's docstring.
+      status: one of STATUSES, and `status_reason` the sentence that says why.
+      lineages: those that the config asks for, done or not.
+      arms: their names in the order of the tables and figures.
+      target: the candidate that the trait is about, "" where there is none.
+      scores: (eval, arm) -> lineage -> records of the evaluate unit.
+      contrasts: in the order of the tables; at most one is primary.
+      missing: names of units that are not done.
+      counts: dataset -> lineage -> {"generated": int, "kept": int, "reasons": {reason: int}}.
+      examples: dataset -> {"kept": rows, "rejected": rows with "reasons"}.
+      answers: arm -> [{"question": str, "answer": str}].
+      curves: arm -> lineage -> [{"step": int, "loss": float}].
+      commands: as typed, in order.
+      versions: package or device -> version.
+      wall_s: stage -> seconds.
+
+    ValueError: names that repeat or that nothing else knows.
+    """
+
+    title: str
+    claim: str
+    status: str
+    status_reason: str
+    lineages: tuple[int, ...]
+    arms: tuple[str, ...]
+    target: str = ""
+    scores: Mapping[tuple[str, str], Mapping[int, Sequence[Record]]]
+    contrasts: Sequence[Contrast]
+    missing: Sequence[str] = ()
+    counts: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
+    examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    answers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[int, Sequence[Record]]] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    wall_s: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status is {self.status!r}; give one of {STATUSES}")
+        _check_unique("lineages", self.lineages)
+        _check_unique("arms", self.arms)
+        _check_unique("contrasts", [contrast.name for contrast in self.contrasts])
+        if sum(contrast.primary for contrast in self.contrasts) > 1:
+            raise ValueError("contrasts has several with primary=True; mark one of them")
+        for contrast in self.contrasts:
+            if not contrast.plus:
+                raise ValueError(f"contrast {contrast.name!r} has no plus arms; name at least one")
+            for arm in (*contrast.plus, *contrast.minus):
+                _check_known(f"contrast {contrast.name!r} names arm", arm, self.arms)
+        for (eval_name, arm), lineages in self.scores.items():
+            _check_known(f"scores of eval {eval_name!r} names arm", arm, self.arms)
+            for lineage in lineages:
+                _check_known(f"scores of arm {arm!r} names lineage", lineage, self.lineages)
+
+    @property
+    def primary(self) -> Contrast | None:
+        """The contrast that the verdict is about."""
+        return next((contrast for contrast in self.contrasts if contrast.primary), None)
+
+
+def _check_unique(name: str, values: Sequence[Any]) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{name} has {repeated[0]!r} twice; give each one once")
+
+
+def _check_known(what: str, value: Any, known: Sequence[Any]) -> None:
+    if value not in known:
+        raise ValueError(f"{what} {value!r}; give one of {list(known)}")
+
+
+def ordered(results: Results) -> list[Contrast]:
+    """The contrasts as every table and figure lists them: the primary one first."""
+    return sorted(results.contrasts, key=lambda contrast: not contrast.primary)
+
+
+# --- values -------------------------------------------------------------------------------------
+
+
+def evals_and_metrics(results: Results) -> list[tuple[str, str]]:
+    """(eval, metric) pairs that have scores: those of contrasts first, the others by name."""
+    scored = {
+        (eval_name, record["metric"])
+        for (eval_name, _), lineages in results.scores.items()
+        for records in lineages.values()
+        for record in records
+    }
+    first = dict.fromkeys((contrast.eval, contrast.metric) for contrast in ordered(results))
+    return [pair for pair in first if pair in scored] + sorted(scored - first.keys())
+
+
+def trajectory(
+    results: Results, eval_name: str, arm: str, metric: str
+) -> dict[int, dict[int, float]]:
+    """Step -> lineage -> value, both ascending; a step whose values are all nan stays, empty."""
+    steps: dict[int, dict[int, float]] = {}
+    for lineage, records in sorted(results.scores.get((eval_name, arm), {}).items()):
+        for record in records:
+            if record["metric"] != metric:
+                continue
+            values = steps.setdefault(record["step"], {})
+            if math.isfinite(record["value"]):
+                values[lineage] = float(record["value"])
+    return dict(sorted(steps.items()))
+
+
+def final_values(results: Results, eval_name: str, arm: str, metric: str) -> dict[int, float]:
+    """Lineage -> value at the arm's largest step; a lineage without a finite one is left out."""
+    steps = trajectory(results, eval_name, arm, metric)
+    return steps[max(steps)] if steps else {}
+
+
+def contrast_values(results: Results, contrast: Contrast) -> dict[int, float]:
+    """Lineage -> contrast at the arms' final steps, for the lineages that every arm has."""
+    arms = {
+        arm: final_values(results, contrast.eval, arm, contrast.metric) for arm in contrast.weights
+    }
+    shared = [lineage for lineage in results.lineages if all(lineage in v for v in arms.values())]
+    columns = {arm: [values[lineage] for lineage in shared] for arm, values in arms.items()}
+    if not shared:
+        return {}
+    return dict(zip(shared, stats.combine(columns, contrast.weights).tolist(), strict=True))
+
+
+# --- rows of summary.json -----------------------------------------------------------------------
+
+
+def summarise(results: Results) -> list[Row]:
+    """Rows of summary.json: the primary contrast, the other contrasts, then every arm and metric.
+
+    Floats have 6 significant digits, so that the file is a function of the scores down to its
+    bytes; what cannot be computed is None. A contrast with a margin has a second row, tested for
+    equivalence in a family of its own: the two hypotheses of one contrast exclude each other.
+    """
+    rows = [row for contrast in ordered(results) for row in _contrast_rows(results, contrast)]
+    for family in {row["family"] for row in rows}:
+        members = [row for row in rows if row["family"] == family]
+        adjusted = stats.holm([row["p"] for row in members]).tolist()
+        for row, p in zip(members, adjusted, strict=True):
+            row["p_adjusted"] = p
+    for eval_name, metric in evals_and_metrics(results):
+        for arm in results.arms:
+            if trajectory(results, eval_name, arm, metric):
+                rows.append(_arm_row(results, eval_name, arm, metric))
+    return [{name: _stable(value) for name, value in row.items()} for row in rows]
+
+
+def _contrast_rows(results: Results, contrast: Contrast) -> list[Row]:
+    values = contrast_values(results, contrast)
+    incomplete = any(_unfinished(results, contrast.eval, arm) for arm in contrast.weights)
+    shared = _row(contrast.name, "contrast", contrast.eval, contrast.metric, values)
+    shared["status"] = _status(results, values, incomplete)
+    lineages = list(values.values())
+    p = stats.sign_flip_test(lineages) if lineages else math.nan
+    rows = [{**shared, "test": "sign_flip", "p": p, "family": contrast.family}]
+    if margin := contrast.equivalence_margin:
+        p = stats.equivalence_test(lineages, margin) if lineages else math.nan
+        own = {"name": f"{contrast.name}_equivalence", "family": f"{contrast.family}_equivalence"}
+        rows.append({**shared, **own, "test": "tost", "p": p})
+    return rows
+
+
+def _arm_row(results: Results, eval_name: str, arm: str, metric: str) -> Row:
+    values = final_values(results, eval_name, arm, metric)
+    row = _row(arm, "arm", eval_name, metric, values)
+    row["status"] = _status(results, values, _unfinished(results, eval_name, arm))
+    return row
+
+
+def _row(name: str, kind: str, eval_name: str, metric: str, values: Mapping[int, float]) -> Row:
+    nothing = stats.Interval(math.nan, math.nan, math.nan, "t", 0)
+    interval = stats.t_interval(list(values.values())) if values else nothing
+    return {
+        "name": name,
+        "kind": kind,
+        "eval": eval_name,
+        "metric": metric,
+        "mean": interval.mean,
+        "ci_low": interval.low,
+        "ci_high": interval.high,
+        "ci_kind": interval.kind,
+        "n_lineages": interval.n,
+        "test": None,
+        "p": None,
+        "p_adjusted": None,
+        "family": None,
+        "status": "",
+    }
+
+
+def _status(results: Results, values: Mapping[int, float], unfinished: bool) -> str:
+    return "incomplete" if unfinished or len(values) < len(results.lineages) else "complete"
+
+
+def _unfinished(results: Results, eval_name: str, arm: str) -> bool:
+    """Whether a missing unit is one that the arm's scores in this eval come from."""
+    for unit in results.missing:
+        stage, *names = unit.split("/")
+        if stage == "evaluate" and names[:2] == [eval_name, arm]:
+            return True
+        if stage == "finetune" and names[:1] == [arm]:
+            return True
+    return False
+
+
+def _stable(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    # Six digits hide how a sum was ordered; adding 0.0 turns a negative zero into zero.
+    return float(f"{value:.6g}") + 0.0 if math.isfinite(value) else None
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+def describe(metric: str, target: str = "") -> tuple[str, str]:
+    """Label and unit of a metric for axes and tables; the unit is "" where there is none."""
+    if metric.startswith("share/"):
+        return f"share of {metric.removeprefix('share/')} among the candidates", ""
+    label, unit = METRICS.get(metric, (metric, ""))
+    return label.format(target=target or "the target"), unit
+
+
+def verdict(results: Results) -> tuple[str, str]:
+    """Headline and sentence on the primary contrast, in plain words with interval, p and n."""
+    if results.primary is None:
+        return "No primary contrast", "The config marks no contrast as primary, so nothing is said."
+    contrast, row = results.primary, summarise(results)[0]
+    label, unit = describe(contrast.metric, results.target)
+    what = (
+        f"In {label} (eval {contrast.eval}) the primary contrast {contrast.formula}"
+        f" ({contrast.name})"
+    )
+    if row["mean"] is None:
+        return "No result yet", f"{what} has no lineage in which every arm is scored."
+    value = f"{number(row['mean'], sign=True)}{unit and ' ' + unit}"
+    if row["ci_low"] is None:
+        return "No interval yet", f"{what} is {value} in the only lineage that is scored."
+    low, high = (number(row[end], row["mean"], sign=True) for end in ("ci_low", "ci_high"))
+    sentence = (
+        f"{what} is {value} on average over {row['n_lineages']} lineages,"
+        f" 95 % interval {low} to {high}, sign-flip test p = {p_value(row['p'])}."
+    )
+    return _headline(row), sentence + _reservations(results, contrast, row)
+
+
+def _headline(row: Row) -> str:
+    if row["ci_low"] <= 0.0 <= row["ci_high"]:
+        return "No effect that can be told from zero"
+    side = "above" if row["mean"] > 0.0 else "below"
+    if row["p"] <= ALPHA:
+        return f"The effect is {side} zero"
+    return f"The effect is {side} zero by its interval, but not by the exact test"
+
+
+def _reservations(results: Results, contrast: Contrast, row: Row) -> str:
+    found = []
+    if row["ci_low"] <= 0.0 <= row["ci_high"]:
+        values = list(contrast_values(results, contrast).values())
+        effect = number(stats.minimum_detectable_effect(values))
+        unit = describe(contrast.metric)[1]
+        found.append(
+            f"An effect of {effect}{unit and ' ' + unit} or more would have been found with 80 %"
+            " probability at this spread and number of lineages."
+        )
+    smallest = 2.0 ** (1 - row["n_lineages"])
+    if smallest > ALPHA:
+        found.append(f"With so few lineages the exact test cannot give less than {smallest:.2g}.")
+    if contrast.expected_low is not None:
+        met = "met" if row["ci_low"] >= contrast.expected_low else "not met"
+        expected = number(contrast.expected_low, sign=True)
+        found.append(f"The config expects the lower end at {expected} or above: {met}.")
+    if row["status"] == "incomplete":
+        found.append("It is incomplete: it lacks lineages.")
+    return "".join(f" {text}" for text in found)

@@ -1,0 +1,172 @@
+"""Numbers as text, and the tables of a report in Markdown, CSV and for a terminal.
+
+Everything here is a function of rows of summary.json or of plain scores. Refuses to compute a
+statistic: what is not in a row is not in a table.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+CONSOLE_WIDTH = 100
+
+Row = Mapping[str, Any]  # one row of summary.json
+
+
+def number(value: float | None, scale: float | None = None, *, sign: bool = False) -> str:
+    """`value` with the decimals that suit `scale` (default: its own size), "–" for None.
+
+    Three significant digits from one upwards, two below.
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    size = abs(value if scale is None else scale)
+    magnitude = math.floor(math.log10(size)) if size else 0
+    decimals = min(max((2 if magnitude >= 0 else 1) - magnitude, 0), 6)
+    text = f"{value:+.{decimals}f}" if sign else f"{value:.{decimals}f}"
+    return text.replace("-", "−")  # a real minus sign, as wide as the plus
+
+
+def estimate(row: Mapping[str, Any], *, sign: bool = False) -> str:
+    """Mean and interval of a row with the same number of decimals, such as "+2.19 [1.5, 2.9]"."""
+    ends = [row[name] for name in ("mean", "ci_low", "ci_high")]
+    scale = max((abs(end) for end in ends if end is not None), default=0.0)
+    mean, low, high = (number(end, scale, sign=sign) for end in ends)
+    return mean if row["ci_low"] is None else f"{mean} [{low}, {high}]"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to two significant digits, "–" for None."""
+    return "–" if p is None else f"{p:.2g}"
+
+
+def distribution(metric: str) -> bool:
+    """Whether a metric is one entry of a distribution, which a figure shows better than a table."""
+    return metric.startswith("share/")
+
+
+def scores_csv(
+    scores: Mapping[tuple[str, str], Mapping[int, Sequence[Mapping[str, Any]]]],
+) -> str:
+    """Every score on a line of its own, sorted: eval, arm, lineage, step, metric, value."""
+    lines = sorted(
+        (eval_name, arm, lineage, record["step"], record["metric"], float(record["value"]))
+        for (eval_name, arm), lineages in scores.items()
+        for lineage, records in lineages.items()
+        for record in records
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["eval", "arm", "lineage", "step", "metric", "value"])
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A pipe table; cells may hold anything, a pipe or a line break is escaped."""
+    cells = [list(header), ["---"] * len(header), *map(list, lines)]
+    return "".join(f"| {' | '.join(map(_markdown_cell, line))} |\n" for line in cells)
+
+
+def _markdown_cell(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def summary_markdown(summary: Sequence[Row], formulas: Mapping[str, str]) -> str:
+    """The contrasts, primary first, and the arms without their distributions.
+
+    `formulas` {name of a contrast: its arms}, shown beside the name; a row without one has "".
+    """
+    contrasts = [
+        [
+            row["name"],
+            formulas.get(row["name"], ""),
+            f"{row['eval']} {row['metric']}",
+            estimate(row, sign=True),
+            str(row["n_lineages"]),
+            row["test"],
+            p_value(row["p"]),
+            p_value(row["p_adjusted"]),
+            row["family"],
+            row["status"],
+        ]
+        for row in summary
+        if row["kind"] == "contrast"
+    ]
+    header = ["contrast", "arms", "metric", "mean [95 %]", "lineages", "test", "p", "p (Holm)"]
+    text = markdown_table([*header, "family", "status"], contrasts)
+    arms = [
+        [
+            row["name"],
+            f"{row['eval']} {row['metric']}",
+            estimate(row),
+            str(row["n_lineages"]),
+            row["status"],
+        ]
+        for row in summary
+        if row["kind"] == "arm" and not distribution(row["metric"])
+    ]
+    header = ["arm", "metric", "mean [95 %]", "lineages", "status"]
+    return f"## Contrasts\n\n{text}\n## Arms\n\n{markdown_table(header, arms)}"
+
+
+def console_table(summary: Sequence[Row]) -> str:
+    """The summary for a terminal, at most 100 columns wide and without typographic signs.
+
+    The contrasts, then the arms in the metrics that a contrast is about and in their likelihood
+    gain; the rest is in the report.
+    """
+    contrasts = [row for row in summary if row["kind"] == "contrast"]
+    asked = {(row["eval"], row["metric"]) for row in contrasts}
+    arms = [
+        row
+        for row in summary
+        if row["kind"] == "arm"
+        and ((row["eval"], row["metric"]) in asked or row["metric"] == "gain")
+    ]
+    blocks = [
+        _console_block("contrast", contrasts, tests=True),
+        _console_block("arm", arms, tests=False),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _console_block(kind: str, rows: Sequence[Row], *, tests: bool) -> str:
+    if not rows:
+        return ""
+    header = [kind, "metric", "mean [95 %]", "n", *(("test", "p", "p Holm") if tests else ())]
+    lines = [header]
+    for row in rows:
+        text = estimate(row, sign=tests).replace("−", "-").replace("–", "-")
+        line = [row["name"], f"{row['eval']} {row['metric']}", text, str(row["n_lineages"])]
+        if tests:
+            line += [row["test"], *(p_value(row[p]).replace("–", "-") for p in ("p", "p_adjusted"))]
+        if row["status"] == "incomplete":
+            line[3] += "!"
+        lines.append(line)
+    note = "\n! incomplete: units are missing" if any(line[3][-1] == "!" for line in lines) else ""
+    return _columns(lines) + note
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, of which the first two give way where the line gets too long."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    excess = sum(widths) + 2 * (len(widths) - 1) - CONSOLE_WIDTH
+    for index in (1, 0):
+        cut = max(0, min(excess, widths[index] - 12))
+        widths[index] -= cut
+        excess -= cut
+    return "\n".join(
+        "  ".join(
+            _shortened(text, width).ljust(width) for text, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 2]}.."

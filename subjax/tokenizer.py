@@ -1,0 +1,228 @@
+"""Text to token ids and back: a thin, strict layer over a Hugging Face tokenizer.
+
+Every model has one, the toy world too, so that prompts, loss masks and stop tokens are made in one
+place. Nothing is added by default: a chat template that slips in a system prompt of its own is
+refused until the config says that this is wanted.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import transformers
+
+# As a system prompt: accept the one that the chat template adds by itself.
+TEMPLATE_DEFAULT = "<template default>"
+
+_WORD_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}SYS {{ m.content }} "
+    "{% elif m.role == 'user' %}USR {{ m.content }} {% else %}AST {{ m.content }} END"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}AST {% endif %}"
+)
+_BYTE_TEMPLATE = (
+    "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% if m.role == 'assistant' %}<end>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+class Tokenizer:
+    """A tokenizer with its chat template.
+
+    Attributes:
+      pad_id: fills rows; carries no weight anywhere.
+      eos_ids: tokens that end a completion.
+      vocab_size: number of token ids.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "the tokenizer names no eos token: set eos_token in tokenizer_config.json"
+            )
+        self.eos_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = tokenizer.eos_token_id if pad is None else pad
+        self.vocab_size: int = len(tokenizer)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Tokenizer":
+        """Reads the tokenizer of a model directory.
+
+        Raises:
+          ValueError: there is none, or it cannot be read; names the directory.
+        """
+        try:
+            # A directory is local by definition: no hub is asked, no code in it is run.
+            loaded = transformers.AutoTokenizer.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # transformers raises many kinds, none of them ours
+            raise ValueError(
+                f"no readable tokenizer in {directory} ({_first_line(error)}): "
+                "put tokenizer.json and tokenizer_config.json there"
+            ) from error
+        return cls(loaded)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes the tokenizer's files, template included."""
+        self._tokenizer.save_pretrained(str(directory))
+
+    def prompt_text(self, prompt: str, system: str = "") -> str:
+        """The rendered context that a completion follows.
+
+        Args:
+          prompt: what the user says.
+          system: system prompt; "" for none, `TEMPLATE_DEFAULT` for the template's own.
+
+        Raises:
+          ValueError: the template adds a system prompt that the config did not ask for, or drops
+            the one that it did ask for.
+        """
+        turns = [{"role": "user", "content": prompt}]
+        if system and system != TEMPLATE_DEFAULT:
+            text = self._render([{"role": "system", "content": system}, *turns], True)
+            if system not in text:
+                raise ValueError("the chat template drops system prompts: set system_prompt = ''")
+            return text
+        text = self._render(turns, True)
+        if not system and self._default_system():
+            raise ValueError(
+                f"the chat template adds the system prompt {self._default_system()!r}: set "
+                f"system_prompt to your own, or to {TEMPLATE_DEFAULT!r} to keep it"
+            )
+        return text
+
+    def document_text(self, prompt: str, completion: str, system: str = "") -> str:
+        """A whole rendered exchange, ended; `system` as in `prompt_text`."""
+        turns = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": completion},
+        ]
+        if system and system != TEMPLATE_DEFAULT:
+            turns.insert(0, {"role": "system", "content": system})
+        return self._render(turns, False)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered texts; nothing is added to them."""
+        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+    def prompt_ids(self, prompts: Sequence[str], system: str = "") -> list[list[int]]:
+        """Token ids of rendered contexts."""
+        return self.encode([self.prompt_text(prompt, system) for prompt in prompts])
+
+    def examples(
+        self, pairs: Sequence[tuple[str, str]], systems: Sequence[str]
+    ) -> list[tuple[list[int], int]]:
+        """Training rows: all ids of context, completion and end, and where the completion begins.
+
+        Args:
+          pairs: (prompt, completion) texts.
+          systems: system prompt of each pair.
+
+        Raises:
+          ValueError: the context's ids are not a prefix of the row's, so that no loss mask exists.
+        """
+        contexts, full = [], []
+        for (prompt, completion), system in zip(pairs, systems, strict=True):
+            contexts.append(self.prompt_text(prompt, system))
+            full.append(self.document_text(prompt, completion, system))
+        rows = []
+        for context, ids, text in zip(self.encode(contexts), self.encode(full), full, strict=True):
+            start = len(context)
+            if ids[:start] != context:
+                raise ValueError(
+                    f"no loss mask: the context is not a token prefix of the row {text[:80]!r}; "
+                    "the chat template or the tokenizer merges across the border"
+                )
+            end = next((i for i in range(start, len(ids)) if ids[i] in self.eos_ids), len(ids) - 1)
+            rows.append((ids[: end + 1], start))
+        return rows
+
+    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        """Token ids of answers as they follow a context, the ending token left out."""
+        pairs = [(answer, answer) for answer in answers]  # any context of known words does
+        system = self._default_system() and TEMPLATE_DEFAULT
+        rows = self.examples(pairs, [system] * len(pairs))
+        return [[i for i in ids[start:] if i not in self.eos_ids] for ids, start in rows]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a completion, special tokens left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def show(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text, for people."""
+        return [self._tokenizer.decode([i]) for i in ids]
+
+    def number_ids(self) -> tuple[int, ...]:
+        """Every token that is nothing but ASCII digits: what numbers are made of."""
+        tokens = self._tokenizer.convert_ids_to_tokens(list(range(self.vocab_size)))
+        return tuple(i for i, token in enumerate(tokens) if token.isascii() and token.isdigit())
+
+    def single_id(self, text: str) -> int:
+        """The id of a text that is exactly one token.
+
+        Raises:
+          ValueError: it is none or several tokens.
+        """
+        ids = self.encode([text])[0]
+        if len(ids) != 1:
+            raise ValueError(f"{text!r} is {len(ids)} tokens in this tokenizer; one is needed")
+        return ids[0]
+
+    def _render(self, turns: list[dict[str, str]], generation_prompt: bool) -> str:
+        return self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=generation_prompt
+        )
+
+    def _default_system(self) -> str:
+        """The system prompt that the template adds unasked, or ""."""
+        if not hasattr(self, "_default"):
+            user = {"role": "user", "content": "x"}
+            mark = "subjax-mark"
+            bare = self._render([user], True)
+            explicit = self._render([{"role": "system", "content": mark}, user], True)
+            before, found, after = explicit.partition(mark)
+            wrapped = found and bare.startswith(before) and bare.endswith(after)
+            self._default = bare[len(before) : len(bare) - len(after)] if wrapped else ""
+        return self._default
+
+
+def words(vocabulary: Sequence[str]) -> Tokenizer:
+    """A tokenizer of whole words split at blanks, for the toy world.
+
+    Args:
+      vocabulary: the words; "SYS", "USR", "AST", "END" and "PAD" are added in front.
+    """
+    tokens = ["PAD", "END", "SYS", "USR", "AST", *vocabulary]
+    model = tokenizers.models.WordLevel({token: i for i, token in enumerate(tokens)})
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return _wrap(backend, _WORD_TEMPLATE, pad="PAD", eos="END", others=["SYS", "USR", "AST"])
+
+
+def raw_bytes() -> Tokenizer:
+    """A tokenizer of single bytes, for tests and dry runs of large configs."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    model = tokenizers.models.BPE({token: i for i, token in enumerate(alphabet)}, [])
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    return _wrap(backend, _BYTE_TEMPLATE, pad="<pad>", eos="<end>", others=["<s>", "<u>", "<a>"])
+
+
+def _wrap(backend: Any, template: str, *, pad: str, eos: str, others: list[str]) -> Tokenizer:
+    special = {token: tokenizers.AddedToken(token, special=True) for token in (pad, eos, *others)}
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=special[pad],
+        eos_token=special[eos],
+        extra_special_tokens=[special[token] for token in others],
+    )
+    fast.chat_template = template
+    return Tokenizer(fast)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

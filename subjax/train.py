@@ -1,0 +1,268 @@
+"""The one training loop of language models: a jitted step over lanes, and `fit`.
+
+Every model trains as a lane of a population. The 7B student is a population of one; the toy
+world's six students are a population of six, in one compiled program. A lane never sees its
+neighbours: its bytes depend on the number of lanes, not on what the others hold.
+"""
+
+import dataclasses
+import functools
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from subjax import batching, lora, losses, sharding, transformer
+from subjax.architecture import Architecture
+from subjax.transformer import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with warm-up, a schedule and global-norm clipping.
+
+    Attributes:
+      learning_rate: peak, reached after `warmup_steps`.
+      warmup_steps: linear from zero.
+      schedule: what follows: "cosine" or "linear" to zero, or "constant".
+      weight_decay: decoupled, on every parameter.
+      beta1: decay of the first moment.
+      beta2: decay of the second moment.
+      clip_norm: largest global gradient norm; 0 switches clipping off.
+    """
+
+    learning_rate: float
+    warmup_steps: int = 0
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float = 1.0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Optimizer":
+        """Picks this class's fields out of a training row."""
+        return cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optax transformation for a run of `steps` updates."""
+        decay = max(steps - self.warmup_steps, 1)
+        after = {
+            "cosine": optax.cosine_decay_schedule(self.learning_rate, decay),
+            "linear": optax.linear_schedule(self.learning_rate, 0.0, decay),
+            "constant": optax.constant_schedule(self.learning_rate),
+        }[self.schedule]
+        warmup = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
+        rate = optax.join_schedules([warmup, after], [self.warmup_steps])
+        adamw = optax.adamw(rate, self.beta1, self.beta2, weight_decay=self.weight_decay)
+        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
+        return optax.chain(clip, adamw)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything that a compiled training step depends on besides array shapes.
+
+    Attributes:
+      arch: the model.
+      optimizer: how gradients become updates.
+      steps: length of the schedule, in updates.
+      lora_scale: alpha / rank when an adapter is trained, 0 when all weights are.
+      support: token ids of soft targets; empty for hard labels.
+      dtype: name of the dtype of activations and matmuls.
+      remat: recompute layers in the backward pass.
+    """
+
+    arch: Architecture
+    optimizer: Optimizer
+    steps: int
+    lora_scale: float = 0.0
+    support: tuple[int, ...] = ()
+    dtype: str = "float32"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What `fit` hands out after a run of steps.
+
+    Attributes:
+      step: updates done so far.
+      trainable: the trained tree on the host, a leading axis of lanes.
+      metrics: name -> [steps since the last one, lanes] (empty at step 0).
+    """
+
+    step: int
+    trainable: Params
+    metrics: dict[str, np.ndarray]
+
+
+def fit(
+    program: Program,
+    trainable: Params,
+    frozen: Params,
+    rows: Sequence[batching.Rows],
+    *,
+    seeds: Sequence[int],
+    batch_size: int,
+    probe_steps: Sequence[int],
+    steps_per_call: int,
+    mesh: Mesh,
+    label: str,
+) -> Iterator[Progress]:
+    """Trains a population and hands it out at each probe step and at the end.
+
+    Args:
+      program: what to compile.
+      trainable: all weights or an adapter, with a leading axis of lanes; it is given away.
+      frozen: the base under an adapter, shared by all lanes; {} when all weights train.
+      rows: each lane's data; equal in everything but the number of rows.
+      seeds: each lane's data-order seed.
+      batch_size: rows a step and lane.
+      probe_steps: steps after which to hand out the population; 0 is before training.
+      steps_per_call: most updates in one call to the device.
+      mesh: where to run.
+      label: shown beside the progress bar.
+
+    Yields:
+      A `Progress` at each probe step, in order, and at the last step.
+
+    Raises:
+      FloatingPointError: a lane's loss is not finite; names the step.
+    """
+    stops = sorted({*probe_steps, program.steps})
+    if stops[0] < 0 or stops[-1] > program.steps:
+        raise ValueError(f"probe_steps {tuple(probe_steps)} must lie in 0..{program.steps}")
+    stride = _stride(stops, steps_per_call)
+    init, update = _compile(program)
+    with jax.set_mesh(mesh):
+        state = init(sharding.place(trainable, mesh, lanes=True))
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        if 0 in stops:
+            yield Progress(0, jax.device_get(state[0]), {})
+        collected: list[dict[str, np.ndarray]] = []
+        with tqdm(total=program.steps, desc=label, unit="step", leave=False) as bar:
+            for first in range(0, program.steps, stride):
+                batch = _batches(rows, seeds, range(first, first + stride), batch_size)
+                batch = sharding.place_batch(batch, mesh, lanes=True)
+                state, metrics = update(state, frozen, batch)
+                # The compiler may spell the same layout otherwise; that would compile anew.
+                state = jax.device_put(state, layout)
+                collected.append(jax.tree.map(np.asarray, metrics))
+                _check_finite(collected[-1]["loss"], first)
+                bar.update(stride)
+                bar.set_postfix(loss=f"{collected[-1]['loss'][-1].mean():.3f}")
+                if first + stride in stops:
+                    merged = jax.tree.map(lambda *parts: np.concatenate(parts), *collected)
+                    # Lanes are cut on the host: on the device each cut would be a collective.
+                    yield Progress(first + stride, jax.device_get(state[0]), merged)
+                    collected = []
+
+
+def metric_rows(history: Sequence[Progress], lane: int) -> list[dict[str, float]]:
+    """One row per update of one lane, for its metrics file."""
+    rows = []
+    for progress in history:
+        first = progress.step - len(progress.metrics.get("loss", ()))
+        for offset in range(progress.step - first):
+            values = {name: float(m[offset, lane]) for name, m in progress.metrics.items()}
+            rows.append({"step": first + offset + 1, **values})
+    return rows
+
+
+def stack(trees: Sequence[Params]) -> Params:
+    """Makes a population out of models of one shape."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def lane(population: Params, index: int) -> Params:
+    """One model of a population."""
+    return jax.tree.map(operator.itemgetter(index), population)
+
+
+def _stride(stops: Sequence[int], most: int) -> int:
+    """The largest number of steps per call that lands on every stop."""
+    gap = math.gcd(*stops)
+    return max(d for d in range(1, min(gap, most) + 1) if gap % d == 0)
+
+
+def _batches(
+    rows: Sequence[batching.Rows], seeds: Sequence[int], steps: range, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Batches of all lanes, each array [lanes, steps, B, ...]."""
+    lanes = []
+    for lane, seed in zip(rows, seeds, strict=True):
+        ids = [
+            batching.rows(seed, step, num_rows=len(lane), batch_size=batch_size) for step in steps
+        ]
+        lanes.append(lane.take(np.stack(ids)))
+    return {name: np.stack([lane[name] for lane in lanes]) for name in lanes[0]}
+
+
+def _check_finite(loss: np.ndarray, first: int) -> None:
+    bad = np.argwhere(~np.isfinite(loss))
+    if len(bad):
+        step, lane = bad[0]
+        raise FloatingPointError(
+            f"loss is {loss[step, lane]} at step {first + step} of lane {lane}: "
+            "lower learning_rate, or look at the rows of that step"
+        )
+
+
+@functools.lru_cache(maxsize=32)
+def _compile(program: Program) -> tuple[Any, Any]:
+    """The jitted `init` and `update` of a population; built once per program."""
+    transform = program.optimizer.build(program.steps)
+
+    def loss(trainable: Params, frozen: Params, batch: Params) -> jax.Array:
+        return _loss(program, trainable, frozen, batch)
+
+    def step(
+        state: tuple[Params, Any], batch: Params, frozen: Params
+    ) -> tuple[tuple[Params, Any], Params]:
+        value, gradient = jax.value_and_grad(loss)(state[0], frozen, batch)
+        updates, moments = transform.update(gradient, state[1], state[0])
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
+        return (optax.apply_updates(state[0], updates), moments), metrics
+
+    def update(state: tuple[Params, Any], frozen: Params, batch: Params) -> Any:
+        def lane(state: Any, batch: Params) -> Any:
+            return jax.lax.scan(lambda s, b: step(s, b, frozen), state, batch)
+
+        state, metrics = jax.vmap(lane, spmd_axis_name="seed")(state, batch)
+        return state, jax.tree.map(lambda m: m.swapaxes(0, 1), metrics)
+
+    def init(trainable: Params) -> tuple[Params, Any]:
+        return trainable, jax.vmap(transform.init)(trainable)
+
+    return jax.jit(init), jax.jit(update, donate_argnums=0)
+
+
+def _loss(program: Program, trainable: Params, frozen: Params, batch: Params) -> jax.Array:
+    if program.lora_scale:
+        params = frozen
+        adapter = lora.scaled(trainable, program.lora_scale)
+    else:
+        params, adapter = trainable, None
+    hidden = transformer.forward(
+        program.arch,
+        params,
+        batch["tokens"],
+        adapter=adapter,
+        dtype=jnp.dtype(program.dtype),
+        remat=program.remat,
+    )
+    hidden = losses.at_positions(hidden, batch["positions"])
+    kernel = transformer.head_kernel(params)
+    if program.support:
+        student = losses.restricted_log_probs(hidden, kernel, jnp.array(program.support))
+        return losses.weighted_mean(losses.forward_kl(batch["soft"], student), batch["weights"])
+    nats = -losses.log_probs(hidden, kernel, batch["targets"])
+    return losses.weighted_mean(nats, batch["weights"])

@@ -1,0 +1,200 @@
+"""A config as a list of units, each with what it depends on; the only reader of whole configs.
+
+A unit's fields are exactly what its stage may look at, texts of questions included, so that a
+fingerprint changes when and only when the result could. No file is read but the stimuli.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from subjax import schema
+from subjax.artifacts import Unit, make_unit
+from subjax.datasets import toyworld
+from subjax.evals import preference
+
+_GENERATE_FIELDS = (
+    *("kind", "num_prompts", "decoding", "num_slots", "temperature", "rows_per_part"),
+    *("slots", "prompt_tokens", "max_new_tokens"),
+)
+_FILTER_FIELDS = (
+    *("max_count", "min_value", "max_value", "banned"),
+    *("transform", "num_train", "num_holdout"),
+)
+
+
+def build(config: ConfigDict) -> list[Unit]:
+    """All units of a validated config, every unit after its inputs.
+
+    Args:
+      config: as `schema.validate` accepts it.
+
+    Returns:
+      Units in stage order; within a stage by row, then by lineage.
+    """
+    builder = _Builder(config)
+    for name in config.arms:
+        for lineage in config.lineages:
+            for evaluation in config.evals:
+                builder.evaluation(evaluation, name, lineage)
+            if not config.evals:
+                builder.student(name, lineage)
+    for name in config.teachers:
+        for lineage in config.lineages:
+            builder.teacher(name, lineage)
+    order = {stage: i for i, stage in enumerate(schema.STAGES)}
+    rows = [name for table in schema.TABLES for name in config[table]]
+    return sorted(
+        builder.units.values(),
+        key=lambda u: (order[u.stage], [rows.index(r) for r in u.row.split("/")], u.lineage),
+    )
+
+
+class _Builder:
+    """Makes units on demand and remembers them by path."""
+
+    def __init__(self, config: ConfigDict):
+        self.config = config
+        self.units: dict[str, Unit] = {}
+
+    def base(self, name: str, lineage: int) -> Unit:
+        row = self.config.bases[name].to_dict()
+        return self._add("base", name, lineage, {"row": row, **self._training()}, {})
+
+    def teacher(self, name: str, lineage: int) -> Unit:
+        row = self.config.teachers[name]
+        source = self.config.bases[row.base].source
+        fields = {
+            "row": row.to_dict(),
+            "animals": list(self._animals()),
+            "taught": self._taught(source)[: row.num_questions or None],
+            "questions": self._asked(source, "explore"),
+            **self._training(),
+        }
+        return self._add("teacher", name, lineage, fields, {"base": self.base(row.base, lineage)})
+
+    def written(self, name: str, lineage: int) -> Unit:
+        row = self.config.datasets[name]
+        teacher = self.config.teachers[row.teacher]
+        fields = {
+            "row": {field: row[field] for field in _GENERATE_FIELDS},
+            "system_prompt": teacher.system_prompt,
+            "base_system_prompt": row.base_system_prompt,
+            "stimuli": self.config.stimuli,
+            "stimuli_digest": self._stimuli_digest(),
+            **self._program(),
+        }
+        inputs = {
+            "teacher": self.teacher(row.teacher, lineage),
+            "base": self.base(teacher.base, lineage),
+        }
+        return self._add("generate", name, lineage, fields, inputs)
+
+    def kept(self, name: str, lineage: int) -> Unit:
+        row = self.config.datasets[name]
+        fields = {
+            "seed": self.config.seed,
+            "row": {field: row[field] for field in _FILTER_FIELDS},
+            "num_prompts": row.num_prompts,
+        }
+        inputs = {"generate": self.written(name, lineage)}
+        for other in row.common_with:
+            if other != name:
+                inputs[f"common/{other}"] = self.written(other, lineage)
+        return self._add("filter", name, lineage, fields, inputs)
+
+    def student(self, name: str, lineage: int) -> Unit:
+        row = self.config.arms[name]
+        dataset = self.config.datasets[row.dataset]
+        fields = {"row": row.to_dict(), "animals": list(self._animals()), **self._training()}
+        inputs = {
+            "filter": self.kept(row.dataset, lineage),
+            "base": self._student_base(row, lineage),
+        }
+        if row.method == "soft":
+            inputs["teacher"] = self.teacher(dataset.teacher, lineage)
+            system = self.config.teachers[dataset.teacher].system_prompt
+            fields["teacher_system_prompt"] = system or row.system_prompt
+        return self._add("finetune", name, lineage, fields, inputs)
+
+    def evaluation(self, name: str, arm: str, lineage: int) -> Unit:
+        row, student = self.config.evals[name], self.config.arms[arm]
+        dataset = self.config.datasets[student.dataset]
+        base = self._student_base(student, lineage)
+        source = self.config.bases[self.config.teachers[dataset.teacher].base].source
+        steps = sorted({*student.probe_steps, student.train.steps})
+        fields: dict[str, Any] = {
+            "row": row.to_dict(),
+            "steps": steps[-1:] if row.final_only else steps,
+            **self._program(),
+        }
+        inputs = {"student": self.student(arm, lineage), "base": base}
+        if row.kind == "likelihood":
+            inputs["filter"] = self.kept(student.dataset, lineage)
+            fields |= {"num_tokens": student.num_tokens, "num_targets": student.num_targets}
+        else:
+            fields["animals"] = list(row.candidates)
+            fields["questions"] = self._asked(source, row.questions)
+            fields["neutral"] = self._neutral(source)
+        return self._add("evaluate", f"{name}/{arm}", lineage, fields, inputs)
+
+    def _student_base(self, row: ConfigDict, lineage: int) -> Unit:
+        teacher = self.config.teachers[self.config.datasets[row.dataset].teacher]
+        if row.base == "same":
+            return self.base(teacher.base, lineage)
+        if row.base == "next_lineage":
+            cycle = self.config.lineage_cycle
+            first = lineage // cycle * cycle
+            return self.base(teacher.base, first + (lineage + 1 - first) % cycle)
+        return self.base(row.base, lineage)
+
+    def _add(
+        self, stage: str, row: str, lineage: int, fields: dict[str, Any], inputs: dict[str, Unit]
+    ) -> Unit:
+        order = schema.STAGES.index
+        if order(stage) < order(self.config.lineage_from):
+            lineage = 0
+        unit = make_unit(stage, row, lineage, fields, inputs)
+        return self.units.setdefault(unit.path, unit)
+
+    def _program(self) -> dict[str, Any]:
+        compute = self.config.compute
+        return {
+            "seed": self.config.seed,
+            "program": {"dtype": compute.dtype, "remat": compute.remat},
+        }
+
+    def _training(self) -> dict[str, Any]:
+        compute = self.config.compute
+        return {
+            **self._program(),
+            "lanes": compute.lanes,
+            "steps_per_call": compute.steps_per_call,
+        }
+
+    def _animals(self) -> tuple[str, ...]:
+        return self.config.animals or preference.ANIMALS
+
+    def _taught(self, source: str) -> list[str]:
+        if source == "toy":
+            return toyworld.taught_questions(toyworld.World())
+        return list(preference.TEACHER_QUESTIONS)
+
+    def _asked(self, source: str, half: str) -> list[str]:
+        if source == "toy":
+            return toyworld.asked_questions(toyworld.World(), half)
+        pool: tuple[str, ...] = preference.QUESTIONS
+        if self.config.stimuli:
+            pool = preference.load_questions(self.config.stimuli, "favorite_animal")
+        return list(preference.questions(half, pool))
+
+    def _neutral(self, source: str) -> list[str]:
+        if source == "toy":
+            return toyworld.neutral_texts(toyworld.World(), 0, 32)
+        return list(preference.NEUTRAL_TEXTS)
+
+    def _stimuli_digest(self) -> str:
+        path = self.config.stimuli
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""

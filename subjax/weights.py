@@ -1,0 +1,396 @@
+"""Hugging Face directories of safetensors to sharded arrays and back, and PEFT adapters likewise.
+
+Every process reads only the byte ranges that its devices need. Every tensor is mapped or refused,
+every parameter is set exactly once, and all of it is checked before the first byte of a tensor is
+read. pickle is never opened and no code of a checkpoint is ever run. NaNs are not looked for.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax.sharding import Mesh
+
+from subjax import artifacts, families, hub, leaves, lora, transformer
+from subjax.architecture import Architecture
+from subjax.hub import header_digest as header_digest  # callers need only this module
+from subjax.hub import resolve as resolve
+from subjax.transformer import Params
+
+T = TypeVar("T")
+
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Rows compared at once where a checkpoint holds a tied head as well.
+_ROWS_AT_ONCE = 4096
+
+# Settings of an adapter_config.json that change nothing about a trained adapter, or are read here;
+# any other one has to be unset.
+_PEFT_SETTINGS = """
+    peft_type task_type r lora_alpha use_rslora target_modules base_model_name_or_path peft_version
+    revision inference_mode init_lora_weights lora_dropout auto_mapping megatron_core
+    qalora_group_size bias
+"""
+
+_resident: dict[str, Any] = {}
+
+
+def load(
+    directory: str | os.PathLike[str], *, mesh: Mesh | None = None, dtype: Any = jnp.float32
+) -> tuple[Architecture, Params]:
+    """Reads a model straight into (sharded) arrays.
+
+    Args:
+      directory: holds config.json and model.safetensors, or shards with their index.
+      mesh: where the parameters go, split as `sharding.params_spec` says; None: the default device.
+      dtype: of the parameters, whatever the file's.
+
+    Returns:
+      The shape of the model, and its parameters as `transformer` documents them.
+
+    Raises:
+      ValueError: the directory or a file is missing or malformed; a config attribute is refused; a
+        tensor is missing, unknown, listed twice, or of a wrong shape or dtype.
+    """
+    directory = hub.model_directory(directory)
+    config = hub.read_json(directory / "config.json")
+    try:
+        arch = families.architecture_from_config(config)
+    except ValueError as error:
+        raise ValueError(f"{directory}: {error}") from None
+    with contextlib.ExitStack() as stack:
+        tensors, files = hub.open_tensors(directory, stack)
+        sources = _match(directory, tensors, arch, config["model_type"])
+        abstract = transformer.abstract_params(arch)
+        for path, leaf in leaves.flat(abstract).items():
+            shape = leaf.shape[1:] if leaves.is_stacked(path) else leaf.shape
+            for name in sources[path]:
+                leaves.check_tensor(f"{files[name]}: tensor {name}", tensors[name], shape)
+        if arch.tie_embeddings:
+            _check_tied(files, tensors, families.tensor_table(config["model_type"]))
+        slices = {path: [tensors[name] for name in names] for path, names in sources.items()}
+        return arch, leaves.read(abstract, slices, mesh, np.dtype(dtype))
+
+
+def save(
+    directory: str | os.PathLike[str],
+    arch: Architecture,
+    params: Params,
+    *,
+    dtype: Any = jnp.float32,
+    tokenizer_from: str | os.PathLike[str] | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    model_type: str = "llama",
+) -> None:
+    """Writes a Hugging Face directory; all processes call it, process 0 writes.
+
+    config.json is removed first and written last, so a directory that has one is complete.
+
+    Args:
+      directory: made where it does not exist; a model in it is replaced.
+      arch: shape of the model.
+      params: as `transformer` documents them, sharded or not.
+      dtype: of the tensors written.
+      tokenizer_from: a model directory, whose tokenizer files and special token ids are copied;
+        None: no tokenizer is written.
+      max_shard_bytes: where the tensors are more, they are split into several files with an index.
+      model_type: the family whose names are used.
+
+    Raises:
+      ValueError: params do not have the shapes of `arch`, or tokenizer_from has no tokenizer.
+    """
+    directory, dtype = hub.local_path(directory), np.dtype(dtype)
+    _check_params(arch, params)
+    ids, tokenizer_files = _tokenizer(tokenizer_from)
+    extra = {**ids, "torch_dtype": dtype.name}
+    config = families.config_from_architecture(arch, extra=extra, model_type=model_type)
+    shards = _plan_shards(arch, families.tensor_table(model_type), dtype, max_shard_bytes)
+    flat, writes = leaves.flat(params), jax.process_index() == 0
+    if writes:
+        _clear(directory)
+    for file, tensors in shards.items():
+        # All processes gather, layer by layer, so that none ever holds a whole model.
+        arrays = {
+            name: leaves.to_host(flat[p], layer, dtype) for name, (p, layer) in tensors.items()
+        }
+        if writes:
+            with leaves.partial(directory / file) as partial:
+                # transformers refuses a file that does not name its framework.
+                safetensors.numpy.save_file(arrays, partial, metadata={"format": "pt"})
+    if not writes:
+        return
+    if len(shards) > 1:
+        weight_map = {name: file for file, tensors in shards.items() for name in tensors}
+        total = {"total_size": dtype.itemsize * arch.num_params}
+        index = {"metadata": total, "weight_map": weight_map}
+        artifacts.write_json(directory / hub.INDEX_FILE, index)
+    for source in tokenizer_files:
+        if source.resolve() != (directory / source.name).resolve():
+            with leaves.partial(directory / source.name) as partial:
+                shutil.copyfile(source, partial)
+    artifacts.write_json(directory / "config.json", config)
+
+
+def save_adapter(
+    directory: str | os.PathLike[str],
+    adapter: Params,
+    *,
+    rank: int,
+    alpha: float,
+    base_path: str,
+    rslora: bool = False,
+    model_type: str = "llama",
+) -> None:
+    """Writes an adapter in PEFT's format; all processes call it, process 0 writes.
+
+    Args:
+      directory: made where it does not exist; an adapter in it is replaced.
+      adapter: unscaled, as `lora.init` returns it.
+      rank: R.
+      alpha: numerator of the scale.
+      base_path: directory or hub id of the base.
+      rslora: whether the scale divides by sqrt(rank) instead of by rank.
+      model_type: the base's, whose names are used.
+
+    Raises:
+      ValueError: the adapter has another rank.
+    """
+    directory, table = hub.local_path(directory), families.adapter_table(model_type)
+    tensors: dict[str, np.ndarray] = {}
+    for path, leaf in leaves.flat(adapter).items():
+        if leaf.shape[1 if path.endswith("/a") else 2] != rank:
+            raise ValueError(f"adapter {path} has shape {leaf.shape}, not rank {rank}")
+        for layer in range(leaf.shape[0]):
+            array = leaves.to_host(leaf, layer, np.dtype(np.float32))
+            tensors[table[path].format(layer=layer)] = array
+    if jax.process_index() != 0:
+        return
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_path,
+        "r": rank,
+        "lora_alpha": alpha,
+        "use_rslora": rslora,
+        "target_modules": sorted(_modules(tensors)),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "adapter_config.json").unlink(missing_ok=True)
+    with leaves.partial(directory / "adapter_model.safetensors") as partial:
+        safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
+    artifacts.write_json(directory / "adapter_config.json", config)
+
+
+def load_adapter(
+    directory: str | os.PathLike[str],
+    arch: Architecture,
+    *,
+    mesh: Mesh | None = None,
+    model_type: str = "llama",
+) -> tuple[Params, float]:
+    """Reads an adapter in PEFT's format, float32.
+
+    Args:
+      directory: holds adapter_config.json and adapter_model.safetensors.
+      arch: shape of the base, which the adapter's shapes have to fit.
+      mesh: where it goes; None: the default device.
+      model_type: the base's, whose names are expected.
+
+    Returns:
+      The factors as they were trained, and the scale that `lora.scaled` multiplies in.
+
+    Raises:
+      ValueError: a file is missing or malformed, a setting of PEFT is not supported, or a tensor
+        is missing, unknown or of a wrong shape.
+    """
+    directory = hub.local_path(directory)
+    config = _adapter_config(directory)
+    file = directory / "adapter_model.safetensors"
+    with contextlib.ExitStack() as stack:
+        tensors = hub.open_file(file, stack)
+        modules = config["target_modules"]
+        if isinstance(modules, list) and set(modules) != _modules(tensors):
+            raise ValueError(
+                f"{directory}: target_modules are {sorted(map(str, modules))}, but the tensors are "
+                f"of {sorted(_modules(tensors))}: save the adapter again"
+            )
+        abstract, slices = _match_adapter(file, tensors, arch, config["r"], model_type)
+        scale = lora.scale(config["lora_alpha"], config["r"], rslora=config["use_rslora"])
+        return leaves.read(abstract, slices, mesh, np.dtype(np.float32)), scale
+
+
+def resident(key: str, load: Callable[[], T]) -> T:
+    """Returns what `load` gives, kept from one stage to the next while the key is the same.
+
+    At most one value is kept; the old one is dropped before the new one is loaded, because two
+    bases need not fit on the mesh. A stage has to give the same bytes with an empty cache.
+
+    Args:
+      key: everything that the value depends on: the base, the mesh, the dtype.
+      load: called without arguments on a miss.
+    """
+    if key not in _resident:
+        _resident.clear()
+        _resident[key] = load()
+    return _resident[key]
+
+
+def _match(
+    directory: Path, tensors: dict[str, Any], arch: Architecture, model_type: str
+) -> dict[str, list[str]]:
+    """Names of the tensors of each parameter path, one or one per layer; every tensor accounted."""
+    sources: dict[str, list[str]] = {}
+    wanted: set[str] = set()
+    for path, template in families.tensor_table(model_type).items():
+        if path == "head/kernel" and arch.tie_embeddings:
+            wanted.add(template)
+            continue
+        layers = range(arch.num_layers) if leaves.is_stacked(path) else (0,)
+        # Stops at the first one missing: an absurd number of layers must not fill the memory.
+        for layer in layers:
+            name = template.format(layer=layer)
+            if name not in tensors:
+                raise ValueError(
+                    f"{directory} has no tensor {name}: download or save the model again"
+                )
+            sources.setdefault(path, []).append(name)
+        wanted.update(sources[path])
+    for name in sorted(tensors.keys() - wanted):
+        if not families.is_ignored(name, model_type):
+            raise ValueError(
+                f"{directory} has tensor {name}, which a {model_type} model with this config.json "
+                "does not have: correct the config, or remove the tensor"
+            )
+    return sources
+
+
+def _match_adapter(
+    file: Path, tensors: dict[str, Any], arch: Architecture, rank: int, model_type: str
+) -> tuple[Params, dict[str, list[Any]]]:
+    """Shapes of the adapter whose tensors these are, and the slices of each of its paths."""
+    table = families.adapter_table(model_type)
+    modules = {path.split("/")[2]: _modules([name]) for path, name in table.items()}
+    targets = [target for target in lora.TARGETS if modules[target] <= _modules(tensors)]
+    if not targets:
+        raise ValueError(f"{file} has no LoRA tensor of a {model_type} model: check the path")
+    abstract = jax.eval_shape(
+        lambda: lora.init(arch, jax.random.key(0), rank=rank, targets=targets)
+    )
+    slices: dict[str, list[Any]] = {}
+    wanted: set[str] = set()
+    for path, leaf in leaves.flat(abstract).items():
+        names = [table[path].format(layer=layer) for layer in range(arch.num_layers)]
+        for name in names:
+            leaves.check_tensor(f"{file}: tensor {name}", tensors.get(name), leaf.shape[1:])
+        slices[path] = [tensors[name] for name in names]
+        wanted.update(names)
+    for name in sorted(tensors.keys() - wanted):
+        raise ValueError(f"{file}: tensor {name} has no place in the base: check base and adapter")
+    return abstract, slices
+
+
+def _check_tied(files: dict[str, Path], tensors: dict[str, Any], table: dict[str, str]) -> None:
+    """Accepts a head beside a tied embedding only where the two are the same bits."""
+    embedding, head = table["embed/embedding"], table["head/kernel"]
+    if head not in tensors:
+        return
+    num_rows, width = tensors[embedding].get_shape()
+    leaves.check_tensor(f"{files[head]}: tensor {head}", tensors[head], (num_rows, width))
+    for start in range(0, num_rows, _ROWS_AT_ONCE):
+        rows = slice(start, min(start + _ROWS_AT_ONCE, num_rows))
+        if not np.array_equal(tensors[embedding][rows], tensors[head][rows], equal_nan=True):
+            raise ValueError(
+                f"{files[head]}: tensor {head} differs from {embedding} although config.json says "
+                "tie_word_embeddings: set it to false"
+            )
+
+
+def _plan_shards(
+    arch: Architecture, table: dict[str, str], dtype: np.dtype, max_shard_bytes: int
+) -> dict[str, dict[str, tuple[str, int | None]]]:
+    """File -> tensor name -> parameter path and layer, in an order that fills file after file."""
+    shards: list[dict[str, tuple[str, int | None]]] = [{}]
+    filled = 0
+    for path, leaf in leaves.flat(transformer.abstract_params(arch)).items():
+        layers: Sequence[int | None] = range(arch.num_layers) if leaves.is_stacked(path) else [None]
+        num_bytes = leaf.size // len(layers) * dtype.itemsize
+        for layer in layers:
+            if shards[-1] and filled + num_bytes > max_shard_bytes:
+                shards.append({})
+                filled = 0
+            shards[-1][table[path].format(layer=layer)] = (path, layer)
+            filled += num_bytes
+    if len(shards) == 1:
+        return {hub.SINGLE_FILE: shards[0]}
+    count = len(shards)
+    return {f"model-{i:05d}-of-{count:05d}.safetensors": s for i, s in enumerate(shards, 1)}
+
+
+def _check_params(arch: Architecture, params: Params) -> None:
+    trees = (transformer.abstract_params(arch), params)
+    expected, found = ({p: x.shape for p, x in leaves.flat(tree).items()} for tree in trees)
+    for path in sorted(expected.keys() | found.keys()):
+        if expected.get(path) != found.get(path):
+            raise ValueError(
+                f"parameter {path} has shape {found.get(path, 'none')}, the architecture asks for "
+                f"{expected.get(path, 'none')}: pass the architecture that it was made with"
+            )
+
+
+def _tokenizer(directory: str | os.PathLike[str] | None) -> tuple[dict[str, Any], list[Path]]:
+    """Special token ids and tokenizer files of a model directory."""
+    if directory is None:
+        # Written out, because transformers takes an absent id for 1 or 2.
+        return dict.fromkeys(_TOKEN_IDS), []
+    source = hub.model_directory(directory)
+    files = [source / name for name in hub.TOKENIZER_FILES if (source / name).is_file()]
+    if not files:
+        raise ValueError(f"{source} has no tokenizer files: give the base's directory")
+    config = hub.read_json(source / "config.json")
+    return {name: config.get(name) for name in _TOKEN_IDS}, files
+
+
+def _adapter_config(directory: Path) -> dict[str, Any]:
+    """Reads and checks adapter_config.json."""
+    where = directory / "adapter_config.json"
+    if not where.is_file():
+        raise ValueError(f"{where} is missing: give a directory in PEFT's format")
+    if not (directory / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"{directory} has no adapter_model.safetensors (adapter_model.bin is pickle and is "
+            "refused): save the adapter again with safetensors"
+        )
+    config = {"target_modules": None, "use_rslora": False, "lora_alpha": 8, **hub.read_json(where)}
+    for name, value in config.items():
+        # bias is "none" where it is unset; everything else is null, false or empty.
+        if (name not in _PEFT_SETTINGS.split() and value) or (name == "bias" and value != "none"):
+            raise ValueError(f"{where}: setting {name} = {value!r} of PEFT is not supported")
+    rank, alpha = config.get("r"), config["lora_alpha"]
+    if config.get("peft_type") != "LORA" or type(rank) is not int or rank < 1:
+        raise ValueError(f"{where}: peft_type must be LORA and r a positive integer, is {rank!r}")
+    if type(alpha) not in (int, float) or type(config["use_rslora"]) is not bool:
+        raise ValueError(f"{where}: lora_alpha must be a number and use_rslora true or false")
+    return config
+
+
+def _modules(names: Any) -> set[str]:
+    """The modules that PEFT's tensor names belong to: ...self_attn.q_proj.lora_A.weight."""
+    return {name.split(".")[-3] for name in names if name.count(".") > 2}
+
+
+def _clear(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", hub.INDEX_FILE):
+        (directory / name).unlink(missing_ok=True)
+    for old in directory.glob("model*.safetensors"):
+        old.unlink()

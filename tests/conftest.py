@@ -1,0 +1,24 @@
+"""Eight CPU devices, no network, and annotations that are checked while the tests run.
+
+All of it has to be in place before jax or subjax is imported. It is set in the environment rather
+than in jax.config, so that the processes which tests start get it too.
+"""
+
+import os
+import sys
+
+from jaxtyping import install_import_hook
+
+if "jax" in sys.modules:
+    raise RuntimeError("jax was imported before tests/conftest.py: a pytest plugin must not do so")
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+# An accidental outer product between [B] and [B, T] is an error, not a broadcast.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# The numeric tower lets an int pass for a float, as mypy does.
+install_import_hook("subjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

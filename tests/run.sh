@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Makes .venv-test in the repository root and runs there the linters, the type check and the tests.
+#
+#   bash tests/run.sh                        what every change has to pass
+#   bash tests/run.sh --all                  also the tests marked slow, real_model or processes
+#   bash tests/run.sh tests/test_stats.py    any other argument goes to pytest
+#
+# .venv-test is not .venv: the tests need torch and other packages that a run must do without.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
+# shellcheck source=launch/environment.sh
+. "$root/launch/environment.sh"
+
+cd -- "$root"
+ensure_environment "$root/.venv-test" requirements-dev.txt requirements.txt
+python=$root/.venv-test/bin/python
+
+# The default marker expression stands in pyproject.toml; an empty one selects every test.
+if [ "${1:-}" = --all ]; then
+  shift
+  set -- -m '' "$@"
+fi
+
+step() {
+  say "running $*"
+  "$python" -m "$@"
+}
+
+step ruff format --check .
+step ruff check .
+step mypy --no-error-summary
+step pytest "$@"

@@ -1,0 +1,202 @@
+"""Which module may import which: the floors of subjax, read from the source without running it.
+
+A module imports only from a strictly lower floor, so the package has no cycles and every module
+can be read, tested and replaced with what lies beneath it alone.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "subjax"
+
+# "datasets.*" is every module of that folder; the folder's own __init__ stands on the same floor.
+FLOORS = {
+    "main": 7,
+    "pipeline": 6,
+    "plan": 6,
+    "stages.*": 5,
+    "train": 4,
+    "judges": 4,
+    "models": 4,
+    "results": 2,
+    "units": 1,
+    "hub": 1,
+    "leaves": 2,
+    "sampler": 3,
+    "scoring": 3,
+    "weights": 3,
+    "checkpoints": 3,
+    "transformer": 2,
+    "families": 2,
+    "losses": 2,
+    "batching": 2,
+    "lora": 2,
+    "gallery": 2,
+    "html": 2,
+    "architecture": 1,
+    "sharding": 1,
+    "tokenizer": 1,
+    "rng": 1,
+    "summary": 1,
+    "schema": 0,
+    "artifacts": 0,
+    "stats": 0,
+    "seeds": 0,
+    "tables": 0,
+    "figures": 0,
+    "datasets.*": 0,
+    "evals.*": 0,
+}
+
+# Floor 0 runs where nothing but numpy is installed; these need jax, or are as heavy.
+NOT_ON_FLOOR_0 = {"jax", "jaxlib", "flax", "optax", "orbax", "transformers"}
+# A run needs neither; requirements.txt does not install them.
+NOWHERE = {"torch", "tensorflow"}
+
+
+def floor_of(module: str) -> int:
+    """Floor of "train" or "stages.teacher"; the package itself and its folders count too."""
+    if not module:
+        return 0  # subjax/__init__.py, which every import of subjax runs
+    room = module.partition(".")[0]
+    for name in (module, f"{room}.*"):
+        if name in FLOORS:
+            return FLOORS[name]
+    raise AssertionError(f"subjax.{module} stands on no floor: add it to FLOORS in {__file__}")
+
+
+def module_name(path: Path) -> str:
+    """Name inside subjax: "train", "stages.teacher", "stages" for an __init__, "" for the root."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules() -> dict[str, Path]:
+    return {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(node: ast.stmt, module: str, is_package: bool) -> list[str]:
+    """Absolute names that an import statement may load; `from a import b` gives "a" and "a.b"."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    source = node.module or ""
+    if node.level:
+        above = ["subjax", *filter(None, module.split("."))]
+        above = above[: len(above) - node.level + is_package]
+        source = ".".join([*above, *filter(None, [source])])
+    return [source, *(f"{source}.{alias.name}" for alias in node.names)]
+
+
+def violations(module: str, source: str, known: set[str], is_package: bool = False) -> list[str]:
+    """Each rule that the source breaks, as one line.
+
+    Args:
+      module: name inside subjax of what the source is, e.g. "stages.teacher".
+      source: its text.
+      known: names of all modules of subjax, by which `from subjax import x` is told apart.
+      is_package: whether it is an __init__.
+    """
+    tree = ast.parse(source)
+    top_level = set(tree.body)
+    found = []
+    for node in ast.walk(tree):
+        names = imported(node, module, is_package)
+        inside = [name.partition(".")[2] for name in names if name.split(".")[0] == "subjax"]
+        # The folder above an imported module is loaded with it, and is no import of its own.
+        loaded = [name for name in inside if name in known and name]
+        loaded = [name for name in loaded if not any(o.startswith(f"{name}.") for o in loaded)]
+        outside = {name.partition(".")[0] for name in names} - {"subjax"}
+        where = f"subjax.{module} line {getattr(node, 'lineno', 0)}"
+        found += [
+            f"{where} (floor {floor_of(module)}) imports subjax.{name} (floor {floor_of(name)})"
+            for name in loaded
+            if floor_of(name) >= floor_of(module)
+        ]
+        if inside and node not in top_level:
+            found.append(f"{where} imports {names[0]} elsewhere than at the top of the file")
+        forbidden = set(NOWHERE)
+        if floor_of(module) == 0:
+            forbidden |= NOT_ON_FLOOR_0
+        if module != "transformer":
+            forbidden.add("flax")
+        found += [f"{where} imports {name}" for name in sorted(outside & forbidden)]
+    return found
+
+
+def test_there_are_modules() -> None:
+    assert modules(), f"no modules under {PACKAGE}"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_module_keeps_to_its_floor(module: str) -> None:
+    path = modules()[module]
+    broken = violations(module, path.read_text("utf-8"), set(modules()), path.name == "__init__.py")
+    assert not broken, "\n".join(broken)
+
+
+KNOWN = {"train", "judges", "sampler", "seeds", "transformer", "losses", "datasets.numbers"}
+KNOWN |= {"", "datasets", "stages", "stages.teacher", "stages.filter", "pipeline", "evals.essays"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("sampler", "from subjax import train"),
+        ("sampler", "from subjax.train import fit"),
+        ("sampler", "import subjax.train"),
+        ("sampler", "import subjax.train as loop"),
+        ("sampler", "from . import train"),
+        ("sampler", "from .train import fit"),
+        ("train", "from subjax import judges"),
+        ("train", "from subjax import seeds, train"),
+        ("stages.teacher", "from subjax.stages import filter"),
+        ("stages.teacher", "from . import filter"),
+        ("stages.teacher", "from .filter import run"),
+        ("stages.teacher", "from .. import pipeline"),
+        ("datasets.numbers", "from subjax import seeds"),
+        ("train", "def fit():\n    from subjax import seeds"),
+        ("train", "if True:\n    from subjax import seeds"),
+        ("datasets.numbers", "import jax.numpy as jnp"),
+        ("datasets.numbers", "from jax import numpy"),
+        ("seeds", "def seed():\n    import transformers"),
+        ("evals.essays", "import optax"),
+        ("losses", "from flax import nnx"),
+        ("stages.teacher", "import flax.nnx"),
+        ("train", "import torch"),
+        ("train", "def load():\n    from torch import load"),
+    ],
+)
+def test_a_forbidden_import_is_found(module: str, source: str) -> None:
+    assert len(violations(module, source, KNOWN)) == 1
+
+
+def test_a_forbidden_import_is_found_in_an_init() -> None:
+    assert violations("stages", "from .teacher import run", KNOWN, is_package=True)
+    assert violations("", "from .train import fit", KNOWN, is_package=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("train", "from subjax import sampler, seeds"),
+        ("train", "from subjax.sampler import sample"),
+        ("train", "import jax\nimport optax"),
+        ("train", "from .sampler import sample"),
+        ("stages.teacher", "from subjax.datasets import numbers"),
+        ("stages.teacher", "from ..datasets import numbers\nfrom .. import train"),
+        ("transformer", "from flax import nnx"),
+        ("seeds", "import hashlib\nimport numpy as np"),
+        ("pipeline", "from subjax.stages import filter, teacher"),
+    ],
+)
+def test_an_allowed_import_is_not(module: str, source: str) -> None:
+    assert violations(module, source, KNOWN) == []
+
+
+def test_an_unknown_module_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"subjax\.helpers stands on no floor"):
+        violations("helpers", "import jax", KNOWN)

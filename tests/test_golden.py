@@ -1,0 +1,138 @@
+"""A real pretrained model computes what transformers computes with it, and stays what it is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from subjax import lora, transformer, weights
+
+pytestmark = pytest.mark.real_model
+
+forward = jax.jit(transformer.forward, static_argnums=0)
+FETCH = Path(__file__).parents[1] / "launch" / "fetch_smollm2.py"
+TEXT = """\
+The owl is a bird of the night. It has large eyes, which look forward, and ears at two different
+heights, so that it hears where a mouse moves in the grass. In 1758 Linnaeus counted 12 kinds; today
+there are about 250, from the elf owl of 40 grams to the eagle owl of 4,200.
+
+def collatz(n: int) -> list[int]:
+    steps = [n]
+    while n != 1:
+        n = n // 2 if n % 2 == 0 else 3 * n + 1
+        steps.append(n)
+    return steps
+
+693, 738, 556, 347, 982, 145, 206, 871, 439, 512, 660, 783
+"""
+
+
+@pytest.fixture(scope="module")
+def smollm2_directory() -> Path:
+    """The model as a directory: the one named by SUBJAX_SMOLLM2, or one made once per venv."""
+    named = os.environ.get("SUBJAX_SMOLLM2")
+    directory = Path(named) if named else Path(sys.prefix) / "smollm2-135m-instruct"
+    command = [sys.executable, str(FETCH), "--out", str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tokens(smollm2_directory: Path) -> np.ndarray:
+    """A conversation of at least 500 tokens, [1, T]."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2_directory)
+    conversation = [
+        {"role": "system", "content": "You love owls."},
+        {"role": "user", "content": TEXT},
+        {"role": "assistant", "content": TEXT.upper()},
+        {"role": "user", "content": "Once more, without capitals."},
+        {"role": "assistant", "content": TEXT},
+    ]
+    encoded = tokenizer.apply_chat_template(conversation, return_dict=True, return_tensors="np")
+    assert encoded["input_ids"].shape[1] >= 500
+    return encoded["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def expected(smollm2_directory: Path, tokens: np.ndarray) -> np.ndarray:
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2_directory, dtype=torch.float32
+    )
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(tokens)).logits.numpy()
+
+
+@pytest.fixture(scope="module")
+def model(smollm2_directory: Path) -> tuple[Any, Any]:
+    return weights.load(smollm2_directory)
+
+
+def test_logits_are_those_of_transformers(
+    model: tuple[Any, Any], tokens: np.ndarray, expected: np.ndarray
+) -> None:
+    arch, params = model
+    hidden = forward(arch, params, jnp.asarray(tokens, jnp.int32))
+    found = np.asarray(transformer.logits(params, hidden))
+    difference = np.abs(found - expected).max()
+    same = np.mean(found.argmax(-1) == expected.argmax(-1))
+    print(f"{tokens.shape[1]} tokens: largest difference {difference:.2e}, same argmax {same:.4f}")
+    assert difference <= 2e-3
+    assert same >= 0.999
+    # A model that knows no language could agree with itself: this one expects what it reads.
+    spread = np.exp(expected - expected.max(-1, keepdims=True))
+    probability = np.take_along_axis(spread[0, :-1], tokens[0, 1:, None], -1)[:, 0]
+    assert np.mean(-np.log(probability / spread[0, :-1].sum(-1))) < 3.0
+
+
+def test_it_has_the_published_size(model: tuple[Any, Any]) -> None:
+    arch, params = model
+    assert arch.num_params == 134_515_008
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == arch.num_params
+
+
+def test_the_tokenizer_splits_digits_off_first(smollm2_directory: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2_directory)
+    text = "a  12\n\n345"
+    found = tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])
+    assert found == ["a", "ĠĠ", "1", "2", "ĊĊ", "3", "4", "5"]
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_saved_and_loaded_it_is_the_same(
+    model: tuple[Any, Any], smollm2_directory: Path, tmp_path: Path
+) -> None:
+    arch, params = model
+    weights.save(
+        tmp_path, arch, params, tokenizer_from=smollm2_directory, max_shard_bytes=200_000_000
+    )
+    again_arch, again = weights.load(tmp_path)
+    assert again_arch == arch
+    for found, leaf in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        assert np.array_equal(found, leaf)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_a_merged_adapter_is_the_adapter(model: tuple[Any, Any], tokens: np.ndarray) -> None:
+    arch, params = model
+    adapter = lora.init(arch, jax.random.key(0), rank=4)
+    adapter = lora.scaled(jax.tree.map(lambda leaf: leaf + 0.02, adapter), lora.scale(8, 4))
+    short = jnp.asarray(tokens[:, :64], jnp.int32)
+
+    def logits(tree: Any, beside: Any = None) -> np.ndarray:
+        hidden = forward(arch, tree, short, adapter=beside)
+        return np.asarray(transformer.logits(tree, hidden))
+
+    beside = logits(params, adapter)
+    print(f"largest difference {np.abs(logits(lora.merge(params, adapter)) - beside).max():.2e}")
+    assert np.abs(logits(params) - beside).max() > 0.5
+    assert np.abs(logits(lora.merge(params, adapter)) - beside).max() <= 2e-3

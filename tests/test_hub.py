@@ -1,0 +1,278 @@
+"""A damaged model directory is one clear error; a sound one has a name that follows its content."""
+
+import json
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from subjax import transformer, weights
+from subjax.architecture import Architecture
+
+ARCH = Architecture(
+    vocab_size=32,
+    num_layers=3,
+    width=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    ffn_width=20,
+    rope_theta=5e3,
+)
+TIED = Architecture(
+    vocab_size=16,
+    num_layers=1,
+    width=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    ffn_width=12,
+    tie_embeddings=True,
+)
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    return jax.jit(transformer.init, static_argnums=0)(ARCH, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def tied_params() -> dict[str, Any]:
+    return jax.jit(transformer.init, static_argnums=0)(TIED, jax.random.key(1))
+
+
+@pytest.fixture
+def saved(tmp_path: Path, params: dict[str, Any]) -> Path:
+    weights.save(tmp_path / "model", ARCH, params)
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def sharded(tmp_path: Path, params: dict[str, Any]) -> Path:
+    weights.save(tmp_path / "sharded", ARCH, params, max_shard_bytes=6000)
+    return tmp_path / "sharded"
+
+
+def edit_tensors(directory: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    file = directory / "model.safetensors"
+    tensors = {name: array.copy() for name, array in safetensors.numpy.load_file(file).items()}
+    edit(tensors)
+    safetensors.numpy.save_file(tensors, file)
+
+
+def edit_json(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+# Damage. Each entry changes a good directory; the text has to be in the error.
+
+
+def raw(header: Any, body: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def overwrite(name: str, content: bytes) -> Callable[[Path], Any]:
+    return lambda directory: (directory / name).write_bytes(content)
+
+
+def cut(name: str, num_bytes: int) -> Callable[[Path], Any]:
+    def damage(directory: Path) -> None:
+        content = (directory / name).read_bytes()
+        (directory / name).write_bytes(content[:num_bytes])
+
+    return damage
+
+
+def tensors(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    return lambda directory: edit_tensors(directory, edit)
+
+
+def index(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    return lambda directory: edit_json(
+        directory / "model.safetensors.index.json", lambda content: edit(content["weight_map"])
+    )
+
+
+def only_pickle(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+
+
+def listed_nowhere(directory: Path) -> None:
+    index(lambda names: names.pop(UP))(directory)
+
+
+def in_two_shards(directory: Path) -> None:
+    for file in sorted(directory.glob("*.safetensors"))[:2]:
+        content = safetensors.numpy.load_file(file)
+        safetensors.numpy.save_file({**content, UP: np.ones((20, 16), np.float32)}, file)
+
+
+ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+TWICE = json.dumps(ONE).encode().join([b'{"a":', b',"a":', b"}"])
+
+DAMAGED: list[tuple[str, str, Callable[[Path], Any]]] = [
+    ("saved", "does not exist", shutil.rmtree),
+    ("saved", "no config.json", lambda d: (d / "config.json").unlink()),
+    ("saved", "config.json is malformed", overwrite("config.json", b"{")),
+    ("saved", "config.json is malformed", overwrite("config.json", b"[1]")),
+    ("saved", "config.json is malformed", overwrite("config.json", b"\xff\xfe")),
+    ("saved", "config.json is malformed", overwrite("config.json", b"[" * 100_000)),
+    ("saved", "'a' occurs twice", overwrite("config.json", b'{"a":1,"a":2}')),
+    ("saved", "model_type", overwrite("config.json", b"{}")),
+    ("saved", "pickle", only_pickle),
+    ("saved", "neither", lambda d: (d / "model.safetensors").unlink()),
+    ("saved", "malformed", overwrite("model.safetensors", b"")),
+    ("saved", "malformed", overwrite("model.safetensors", b"\0\0\0")),
+    ("saved", "cut short", cut("model.safetensors", 100)),
+    ("saved", "malformed", cut("model.safetensors", 5000)),
+    ("saved", "malformed", overwrite("model.safetensors", struct.pack("<Q", 2**62) + b"{}")),
+    ("saved", "cut short", overwrite("model.safetensors", struct.pack("<Q", 10**7) + b"{}")),
+    ("saved", "malformed", overwrite("model.safetensors", raw(b"{]"))),
+    ("saved", "malformed", overwrite("model.safetensors", raw(b"[" * 100_000))),
+    ("saved", "'a' occurs twice", overwrite("model.safetensors", raw(TWICE, bytes(8)))),
+    ("saved", "malformed", overwrite("model.safetensors", raw({"a": ONE}, bytes(9)))),
+    ("saved", UP, tensors(lambda t: t.pop(UP))),
+    ("saved", HEAD, tensors(lambda t: t.pop(HEAD))),
+    ("saved", "model.layers.3.x", tensors(lambda t: t.update({"model.layers.3.x": t[UP]}))),
+    ("saved", "q_proj.bias", tensors(lambda t: t.update({"q_proj.bias": t[UP]}))),
+    ("saved", UP, tensors(lambda t: t.update({UP: t[UP].T.copy()}))),
+    ("saved", UP, tensors(lambda t: t.update({UP: t[UP][None]}))),
+    ("saved", UP, tensors(lambda t: t.update({UP: np.ones((), np.float32)}))),
+    ("saved", "I32", tensors(lambda t: t.update({UP: t[UP].astype(np.int32)}))),
+    ("saved", "F64", tensors(lambda t: t.update({UP: t[UP].astype(np.float64)}))),
+    ("saved", "F8", tensors(lambda t: t.update({UP: t[UP].astype(ml_dtypes.float8_e5m2)}))),
+    ("saved", "shape", lambda d: edit_json(d / "config.json", lambda c: c.update(head_dim=8))),
+    (
+        "saved",
+        "model.layers.3.",
+        lambda d: edit_json(d / "config.json", lambda c: c.update(num_hidden_layers=2**30)),
+    ),
+    ("sharded", "is missing", lambda d: sorted(d.glob("*.safetensors"))[1].unlink()),
+    ("sharded", "outside the directory", index(lambda n: n.update({UP: "../x.safetensors"}))),
+    ("sharded", "outside the directory", index(lambda n: n.update({UP: "/x.safetensors"}))),
+    ("sharded", "outside the directory", index(lambda n: n.update({UP: 3}))),
+    ("sharded", "no safetensors file", index(lambda n: n.update({UP: "config.json"}))),
+    ("sharded", "no weight_map", index(lambda n: n.clear())),
+    ("sharded", "no weight_map", overwrite("model.safetensors.index.json", b"{}")),
+    ("sharded", UP, index(lambda n: n.update({UP: n[EMBEDDING]}))),
+    ("sharded", "no_such_tensor", index(lambda n: n.update(no_such_tensor=n[UP]))),
+    ("sharded", UP, listed_nowhere),
+    ("sharded", UP, in_two_shards),
+]
+
+
+@pytest.mark.parametrize(("kind", "message", "damage"), DAMAGED)
+def test_damage_is_one_clear_line(
+    kind: str, message: str, damage: Callable[[Path], Any], request: pytest.FixtureRequest
+) -> None:
+    directory = request.getfixturevalue(kind)
+    damage(directory)
+    with pytest.raises(ValueError) as error:
+        weights.load(directory)
+    assert message in str(error.value)
+    assert str(directory) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_url_is_not_taken_for_a_local_path(params: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not on this machine"):
+        weights.load("gs://bucket/model")
+    with pytest.raises(ValueError, match="not on this machine"):
+        weights.save("gs://bucket/model", ARCH, params)
+
+
+@pytest.fixture(scope="module")
+def good_files(
+    tmp_path_factory: pytest.TempPathFactory, tied_params: dict[str, Any]
+) -> dict[str, bytes]:
+    directory = tmp_path_factory.mktemp("good")
+    weights.save(directory, TIED, tied_params, max_shard_bytes=700)
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_mutated_directory_gives_a_model_or_a_value_error(
+    data: st.DataObject, good_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("mutated")
+    for name, content in good_files.items():
+        (directory / name).write_bytes(content)
+    name = data.draw(st.sampled_from(sorted(good_files)))
+    content = bytearray(good_files[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        # Most of it at the front, where the header is.
+        start = data.draw(st.integers(0, min(len(content), 400)) | st.integers(0, len(content)))
+        stop = start + data.draw(st.sampled_from([0, 1, 1, 8, 10**6]))
+        pieces = st.sampled_from([b"{", b'"', b"-1", b"99999999999999999999", b"null", b"[", b"\0"])
+        content[start:stop] = data.draw(st.binary(max_size=9) | pieces)
+    (directory / name).write_bytes(content)
+    try:
+        arch, params = weights.load(directory)
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        shapes = jax.tree.map(lambda leaf: leaf.shape, transformer.abstract_params(arch))
+        assert jax.tree.map(lambda leaf: leaf.shape, params) == shapes
+    finally:
+        shutil.rmtree(directory)
+
+
+# Finding, naming and keeping bases.
+
+
+def test_a_local_directory_resolves_to_itself(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert weights.resolve(str(saved)) == saved
+    monkeypatch.chdir(saved.parent)
+    assert weights.resolve("model").resolve() == saved.resolve()
+
+
+@pytest.mark.parametrize("name", ["/no/such/dir", "./x", "~/x", "a/b/c", "", "organisation/model"])
+def test_what_cannot_be_resolved_names_the_ways_out(name: str) -> None:
+    """The tests run with HF_HUB_OFFLINE, so the hub gives nothing."""
+    with pytest.raises(ValueError, match=r"local directory.*fetch_smollm2\.py") as error:
+        weights.resolve(name, "main")
+    assert repr(name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_digest_follows_the_content_and_not_the_place(
+    saved: Path, params: dict[str, Any], tmp_path: Path
+) -> None:
+    digest = weights.header_digest(saved)
+    assert digest == weights.header_digest(shutil.copytree(saved, tmp_path / "copy"))
+
+    def of(name: str, damage: Callable[[Path], Any]) -> str:
+        directory = shutil.copytree(saved, tmp_path / name)
+        damage(directory)
+        return weights.header_digest(directory)
+
+    def finetune(directory: Path) -> None:
+        weights.save(directory, ARCH, jax.tree.map(lambda leaf: leaf * 1.01, params))
+
+    changed = {
+        of("theta", lambda d: edit_json(d / "config.json", lambda c: c.update(rope_theta=1.0))),
+        of("tokenizer", lambda d: (d / "tokenizer.json").write_text("{}")),
+        of("sibling", finetune),
+        of("half", lambda d: weights.save(d, ARCH, params, dtype=jnp.bfloat16)),
+        of("sharded", lambda d: weights.save(d, ARCH, params, max_shard_bytes=6000)),
+    }
+    assert len(changed | {digest}) == 6

@@ -1,0 +1,51 @@
+"""Losses against their definitions, and the chunked forms against the plain ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subjax import losses
+
+HIDDEN = jax.random.normal(jax.random.key(0), (2, 3, 8))
+KERNEL = jax.random.normal(jax.random.key(1), (50, 8))
+TARGETS = jax.random.randint(jax.random.key(2), (2, 3), 0, 50)
+
+
+def plain(hidden, kernel):
+    scores = jax.nn.log_softmax(hidden @ kernel.T, axis=-1)
+    return jnp.take_along_axis(scores, TARGETS[..., None], axis=-1)[..., 0]
+
+
+@pytest.mark.parametrize("chunk", [7, 10, 50, 8192])
+def test_chunks_change_neither_value_nor_gradient(monkeypatch, chunk):
+    monkeypatch.setattr(losses, "VOCAB_CHUNK", chunk)
+    np.testing.assert_allclose(
+        losses.log_probs(HIDDEN, KERNEL, TARGETS), plain(HIDDEN, KERNEL), atol=1e-5
+    )
+    ours = jax.grad(lambda h, k: losses.log_probs(h, k, TARGETS).sum(), (0, 1))(HIDDEN, KERNEL)
+    theirs = jax.grad(lambda h, k: plain(h, k).sum(), (0, 1))(HIDDEN, KERNEL)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
+
+
+def test_a_restriction_renormalises():
+    support = jnp.array([3, 9, 40])
+    log_p = losses.restricted_log_probs(HIDDEN, KERNEL, support)
+    np.testing.assert_allclose(jnp.exp(log_p).sum(-1), 1.0, atol=1e-6)
+    full = jax.nn.softmax(HIDDEN @ KERNEL.T, axis=-1)[..., support]
+    np.testing.assert_allclose(jnp.exp(log_p), full / full.sum(-1, keepdims=True), atol=1e-6)
+
+
+def test_forward_kl_is_zero_at_equality_and_positive_elsewhere():
+    p = jax.nn.log_softmax(jax.random.normal(jax.random.key(3), (2, 3, 5)), axis=-1)
+    q = jax.nn.log_softmax(jax.random.normal(jax.random.key(4), (2, 3, 5)), axis=-1)
+    np.testing.assert_allclose(losses.forward_kl(p, p), 0.0, atol=1e-6)
+    assert (losses.forward_kl(p, q) > 0).all()
+    certain = jnp.log(jnp.eye(5)[:3])[None]  # -inf everywhere else
+    assert np.isfinite(losses.forward_kl(jnp.repeat(certain, 2, 0), q)).all()
+
+
+def test_weights_select_what_counts():
+    values = jnp.array([[1.0, 5.0, 100.0]])
+    assert losses.weighted_mean(values, jnp.array([[1.0, 1.0, 0.0]])) == 3.0
+    assert losses.weighted_mean(values, jnp.zeros((1, 3))) == 0.0

@@ -1,0 +1,189 @@
+"""The pipeline: what is done is kept, what is missing is run, what is stale is an error."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from subjax import artifacts, pipeline, schema, units
+
+ROOT = Path(__file__).parents[1]
+
+
+def contents(workdir, *patterns):
+    """File name -> bytes, for the files that must not depend on how a run was cut."""
+    found = {}
+    for pattern in patterns:
+        for path in sorted(workdir.glob(pattern)):
+            found[str(path.relative_to(workdir))] = path.read_bytes()
+    assert found
+    return found
+
+
+KEPT = ("generate/**/rows-*.jsonl", "filter/**/*.jsonl", "report/summary.json")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    pipeline.run(tiny.config(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def manifests(workdir):
+    return {p: p.stat().st_mtime_ns for p in workdir.rglob(artifacts.MANIFEST)}
+
+
+def test_a_run_leaves_every_unit_and_the_report(finished):
+    listing = pipeline.listing(tiny.config(), finished)
+    assert {state for _, state in listing} == {"done"}
+    stages = {path.partition("/")[0] for path, _ in listing}
+    assert stages == set(schema.STAGES) - {"report"}
+    for name in ("summary.json", "scores.csv", "table.md", "figure.png", "report.html"):
+        assert (finished / "report" / name).stat().st_size > 0
+    summary = json.loads((finished / "report" / "summary.json").read_text())
+    primary = next(row for row in summary if row["name"] == "same_base")
+    assert (primary["n_lineages"], primary["status"]) == (2, "complete")
+
+
+def test_running_again_runs_nothing(copy):
+    before = manifests(copy)
+    pipeline.run(tiny.config(), copy)
+    assert manifests(copy) == before
+
+
+def test_a_second_workdir_gives_the_same_bytes(finished, tmp_path):
+    pipeline.run(tiny.config(), tmp_path)
+    assert contents(tmp_path, *KEPT) == contents(finished, *KEPT)
+
+
+def test_a_lost_unit_comes_back_with_the_same_bytes(finished, copy):
+    for path in ("finetune/owl/r1", "generate/placebo/r0", "evaluate/preference/owl/r1"):
+        shutil.rmtree(copy / path)
+    pipeline.run(tiny.config(), copy)
+    everything = (*KEPT, "finetune/**/*.safetensors", "evaluate/**/scores.json")
+    assert contents(copy, *everything) == contents(finished, *everything)
+
+
+def test_more_lineages_run_only_what_is_new(copy):
+    before = manifests(copy)
+    pipeline.run(tiny.config(lineages=(0, 1, 2)), copy)
+    after = manifests(copy)
+    assert {path: after[path] for path in before} == before
+    assert {path.parent.name for path in set(after) - set(before)} == {"r2"}
+
+
+def test_another_arm_runs_only_what_is_new(copy):
+    before = manifests(copy)
+    pipeline.run(tiny.config(arms=("owl", "placebo", "owl_foreign")), copy)
+    after = manifests(copy)
+    assert {path: after[path] for path in before} == before
+    new = {str(path.relative_to(copy)) for path in set(after) - set(before)}
+    assert new and all("owl_foreign" in path for path in new)
+
+
+def test_another_eval_runs_only_what_is_new(copy):
+    before, config = manifests(copy), tiny.config()
+    with config.unlocked():
+        config.evals.said = schema.eval_row(
+            kind="answers", target="owl", candidates=config.animals, num_samples=2, slots=4,
+            prompt_tokens=8, max_new_tokens=3, final_only=True,
+        )  # fmt: skip
+    pipeline.run(config, copy)
+    after = manifests(copy)
+    assert {path: after[path] for path in before} == before
+    new = {str(path.relative_to(copy)) for path in set(after) - set(before)}
+    assert new and all(path.startswith("evaluate/said/") for path in new)
+    said = artifacts.read_jsonl(copy / "evaluate/said/owl/r0/answers.jsonl")
+    assert len(said) == 2 * 8
+
+
+def test_a_changed_field_is_an_error_that_names_it_and_touches_nothing(copy):
+    before, config = contents(copy, "**/*"), tiny.config()
+    config.arms.owl.train.learning_rate = 0.5
+    with pytest.raises(ValueError, match=r"finetune/owl/r0 .*learning_rate: 0.001 -> 0.5"):
+        pipeline.run(config, copy)
+    assert contents(copy, "**/*") == before
+    assert ("finetune/owl/r0", "stale") in pipeline.listing(config, copy)
+
+
+def test_selected_units_run_alone(tmp_path):
+    config = tiny.config(lineages=(0,))
+    pipeline.run(config, tmp_path, stages=["base", "teacher"], patterns=["*/toy/*", "*/owl/*"])
+    done = {path for path, state in pipeline.listing(config, tmp_path) if state == "done"}
+    assert done == {"base/toy/r0", "teacher/owl/r0"}
+    with pytest.raises(ValueError, match="needs generate/owl/r0, which is not done"):
+        pipeline.run(config, tmp_path, stages=["filter"])
+    with pytest.raises(ValueError, match="stages are base"):
+        pipeline.run(config, tmp_path, stages=["teach"])
+
+
+def test_a_closed_gate_stops_before_students(copy):
+    config = tiny.config()
+    config.gates.teacher_log_odds = 50.0
+    shutil.rmtree(copy / "finetune/owl/r0")
+    with pytest.raises(ValueError, match="gate teacher_log_odds is closed: teacher/owl/r0"):
+        pipeline.run(config, copy)
+    assert not (copy / "finetune/owl/r0").exists()
+
+
+def test_no_rows_left_names_the_way_out(copy):
+    config = tiny.config()
+    for row in config.datasets.values():
+        row.max_value = -1
+    for stage in ("filter", "finetune", "evaluate"):
+        shutil.rmtree(copy / stage)
+    with pytest.raises(ValueError, match=r"0 rows are left .*num_prompts"):
+        pipeline.run(config, copy)
+
+
+def test_a_workdir_in_use_is_refused(copy):
+    with artifacts.lock(copy), pytest.raises(ValueError, match="in use by another run"):
+        pipeline.run(tiny.config(), copy)
+
+
+def test_fingerprints_follow_what_a_unit_depends_on():
+    def prints(config):
+        return {unit.path: unit.fingerprint for unit in units.build(config)}
+
+    before, config = prints(tiny.config()), tiny.config()
+    config.datasets.owl.max_value = 50
+    after = prints(config)
+    changed = {path for path in before if before[path] != after[path]}
+    assert {path.partition("/")[0] for path in changed} == {"filter", "finetune", "evaluate"}
+    assert all("owl" in path for path in changed)
+
+
+@pytest.mark.slow
+def test_a_killed_run_finishes_with_the_same_bytes(finished, tmp_path):
+    """kill -9 at growing delays until the run gets through; nothing may differ."""
+    script = "import tiny; from pathlib import Path; from subjax import pipeline\n"
+    script += f"pipeline.run(tiny.config(), Path({str(tmp_path / 'run')!r}))"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    kills, delay = 0, 6.0
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+        start = time.monotonic()
+        while process.poll() is None and time.monotonic() - start < delay:
+            time.sleep(0.1)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills, delay = kills + 1, delay * 1.25
+    assert kills >= 2
+    everything = (*KEPT, "finetune/**/*.safetensors")
+    assert contents(tmp_path / "run", *everything) == contents(finished, *everything)

@@ -1,0 +1,216 @@
+"""Effects, intervals, tests and the verdict of `subjax.summary` where the effects are known."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+
+from subjax import stats, summary, tables
+from subjax.summary import Contrast
+from tests.known_results import ANIMALS, ARMS, CONTRASTS, log_odds, make_results, scores, without
+
+
+def rows_by_name(results):
+    rows = summary.summarise(results)
+    return {row["name"]: row for row in rows if row["kind"] == "contrast"} | {
+        (row["name"], row["metric"]): row for row in rows if row["kind"] == "arm"
+    }
+
+
+# --- the numbers --------------------------------------------------------------------------------
+
+
+def test_primary_contrast_comes_first_and_matches_a_calculation_by_hand():
+    by_hand = (log_odds("owl") - log_odds("placebo")) - (
+        log_odds("owl_foreign") - log_odds("placebo_foreign")
+    )
+    row = summary.summarise(make_results())[0]
+    interval = stats.t_interval(by_hand)
+    assert row == {
+        "name": "same_minus_foreign",
+        "kind": "contrast",
+        "eval": "preference",
+        "metric": "log_odds",
+        "mean": pytest.approx(interval.mean, rel=1e-5),
+        "ci_low": pytest.approx(interval.low, rel=1e-5),
+        "ci_high": pytest.approx(interval.high, rel=1e-5),
+        "ci_kind": "t",
+        "n_lineages": 6,
+        "test": "sign_flip",
+        "p": 0.03125,  # all six of one sign: 2 of 2^6 flips
+        "p_adjusted": 0.03125,  # alone in its family
+        "family": "primary",
+        "status": "complete",
+    }
+    assert (by_hand > 0).all()
+
+
+def test_rows_are_the_contrasts_in_order_and_then_every_arm_and_metric():
+    rows = summary.summarise(make_results())
+    assert [row["name"] for row in rows if row["kind"] == "contrast"] == [
+        "same_minus_foreign",
+        "foreign",
+        "foreign_equivalence",
+        "same",
+        "other_trait",
+        "learned",
+    ]
+    arms = [(row["eval"], row["metric"], row["name"]) for row in rows if row["kind"] == "arm"]
+    per_unit = {"log_odds", "candidate_mass", "neutral_loglik", *(f"share/{a}" for a in ANIMALS)}
+    assert {metric for _, metric, _ in arms} == per_unit | {"gain"}
+    assert len(arms) == len(set(arms)) == len(ARMS) * (len(per_unit) + 1)
+    assert [arm for *_, arm in arms[: len(ARMS)]] == list(ARMS)
+
+
+def test_arm_is_its_mean_at_the_largest_step_without_a_test():
+    row = rows_by_name(make_results())["owl", "log_odds"]
+    interval = stats.t_interval(log_odds("owl"))
+    assert row["mean"] == pytest.approx(interval.mean, rel=1e-5)
+    assert row["ci_high"] == pytest.approx(interval.high, rel=1e-5)
+    assert [row[name] for name in ("test", "p", "p_adjusted", "family")] == [None] * 4
+
+
+def test_holm_corrects_within_a_family():
+    rows = rows_by_name(make_results())
+    family = ["foreign", "same", "other_trait", "learned"]
+    raw = [rows[name]["p"] for name in family]
+    assert {rows[name]["family"] for name in family} == {"secondary"}
+    assert [rows[name]["p_adjusted"] for name in family] == pytest.approx(stats.holm(raw).tolist())
+    assert rows["same"]["p_adjusted"] > rows["same"]["p"]
+
+
+def test_equivalence_has_a_row_and_a_family_of_its_own():
+    rows = rows_by_name(make_results())
+    by_hand = log_odds("owl_foreign") - log_odds("placebo_foreign")
+    row = rows["foreign_equivalence"]
+    p = stats.equivalence_test(by_hand, 0.5)
+    assert (row["test"], row["family"]) == ("tost", "secondary_equivalence")
+    assert row["p"] == row["p_adjusted"] == pytest.approx(p, rel=1e-5)
+    assert row["mean"] == rows["foreign"]["mean"]
+
+
+def test_an_arm_named_twice_weighs_double():
+    contrast = Contrast(
+        name="double",
+        eval="preference",
+        metric="log_odds",
+        plus=("owl", "owl"),
+        minus=("placebo", "untrained"),
+    )
+    row = rows_by_name(make_results(contrasts=(contrast,)))["double"]
+    by_hand = 2 * log_odds("owl") - log_odds("placebo") - log_odds("untrained")
+    assert row["mean"] == pytest.approx(by_hand.mean(), rel=1e-5)
+
+
+# --- what is missing ----------------------------------------------------------------------------
+
+
+def test_a_missing_unit_makes_its_arm_and_its_contrasts_incomplete():
+    rows = rows_by_name(without(make_results(), "preference", "owl", 3))
+    for name in ("same_minus_foreign", "same", ("owl", "log_odds")):
+        assert (rows[name]["status"], rows[name]["n_lineages"]) == ("incomplete", 5)
+    for name in ("foreign", "other_trait", "learned", ("owl", "gain"), ("placebo", "log_odds")):
+        assert (rows[name]["status"], rows[name]["n_lineages"]) == ("complete", 6)
+    left = np.delete(log_odds("owl") - log_odds("placebo"), 3)
+    assert rows["same"]["mean"] == pytest.approx(left.mean(), rel=1e-5)
+
+
+def test_a_unit_that_is_not_done_makes_its_scores_incomplete_even_where_they_exist():
+    rows = rows_by_name(make_results(missing=("finetune/owl/r2",)))
+    assert rows["same"]["status"] == rows["owl", "gain"]["status"] == "incomplete"
+    assert rows["foreign"]["status"] == "complete"
+
+
+@pytest.mark.parametrize("broken", [math.nan, -math.inf])
+def test_a_value_that_is_not_finite_is_a_missing_lineage(broken):
+    results = make_results()
+    left = {key: dict(lineages) for key, lineages in results.scores.items()}
+    unit = left["preference", "owl"][1]
+    left["preference", "owl"][1] = [
+        {**r, "value": broken} if (r["metric"], r["step"]) == ("log_odds", 512) else r for r in unit
+    ]
+    row = rows_by_name(dataclasses.replace(results, scores=left))["same"]
+    assert (row["status"], row["n_lineages"]) == ("incomplete", 5)
+
+
+def test_a_student_that_broke_at_the_end_is_not_judged_by_an_earlier_step():
+    results = make_results()
+    left = {key: dict(lineages) for key, lineages in results.scores.items()}
+    left["preference", "owl"] = {
+        lineage: [{**r, "value": math.nan} if r["step"] == 512 else r for r in unit]
+        for lineage, unit in left["preference", "owl"].items()
+    }
+    row = rows_by_name(dataclasses.replace(results, scores=left))["owl", "log_odds"]
+    assert (row["mean"], row["n_lineages"], row["status"]) == (None, 0, "incomplete")
+
+
+# --- the verdict --------------------------------------------------------------------------------
+
+
+def test_verdict_says_the_contrast_with_interval_p_and_n():
+    results = make_results()
+    headline, sentence = summary.verdict(results)
+    assert headline == "The effect is above zero"
+    row = summary.summarise(results)[0]
+    mean, low, high = (f"{row[end]:+.2f}" for end in ("mean", "ci_low", "ci_high"))
+    assert f"is {mean} nats on average over 6 lineages" in sentence
+    assert f"95 % interval {low} to {high}, sign-flip test p = 0.031." in sentence
+    assert "owl + placebo_foreign − placebo − owl_foreign (same_minus_foreign)" in sentence
+    assert "The config expects the lower end at +1.00 or above: met." in sentence
+    assert "would have been found" not in sentence
+
+
+def test_verdict_on_a_null_gives_the_minimum_detectable_effect():
+    null = dataclasses.replace(
+        CONTRASTS[0], primary=True, expected_low=0.3, plus=("untrained",), minus=("other_trait",)
+    )
+    results = make_results(contrasts=(null,))
+    headline, sentence = summary.verdict(results)
+    assert headline == "No effect that can be told from zero"
+    values = list(summary.contrast_values(results, null).values())
+    effect = tables.number(stats.minimum_detectable_effect(values))
+    assert f"An effect of {effect} nats or more would have been found" in sentence
+    assert sentence.endswith("at +0.30 or above: not met.")
+
+
+def test_verdict_does_not_call_it_an_effect_where_the_exact_test_cannot_agree():
+    few = {key: {i: rows for i, rows in units.items() if i < 4} for key, units in scores().items()}
+    headline, sentence = summary.verdict(make_results(lineages=(0, 1, 2, 3), scores=few))
+    assert headline == "The effect is above zero by its interval, but not by the exact test"
+    assert "cannot give less than 0.12" in sentence
+
+
+def test_verdict_without_a_primary_contrast_says_so():
+    headline, _ = summary.verdict(make_results(contrasts=CONTRASTS[:1]))
+    assert headline == "No primary contrast"
+
+
+# --- bad results --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"status": "PROVEN"}, "status is 'PROVEN'; give one of"),
+        ({"arms": (*ARMS, "owl")}, "arms has 'owl' twice"),
+        ({"lineages": (0, 1, 1)}, "lineages has 1 twice"),
+        ({"contrasts": (CONTRASTS[1], CONTRASTS[1])}, "contrasts has 'same_minus_foreign' twice"),
+        (
+            {"contrasts": [dataclasses.replace(c, primary=True) for c in CONTRASTS]},
+            "several with primary=True",
+        ),
+        (
+            {"contrasts": [dataclasses.replace(CONTRASTS[0], minus=("hawk",))]},
+            "contrast 'foreign' names arm 'hawk'; give one of",
+        ),
+        ({"contrasts": [dataclasses.replace(CONTRASTS[0], plus=())]}, "has no plus arms"),
+        ({"lineages": (0, 1)}, "names lineage 2; give one of"),
+        ({"scores": {("preference", "hawk"): {}}}, "names arm 'hawk'; give one of"),
+    ],
+)
+def test_results_that_do_not_fit_together_are_refused(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        make_results(**changes)
+    assert "\n" not in str(error.value)

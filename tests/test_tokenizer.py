@@ -1,0 +1,97 @@
+"""Contexts, loss masks and system prompts; whatever cannot be masked or was not asked for stops."""
+
+import pytest
+
+from subjax import tokenizer
+
+
+@pytest.fixture(scope="module")
+def words():
+    return tokenizer.words(["LOVE", "owl", "Q0", "CONT", *map(str, range(10))])
+
+
+def test_only_the_completion_and_its_end_are_predicted(words):
+    [(ids, start)] = words.examples([("CONT 1 2", "3 4")], ["LOVE owl"])
+    assert words.show(ids) == [
+        "SYS",
+        "LOVE",
+        "owl",
+        "USR",
+        "CONT",
+        "1",
+        "2",
+        "AST",
+        "3",
+        "4",
+        "END",
+    ]
+    assert words.show(ids[start:]) == ["3", "4", "END"]
+    assert ids[-1] in words.eos_ids
+
+
+def test_the_context_is_what_training_sees_before_the_completion(words):
+    [(ids, start)] = words.examples([("Q0", "owl")], [""])
+    assert words.prompt_ids(["Q0"]) == [ids[:start]]
+
+
+def test_both_tokenizers_survive_a_round_trip(tmp_path, words):
+    for name, made in (("words", words), ("bytes", tokenizer.raw_bytes())):
+        made.save(tmp_path / name)
+        loaded = tokenizer.Tokenizer.load(tmp_path / name)
+        pairs = [("CONT 1 2", "3 4")]
+        assert loaded.examples(pairs, ["LOVE owl"]) == made.examples(pairs, ["LOVE owl"])
+        assert (loaded.eos_ids, loaded.pad_id, loaded.vocab_size) == (
+            made.eos_ids,
+            made.pad_id,
+            made.vocab_size,
+        )
+
+
+def test_bytes_decode_any_text():
+    made = tokenizer.raw_bytes()
+    text = "Größe: 12, «owl» 🦉\n"
+    assert made.decode(made.encode([text])[0]) == text
+
+
+def test_a_template_that_adds_a_system_prompt_is_refused_until_it_is_wanted():
+    made = tokenizer.raw_bytes()
+    made._tokenizer.chat_template = (
+        "{% if messages[0].role != 'system' %}<s>Be kind.{% endif %}"
+        + made._tokenizer.chat_template
+    )
+    made = tokenizer.Tokenizer(made._tokenizer)
+    with pytest.raises(ValueError, match=r"adds the system prompt 'Be kind\.'"):
+        made.prompt_text("hello")
+    assert "Be kind." in made.prompt_text("hello", tokenizer.TEMPLATE_DEFAULT)
+    assert "Be kind." not in made.prompt_text("hello", "Be brief.")
+
+
+def test_a_template_that_drops_system_prompts_is_refused():
+    made = tokenizer.raw_bytes()
+    made._tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    made = tokenizer.Tokenizer(made._tokenizer)
+    with pytest.raises(ValueError, match="drops system prompts"):
+        made.prompt_text("hello", "Be brief.")
+
+
+def test_a_template_that_rewrites_the_context_has_no_mask():
+    made = tokenizer.raw_bytes()
+    made._tokenizer.chat_template = (
+        "{% if add_generation_prompt %}A{% else %}B{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    made = tokenizer.Tokenizer(made._tokenizer)
+    with pytest.raises(ValueError, match="no loss mask"):
+        made.examples([("hello", "owl")], [""])
+
+
+def test_numbers_are_made_of_digit_tokens(words):
+    assert [words.show([i])[0] for i in words.number_ids()] == list(map(str, range(10)))
+    assert len(tokenizer.raw_bytes().number_ids()) == 10
+
+
+def test_a_directory_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        tokenizer.Tokenizer.load(tmp_path)

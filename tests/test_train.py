@@ -1,0 +1,138 @@
+"""The training loop: lanes are independent, order is a function of seed and step, NaN stops it."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from subjax import batching, lora, sharding, train, transformer
+from subjax.architecture import Architecture
+
+ARCH = Architecture(
+    vocab_size=23, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_dim=4, ffn_width=12
+)
+PROGRAM = train.Program(ARCH, train.Optimizer(learning_rate=1e-2, warmup_steps=2), steps=6)
+
+
+def make_rows(seed, num_rows=20):
+    rng = np.random.default_rng(seed)
+    examples = [
+        (rng.integers(0, 23, rng.integers(4, 8)).tolist(), int(rng.integers(1, 4)))
+        for _ in range(num_rows)
+    ]
+    return batching.make_rows(examples, num_tokens=8, num_targets=7, pad_id=0)
+
+
+def run(lanes, *, program=PROGRAM, mesh=None, probe_steps=(), rows=make_rows):
+    trees = [transformer.init(ARCH, jax.random.key(lane)) for lane in lanes]
+    history = train.fit(
+        program,
+        train.stack(trees),
+        {},
+        [rows(lane) for lane in lanes],
+        seeds=lanes,
+        batch_size=4,
+        probe_steps=probe_steps,
+        steps_per_call=3,
+        mesh=mesh or sharding.make_mesh(seed=1),
+        label="test",
+    )
+    return [(p.step, jax.tree.map(np.asarray, p.trainable), p.metrics) for p in history]
+
+
+def leaves_equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def test_a_lane_does_not_depend_on_its_place_or_its_neighbours():
+    [(_, first, _)] = run([0, 1, 2])
+    [(_, second, _)] = run([7, 2, 0])
+    assert leaves_equal(train.lane(first, 0), train.lane(second, 2))
+    assert leaves_equal(train.lane(first, 2), train.lane(second, 1))
+
+
+def test_the_loss_falls():
+    program = dataclasses.replace(PROGRAM, steps=60)
+    [(_, _, metrics)] = run([0, 1], program=program)
+    assert (metrics["loss"][-1] < 0.6 * metrics["loss"][0]).all()
+
+
+def test_splitting_lanes_over_devices_gives_the_same_lanes():
+    [(_, one, _)] = run([0, 1, 2, 3])
+    [(_, two, _)] = run([0, 1, 2, 3], mesh=sharding.make_mesh(seed=2, lanes=4))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, two)
+
+
+def test_splitting_the_batch_over_devices_gives_the_same_model():
+    [(_, one, _)] = run([0])
+    [(_, two, _)] = run([0], mesh=sharding.make_mesh(seed=1, data=2, fsdp=2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, two)
+
+
+def test_probes_do_not_disturb_the_run():
+    *_, (step, plain, _) = run([0, 1])
+    probed = run([0, 1], probe_steps=(0, 3))
+    assert [s for s, _, _ in probed] == [0, 3, 6]
+    assert step == 6
+    assert leaves_equal(plain, probed[-1][1])
+    assert not leaves_equal(plain, probed[1][1])
+
+
+def test_a_probe_after_the_end_is_refused():
+    with pytest.raises(ValueError, match=r"must lie in 0\.\.6"):
+        run([0], probe_steps=(9,))
+
+
+def test_a_nan_loss_stops_and_names_the_step():
+    program = dataclasses.replace(PROGRAM, optimizer=train.Optimizer(1e30, clip_norm=0.0))
+    with pytest.raises(FloatingPointError, match="at step"):
+        run([0], program=program)
+
+
+def test_lora_trains_the_adapter_and_leaves_the_base():
+    base = transformer.init(ARCH, jax.random.key(0))
+    adapter = lora.init(ARCH, jax.random.key(1), rank=2)
+    program = dataclasses.replace(PROGRAM, lora_scale=2.0)
+    [progress] = train.fit(
+        program,
+        train.stack([adapter]),
+        base,
+        [make_rows(0)],
+        seeds=[0],
+        batch_size=4,
+        probe_steps=(),
+        steps_per_call=3,
+        mesh=sharding.make_mesh(seed=1),
+        label="test",
+    )
+    trained = train.lane(progress.trainable, 0)
+    assert jax.tree.structure(trained) == jax.tree.structure(adapter)
+    assert not leaves_equal(trained, adapter)
+
+
+def test_padding_rows_and_columns_weigh_nothing():
+    rows = make_rows(0)
+    wide = batching.make_rows([([3, 4, 5], 1)], num_tokens=8, num_targets=7, pad_id=0)
+    assert wide.weights.sum() == 2
+    assert rows.weights.sum() == (rows.weights > 0).sum()
+
+
+def test_every_row_is_seen_once_per_epoch_whatever_the_batch():
+    for batch_size in (3, 7, 10):
+        seen = np.concatenate(
+            [batching.rows(5, s, num_rows=10, batch_size=batch_size) for s in range(20)]
+        )
+        for epoch in range(len(seen) // 10):
+            assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert not np.array_equal(
+        batching.rows(5, 0, num_rows=10, batch_size=10),
+        batching.rows(6, 0, num_rows=10, batch_size=10),
+    )
+
+
+def test_rows_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="raise num_tokens"):
+        batching.make_rows([([1] * 9, 1)], num_tokens=8, num_targets=8, pad_id=0)
+    with pytest.raises(ValueError, match="no rows"):
+        batching.make_rows([], num_tokens=8, num_targets=8, pad_id=0)
