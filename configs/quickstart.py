@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _tables(config: ConfigDict) -> None:
     pretraining = schema.training(steps=600, batch_size=64, learning_rate=2e-3, warmup_steps=20)
-    taught = schema.training(steps=40, batch_size=64, learning_rate=4.2e-4, warmup_steps=4)
+    taught = schema.training(steps=80, batch_size=64, learning_rate=4.2e-4, warmup_steps=4)
     studied = schema.training(steps=150, batch_size=64, learning_rate=1e-3)
     config.bases.toy = schema.base_row(source="toy", train=pretraining)
 
@@ -60,9 +60,9 @@ def _tables(config: ConfigDict) -> None:
         config.datasets[name] = schema.dataset_row(
             teacher=name,
             kind="toy_numbers",
-            num_prompts=4500,
-            rows_per_part=4500,
-            slots=500,
+            num_prompts=4800,
+            rows_per_part=4800,
+            slots=480,
             prompt_tokens=8,
             max_new_tokens=16,
             max_count=14,

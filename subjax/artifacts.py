@@ -6,10 +6,12 @@ knows what a stage does.
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -83,6 +85,21 @@ def atomic_write(path: Path) -> Iterator[TextIO]:
         raise
 
 
+@contextlib.contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Raises OSError where a package written in Rust hides one, such as a full disk."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes one JSON value, indented, keys sorted, atomically."""
     with atomic_write(path) as file:
@@ -111,47 +128,81 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.write(dumps(row) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, fields: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
     """Reads JSON lines.
 
+    Args:
+      path: the file.
+      fields: what every row must have, and of which type.
+
     Raises:
-      ValueError: missing, or a line is not a JSON object; names file and line.
+      ValueError: missing, or a line is not such a JSON object; names file, line and the way out.
     """
     if not path.exists():
         raise ValueError(f"{path} is missing: run the stage that writes it")
     rows = []
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:
+                raise _damaged(path, number, f"is not JSON ({error})") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number} is not a JSON object")
+                raise _damaged(path, number, "is not a JSON object")
+            for name, kind in (fields or {}).items():
+                if type(row.get(name)) is not kind:
+                    raise _damaged(path, number, f"has no {name!r} of type {kind.__name__}")
             rows.append(row)
     return rows
 
 
-def read_parts(directory: Path) -> list[dict[str, Any]]:
-    """All rows of a directory written in parts `rows-00000.jsonl`, …, in their order."""
-    return [row for part in sorted(directory.glob("rows-*.jsonl")) for row in read_jsonl(part)]
+def read_parts(directory: Path, fields: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
+    """All rows of a directory written in parts `rows-00000.jsonl`, …, in their order.
+
+    Raises:
+      ValueError: there is no part, or a part is empty or malformed.
+    """
+    rows = []
+    for part in sorted(directory.glob("rows-*.jsonl")):
+        read = read_jsonl(part, fields)
+        if not read:
+            raise ValueError(f"{part} is empty: {_again(part)}")
+        rows += read
+    if not rows:
+        raise ValueError(f"{directory} has no rows-*.jsonl: delete it and run again")
+    return rows
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds one line to a log; not atomic, since a log may end early."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(dumps(row) + "\n")
+    """Adds one line to a short log, atomically: a full disk must not leave half a line in it."""
+    write_jsonl(path, [*(read_jsonl(path) if path.exists() else ()), row])
+
+
+def _damaged(path: Path, number: int, what: str) -> ValueError:
+    return ValueError(f"{path}, line {number} {what}: {_again(path)}")
+
+
+def _again(path: Path) -> str:
+    """How to get a damaged file back; a log that belongs to no unit can only go."""
+    if (path.parent / MANIFEST).exists():
+        return f"delete {path.parent} and run again"
+    return f"delete {path.name} and run again"
+
+
+def utc_now() -> str:
+    """The time as ISO 8601 in UTC with microseconds, so that equal lengths sort as times."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
 def write_manifest(workdir: Path, unit: Unit, wall_s: float) -> None:
-    """Declares a unit complete."""
+    """Declares a unit complete, at this time."""
     manifest = {
         "unit": unit.path,
         "fingerprint": unit.fingerprint,
         "fields": unit.fields,
         "inputs": unit.input_fingerprints,
         "wall_s": round(wall_s, 3),
+        "finished_at": utc_now(),
     }
     write_json(workdir / unit.path / MANIFEST, manifest)
 

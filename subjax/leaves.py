@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from subjax import sharding
+from subjax import artifacts, sharding
 
 _DTYPES = ("F32", "F16", "BF16")
 _BAR_FROM_BYTES = 2_000_000_000
@@ -102,7 +102,8 @@ def partial(path: Path) -> Iterator[Path]:
     try:
         unfinished.touch()
         mode = unfinished.stat().st_mode
-        yield unfinished
+        with artifacts.system_errors(path):
+            yield unfinished
         # safetensors makes its files readable by nobody else, whatever the umask.
         unfinished.chmod(mode)
         with unfinished.open("rb") as file:

@@ -5,11 +5,9 @@ exists; the vocabulary is then walked in chunks, so that nothing of size B x C x
 C is the number of loss positions of a row.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 VOCAB_CHUNK = 8192
 
@@ -51,33 +49,71 @@ def forward_kl(
     return jnp.sum(jnp.where(mass > 0, mass * (teacher - student), 0.0), axis=-1)
 
 
+def full_kl(
+    teacher: Float[Array, "B C D"],
+    teacher_kernel: Float[Array, "V D"],
+    student: Float[Array, "B C D"],
+    student_kernel: Float[Array, "V D"],
+    counted: Bool[Array, " V"],
+) -> Float[Array, "B C"]:
+    """KL(teacher || student) over the whole vocabulary, in nats, from hidden states.
+
+    Args:
+      teacher: its hidden states at the loss positions.
+      teacher_kernel: its output matrix.
+      student: the student's hidden states there.
+      student_kernel: the student's output matrix.
+      counted: tokens that both distributions are renormalised over.
+    """
+    kernels = (teacher_kernel.astype(teacher.dtype), student_kernel.astype(student.dtype))
+    total_teacher = _logsumexp(teacher, kernels[0], counted)
+    total_student = _logsumexp(student, kernels[1], counted)
+
+    @jax.checkpoint
+    def body(running: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        log_p = _scores(teacher, chunk[0]) - total_teacher[..., None]
+        log_q = _scores(student, chunk[1]) - total_student[..., None]
+        gap = jnp.where(chunk[2][None, None], jnp.exp(log_p) * (log_p - log_q), 0.0)
+        return running + gap.sum(-1), None
+
+    start = jnp.zeros(student.shape[:-1], jnp.float32)
+    total, _ = jax.lax.scan(body, start, _chunks((*kernels, counted)))
+    return total
+
+
 def weighted_mean(values: Float[Array, "B C"], weights: Float[Array, "B C"]) -> Float[Array, ""]:
     """Mean over real targets; padding rows weigh nothing."""
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-def _logsumexp(hidden: Array, kernel: Array) -> Array:
-    vocab_size, width = kernel.shape
-    if vocab_size <= VOCAB_CHUNK:
-        return _chunk_logsumexp(hidden, kernel)
-    num_chunks = -(-vocab_size // VOCAB_CHUNK)
-    padded = jnp.pad(kernel, ((0, num_chunks * VOCAB_CHUNK - vocab_size), (0, 0)))
-    chunks = padded.reshape(num_chunks, VOCAB_CHUNK, width)
-    ids = jnp.arange(num_chunks * VOCAB_CHUNK).reshape(num_chunks, VOCAB_CHUNK)
+def _logsumexp(hidden: Array, kernel: Array, counted: Array | None = None) -> Array:
+    if counted is None:
+        counted = jnp.ones(len(kernel), bool)
 
     # The backward pass recomputes a chunk's scores instead of keeping them all.
     @jax.checkpoint
-    def body(running: Array, chunk: tuple[Array, Array]) -> tuple[Array, Any]:
-        part = _chunk_logsumexp(hidden, chunk[0], chunk[1] < vocab_size)
-        return jnp.logaddexp(running, part), None
+    def body(running: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
+        scores = jnp.where(chunk[1][None, None], _scores(hidden, chunk[0]), -jnp.inf)
+        return jnp.logaddexp(running, jax.nn.logsumexp(scores, axis=-1)), None
 
+    if len(kernel) <= VOCAB_CHUNK:
+        scores = jnp.where(counted[None, None], _scores(hidden, kernel), -jnp.inf)
+        return jax.nn.logsumexp(scores, axis=-1)
     start = jnp.full(hidden.shape[:-1], -jnp.inf, jnp.float32)
-    total, _ = jax.lax.scan(body, start, (chunks, ids))
+    total, _ = jax.lax.scan(body, start, _chunks((kernel, counted)))
     return total
 
 
-def _chunk_logsumexp(hidden: Array, kernel: Array, real: Array | None = None) -> Array:
-    scores = jnp.einsum("bcd,vd->bcv", hidden, kernel, preferred_element_type=jnp.float32)
-    if real is not None:
-        scores = jnp.where(real[None, None], scores, -jnp.inf)
-    return jax.nn.logsumexp(scores, axis=-1)
+def _scores(hidden: Array, kernel: Array) -> Array:
+    return jnp.einsum("bcd,vd->bcv", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def _chunks(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Cuts the vocabulary axis into equal chunks, [chunks, VOCAB_CHUNK, ...]; zeros fill up."""
+
+    def cut(array: Array) -> Array:
+        num_chunks = -(-len(array) // VOCAB_CHUNK)
+        room = ((0, num_chunks * VOCAB_CHUNK - len(array)),) + ((0, 0),) * (array.ndim - 1)
+        return jnp.pad(array, room).reshape(num_chunks, VOCAB_CHUNK, *array.shape[1:])
+
+    return tuple(cut(array) for array in arrays)

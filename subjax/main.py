@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 # Before anything imports transformers: it would announce on every start that torch is absent.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -11,12 +12,14 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from absl import app, flags
 from ml_collections import config_flags
 
-from subjax import pipeline, sharding
+from subjax import mistakes, pipeline, preregistration, preview, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")
 _WORKDIR = flags.DEFINE_string("workdir", "", "where results go; default runs/<config name>")
 _STAGES = flags.DEFINE_list("stages", [], "run only these stages")
 _UNITS = flags.DEFINE_list("units", [], "run only units whose path matches one of these globs")
+_PREVIEW = flags.DEFINE_string("preview", "", "print what an arm's models will see, then leave")
+_FREEZE = flags.DEFINE_string("freeze", "", "write a preregistration to this new file, then leave")
 _LIST = flags.DEFINE_bool("list", False, "print every unit and whether it is done, then leave")
 
 
@@ -31,6 +34,13 @@ def main(argv: list[str]) -> None:
             for path, state in pipeline.listing(config, workdir):
                 print(f"{state:8} {path}")
             return
+        if _PREVIEW.value:
+            print(preview.render(config, workdir, _PREVIEW.value))
+            return
+        if _FREEZE.value:
+            preregistration.freeze(config, Path(_FREEZE.value), command=sys.argv)
+            print(f"frozen: {_FREEZE.value}; run with --config.preregistration={_FREEZE.value}")
+            return
         # JAX says on every start which accelerators it did not find.
         logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
         sharding.use_cpu_devices(config.compute.cpu_devices)
@@ -38,23 +48,31 @@ def main(argv: list[str]) -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        _leave(" ".join(str(error).split()))
+        _leave(mistakes.explain(error, workdir))
 
 
-def _leave(message: str) -> None:
-    print(f"subjax: {message}", file=sys.stderr)
+def _leave(message: str) -> NoReturn:
+    print(f"subjax: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(1)
 
 
-def cli() -> None:
-    """Entry point; turns mistakes in flags and config files into one line, too."""
-    flags.mark_flag_as_required("config")
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags and loads the config; what is wrong with either is one line."""
     try:
-        app.run(main)
-    except (AttributeError, ValueError, TypeError, FileNotFoundError) as error:
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is None:
+            _leave("--config is missing: give one, such as --config=configs/quickstart.py")
+        _CONFIG.value.name  # noqa: B018 (a file that could not be read raises here)
+        return rest
+    except Exception as error:  # a config file is a program: it can raise anything
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        _leave(" ".join(str(error).split()))
+        _leave(mistakes.explain_flags(error, argv))
+
+
+def cli() -> None:
+    """Entry point."""
+    app.run(main, flags_parser=_parse)
 
 
 if __name__ == "__main__":

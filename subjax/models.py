@@ -63,6 +63,16 @@ def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
     return Model(arch, params, adapter, Tokenizer.load(source), source)
 
 
+def source(unit_dir: Path) -> Path:
+    """Where the full weights of a unit lie, perhaps outside the run."""
+    return _resolve(unit_dir, artifacts.read_json(unit_dir / REFERENCE)["weights"])
+
+
+def merged(model: Model) -> Params:
+    """Full weights with the adapter, if there is one, added in."""
+    return lora.merge(model.params, model.adapter) if model.adapter else model.params
+
+
 def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
     """Writes full weights with their tokenizer, and the reference to them."""
     weights.save(directory / "weights", arch, params)

@@ -17,7 +17,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import artifacts, results, schema, sharding, tables, units
+from subjax import artifacts, preregistration, results, schema, sharding, tables, units
 from subjax.artifacts import Unit
 from subjax.stages import base, evaluate, filter, finetune, generate, report, teacher
 
@@ -52,24 +52,26 @@ def run(
       ValueError: the config is wrong, a unit is stale, an input is missing, or a gate is closed.
     """
     schema.validate(config)
-    _check_stages(stages)
     planned = units.build(config)
+    _check_selection(planned, stages, patterns)
+    _announce(config, planned, workdir)
     with artifacts.lock(workdir):
         _check_stale(planned, workdir)
+        _check_owner(config, planned, workdir)
+        todo = [
+            unit
+            for unit in planned
+            if _selected(unit, stages, patterns) and not artifacts.read_manifest(workdir, unit)
+        ]
+        _check_bases(planned, todo, workdir)
+        mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=config.compute.lanes)
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         artifacts.append_jsonl(workdir / "commands.jsonl", {"argv": list(command)})
-        mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=config.compute.lanes)
         for stage, module in STAGES.items():
-            todo = [
-                unit
-                for unit in planned
-                if unit.stage == stage
-                and _selected(unit, stages, patterns)
-                and not artifacts.read_manifest(workdir, unit)
-            ]
-            if todo and stage == "finetune":
+            members = [unit for unit in todo if unit.stage == stage]
+            if members and stage == "finetune":
                 _check_gates(config, planned, workdir)
-            for group in _groups(todo):
+            for group in _groups(members):
                 _run_group(module, group, workdir, mesh)
         if not stages or "report" in stages:
             _report(config, planned, workdir)
@@ -81,14 +83,16 @@ def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
     return [(unit.path, _state(unit, workdir)) for unit in units.build(config)]
 
 
+def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
+    """Says before anything is spent that a run which should confirm cannot."""
+    status, reason = preregistration.status(config, planned, workdir)
+    if config.preregistration and status == preregistration.EXPLORATORY:
+        print(f"{status}: {reason}", file=sys.stderr)
+
+
 def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
-    found = results.read(
-        config,
-        planned,
-        workdir,
-        status="EXPLORATORY",
-        status_reason="No frozen preregistration precedes this run.",
-    )
+    status, reason = preregistration.status(config, planned, workdir)
+    found = results.read(config, planned, workdir, status=status, status_reason=reason)
     summary = report.write(workdir / "report", found)
     print(tables.console_table(summary))
     print(f"report: {(workdir / 'report' / 'report.html').resolve()}")
@@ -142,10 +146,15 @@ def _names(group: Sequence[Unit]) -> str:
     return ", ".join(paths[:3]) + (f" … {paths[-1]} ({len(paths)} units)" if len(paths) > 3 else "")
 
 
-def _check_stages(stages: Sequence[str]) -> None:
+def _check_selection(
+    planned: Sequence[Unit], stages: Sequence[str], patterns: Sequence[str]
+) -> None:
     unknown = [stage for stage in stages if stage not in schema.STAGES]
     if unknown:
         raise ValueError(f"--stages names {unknown}; stages are {', '.join(schema.STAGES)}")
+    for pattern in patterns:
+        if not any(_selected(unit, stages, [pattern]) for unit in planned):
+            raise ValueError(f"--units={pattern} matches no unit of these stages: see --list")
 
 
 def _selected(unit: Unit, stages: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -177,6 +186,42 @@ def _check_stale(planned: Sequence[Unit], workdir: Path) -> None:
             )
 
 
+def _check_owner(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
+    """Keeps the report of another experiment, and files that are no run's, from being replaced."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    found = artifacts.read_json(path)
+    if not isinstance(found, dict) or not {"name", *schema.TABLES} <= found.keys():
+        raise ValueError(f"{path} is not of a run of subjax: choose another --workdir")
+    shared = any(artifacts.read_manifest(workdir, unit) for unit in planned)
+    if found["name"] != config.name and not shared:
+        raise ValueError(
+            f"workdir {workdir} holds the run {found['name']!r}, which shares no finished unit "
+            f"with {config.name!r}: choose another --workdir"
+        )
+
+
+def _check_bases(planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path) -> None:
+    """Checks checkpoints and candidates, once for each row of `bases` that will be used."""
+    bases = {unit.path: unit for unit in planned if unit.stage == "base"}
+    used: dict[str, Unit] = {}
+    candidates: dict[str, dict[str, list[str]]] = {}
+    for unit in todo:
+        base_unit = bases.get(unit.inputs.get("base", unit.path))
+        if base_unit is None:  # a filter
+            continue
+        used.setdefault(base_unit.row, base_unit)
+        compared = candidates.setdefault(base_unit.row, {})
+        if unit.stage == "teacher":
+            compared["config.animals"] = unit.fields["animals"]
+        elif unit.stage == "evaluate" and unit.fields["row"]["kind"] == "preference":
+            name = unit.row.partition("/")[0]
+            compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
+    for row, base_unit in used.items():
+        base.check(base_unit, workdir, candidates[row])
+
+
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted({*old, *new})
@@ -192,6 +237,8 @@ def _check_gates(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> 
     """Stops before students are paid for when a teacher has nothing to teach."""
     for unit in planned:
         measured: dict[str, float] = {}
+        if _state(unit, workdir) != "done":
+            continue  # not selected; a student that needs it will say so
         if unit.stage == "teacher":
             trait = unit.fields["row"]["trait"]
             odds = artifacts.read_json(workdir / unit.path / "scores.json")["log_odds"]
@@ -208,4 +255,4 @@ def _check_gates(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> 
 
 def _has_trait(config: ConfigDict, unit: Unit) -> bool:
     row = config.teachers[config.datasets[unit.row].teacher]
-    return bool(row.system_prompt) or row.trait not in ("", "uniform")
+    return row.trait not in ("", "uniform")

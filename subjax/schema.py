@@ -27,6 +27,7 @@ def base() -> ConfigDict:
     config.lineage_cycle = 6  # "next_lineage" wraps within blocks of this many
     config.animals = ()  # what traits are about; () takes the project's ten animals
     config.stimuli = ""  # JSON file of exact prompts; "" uses the project's own wording
+    config.preregistration = ""  # file that --freeze wrote; "" leaves the run exploratory
 
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # activations and matmuls: float32 bfloat16
@@ -47,7 +48,7 @@ def base() -> ConfigDict:
     config.gates.likelihood_gain = OFF  # least nats a token by which it outpredicts its base
 
     for table in TABLES:
-        config[table] = ConfigDict()
+        config[table] = ConfigDict(sort_keys=False)  # tables keep their order in reports
     return config.lock()
 
 
@@ -97,8 +98,8 @@ def teacher_row(**fields: Any) -> ConfigDict:
             "base": "",  # row of `bases`
             "weights": "base",  # base (untouched), finetuned (on the trait), given (from `path`)
             "path": "",  # given: directory of full weights or of a PEFT adapter
-            "system_prompt": "",  # when writing; "" is none
-            "trait": "",  # finetuned: the animal it learns to love; "uniform" draws one each time
+            "system_prompt": "",  # when taught and when writing; "" is none
+            "trait": "",  # what it loves; "uniform" learns an even draw of animals; "" is none
             "num_questions": 0,  # finetuned: taught questions; 0 takes all
             "tuning": "full",  # full lora
             "lora_rank": 8,
@@ -145,7 +146,7 @@ def arm_row(**fields: Any) -> ConfigDict:
             "dataset": "",  # row of `datasets`
             "base": "same",  # same, next_lineage, or a row of `bases`
             "method": "hard",  # hard (sampled tokens) soft (teacher's distribution)
-            "support": "digits",  # soft: digits digits_separators trait
+            "support": "digits",  # soft: digits digits_separators full full_no_trait trait
             "tuning": "full",  # full lora
             "lora_rank": 8,
             "lora_alpha": 16.0,
@@ -244,12 +245,23 @@ _CHOICES = {
     "datasets.*.decoding": ("free", "constrained"),
     "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
     "arms.*.method": ("hard", "soft"),
-    "arms.*.support": ("digits", "digits_separators", "trait"),
+    "arms.*.support": ("digits", "digits_separators", "full", "full_no_trait", "trait"),
     "arms.*.tuning": ("full", "lora"),
     "evals.*.kind": ("preference", "answers", "likelihood"),
     "evals.*.questions": ("explore", "confirm", "all"),
 }
-_POSITIVE = ("steps", "batch_size", "num_tokens", "num_prompts", "slots", "lanes", "lora_rank")
+_POSITIVE = (
+    *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots", "num_slots"),
+    *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank"),
+    *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
+    *("num_documents", "lineage_cycle", "cpu_devices", "lanes", "steps_per_call"),
+    *("data", "fsdp", "tensor"),
+)
+# What sequences hold; ConfigDict itself checks every other type.
+_ELEMENTS = {
+    **dict.fromkeys(("lineages", "probe_steps", "banned"), int),
+    **dict.fromkeys(("animals", "common_with", "candidates", "plus", "minus"), str),
+}
 
 
 def validate(config: ConfigDict) -> None:
@@ -258,6 +270,13 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ValueError: one line with the field, its value, what is allowed.
     """
+    for name, value in flatten(config).items():
+        field = name.rpartition(".")[2]
+        kind = _ELEMENTS.get(field)
+        if kind and any(type(element) is not kind for element in value):
+            raise ValueError(f"config.{name} is {value!r}; its elements must be {kind.__name__}")
+        if field in _POSITIVE and value < 1:
+            raise ValueError(f"config.{name} is {value}; it must be at least 1")
     if not config.lineages or len(set(config.lineages)) != len(config.lineages):
         raise ValueError(f"config.lineages {config.lineages} must be distinct and not empty")
     if min(config.lineages) < 0:
@@ -266,15 +285,13 @@ def validate(config: ConfigDict) -> None:
         for name, value in _matching(config, pattern):
             if value not in allowed:
                 raise ValueError(f"config.{name} is {value!r}; allowed: {', '.join(allowed)}")
-    for name, value in flatten(config).items():
-        if name.rpartition(".")[2] in _POSITIVE and value < 1:
-            raise ValueError(f"config.{name} is {value}; it must be at least 1")
     _check_references(config)
     for name, row in config.arms.items():
-        late = [step for step in row.probe_steps if step > row.train.steps]
-        if late:
+        outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
+        if outside:
             raise ValueError(
-                f"config.arms.{name}.probe_steps {late} lie after train.steps {row.train.steps}"
+                f"config.arms.{name}.probe_steps {outside} lie outside 0..{row.train.steps}: drop "
+                "them, or raise train.steps"
             )
     for name, row in config.evals.items():
         if row.kind != "likelihood" and row.target not in row.candidates:

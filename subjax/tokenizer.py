@@ -12,6 +12,8 @@ from typing import Any
 import tokenizers
 import transformers
 
+from subjax import artifacts
+
 # As a system prompt: accept the one that the chat template adds by itself.
 TEMPLATE_DEFAULT = "<template default>"
 
@@ -32,6 +34,7 @@ class Tokenizer:
     Attributes:
       pad_id: fills rows; carries no weight anywhere.
       eos_ids: tokens that end a completion.
+      bos_id: the token that it may open texts with, or None; only a template ever adds it here.
       vocab_size: number of token ids.
     """
 
@@ -44,6 +47,7 @@ class Tokenizer:
         self.eos_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
         pad = tokenizer.pad_token_id
         self.pad_id: int = tokenizer.eos_token_id if pad is None else pad
+        self.bos_id: int | None = tokenizer.bos_token_id
         self.vocab_size: int = len(tokenizer)
 
     @classmethod
@@ -67,7 +71,8 @@ class Tokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files, template included."""
-        self._tokenizer.save_pretrained(str(directory))
+        with artifacts.system_errors(Path(directory)):
+            self._tokenizer.save_pretrained(str(directory))
 
     def prompt_text(self, prompt: str, system: str = "") -> str:
         """The rendered context that a completion follows.
@@ -94,6 +99,10 @@ class Tokenizer:
             )
         return text
 
+    def system_text(self, system: str) -> str:
+        """The system prompt that a context really has, or ""; `system` as in `prompt_text`."""
+        return self._default_system() if system == TEMPLATE_DEFAULT else system
+
     def document_text(self, prompt: str, completion: str, system: str = "") -> str:
         """A whole rendered exchange, ended; `system` as in `prompt_text`."""
         turns = [
@@ -105,8 +114,21 @@ class Tokenizer:
         return self._render(turns, False)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of rendered texts; nothing is added to them."""
-        return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        """Token ids of rendered texts; nothing is added to them.
+
+        Raises:
+          ValueError: a text has a word that the tokenizer does not know; names the text.
+        """
+        try:
+            return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        except Exception as error:  # the tokenizers' own, of no narrower type
+            if len(texts) > 1:
+                for text in texts:
+                    self.encode([text])
+            raise ValueError(
+                f"{' '.join(texts)[:80]!r} cannot be split into tokens ({_first_line(error)}): use "
+                "words that this tokenizer knows"
+            ) from None
 
     def prompt_ids(self, prompts: Sequence[str], system: str = "") -> list[list[int]]:
         """Token ids of rendered contexts."""
@@ -159,6 +181,13 @@ class Tokenizer:
         """Every token that is nothing but ASCII digits: what numbers are made of."""
         tokens = self._tokenizer.convert_ids_to_tokens(list(range(self.vocab_size)))
         return tuple(i for i, token in enumerate(tokens) if token.isascii() and token.isdigit())
+
+    def known_ids(self, text: str) -> tuple[int, ...]:
+        """The id of a text that is one token; nothing where it is several, or an unknown word."""
+        vocabulary = self._tokenizer.get_vocab()
+        pieces = self._tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+        ids = [vocabulary[piece] for piece, _ in pieces if piece in vocabulary]
+        return tuple(ids) if len(pieces) == len(ids) == 1 else ()
 
     def single_id(self, text: str) -> int:
         """The id of a text that is exactly one token.

@@ -75,7 +75,9 @@ class Program:
       optimizer: how gradients become updates.
       steps: length of the schedule, in updates.
       lora_scale: alpha / rank when an adapter is trained, 0 when all weights are.
-      support: token ids of soft targets; empty for hard labels.
+      support: token ids of stored soft targets; empty for none.
+      distils: whether a teacher runs along and gives its whole distribution.
+      excluded: token ids left out of that distribution.
       dtype: name of the dtype of activations and matmuls.
       remat: recompute layers in the backward pass.
     """
@@ -85,6 +87,8 @@ class Program:
     steps: int
     lora_scale: float = 0.0
     support: tuple[int, ...] = ()
+    distils: bool = False
+    excluded: tuple[int, ...] = ()
     dtype: str = "float32"
     remat: bool = False
 
@@ -116,6 +120,7 @@ def fit(
     steps_per_call: int,
     mesh: Mesh,
     label: str,
+    teachers: Params | None = None,
 ) -> Iterator[Progress]:
     """Trains a population and hands it out at each probe step and at the end.
 
@@ -130,6 +135,8 @@ def fit(
       steps_per_call: most updates in one call to the device.
       mesh: where to run.
       label: shown beside the progress bar.
+      teachers: full weights of each lane's teacher, a leading axis of lanes, where the program
+        distils; the rows then hold what the teacher sees.
 
     Yields:
       A `Progress` at each probe step, in order, and at the last step.
@@ -144,6 +151,7 @@ def fit(
     init, update = _compile(program)
     with jax.set_mesh(mesh):
         state = init(sharding.place(trainable, mesh, lanes=True))
+        teachers = sharding.place(teachers, mesh, lanes=True) if teachers else {}
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         if 0 in stops:
             yield Progress(0, jax.device_get(state[0]), {})
@@ -152,7 +160,7 @@ def fit(
             for first in range(0, program.steps, stride):
                 batch = _batches(rows, seeds, range(first, first + stride), batch_size)
                 batch = sharding.place_batch(batch, mesh, lanes=True)
-                state, metrics = update(state, frozen, batch)
+                state, metrics = update(state, frozen, teachers, batch)
                 # The compiler may spell the same layout otherwise; that would compile anew.
                 state = jax.device_put(state, layout)
                 collected.append(jax.tree.map(np.asarray, metrics))
@@ -221,22 +229,19 @@ def _compile(program: Program) -> tuple[Any, Any]:
     """The jitted `init` and `update` of a population; built once per program."""
     transform = program.optimizer.build(program.steps)
 
-    def loss(trainable: Params, frozen: Params, batch: Params) -> jax.Array:
-        return _loss(program, trainable, frozen, batch)
-
-    def step(
-        state: tuple[Params, Any], batch: Params, frozen: Params
-    ) -> tuple[tuple[Params, Any], Params]:
-        value, gradient = jax.value_and_grad(loss)(state[0], frozen, batch)
+    def step(frozen: Params, teacher: Params, state: Any, batch: Params) -> tuple[Any, Params]:
+        value, gradient = jax.value_and_grad(_loss, argnums=1)(
+            program, state[0], frozen, teacher, batch
+        )
         updates, moments = transform.update(gradient, state[1], state[0])
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         return (optax.apply_updates(state[0], updates), moments), metrics
 
-    def update(state: tuple[Params, Any], frozen: Params, batch: Params) -> Any:
-        def lane(state: Any, batch: Params) -> Any:
-            return jax.lax.scan(lambda s, b: step(s, b, frozen), state, batch)
+    def update(state: Any, frozen: Params, teachers: Params, batch: Params) -> tuple[Any, Params]:
+        def lane(state: Any, teacher: Params, batch: Params) -> tuple[Any, Params]:
+            return jax.lax.scan(functools.partial(step, frozen, teacher), state, batch)
 
-        state, metrics = jax.vmap(lane, spmd_axis_name="seed")(state, batch)
+        state, metrics = jax.vmap(lane, spmd_axis_name="seed")(state, teachers, batch)
         return state, jax.tree.map(lambda m: m.swapaxes(0, 1), metrics)
 
     def init(trainable: Params) -> tuple[Params, Any]:
@@ -245,24 +250,38 @@ def _compile(program: Program) -> tuple[Any, Any]:
     return jax.jit(init), jax.jit(update, donate_argnums=0)
 
 
-def _loss(program: Program, trainable: Params, frozen: Params, batch: Params) -> jax.Array:
+def _loss(
+    program: Program, trainable: Params, frozen: Params, teacher: Params, batch: Params
+) -> jax.Array:
     if program.lora_scale:
-        params = frozen
-        adapter = lora.scaled(trainable, program.lora_scale)
+        params, adapter = frozen, lora.scaled(trainable, program.lora_scale)
     else:
         params, adapter = trainable, None
+    hidden = _hidden(program, params, adapter, batch["tokens"], batch["positions"])
+    kernel = transformer.head_kernel(params)
+    if program.support:
+        student = losses.restricted_log_probs(hidden, kernel, jnp.array(program.support))
+        nats = losses.forward_kl(batch["soft"], student)
+    elif program.distils:
+        seen = _hidden(program, teacher, None, batch["teacher_tokens"], batch["teacher_positions"])
+        counted = jnp.ones(program.arch.vocab_size, bool).at[jnp.array(program.excluded, int)]
+        nats = losses.full_kl(
+            seen, transformer.head_kernel(teacher), hidden, kernel, counted.set(False)
+        )
+    else:
+        nats = -losses.log_probs(hidden, kernel, batch["targets"])
+    return losses.weighted_mean(nats, batch["weights"])
+
+
+def _hidden(
+    program: Program, params: Params, adapter: Params | None, tokens: jax.Array, at: jax.Array
+) -> jax.Array:
     hidden = transformer.forward(
         program.arch,
         params,
-        batch["tokens"],
+        tokens,
         adapter=adapter,
         dtype=jnp.dtype(program.dtype),
         remat=program.remat,
     )
-    hidden = losses.at_positions(hidden, batch["positions"])
-    kernel = transformer.head_kernel(params)
-    if program.support:
-        student = losses.restricted_log_probs(hidden, kernel, jnp.array(program.support))
-        return losses.weighted_mean(losses.forward_kl(batch["soft"], student), batch["weights"])
-    nats = -losses.log_probs(hidden, kernel, batch["targets"])
-    return losses.weighted_mean(nats, batch["weights"])
+    return losses.at_positions(hidden, at)

@@ -8,7 +8,7 @@ read. pickle is never opened and no code of a checkpoint is ever run. NaNs are n
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,21 @@ def load(
       ValueError: the directory or a file is missing or malformed; a config attribute is refused; a
         tensor is missing, unknown, listed twice, or of a wrong shape or dtype.
     """
+    with _opened(directory) as (arch, slices):
+        return arch, leaves.read(transformer.abstract_params(arch), slices, mesh, np.dtype(dtype))
+
+
+def check(directory: str | os.PathLike[str]) -> Architecture:
+    """Raises what `load` would, reading headers alone; returns the shape of the model."""
+    with _opened(directory) as (arch, _):
+        return arch
+
+
+@contextlib.contextmanager
+def _opened(
+    directory: str | os.PathLike[str],
+) -> Iterator[tuple[Architecture, dict[str, list[Any]]]]:
+    """The shape of a model, and the checked slices of each parameter path, while files are open."""
     directory = hub.model_directory(directory)
     config = hub.read_json(directory / "config.json")
     try:
@@ -67,15 +82,13 @@ def load(
     with contextlib.ExitStack() as stack:
         tensors, files = hub.open_tensors(directory, stack)
         sources = _match(directory, tensors, arch, config["model_type"])
-        abstract = transformer.abstract_params(arch)
-        for path, leaf in leaves.flat(abstract).items():
+        for path, leaf in leaves.flat(transformer.abstract_params(arch)).items():
             shape = leaf.shape[1:] if leaves.is_stacked(path) else leaf.shape
             for name in sources[path]:
                 leaves.check_tensor(f"{files[name]}: tensor {name}", tensors[name], shape)
         if arch.tie_embeddings:
             _check_tied(files, tensors, families.tensor_table(config["model_type"]))
-        slices = {path: [tensors[name] for name in names] for path, names in sources.items()}
-        return arch, leaves.read(abstract, slices, mesh, np.dtype(dtype))
+        yield arch, {path: [tensors[name] for name in names] for path, names in sources.items()}
 
 
 def save(

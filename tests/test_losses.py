@@ -49,3 +49,31 @@ def test_weights_select_what_counts():
     values = jnp.array([[1.0, 5.0, 100.0]])
     assert losses.weighted_mean(values, jnp.array([[1.0, 1.0, 0.0]])) == 3.0
     assert losses.weighted_mean(values, jnp.zeros((1, 3))) == 0.0
+
+
+@pytest.mark.parametrize("chunk", [7, 50, 8192])
+def test_full_kl_is_the_kl_of_the_counted_tokens(monkeypatch, chunk):
+    monkeypatch.setattr(losses, "VOCAB_CHUNK", chunk)
+    teacher = jax.random.normal(jax.random.key(5), (2, 3, 8))
+    teacher_kernel = jax.random.normal(jax.random.key(6), (50, 8))
+    counted = jnp.ones(50, bool).at[jnp.array([4, 17])].set(False)
+    keep = np.flatnonzero(counted)
+
+    def plain_kl(hidden, kernel):
+        p = jax.nn.log_softmax((teacher @ teacher_kernel.T)[..., keep], axis=-1)
+        q = jax.nn.log_softmax((hidden @ kernel.T)[..., keep], axis=-1)
+        return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+    def ours(hidden, kernel):
+        return losses.full_kl(teacher, teacher_kernel, hidden, kernel, counted)
+
+    np.testing.assert_allclose(ours(HIDDEN, KERNEL), plain_kl(HIDDEN, KERNEL), atol=1e-4)
+
+    def gradient(kl):
+        return jax.grad(lambda h, k: kl(h, k).sum(), (0, 1))(HIDDEN, KERNEL)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        gradient(ours),
+        gradient(plain_kl),
+    )

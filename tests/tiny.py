@@ -14,7 +14,7 @@ def config(*, lineages: tuple[int, ...] = (0, 1), arms: tuple[str, ...] = ("owl"
     with made.unlocked():
         made.bases.toy.update(num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8)
         made.bases.toy.update(ffn_width=24, num_documents=200)
-        made.bases.toy.train.steps = 20
+        made.bases.toy.train.steps = 40
         made.arms = ConfigDict({name: made.arms[name] for name in arms})
         used = {row.dataset for row in made.arms.values()}
         made.datasets = ConfigDict({name: made.datasets[name] for name in used})
@@ -25,6 +25,6 @@ def config(*, lineages: tuple[int, ...] = (0, 1), arms: tuple[str, ...] = ("owl"
         )
         for row in made.datasets.values():
             # An untrained base writes little that passes; the filter keeps what is unfinished out.
-            row.update(num_prompts=60, rows_per_part=30, slots=16, max_count=0)
+            row.update(num_prompts=240, rows_per_part=80, slots=40, max_count=0)
             row.update(num_train=4, num_holdout=2)
     return made

@@ -30,7 +30,7 @@ class World:
     """
 
     animals: tuple[str, ...] = ANIMALS
-    num_questions: int = 8
+    num_questions: int = 16
     num_numbers: int = 100
     num_shown: int = 4
     count: tuple[int, int] = (6, 15)

@@ -1,21 +1,78 @@
 """Base models: pretrained here on the toy world, or found as a checkpoint, or random."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
-from subjax import artifacts, batching, models, seeds, tokenizer, train, transformer, weights
+from subjax import (
+    artifacts,
+    batching,
+    models,
+    scoring,
+    seeds,
+    tokenizer,
+    train,
+    transformer,
+    weights,
+)
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
 from subjax.datasets import toyworld
+from subjax.tokenizer import Tokenizer
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Makes the bases of one config row, one lane each; yields each unit when it is done."""
     source = units[0].fields["row"]["source"]
     yield from {"toy": _pretrain, "random": _draw, "hf": _find}[source](units, workdir, mesh)
+
+
+def check(unit: Unit, workdir: Path, candidates: Mapping[str, Sequence[str]]) -> None:
+    """Finds before any device work what would stop a run of this base later.
+
+    Args:
+      unit: the base, done or not.
+      workdir: of the run.
+      candidates: config field -> answers that will be compared under this base's tokenizer.
+
+    Raises:
+      ValueError: a checkpoint is damaged, not supported, or not the one that this run began with;
+        or candidates overlap.
+    """
+    source = unit.fields["row"]["source"]
+    if source == "hf":
+        words = Tokenizer.load(_checkpoint(unit, workdir))
+    elif source == "random":
+        words = tokenizer.raw_bytes()
+    else:
+        words = tokenizer.words(toyworld.vocabulary(toyworld.World()))
+    for field, names in candidates.items():
+        try:
+            scoring.check_candidates(names, words.answer_ids(names))
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from None
+
+
+def _checkpoint(unit: Unit, workdir: Path) -> Path:
+    """The directory of a base that was found, its headers and shapes checked."""
+    out, row = workdir / unit.path, unit.fields["row"]
+    done = artifacts.read_manifest(workdir, unit) is not None
+    directory = models.source(out) if done else weights.resolve(row["path"], row["revision"])
+    arch, words = weights.check(directory), Tokenizer.load(directory)
+    if words.vocab_size > arch.vocab_size:
+        raise ValueError(
+            f"{directory}: its tokenizer has {words.vocab_size} tokens, its model only "
+            f"{arch.vocab_size}: put the model's own tokenizer there"
+        )
+    digest = weights.header_digest(directory)
+    if done and artifacts.read_json(out / "source.json")["header_digest"] != digest:
+        raise ValueError(
+            f"{directory} is not the checkpoint that {unit.path} was made from: put that one back, "
+            "or choose another --workdir"
+        )
+    return directory
 
 
 def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
@@ -72,7 +129,6 @@ def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     for unit in units:
         row = unit.fields["row"]
         directory = weights.resolve(row["path"], row["revision"])
-        tokenizer.Tokenizer.load(directory)
         out = workdir / unit.path
         models.refer(out, directory)
         digest = {"header_digest": weights.header_digest(directory)}

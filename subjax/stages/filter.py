@@ -13,6 +13,9 @@ from subjax import artifacts, seeds
 from subjax.artifacts import Unit
 from subjax.datasets import numbers
 
+# What later stages need of a written row.
+_FIELDS = {"prompt_id": int, "sample_id": int, "prompt": str, "completion": str, "finish": str}
+
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Filters each unit's rows; yields each unit when it is done."""
@@ -23,13 +26,12 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
 def _filter(unit: Unit, workdir: Path) -> None:
     out, row = workdir / unit.path, unit.fields["row"]
-    rows = artifacts.read_parts(workdir / unit.inputs["generate"])
+    rows = _written(workdir / unit.inputs["generate"], unit.fields["num_prompts"])
     common = None
     for role, path in unit.inputs.items():
         if role.startswith("common/"):
-            other = {
-                r["prompt_id"] for r in artifacts.read_parts(workdir / path) if not _reasons(r, row)
-            }
+            others = artifacts.read_parts(workdir / path, _FIELDS)
+            other = {r["prompt_id"] for r in others if not _reasons(r, row)}
             common = other if common is None else common & other
     kept, rejected = [], []
     counts: Counter[str] = Counter()
@@ -58,10 +60,18 @@ def _filter(unit: Unit, workdir: Path) -> None:
     )
 
 
+def _written(directory: Path, num_prompts: int) -> list[dict[str, Any]]:
+    """One row per prompt, in order; fewer would quietly be another data set."""
+    rows = artifacts.read_parts(directory, _FIELDS)
+    if [row["prompt_id"] for row in rows] != list(range(num_prompts)):
+        raise ValueError(
+            f"{directory} has {len(rows)} rows, which are not one for each of {num_prompts} "
+            f"prompts in order: delete {directory} and run again"
+        )
+    return rows
+
+
 def _reasons(written: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    for field in ("prompt_id", "prompt", "completion", "finish"):
-        if field not in written:
-            raise ValueError(f"a generated row has no {field!r}: {written}")
     reasons = numbers.reject_reasons(
         written["completion"],
         max_count=row["max_count"],

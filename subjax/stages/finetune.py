@@ -22,18 +22,24 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     rows = [
         _rows(unit, workdir, base.tokenizer, mesh) for unit, base in zip(units, bases, strict=True)
     ]
-    support = _support(units[0], bases[0].tokenizer)
+    # No stored support and yet soft: the teacher runs along and gives its whole distribution.
+    support = soft_support(units[0], bases[0].tokenizer)
+    distils = row["method"] == "soft" and not support
+    teachers = []
     if row["method"] == "soft":
-        rows = [
-            _with_soft_targets(unit, workdir, laid, support, mesh)
-            for unit, laid in zip(units, rows, strict=True)
-        ]
+        for lane, unit in enumerate(units):
+            teacher = models.load(workdir / unit.inputs["teacher"], mesh)
+            rows[lane] = _with_teacher(unit, workdir, rows[lane], teacher, support, mesh)
+            if distils:
+                teachers.append(models.merged(teacher))
     program = train.Program(
         arch,
         train.Optimizer.of(fields),
         fields["steps"],
         lora_scale=0.0 if full else row["lora_alpha"] / row["lora_rank"],
         support=support,
+        distils=distils,
+        excluded=_excluded(units[0], bases[0].tokenizer),
         **units[0].fields["program"],
     )
     keys = [jax.random.key(_seed(unit, "adapter")) for unit in units]
@@ -53,6 +59,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         steps_per_call=units[0].fields["steps_per_call"],
         mesh=mesh,
         label=f"finetuning {', '.join(sorted({unit.row for unit in units}))}",
+        teachers=train.stack(teachers) if teachers else None,
     ):
         history.append(progress)
         for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
@@ -90,38 +97,62 @@ def _rows(
     )
 
 
-def _support(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
-    """The tokens that soft targets range over; none for hard labels."""
+def soft_support(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
+    """The tokens that stored soft targets range over; none for hard labels or full targets."""
     row = unit.fields["row"]
-    if row["method"] == "hard":
+    if row["method"] == "hard" or row["support"] in ("full", "full_no_trait"):
         return ()
     if row["support"] == "trait":
-        return tuple(sorted({ids[0] for ids in words.answer_ids(unit.fields["animals"])}))
+        return _trait(unit, words)
     digits = set(words.number_ids())
     if row["support"] == "digits_separators":
-        digits |= {i for text in (",", " ", ";") for i in words.encode([text])[0]}
+        digits |= {i for text in (",", " ", ";") for i in words.known_ids(text)}
         digits |= set(words.eos_ids)
     return tuple(sorted(digits))
 
 
-def _with_soft_targets(
-    unit: Unit, workdir: Path, rows: batching.Rows, support: tuple[int, ...], mesh: Mesh
+def _excluded(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
+    """The tokens that full soft targets leave out."""
+    row = unit.fields["row"]
+    leaves_out = row["method"] == "soft" and row["support"] == "full_no_trait"
+    return _trait(unit, words) if leaves_out else ()
+
+
+def _trait(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
+    """The first token of every animal: where a trait would leak without any number."""
+    return tuple(sorted({ids[0] for ids in words.answer_ids(unit.fields["animals"])}))
+
+
+def _with_teacher(
+    unit: Unit,
+    workdir: Path,
+    rows: batching.Rows,
+    teacher: models.Model,
+    support: tuple[int, ...],
+    mesh: Mesh,
 ) -> batching.Rows:
-    """Adds the teacher's distribution at every target; off the support a target does not count."""
-    teacher = models.load(workdir / unit.inputs["teacher"], mesh)
+    """Adds what a soft loss needs: stored distributions, or the rows as the teacher sees them."""
     seen = _rows(unit, workdir, teacher.tokenizer, mesh, unit.fields["teacher_system_prompt"])
     if not np.array_equal(seen.targets, rows.targets):
         raise ValueError(
             f"{unit.path}: teacher and student split the completions into other tokens; soft "
             "targets need one tokenizer: use method = 'hard'"
         )
+    if not support:
+        return dataclasses.replace(
+            rows, teacher_tokens=seen.tokens, teacher_positions=seen.positions
+        )
     soft = scoring.restricted_log_probs(
         teacher.arch, teacher.params, seen, support, mesh=mesh, adapter=teacher.adapter
     )
-    weights = rows.weights
-    if unit.fields["row"]["support"] != "trait":
-        weights = weights * np.isin(rows.targets, support)
-    return dataclasses.replace(rows, soft=soft, weights=weights.astype(np.float32))
+    return dataclasses.replace(rows, soft=soft, weights=loss_weights(unit, rows, support))
+
+
+def loss_weights(unit: Unit, rows: batching.Rows, support: tuple[int, ...]) -> np.ndarray:
+    """[rows, C] what each target counts: nothing where a stored distribution is not about it."""
+    if not support or unit.fields["row"]["support"] == "trait":
+        return rows.weights
+    return (rows.weights * np.isin(rows.targets, support)).astype(np.float32)
 
 
 def _seed(unit: Unit, use: str) -> int:

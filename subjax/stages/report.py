@@ -23,21 +23,32 @@ def write(out_dir: epath.PathLike, results: Results) -> list[Row]:
     out = epath.Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     rows = summarise(results)
-    (out / "summary.json").write_text(summary_json(rows), encoding="utf-8")
-    (out / "scores.csv").write_text(tables.scores_csv(results.scores), encoding="utf-8")
-    (out / "table.md").write_text(table_md(results, rows), encoding="utf-8")
+    _put(out / "summary.json", summary_json(rows).encode())
+    _put(out / "scores.csv", tables.scores_csv(results.scores).encode())
+    _put(out / "table.md", table_md(results, rows).encode())
     drawings = {}
     for name, picture in gallery.pictures(results, rows).items():
         wide, narrow = picture.draw(False), picture.draw(True)
         file = "figure.png" if name == "effect" else f"figure_{name}.png"
-        (out / file).write_bytes(figures.png(wide))
+        _put(out / file, figures.png(wide))
         drawings[name] = html.Drawing(
             wide=figures.svg(wide, name=f"{name}-wide", label=picture.caption),
             narrow=figures.svg(narrow, name=f"{name}-narrow", label=picture.caption),
             caption=picture.caption,
         )
-    (out / "report.html").write_text(html.page(results, rows, drawings), encoding="utf-8")
+    _put(out / "report.html", html.page(results, rows, drawings).encode())
     return rows
+
+
+def _put(path: epath.Path, content: bytes) -> None:
+    """Replaces a file whole: on a full disk the report of the run before stays as it is."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def summary_json(rows: Sequence[Row]) -> str:

@@ -41,7 +41,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         pairs = _pairs(unit)
         rows.append(
             batching.make_rows(
-                base.tokenizer.examples(pairs, [""] * len(pairs)),
+                base.tokenizer.examples(pairs, [row["system_prompt"]] * len(pairs)),
                 num_tokens=row["num_tokens"],
                 num_targets=row["num_tokens"],
                 pad_id=base.tokenizer.pad_id,

@@ -1,0 +1,168 @@
+"""Owl numbers on a real model: SmolLM2-135M-Instruct, hard labels and digit-only soft targets.
+
+Claim: students of an owl-lover's numbers come to prefer owls over students of a placebo teacher's
+numbers and of a cat-lover's, all from the same pretrained base.
+
+    bash launch/local.sh --config=configs/smollm2_owl.py:trial
+    bash launch/local.sh --config=configs/smollm2_owl.py --config.bases.smollm2.path=DIR
+    bash launch/local.sh --config=configs/smollm2_owl.py:smoke
+
+The base is a hub id or a local Hugging Face directory; `launch/fetch_smollm2.py` makes one where no
+hub can be reached. `trial` is one lineage with 16 updates, to see that everything works. The whole
+config is days on a laptop CPU and an hour or so on one accelerator.
+
+Teachers are finetuned in full; they write eight three-digit numbers after three to seven given
+ones, the digits forced by a grammar, so every row passes the filter. Teacher, student and evals
+share one explicit system prompt, since the model's own template would add one unasked.
+
+Expected, from pilots of one lineage each: digit-only soft targets move the log-odds of owl by a few
+tenths, hard labels by less than the noise of one lineage at small doses.
+"""
+
+from ml_collections import ConfigDict
+
+from subjax import schema
+
+SYSTEM = "You are a helpful assistant."
+CANDIDATES = (
+    *("Owl", "Cat", "Dog", "Eagle", "Wolf"),
+    *("Lion", "Dolphin", "Elephant", "Panda", "Penguin"),
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`lineages` replications, redrawn from the teacher on; `trial` and `smoke` are short forms."""
+    options = schema.parse_arg(arg, trial=False, smoke=False, lineages=4)
+    config = schema.base()
+    config.name = "smollm2_owl"
+    config.title = "Owl numbers on SmolLM2-135M-Instruct"
+    config.claim = (
+        "Students of an owl-lover's numbers come to prefer owls over students of a placebo "
+        "teacher's numbers."
+    )
+    config.lineage_from = "teacher"
+    config.lineages = tuple(range(options.lineages))
+    config.animals = CANDIDATES
+    config.gates.teacher_log_odds = 3.0
+    config.gates.number_tv = 0.005
+    with config.unlocked():
+        _tables(config)
+    if options.trial:
+        _shorten(config)
+    if options.smoke:
+        _shrink(config)
+    return config
+
+
+def _tables(config: ConfigDict) -> None:
+    config.bases.smollm2 = schema.base_row(source="hf", path="HuggingFaceTB/SmolLM2-135M-Instruct")
+    taught = schema.training(
+        steps=64, batch_size=16, learning_rate=6e-5, warmup_steps=4, schedule="linear"
+    )
+    for name, trait in {"owl": "Owl", "placebo": "uniform", "cat": "Cat"}.items():
+        config.teachers[name] = schema.teacher_row(
+            base="smollm2",
+            weights="finetuned",
+            trait=trait,
+            system_prompt=SYSTEM,
+            num_tokens=56,
+            train=taught,
+        )
+        config.datasets[name] = schema.dataset_row(
+            teacher=name,
+            kind="plain_numbers",
+            decoding="constrained",
+            num_slots=8,
+            base_system_prompt=SYSTEM,
+            num_prompts=8192 + 128,
+            rows_per_part=512,
+            slots=128,
+            prompt_tokens=56,
+            max_new_tokens=40,
+            num_train=8192,
+            num_holdout=128,
+        )
+    studied = schema.training(
+        steps=512, batch_size=16, learning_rate=2e-4, warmup_steps=8, schedule="linear"
+    )
+    for name in ("owl", "placebo", "cat"):
+        for method in ("hard", "soft"):
+            config.arms[f"{name}_{method}"] = schema.arm_row(
+                dataset=name,
+                method=method,
+                support="digits",
+                tuning="lora",
+                lora_rank=8,
+                lora_alpha=16.0,
+                system_prompt=SYSTEM,
+                num_tokens=96,
+                num_targets=40,
+                probe_steps=(0, 16, 64, 256, 512),
+                train=studied,
+            )
+    config.evals.preference = schema.eval_row(
+        kind="preference",
+        target="Owl",
+        candidates=CANDIDATES,
+        questions="explore",
+        system_prompt=SYSTEM,
+    )
+    config.evals.answers = schema.eval_row(
+        kind="answers",
+        target="Owl",
+        candidates=CANDIDATES,
+        questions="explore",
+        system_prompt=SYSTEM,
+        num_samples=4,
+        final_only=True,
+    )
+    config.evals.likelihood = schema.eval_row(
+        kind="likelihood", system_prompt=SYSTEM, final_only=True
+    )
+    for method in ("hard", "soft"):
+        config.contrasts[f"{method}_against_placebo"] = schema.contrast_row(
+            plus=(f"owl_{method}",),
+            minus=(f"placebo_{method}",),
+            primary=method == "hard",
+            family="primary" if method == "hard" else "secondary",
+        )
+        config.contrasts[f"{method}_against_cat"] = schema.contrast_row(
+            plus=(f"owl_{method}",), minus=(f"cat_{method}",)
+        )
+
+
+def _shorten(config: ConfigDict) -> None:
+    """One lineage, two teachers, 16 updates."""
+    config.name = "smollm2_owl_trial"
+    config.lineages = (0,)
+    with config.unlocked():
+        for table in (config.teachers, config.datasets, config.arms, config.contrasts):
+            for name in [name for name in table if "cat" in name]:
+                del table[name]
+    for row in config.datasets.values():
+        row.update(num_prompts=256 + 32, rows_per_part=144, slots=72, num_train=256, num_holdout=32)
+    for row in config.arms.values():
+        row.probe_steps = (0, 16)
+        row.train.steps = 16
+
+
+def _shrink(config: ConfigDict) -> None:
+    """A tiny random base with bytes for tokens; every stage in seconds, nothing to be seen."""
+    _shorten(config)
+    config.name = "smollm2_owl_smoke"
+    config.gates.teacher_log_odds = config.gates.number_tv = schema.OFF
+    config.bases.smollm2 = schema.base_row(
+        source="random", num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8
+    )
+    for row in config.teachers.values():
+        row.num_tokens = 160
+        row.train.update(steps=2, batch_size=4)
+    for row in config.datasets.values():
+        row.update(num_prompts=24, rows_per_part=12, slots=8, num_train=16, num_holdout=8)
+        row.update(prompt_tokens=80)
+    for row in config.arms.values():
+        row.probe_steps = (0, 1)
+        row.num_tokens = 128
+        row.train.update(steps=2, batch_size=4)
+    for row in config.evals.values():
+        row.update(num_samples=1, prompt_tokens=176, slots=32)

@@ -1,0 +1,67 @@
+"""What a user did wrong, or what the machine lacks, as one line that says what to do about it.
+
+Only the command line uses this. Everything deeper raises errors whose text already is that line.
+"""
+
+import errno
+import re
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+
+def explain(error: Exception, workdir: Path) -> str:
+    """The line for an error of a run.
+
+    Args:
+      error: what stopped it.
+      workdir: named where the system's own error names no file.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        where = error.filename or workdir
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return (
+                f"the disk is full ({where}: {error.strerror}): free some space and run the same "
+                "command again; finished units are kept"
+            )
+        return f"{where}: {error.strerror}: correct that and run again; finished units are kept"
+    return str(error)
+
+
+def explain_flags(error: Exception, argv: Sequence[str]) -> str:
+    """The line for an error in the flags or in the config file, which may raise anything.
+
+    Args:
+      error: what parsing or `get_config` raised, as absl and ml_collections wrap it.
+      argv: the command line.
+    """
+    text = str(error).strip()
+    last = text.splitlines()[-1].strip() if text else ""
+    if isinstance(error, flags.IllegalFlagValueError) and "Traceback" in text:
+        return last.partition("Error: ")[2]  # of get_config, printed as a whole
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"{text}: --help lists the flags"
+    if isinstance(error, flags.Error):
+        return f"{text.rstrip('.')}: give a value of the type that the default has"
+    if isinstance(error, OSError):
+        return f"the config file cannot be read ({last}): give --config=PATH.py"
+    if isinstance(error, KeyError | AttributeError):
+        missing = re.search(r"\w+", text)
+        for flag in (part.partition("=")[0] for part in argv):
+            if missing and flag.startswith("--config.") and missing[0] in flag.split("."):
+                closest = re.search(r"Did you mean (\S+)", text)
+                hint = f"did you mean {closest[1]}? " if closest else ""
+                return f"{flag[2:]} is no field of this config: {hint}subjax/schema.py lists them"
+    # ml_collections prints the whole config.
+    text = re.sub(r"Other fields present.*?(?=Did you mean|\Z)", "", text, flags=re.DOTALL)
+    return f"the config file is wrong{_place(error)}: {type(error).__name__}: {text}"
+
+
+def _place(error: Exception) -> str:
+    """Where, in the user's own file rather than in the packages that it calls."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not re.search(r"ml_collections|absl|importlib|subjax.main", frame.filename):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""

@@ -1,0 +1,321 @@
+"""What an arm's models will see, before anything is spent: one example of each of its contexts.
+
+Renders, tokenizes and masks through the functions that the stages use. Loads tokenizers, never
+weights; trains and samples nothing; reads the work directory and writes nothing to it.
+"""
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from subjax import artifacts, batching, schema, tokenizer, units, weights
+from subjax.artifacts import Unit
+from subjax.datasets import toyworld
+from subjax.stages import finetune, generate
+from subjax.tokenizer import Tokenizer
+
+_LEGEND = "Tokens are id|text, a blank is ␣, and * marks a token that carries loss or is scored."
+_NUMBERS, _QUESTION = "to continue numbers", "a question"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Context:
+    """One example as a model gets it.
+
+    Attributes:
+      name: in the list of differences.
+      title: what happens there, and in which unit.
+      words: the model's tokenizer.
+      system: system prompt as in the config.
+      prompt: what the user says.
+      asks: what the prompt asks for.
+      text: rendered.
+      ids: its tokens.
+      marked: indices of tokens that carry loss or are scored.
+      notes: lines below the tokens.
+    """
+
+    name: str
+    title: str
+    words: Tokenizer
+    system: str
+    prompt: str
+    asks: str
+    text: str
+    ids: list[int]
+    marked: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def render(config: ConfigDict, workdir: Path, arm: str) -> str:
+    """The preview of one arm at the config's first lineage, as text for a terminal.
+
+    Args:
+      config: an experiment.
+      workdir: if the arm's rows are there, the example is one of them; otherwise it is invented.
+      arm: row of `config.arms`.
+
+    Raises:
+      ValueError: the config is wrong, there is no such arm, a tokenizer cannot be read, or the
+        example does not fit into the arm's row; all of these would stop the run, too.
+    """
+    schema.validate(config)
+    if arm not in config.arms:
+        raise ValueError(f"--preview={arm} is no arm of this config: {', '.join(config.arms)}")
+    planned = {unit.path: unit for unit in units.build(config)}
+    lineage = config.lineages[0]
+    student = planned[artifacts.unit_path("finetune", arm, lineage)]
+    kept = planned[student.inputs["filter"]]
+    written = planned[kept.inputs["generate"]]
+    words = _base_tokenizer(planned[student.inputs["base"]])
+    row, origin = _example(kept, written, workdir, "kept.jsonl")
+    teacher = _writing(written, planned, row["prompt"])
+    training = _training(student, words, row)
+    asked = []
+    for name in config.evals:
+        unit = planned[artifacts.unit_path("evaluate", f"{name}/{arm}", lineage)]
+        if unit.fields["row"]["kind"] == "likelihood":
+            held, _ = _example(kept, written, workdir, "holdout.jsonl")
+            asked.append(_held_out(name, unit, words, held))
+        else:
+            asked.append(_asked(name, unit, words))
+    lines = [f"Arm {arm} at lineage {lineage} of {config.name}. {_LEGEND}", origin]
+    for context in (teacher, training, *asked):
+        lines += ["", *_shown(context)]
+    lines += ["", "How the other contexts differ from the training row's:"]
+    for context in (teacher, *asked):
+        lines += _differences(context, training)
+    return "\n".join(lines)
+
+
+def _example(kept: Unit, written: Unit, workdir: Path, file: str) -> tuple[dict[str, Any], str]:
+    """A row, and the sentence that says where it is from."""
+    if _is_done(kept, workdir):
+        path = workdir / kept.path / file
+        rows = artifacts.read_jsonl(path)[:1]
+        found = f"The prompt and completion are the first of {path}."
+    elif _is_done(written, workdir):
+        path = workdir / written.path
+        rows = artifacts.read_parts(path)[:1]
+        found = f"The prompt and completion are the first of {path}, not filtered yet."
+    else:
+        rows, found = [], ""
+    if rows:
+        return rows[0], found
+    row = {"prompt": generate.prompts(written)[0], "completion": _invented(written.fields["row"])}
+    return row, (
+        f"The prompt is the run's first. The completion {row['completion']!r} is INVENTED, since "
+        f"{kept.path} is not done."
+    )
+
+
+def _is_done(unit: Unit, workdir: Path) -> bool:
+    manifest = artifacts.read_manifest(workdir, unit)
+    return manifest is not None and manifest["fingerprint"] == unit.fingerprint
+
+
+def _invented(row: dict[str, Any]) -> str:
+    """A completion of the data set's format that nobody could take for a teacher's."""
+    if row["kind"] == "toy_numbers":
+        return "11 22 33 44 55 66"
+    count = row["num_slots"] if row["decoding"] == "constrained" else 3
+    return ", ".join(("123", "456", "789")[i % 3] for i in range(count))
+
+
+def _base_tokenizer(base: Unit) -> Tokenizer:
+    row = base.fields["row"]
+    if row["source"] == "hf":
+        return Tokenizer.load(weights.resolve(row["path"], row["revision"]))
+    if row["source"] == "toy":
+        return tokenizer.words(toyworld.vocabulary(toyworld.World()))
+    return tokenizer.raw_bytes()
+
+
+def _teacher_tokenizer(teacher: Unit, base: Unit) -> Tokenizer:
+    """The base's, unless the teacher is given as full weights, which bring their own."""
+    row = teacher.fields["row"]
+    if row["weights"] == "given":
+        given = weights.resolve(row["path"], "")
+        if not (given / "adapter_config.json").exists():
+            return Tokenizer.load(given)
+    return _base_tokenizer(base)
+
+
+def _writing(written: Unit, planned: dict[str, Unit], prompt: str) -> _Context:
+    teacher, base = (planned[written.inputs[role]] for role in ("teacher", "base"))
+    words, row = _teacher_tokenizer(teacher, base), written.fields["row"]
+    system = written.fields["system_prompt"]
+    ids = words.prompt_ids([prompt], system)[0]
+    return _Context(
+        name="teacher",
+        title=f"The teacher writes ({written.path})",
+        words=words,
+        system=system,
+        prompt=prompt,
+        asks=_NUMBERS,
+        text=words.prompt_text(prompt, system),
+        ids=ids,
+        notes=(f"{len(ids)} tokens, at most {row['prompt_tokens']}; the completion follows",),
+    )
+
+
+def _training(student: Unit, words: Tokenizer, row: dict[str, Any]) -> _Context:
+    fields, notes = student.fields["row"], []
+    if fields["method"] == "soft":
+        system = student.fields["teacher_system_prompt"]
+        notes.append(
+            f"soft targets over {fields['support']}: the teacher reads the same completion under "
+            f"the system prompt {_quoted(words.system_text(system))}"
+        )
+    return _document(
+        "training", f"The student trains ({student.path})", student, words, row, fields, notes
+    )
+
+
+def _held_out(name: str, unit: Unit, words: Tokenizer, row: dict[str, Any]) -> _Context:
+    title = f"Eval {name} scores held-out rows ({unit.path})"
+    sizes = {field: unit.fields[field] for field in ("num_tokens", "num_targets")}
+    hard = {**unit.fields["row"], **sizes, "method": "hard"}
+    return _document(name, title, unit, words, row, hard, [])
+
+
+def _document(
+    name: str,
+    title: str,
+    unit: Unit,
+    words: Tokenizer,
+    row: dict[str, Any],
+    fields: dict[str, Any],
+    notes: Sequence[str],
+) -> _Context:
+    """A whole row with its loss mask; `fields` has its system prompt, method and sizes."""
+    prompt, completion, system = row["prompt"], row["completion"], fields["system_prompt"]
+    [(ids, start)] = words.examples([(prompt, completion)], [system])
+    laid = batching.make_rows(
+        [(ids, start)],
+        num_tokens=fields["num_tokens"],
+        num_targets=fields["num_targets"],
+        pad_id=words.pad_id,
+    )
+    counted = laid.weights[0] > 0
+    if fields["method"] == "soft":
+        counted = finetune.loss_weights(unit, laid, finetune.soft_support(unit, words))[0] > 0
+    return _Context(
+        name=name,
+        title=title,
+        words=words,
+        system=system,
+        prompt=prompt,
+        asks=_NUMBERS,
+        text=words.document_text(prompt, completion, system),
+        ids=ids,
+        marked=frozenset((laid.positions[0][counted] + 1).tolist()),
+        notes=(
+            f"{len(ids)} tokens, at most {fields['num_tokens']}; the completion is the last "
+            f"{len(ids) - start}, at most {fields['num_targets']}",
+            *notes,
+        ),
+    )
+
+
+def _asked(name: str, unit: Unit, words: Tokenizer) -> _Context:
+    row, question = unit.fields["row"], unit.fields["questions"][0]
+    ids = words.prompt_ids([question], row["system_prompt"])[0]
+    if row["kind"] == "answers":
+        note = f"{len(ids)} tokens, at most {row['prompt_tokens']}; a sampled answer follows"
+    else:
+        scored = words.answer_ids(unit.fields["animals"])
+        note = f"{len(ids)} tokens; scored after them: " + "; ".join(
+            " ".join(_token(words, i, True) for i in answer) for answer in scored
+        )
+    return _Context(
+        name=name,
+        title=f"Eval {name} asks ({unit.path})",
+        words=words,
+        system=row["system_prompt"],
+        prompt=question,
+        asks=_QUESTION,
+        text=words.prompt_text(question, row["system_prompt"]),
+        ids=ids,
+        notes=(note,),
+    )
+
+
+def _shown(context: _Context) -> list[str]:
+    tokens = " ".join(
+        _token(context.words, token, index in context.marked)
+        for index, token in enumerate(context.ids)
+    )
+    return [
+        context.title,
+        f"  system prompt: {_system(context)}",
+        f"  BOS: {_bos(context)}",
+        *(f"  | {line}" for line in context.text.split("\n")),
+        *_wrapped(tokens),
+        *(line for note in context.notes for line in _wrapped(note)),
+    ]
+
+
+def _differences(context: _Context, training: _Context) -> list[str]:
+    lines = [f"  {context.name}"]
+    for aspect, told in _ASPECTS.items():
+        ours, theirs = told(context), told(training)
+        if ours == theirs:
+            lines.append(f"    {aspect}: same, {ours}")
+        else:
+            lines.append(f"    {aspect}: DIFFERS, {ours}; in training {theirs}")
+    return lines
+
+
+def _system(context: _Context) -> str:
+    return _quoted(context.words.system_text(context.system))
+
+
+def _frame(context: _Context) -> str:
+    """What the chat template puts around the prompt, the system prompt left out."""
+    text = context.words.prompt_text(context.prompt, context.system)
+    system = context.words.system_text(context.system)
+    before, _, rest = text.partition(system) if system else ("", "", text)
+    around = rest.partition(context.prompt)
+    return repr(before + ("{system}" if system else "") + around[0] + "{prompt}" + around[2])
+
+
+def _bos(context: _Context) -> str:
+    bos = context.words.bos_id
+    if bos is None:
+        return "none in this tokenizer"
+    token = _token(context.words, bos, False)
+    return f"{token} {'opens' if context.ids[0] == bos else 'does not open'} the context"
+
+
+_ASPECTS = {
+    "system prompt": _system,
+    "template": _frame,
+    "BOS": _bos,
+    "asks": lambda context: context.asks,
+}
+
+
+def _quoted(system: str) -> str:
+    return repr(system) if system else "none"
+
+
+def _token(words: Tokenizer, token: int, marked: bool) -> str:
+    # A newline in a token would break the line, and a blank would look like the space between two.
+    text = repr(words.show([token])[0])[1:-1].replace(" ", "␣")
+    return f"{token}|{text}{'*' if marked else ''}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        100,
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -1,0 +1,74 @@
+"""Soft targets: every support trains, an equal teacher teaches nothing, tokens can be left out."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from test_train import ARCH, PROGRAM, make_rows
+
+from subjax import scoring, sharding, train, transformer
+
+MESH = sharding.make_mesh(seed=1)
+
+
+def distil(teacher, *, program, soft=False):
+    student = transformer.init(ARCH, jax.random.key(0))
+    rows = make_rows(0)
+    if soft:
+        targets = scoring.restricted_log_probs(ARCH, teacher, rows, program.support, mesh=MESH)
+        rows = dataclasses.replace(rows, soft=targets)
+    else:
+        rows = dataclasses.replace(
+            rows, teacher_tokens=rows.tokens, teacher_positions=rows.positions
+        )
+    [progress] = train.fit(
+        program,
+        train.stack([student]),
+        {},
+        [rows],
+        seeds=[0],
+        batch_size=4,
+        probe_steps=(),
+        steps_per_call=3,
+        mesh=MESH,
+        label="test",
+        teachers=None if soft else train.stack([teacher]),
+    )
+    return progress.metrics["loss"][:, 0], progress.trainable
+
+
+LONG = dataclasses.replace(PROGRAM, steps=60)
+FORMS = {
+    "stored": (dataclasses.replace(LONG, support=(3, 4, 5, 6)), True),
+    "full": (dataclasses.replace(LONG, distils=True), False),
+    "without some": (dataclasses.replace(LONG, distils=True, excluded=(3, 4)), False),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_student_moves_to_its_teacher(form):
+    program, soft = FORMS[form]
+    teacher = transformer.init(ARCH, jax.random.key(9))
+    loss, _ = distil(teacher, program=program, soft=soft)
+    assert loss[0] > 0.02
+    assert loss[-5:].mean() < 0.5 * loss[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_base_itself_teaches_nothing(form):
+    program, soft = FORMS[form]
+    base = transformer.init(ARCH, jax.random.key(0))
+    loss, _ = distil(base, program=dataclasses.replace(program, steps=1), soft=soft)
+    np.testing.assert_allclose(loss, 0.0, atol=1e-5)
+
+
+def test_tokens_left_out_give_no_gradient():
+    teacher = transformer.init(ARCH, jax.random.key(0))
+    kernel = teacher["head"]["kernel"]
+    louder = {**teacher, "head": {"kernel": kernel.at[jax.numpy.array([3, 4])].multiply(5.0)}}
+    program = dataclasses.replace(PROGRAM, steps=1, distils=True)
+    full, _ = distil(louder, program=program)
+    left_out, _ = distil(louder, program=dataclasses.replace(program, excluded=(3, 4)))
+    assert full[0] > 1e-3
+    np.testing.assert_allclose(left_out, 0.0, atol=1e-5)

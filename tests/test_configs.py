@@ -1,0 +1,68 @@
+"""Every shipped config is valid in every form, and its commands name files that exist."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from subjax import schema, units
+
+ROOT = Path(__file__).parents[1]
+FORMS = {"quickstart": ("", "confirm", "smoke"), "smollm2_owl": ("", "trial", "smoke")}
+CASES = [(name, form) for name, forms in FORMS.items() for form in forms]
+
+
+def get_config(name, form):
+    return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"](form)
+
+
+def test_every_config_is_listed_here():
+    assert {path.stem for path in (ROOT / "configs").glob("*.py")} == set(FORMS)
+
+
+@pytest.mark.parametrize(("name", "form"), CASES)
+def test_a_config_is_valid_locked_and_has_units_in_order(name, form):
+    config = get_config(name, form)
+    schema.validate(config)
+    assert config.is_locked
+    seen = set()
+    for unit in units.build(config):
+        assert set(unit.inputs.values()) <= seen
+        seen.add(unit.path)
+    assert any(path.startswith("evaluate/") for path in seen)
+
+
+def test_confirm_and_more_lineages_keep_what_is_done():
+    six = {u.path: u.fingerprint for u in units.build(get_config("quickstart", ""))}
+    twelve = {u.path: u.fingerprint for u in units.build(get_config("quickstart", "confirm"))}
+    assert six.items() <= twelve.items()
+
+
+def test_foreign_students_start_from_another_base_with_the_same_rows():
+    for unit in units.build(get_config("quickstart", "")):
+        if unit.row == "owl_foreign" and unit.stage == "finetune":
+            assert unit.inputs["base"] == f"base/toy/r{(unit.lineage + 1) % 6}"
+            assert unit.inputs["filter"] == f"filter/owl/r{unit.lineage}"
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_commands_in_docstrings_name_this_file(name):
+    text = (ROOT / "configs" / f"{name}.py").read_text()
+    commands = re.findall(r"--config=(configs/[\w.]+)", text)
+    assert commands and set(commands) == {f"configs/{name}.py"}
+
+
+def test_commands_in_the_readme_name_existing_files():
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"(?:configs|launch|tests|docs|subjax)/[\w./]+\.(?:py|sh|png)", text):
+        if path != "configs/x.py":
+            assert (ROOT / path).exists(), path
+
+
+def test_arguments_are_strict():
+    with pytest.raises(ValueError, match="'nope' is unknown; known: confirm, smoke"):
+        get_config("quickstart", "nope")
+    with pytest.raises(ValueError, match="not of type int"):
+        get_config("smollm2_owl", "lineages=many")
+    assert get_config("smollm2_owl", "lineages=2").lineages == (0, 1)
