@@ -79,9 +79,9 @@ def base_row(**fields: Any) -> ConfigDict:
             "revision": "",  # hf: hub revision; "" is the newest
             "num_layers": 2,  # toy, random: shape of the decoder
             "width": 64,
-            "num_heads": 2,
-            "num_kv_heads": 2,
-            "head_dim": 32,
+            "num_heads": 4,
+            "num_kv_heads": 4,
+            "head_dim": 16,
             "ffn_width": 128,
             "num_documents": 16384,  # toy: pretraining documents
             "num_tokens": 26,  # toy: longest document

@@ -428,8 +428,12 @@ def test_a_tokenizer_on_a_full_disk_is_an_error_of_the_system(small_disk):
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_really_full(command, config, small_disk, tmp_path):
+def test_a_disk_that_is_really_full(command, small_disk, tmp_path):
     """Every writer of every stage meets it, those of other packages too."""
+    (tmp_path / "config.py").write_text(
+        "import tiny\n\ndef get_config():\n    return tiny.config(lineages=(0,))\n"
+    )
+    config = f"--config={tmp_path / 'config.py'}"
     argv = (config, f"--workdir={small_disk / 'run'}")
     filler, seen = small_disk / "filler", set()
     for free in (8, 16, 28, 40, 60, 80, 100, 120, 140, 160, 180, 200, 240, 280, 320, 400, 2000):

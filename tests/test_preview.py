@@ -52,7 +52,7 @@ def test_every_context_is_there_with_ids_and_mask(tmp_path):
     asked = tokens(block(text, "Eval preference asks (evaluate/preference/owl/r0)"))
     held = tokens(block(text, "Eval likelihood scores held-out rows (evaluate/likelihood/owl/r0)"))
     assert [t for _, t, _ in teacher][:2] == ["USR", "CONT"]
-    assert [t for _, t, _ in asked] == ["USR", "Q4", "AST"]
+    assert asked[1][1] in toyworld.asked_questions(toyworld.World(), "all")
     assert training[: len(teacher)] == teacher
     assert " ".join(t for _, t, marked in training if marked) == "11 22 33 44 55 66 END"
     assert not any(marked for _, _, marked in (*teacher, *asked))
