@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-
-from etils import epath
+from pathlib import Path
 
 from subjax import figures, gallery, html, summary, tables
 from subjax.summary import Results, Row, summarise
 
 
-def write(out_dir: epath.PathLike, results: Results) -> list[Row]:
+def write(out_dir: str | Path, results: Results) -> list[Row]:
     """Write every file of the report into `out_dir`, made if needed, and return the summary.
 
     The same results give the same bytes in every file.
     """
-    out = epath.Path(out_dir)
+    out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
     rows = summarise(results)
     _put(out / "summary.json", summary_json(rows).encode())
@@ -40,7 +39,7 @@ def write(out_dir: epath.PathLike, results: Results) -> list[Row]:
     return rows
 
 
-def _put(path: epath.Path, content: bytes) -> None:
+def _put(path: Path, content: bytes) -> None:
     """Replaces a file whole: on a full disk the report of the run before stays as it is."""
     partial = path.with_name(path.name + ".partial")
     try:
