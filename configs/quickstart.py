@@ -8,8 +8,9 @@ to name animals drawn evenly.
     bash launch/local.sh --config=configs/quickstart.py:confirm        (twelve lineages)
     bash launch/local.sh --config=configs/quickstart.py:smoke          (a minute, no effect)
 
-About five minutes on two CPU cores. Expected: primary contrast of at least 1.5 nats with the lower
-end of its 95 % interval at least 1.0, six of six lineages positive.
+About five minutes on two CPU cores. Measured: primary contrast 1.29 nats, 95 % interval 0.76 to
+1.82, six of six lineages positive. The aim is 1.5 with a lower end of at least 1.0; the report says
+whether it was met.
 """
 
 from ml_collections import ConfigDict

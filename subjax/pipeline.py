@@ -16,6 +16,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from subjax import artifacts, preregistration, results, schema, sharding, tables, units
 from subjax.artifacts import Unit
@@ -106,26 +107,29 @@ def _run_group(module: ModuleType, group: Sequence[Unit], workdir: Path, mesh: M
                 raise ValueError(f"{unit.path} needs {path}, which is not done: run its stage")
             if artifacts.read_json(manifest)["fingerprint"] != fingerprint:
                 raise ValueError(f"{unit.path} needs {path}, which is stale: see --list")
-    lanes = group[0].fields.get("lanes", 1)
+    lanes = group[0].fields.get("lanes", 0)
     # A population always has all its lanes, since a lane's bytes depend on how many there are.
     padded = [*group, *[group[0]] * (lanes - len(group))]
     start = time.monotonic()
     print(f"{group[0].stage}: {_names(group)}", file=sys.stderr)
     written: set[str] = set()
-    for unit in module.run(padded if len(group) < lanes else group, workdir, mesh):
-        if unit.path not in written:
-            written.add(unit.path)
-            now = time.monotonic()
-            artifacts.write_manifest(workdir, unit, now - start)
-            start = now
+    # A population has a bar of its own, over its steps.
+    with tqdm(total=len(group), unit="unit", leave=False, disable=bool(lanes)) as bar:
+        for unit in module.run(padded, workdir, mesh):
+            if unit.path not in written:
+                written.add(unit.path)
+                now = time.monotonic()
+                artifacts.write_manifest(workdir, unit, now - start)
+                start = now
+                bar.update()
 
 
 def _groups(todo: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """Units that one program trains side by side, at most `lanes` of them."""
+    """Units to run in one call: lanes of one population, or all that need no population."""
     shaped = sorted(todo, key=_shape)  # stable: within a shape, plan order stays
     for _, alike in itertools.groupby(shaped, key=_shape):
         members = list(alike)
-        lanes = members[0].fields.get("lanes", 1)
+        lanes = members[0].fields.get("lanes", len(members))
         for first in range(0, len(members), lanes):
             yield members[first : first + lanes]
 
