@@ -16,7 +16,6 @@ from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from subjax import artifacts, preregistration, results, schema, sharding, tables, units
 from subjax.artifacts import Unit
@@ -113,15 +112,12 @@ def _run_group(module: ModuleType, group: Sequence[Unit], workdir: Path, mesh: M
     start = time.monotonic()
     print(f"{group[0].stage}: {_names(group)}", file=sys.stderr)
     written: set[str] = set()
-    # A population has a bar of its own, over its steps.
-    with tqdm(total=len(group), unit="unit", leave=False, disable=bool(lanes)) as bar:
-        for unit in module.run(padded, workdir, mesh):
-            if unit.path not in written:
-                written.add(unit.path)
-                now = time.monotonic()
-                artifacts.write_manifest(workdir, unit, now - start)
-                start = now
-                bar.update()
+    for unit in module.run(padded, workdir, mesh):
+        if unit.path not in written:
+            written.add(unit.path)
+            now = time.monotonic()
+            artifacts.write_manifest(workdir, unit, now - start)
+            start = now
 
 
 def _groups(todo: Sequence[Unit]) -> Iterator[list[Unit]]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from subjax import artifacts, batching, models, rng, sampler, scoring, seeds, stats
 from subjax.artifacts import Unit
@@ -17,7 +18,7 @@ Record = dict[str, Any]
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Evaluates each student at each kept step; yields each unit when it is done."""
-    for unit in units:
+    for unit in tqdm(units, desc="evaluating", unit="unit", leave=False):
         kind = unit.fields["row"]["kind"]
         evaluate = {"preference": _preference, "answers": _answers, "likelihood": _likelihood}[kind]
         records, answers = [], []
