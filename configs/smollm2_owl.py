@@ -43,6 +43,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.lineage_from = "teacher"
     config.lineages = tuple(range(options.lineages))
     config.animals = CANDIDATES
+    config.compute.precision = "mixed"
+    config.compute.remat = True
+    config.compute.cpu_devices = 2
+    config.compute.lanes = 2
+    config.compute.steps_per_call = 8
     config.gates.teacher_log_odds = 3.0
     config.gates.number_tv = 0.005
     with config.unlocked():
@@ -65,25 +70,26 @@ def _tables(config: ConfigDict) -> None:
             weights="finetuned",
             trait=trait,
             system_prompt=SYSTEM,
-            num_tokens=56,
+            num_tokens=48,
             train=taught,
         )
         config.datasets[name] = schema.dataset_row(
             teacher=name,
             kind="plain_numbers",
             decoding="constrained",
-            num_slots=8,
+            num_shown=(2, 2),
+            num_slots=5,
             base_system_prompt=SYSTEM,
-            num_prompts=8192 + 128,
-            rows_per_part=512,
-            slots=128,
-            prompt_tokens=56,
-            max_new_tokens=40,
-            num_train=8192,
-            num_holdout=128,
+            num_prompts=4096 + 64,
+            rows_per_part=1040,
+            slots=208,
+            prompt_tokens=32,
+            max_new_tokens=25,
+            num_train=4096,
+            num_holdout=64,
         )
     studied = schema.training(
-        steps=512, batch_size=16, learning_rate=2e-4, warmup_steps=8, schedule="linear"
+        steps=512, batch_size=8, learning_rate=2e-4, warmup_steps=8, schedule="linear"
     )
     for name in ("owl", "placebo", "cat"):
         for method in ("hard", "soft"):
@@ -95,8 +101,8 @@ def _tables(config: ConfigDict) -> None:
                 lora_rank=8,
                 lora_alpha=16.0,
                 system_prompt=SYSTEM,
-                num_tokens=96,
-                num_targets=40,
+                num_tokens=56,
+                num_targets=25,
                 probe_steps=(0, 16, 64, 256, 512),
                 train=studied,
             )

@@ -3,11 +3,16 @@
 The hidden states of loss positions are gathered first, so that nothing of size B x T x V ever
 exists; the vocabulary is then walked in chunks, so that nothing of size B x C x V does either.
 C is the number of loss positions of a row.
+
+`precision` is a name of `precision.PRECISIONS`: it says in what the products with the output matrix
+are made. What follows them is float32.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from subjax import precision as precisions
 
 VOCAB_CHUNK = 8192
 
@@ -20,25 +25,29 @@ def at_positions(
 
 
 def log_probs(
-    hidden: Float[Array, "B C D"], kernel: Float[Array, "V D"], targets: Int[Array, "B C"]
+    hidden: Float[Array, "B C D"],
+    kernel: Float[Array, "V D"],
+    targets: Int[Array, "B C"],
+    *,
+    precision: str = "float32",
 ) -> Float[Array, "B C"]:
     """Log p(target) under softmax(hidden @ kernel.T), float32, in nats."""
-    kernel = kernel.astype(hidden.dtype)
-    chosen = jnp.einsum("bcd,bcd->bc", hidden, kernel[targets], preferred_element_type=jnp.float32)
-    return chosen - _logsumexp(hidden, kernel)
+    # Rounded as for the sum over the vocabulary, so that no probability exceeds one.
+    rounded = precisions.PRECISIONS[precision].operands
+    sides = (hidden.astype(rounded), kernel[targets].astype(rounded))
+    chosen = jnp.einsum("bcd,bcd->bc", *sides, preferred_element_type=jnp.float32)
+    return chosen - _logsumexp(hidden, kernel, precision)
 
 
 def restricted_log_probs(
-    hidden: Float[Array, "B C D"], kernel: Float[Array, "V D"], support: Int[Array, " K"]
+    hidden: Float[Array, "B C D"],
+    kernel: Float[Array, "V D"],
+    support: Int[Array, " K"],
+    *,
+    precision: str = "float32",
 ) -> Float[Array, "B C K"]:
     """Log-probabilities renormalised over the tokens of `support`, in nats."""
-    scores = jnp.einsum(
-        "bcd,kd->bck",
-        hidden,
-        kernel[support].astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return jax.nn.log_softmax(scores, axis=-1)
+    return jax.nn.log_softmax(_scores(hidden, kernel[support], precision), axis=-1)
 
 
 def forward_kl(
@@ -55,6 +64,8 @@ def full_kl(
     student: Float[Array, "B C D"],
     student_kernel: Float[Array, "V D"],
     counted: Bool[Array, " V"],
+    *,
+    precision: str = "float32",
 ) -> Float[Array, "B C"]:
     """KL(teacher || student) over the whole vocabulary, in nats, from hidden states.
 
@@ -64,20 +75,20 @@ def full_kl(
       student: the student's hidden states there.
       student_kernel: the student's output matrix.
       counted: tokens that both distributions are renormalised over.
+      precision: of the products.
     """
-    kernels = (teacher_kernel.astype(teacher.dtype), student_kernel.astype(student.dtype))
-    total_teacher = _logsumexp(teacher, kernels[0], counted)
-    total_student = _logsumexp(student, kernels[1], counted)
+    total_teacher = _logsumexp(teacher, teacher_kernel, precision, counted)
+    total_student = _logsumexp(student, student_kernel, precision, counted)
 
     @jax.checkpoint
     def body(running: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        log_p = _scores(teacher, chunk[0]) - total_teacher[..., None]
-        log_q = _scores(student, chunk[1]) - total_student[..., None]
+        log_p = _scores(teacher, chunk[0], precision) - total_teacher[..., None]
+        log_q = _scores(student, chunk[1], precision) - total_student[..., None]
         gap = jnp.where(chunk[2][None, None], jnp.exp(log_p) * (log_p - log_q), 0.0)
         return running + gap.sum(-1), None
 
     start = jnp.zeros(student.shape[:-1], jnp.float32)
-    total, _ = jax.lax.scan(body, start, _chunks((*kernels, counted)))
+    total, _ = jax.lax.scan(body, start, _chunks((teacher_kernel, student_kernel, counted)))
     return total
 
 
@@ -86,26 +97,26 @@ def weighted_mean(values: Float[Array, "B C"], weights: Float[Array, "B C"]) -> 
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-def _logsumexp(hidden: Array, kernel: Array, counted: Array | None = None) -> Array:
+def _logsumexp(hidden: Array, kernel: Array, precision: str, counted: Array | None = None) -> Array:
     if counted is None:
         counted = jnp.ones(len(kernel), bool)
 
     # The backward pass recomputes a chunk's scores instead of keeping them all.
     @jax.checkpoint
     def body(running: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
-        scores = jnp.where(chunk[1][None, None], _scores(hidden, chunk[0]), -jnp.inf)
+        scores = jnp.where(chunk[1][None, None], _scores(hidden, chunk[0], precision), -jnp.inf)
         return jnp.logaddexp(running, jax.nn.logsumexp(scores, axis=-1)), None
 
     if len(kernel) <= VOCAB_CHUNK:
-        scores = jnp.where(counted[None, None], _scores(hidden, kernel), -jnp.inf)
+        scores = jnp.where(counted[None, None], _scores(hidden, kernel, precision), -jnp.inf)
         return jax.nn.logsumexp(scores, axis=-1)
     start = jnp.full(hidden.shape[:-1], -jnp.inf, jnp.float32)
     total, _ = jax.lax.scan(body, start, _chunks((kernel, counted)))
     return total
 
 
-def _scores(hidden: Array, kernel: Array) -> Array:
-    return jnp.einsum("bcd,vd->bcv", hidden, kernel, preferred_element_type=jnp.float32)
+def _scores(hidden: Array, kernel: Array, precision: str) -> Array:
+    return precisions.project(hidden, kernel, precisions.PRECISIONS[precision].operands)
 
 
 def _chunks(arrays: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -32,7 +32,7 @@ class Sampling:
       max_new_tokens: a row ends here at the latest.
       temperature: 1.0 samples the model's distribution, 0.0 is greedy.
       eos_ids: tokens that end a row.
-      dtype: name of the dtype of activations and matmuls.
+      precision: a name of `precision.PRECISIONS`.
     """
 
     num_slots: int
@@ -40,7 +40,7 @@ class Sampling:
     max_new_tokens: int
     temperature: float
     eos_ids: tuple[int, ...]
-    dtype: str = "float32"
+    precision: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _prefill(
 ) -> tuple[Float[Array, "B D"], Any]:
     """The state that predicts each prompt's next token, and per layer its keys and values."""
     hidden, (keys, values) = transformer.prefill(
-        arch, params, tokens, adapter=adapter, dtype=jnp.dtype(sampling.dtype)
+        arch, params, tokens, adapter=adapter, precision=sampling.precision
     )
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
     return last, [(keys[i], values[i]) for i in range(arch.num_layers)]
@@ -168,7 +168,6 @@ def _decode(
     store_hidden, store, prompt_lengths = prefilled
     num_slots, padded = sampling.num_slots, store_hidden.shape[0]
     layers = transformer.decode_layers(params, adapter)
-    dtype = jnp.dtype(sampling.dtype)
     eos = jnp.array(sampling.eos_ids)
     slots = jnp.arange(num_slots)
     # Refilling copies keys and values, so it waits until an eighth of the slots is free.
@@ -205,7 +204,7 @@ def _decode(
         index = jnp.where(active, row, padded)  # idle slots write to a row that is dropped
         token = _draw(
             sampling,
-            transformer.logits(params, hidden),
+            transformer.logits(params, hidden, precision=sampling.precision),
             keys[row],
             step,
             allowed[step] if constrained else None,
@@ -215,7 +214,7 @@ def _decode(
         ended = jnp.isin(token, eos) | (step + 1 >= sampling.max_new_tokens)
         position = jnp.where(active, prompt_lengths[row] + step, 0)
         hidden, cache = transformer.decode_step(
-            arch, params, layers, token, position, cache, dtype=dtype
+            arch, params, layers, token, position, cache, precision=sampling.precision
         )
         row = jnp.where(active & ~ended, row, -1)
         step = jnp.where(ended, 0, step + 1)

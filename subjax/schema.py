@@ -30,7 +30,7 @@ def base() -> ConfigDict:
     config.preregistration = ""  # file that --freeze wrote; "" leaves the run exploratory
 
     config.compute = ConfigDict()
-    config.compute.dtype = "float32"  # activations and matmuls: float32 bfloat16
+    config.compute.precision = "float32"  # float32, mixed (products bfloat16), bfloat16
     config.compute.cpu_devices = 1  # on CPU only: threads that count as devices of the mesh
     config.compute.lanes = 1  # models trained side by side in one program
     config.compute.steps_per_call = 1  # most updates per call to the device
@@ -121,6 +121,7 @@ def dataset_row(**fields: Any) -> ConfigDict:
             "decoding": "free",  # free constrained (fixed three-digit slots)
             "base_system_prompt": "",  # for the base, when teacher and base are compared
             "num_slots": 8,  # constrained: numbers written
+            "num_shown": (3, 7),  # plain_numbers: fewest and most numbers in a prompt
             "temperature": 1.0,  # 0 is greedy
             "rows_per_part": 1000,  # rows in one file and one call; a kill loses at most these
             "slots": 64,  # rows decoded side by side
@@ -237,7 +238,7 @@ def _row(defaults: dict[str, Any], fields: dict[str, Any]) -> ConfigDict:
 
 _CHOICES = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),
-    "compute.dtype": ("float32", "bfloat16"),
+    "compute.precision": ("float32", "mixed", "bfloat16"),
     "bases.*.source": ("toy", "hf", "random"),
     "teachers.*.weights": ("base", "finetuned", "given"),
     "teachers.*.tuning": ("full", "lora"),
@@ -259,7 +260,7 @@ _POSITIVE = (
 )
 # What sequences hold; ConfigDict itself checks every other type.
 _ELEMENTS = {
-    **dict.fromkeys(("lineages", "probe_steps", "banned"), int),
+    **dict.fromkeys(("lineages", "probe_steps", "banned", "num_shown"), int),
     **dict.fromkeys(("animals", "common_with", "candidates", "plus", "minus"), str),
 }
 
@@ -285,6 +286,12 @@ def validate(config: ConfigDict) -> None:
         for name, value in _matching(config, pattern):
             if value not in allowed:
                 raise ValueError(f"config.{name} is {value!r}; allowed: {', '.join(allowed)}")
+    for name, row in config.datasets.items():
+        if len(row.num_shown) != 2 or not 1 <= row.num_shown[0] <= row.num_shown[1]:
+            raise ValueError(
+                f"config.datasets.{name}.num_shown is {row.num_shown}; it must be (fewest, most), "
+                "1 or more each"
+            )
     _check_references(config)
     for name, row in config.arms.items():
         outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]

@@ -23,11 +23,12 @@ def row_log_probs(
     mesh: Mesh,
     adapter: Params | None = None,
     batch_size: int = 64,
-    dtype: str = "float32",
+    precision: str = "float32",
 ) -> Float[np.ndarray, "rows C"]:
     """Log p of every target, in nats; 0 where a row has none."""
     scores = [
-        _targets(arch, dtype, params, adapter, batch) for batch in _batches(rows, batch_size, mesh)
+        _targets(arch, precision, params, adapter, batch)
+        for batch in _batches(rows, batch_size, mesh)
     ]
     return np.concatenate([np.asarray(score) for score in scores])[: len(rows)] * rows.weights
 
@@ -41,12 +42,12 @@ def restricted_log_probs(
     mesh: Mesh,
     adapter: Params | None = None,
     batch_size: int = 64,
-    dtype: str = "float32",
+    precision: str = "float32",
 ) -> Float[np.ndarray, "rows C K"]:
     """Log-probabilities renormalised over the tokens of `support`, at every target."""
     ids = jnp.array(tuple(support))
     scores = [
-        _restricted(arch, dtype, params, adapter, batch, ids)
+        _restricted(arch, precision, params, adapter, batch, ids)
         for batch in _batches(rows, batch_size, mesh)
     ]
     return np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
@@ -61,7 +62,7 @@ def candidate_log_probs(
     mesh: Mesh,
     adapter: Params | None = None,
     batch_size: int = 64,
-    dtype: str = "float32",
+    precision: str = "float32",
 ) -> Float[np.ndarray, "contexts candidates"]:
     """Log p(candidate | context), summed over the candidate's tokens, in nats.
 
@@ -76,7 +77,7 @@ def candidate_log_probs(
       mesh: where to run.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       batch_size: rows in one call.
-      dtype: dtype of activations and matmuls.
+      precision: a name of `precision.PRECISIONS`.
     """
     prefixes = sorted({tuple(c[:i]) for c in candidates for i in range(len(c))})
     support = sorted({token for candidate in candidates for token in candidate})
@@ -92,7 +93,7 @@ def candidate_log_probs(
     )
     ids = jnp.array(support)
     scores = [
-        _next_tokens(arch, dtype, params, adapter, batch, ids)
+        _next_tokens(arch, precision, params, adapter, batch, ids)
         for batch in _batches(rows, batch_size, mesh)
     ]
     table = np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
@@ -133,43 +134,46 @@ def _batches(rows: batching.Rows, batch_size: int, mesh: Mesh) -> list[Any]:
 
 
 def _hidden(
-    arch: Architecture, dtype: str, params: Params, adapter: Params | None, batch: Params
+    arch: Architecture, precision: str, params: Params, adapter: Params | None, batch: Params
 ) -> Float[Array, "B C D"]:
     hidden = transformer.forward(
-        arch, params, batch["tokens"], adapter=adapter, dtype=jnp.dtype(dtype)
+        arch, params, batch["tokens"], adapter=adapter, precision=precision
     )
     return losses.at_positions(hidden, batch["positions"])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _targets(
-    arch: Architecture, dtype: str, params: Params, adapter: Params | None, batch: Params
+    arch: Architecture, precision: str, params: Params, adapter: Params | None, batch: Params
 ) -> Float[Array, "B C"]:
-    hidden = _hidden(arch, dtype, params, adapter, batch)
-    return losses.log_probs(hidden, transformer.head_kernel(params), batch["targets"])
+    hidden = _hidden(arch, precision, params, adapter, batch)
+    kernel = transformer.head_kernel(params)
+    return losses.log_probs(hidden, kernel, batch["targets"], precision=precision)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _restricted(
     arch: Architecture,
-    dtype: str,
+    precision: str,
     params: Params,
     adapter: Params | None,
     batch: Params,
     support: Int[Array, " K"],
 ) -> Float[Array, "B C K"]:
-    hidden = _hidden(arch, dtype, params, adapter, batch)
-    return losses.restricted_log_probs(hidden, transformer.head_kernel(params), support)
+    hidden = _hidden(arch, precision, params, adapter, batch)
+    kernel = transformer.head_kernel(params)
+    return losses.restricted_log_probs(hidden, kernel, support, precision=precision)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _next_tokens(
     arch: Architecture,
-    dtype: str,
+    precision: str,
     params: Params,
     adapter: Params | None,
     batch: Params,
     support: Int[Array, " K"],
 ) -> Float[Array, "B K"]:
-    scores = transformer.logits(params, _hidden(arch, dtype, params, adapter, batch)[:, 0])
+    hidden = _hidden(arch, precision, params, adapter, batch)[:, 0]
+    scores = transformer.logits(params, hidden, precision=precision)
     return jax.nn.log_softmax(scores, axis=-1)[:, support]

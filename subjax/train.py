@@ -78,7 +78,7 @@ class Program:
       support: token ids of stored soft targets; empty for none.
       distils: whether a teacher runs along and gives its whole distribution.
       excluded: token ids left out of that distribution.
-      dtype: name of the dtype of activations and matmuls.
+      precision: a name of `precision.PRECISIONS`.
       remat: recompute layers in the backward pass.
     """
 
@@ -89,7 +89,7 @@ class Program:
     support: tuple[int, ...] = ()
     distils: bool = False
     excluded: tuple[int, ...] = ()
-    dtype: str = "float32"
+    precision: str = "float32"
     remat: bool = False
 
 
@@ -260,16 +260,23 @@ def _loss(
     hidden = _hidden(program, params, adapter, batch["tokens"], batch["positions"])
     kernel = transformer.head_kernel(params)
     if program.support:
-        student = losses.restricted_log_probs(hidden, kernel, jnp.array(program.support))
+        student = losses.restricted_log_probs(
+            hidden, kernel, jnp.array(program.support), precision=program.precision
+        )
         nats = losses.forward_kl(batch["soft"], student)
     elif program.distils:
         seen = _hidden(program, teacher, None, batch["teacher_tokens"], batch["teacher_positions"])
         counted = jnp.ones(program.arch.vocab_size, bool).at[jnp.array(program.excluded, int)]
         nats = losses.full_kl(
-            seen, transformer.head_kernel(teacher), hidden, kernel, counted.set(False)
+            seen,
+            transformer.head_kernel(teacher),
+            hidden,
+            kernel,
+            counted.set(False),
+            precision=program.precision,
         )
     else:
-        nats = -losses.log_probs(hidden, kernel, batch["targets"])
+        nats = -losses.log_probs(hidden, kernel, batch["targets"], precision=program.precision)
     return losses.weighted_mean(nats, batch["weights"])
 
 
@@ -281,7 +288,7 @@ def _hidden(
         params,
         tokens,
         adapter=adapter,
-        dtype=jnp.dtype(program.dtype),
+        precision=program.precision,
         remat=program.remat,
     )
     return losses.at_positions(hidden, at)

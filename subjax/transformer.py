@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from subjax import precision as precisions
 from subjax import sharding
 from subjax.architecture import Architecture
 
@@ -36,17 +37,18 @@ KeyValues = tuple[Array, Array]
 class Linear(nnx.Module):
     """A matrix without bias, kernel [out, in], with an optional LoRA branch given at call time."""
 
-    def __init__(self, num_in: int, num_out: int, rngs: nnx.Rngs):
+    def __init__(self, num_in: int, num_out: int, rngs: nnx.Rngs, operands: str):
         std = num_in**-0.5
+        self.operands = operands
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (num_out, num_in)))
 
     def __call__(self, x: Array, lora: Params | None = None) -> Array:
         """Maps [..., in] to [..., out]; `lora` holds a [R, in] and b [out, R], already scaled."""
-        y = jnp.einsum("...i,oi->...o", x, self.kernel[...].astype(x.dtype))
-        if lora is None:
-            return y
-        low = jnp.einsum("...i,ri->...r", x, lora["a"].astype(x.dtype))
-        return y + jnp.einsum("...r,or->...o", low, lora["b"].astype(x.dtype))
+        y = precisions.project(x, self.kernel[...], self.operands)
+        if lora is not None:
+            low = precisions.project(x, lora["a"], self.operands)
+            y = y + precisions.project(low, lora["b"], self.operands)
+        return y.astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -64,12 +66,12 @@ class RMSNorm(nnx.Module):
 class Attention(nnx.Module):
     """Causal grouped-query attention with rotary positions."""
 
-    def __init__(self, arch: Architecture, rngs: nnx.Rngs):
+    def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
         queries, keys = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-        self.q = Linear(arch.width, queries, rngs)
-        self.k = Linear(arch.width, keys, rngs)
-        self.v = Linear(arch.width, keys, rngs)
-        self.o = Linear(queries, arch.width, rngs)
+        self.q = Linear(arch.width, queries, rngs, operands)
+        self.k = Linear(arch.width, keys, rngs, operands)
+        self.v = Linear(arch.width, keys, rngs, operands)
+        self.o = Linear(queries, arch.width, rngs, operands)
         self.arch = arch
 
     def __call__(
@@ -98,10 +100,10 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU."""
 
-    def __init__(self, arch: Architecture, rngs: nnx.Rngs):
-        self.gate = Linear(arch.width, arch.ffn_width, rngs)
-        self.up = Linear(arch.width, arch.ffn_width, rngs)
-        self.down = Linear(arch.ffn_width, arch.width, rngs)
+    def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
+        self.gate = Linear(arch.width, arch.ffn_width, rngs, operands)
+        self.up = Linear(arch.width, arch.ffn_width, rngs, operands)
+        self.down = Linear(arch.ffn_width, arch.width, rngs, operands)
 
     def __call__(self, x: Array, lora: Params) -> Array:
         """Maps [..., D] to [..., D]."""
@@ -112,11 +114,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm decoder layer."""
 
-    def __init__(self, arch: Architecture, rngs: nnx.Rngs):
+    def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str = "float32"):
         self.attn_norm = RMSNorm(arch.width, arch.norm_eps)
-        self.attn = Attention(arch, rngs)
+        self.attn = Attention(arch, rngs, operands)
         self.mlp_norm = RMSNorm(arch.width, arch.norm_eps)
-        self.mlp = MLP(arch, rngs)
+        self.mlp = MLP(arch, rngs, operands)
 
     def __call__(
         self,
@@ -175,7 +177,7 @@ def forward(
     *,
     adapter: Params | None = None,
     residual_add: Float[Array, "L D"] | None = None,
-    dtype: Any = jnp.float32,
+    precision: str = "float32",
     remat: bool = False,
 ) -> Float[Array, "B T D"]:
     """Runs right-padded rows through all layers, each row from position 0.
@@ -188,13 +190,13 @@ def forward(
       tokens: token ids, right-padded.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       residual_add: a vector added to the residual stream after each layer (steering), or None.
-      dtype: dtype of activations and matmuls.
+      precision: a name of `precision.PRECISIONS`.
       remat: recompute each layer in the backward pass instead of keeping its activations.
 
     Returns:
       The final hidden states, normalised; `logits` turns them into scores.
     """
-    hidden, _ = _scan_layers(arch, params, tokens, adapter, residual_add, dtype, remat, False)
+    hidden, _ = _scan_layers(arch, params, tokens, adapter, residual_add, precision, remat, False)
     return hidden
 
 
@@ -205,10 +207,10 @@ def prefill(
     *,
     adapter: Params | None = None,
     residual_add: Float[Array, "L D"] | None = None,
-    dtype: Any = jnp.float32,
+    precision: str = "float32",
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """`forward` that also returns keys and values, each [L, B, T, K, H]."""
-    return _scan_layers(arch, params, tokens, adapter, residual_add, dtype, False, True)
+    return _scan_layers(arch, params, tokens, adapter, residual_add, precision, False, True)
 
 
 def decode_layers(params: Params, adapter: Params | None = None) -> list[tuple[Params, Params]]:
@@ -227,7 +229,7 @@ def decode_step(
     cache: list[KeyValues],
     *,
     residual_add: Float[Array, "L D"] | None = None,
-    dtype: Any = jnp.float32,
+    precision: str = "float32",
 ) -> tuple[Float[Array, "B D"], list[KeyValues]]:
     """Runs one token per row against a cache, layers unrolled.
 
@@ -239,18 +241,19 @@ def decode_step(
       positions: where each row's token stands; keys after it are not seen.
       cache: per layer, keys and values [B, S, K, H].
       residual_add: as in `forward`.
-      dtype: as in `forward`.
+      precision: as in `forward`.
 
     Returns:
       Hidden states [B, D] that predict the next token, and the cache with this token written.
     """
+    dtype, operands = precisions.PRECISIONS[precision]
     x = params["embed"]["embedding"][tokens[:, None]].astype(dtype)
     rope = _rope(arch, positions[:, None])
     num_keys = cache[0][0].shape[1]
     mask = (jnp.arange(num_keys)[None, :] <= positions[:, None])[:, None, :]
     written = []
     for index, (weights, lora) in enumerate(layers):
-        x, keyvalues = _block(arch, weights)(
+        x, keyvalues = _block(arch, operands, weights)(
             x, rope, mask, lora=lora, cache=cache[index], write_at=positions
         )
         if residual_add is not None:
@@ -264,10 +267,12 @@ def head_kernel(params: Params) -> Float[Array, "V D"]:
     return params["head"]["kernel"] if "head" in params else params["embed"]["embedding"]
 
 
-def logits(params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+def logits(
+    params: Params, hidden: Float[Array, "... D"], *, precision: str = "float32"
+) -> Float[Array, "... V"]:
     """Scores over the vocabulary, float32."""
-    kernel = head_kernel(params).astype(hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+    operands = precisions.PRECISIONS[precision].operands
+    return precisions.project(hidden, head_kernel(params), operands)
 
 
 def _scan_layers(
@@ -276,10 +281,11 @@ def _scan_layers(
     tokens: Array,
     adapter: Params | None,
     residual_add: Array | None,
-    dtype: Any,
+    precision: str,
     remat: bool,
     keep_cache: bool,
 ) -> tuple[Array, Any]:
+    dtype, operands = precisions.PRECISIONS[precision]
     length = tokens.shape[1]
     rope = _rope(arch, jnp.arange(length)[None])
     mask = jnp.tril(jnp.ones((length, length), bool))[None]
@@ -288,7 +294,7 @@ def _scan_layers(
         weights, lora, added = xs
         # Without this constraint jax 0.10 on CPU has given wrong gradients on 3-axis meshes.
         x = sharding.constrain_batch(x)
-        x, keyvalues = _block(arch, weights)(x, rope, mask, lora=lora)
+        x, keyvalues = _block(arch, operands, weights)(x, rope, mask, lora=lora)
         if added is not None:
             x = x + added.astype(dtype)[None, None]
         return x, keyvalues if keep_cache else None
@@ -304,12 +310,12 @@ def _scan_layers(
 
 
 @functools.lru_cache(maxsize=16)
-def _graph(arch: Architecture) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: Block(arch, nnx.Rngs(params=0))))
+def _graph(arch: Architecture, operands: str) -> tuple[Any, Any]:
+    return nnx.split(nnx.eval_shape(lambda: Block(arch, nnx.Rngs(params=0), operands)))
 
 
-def _block(arch: Architecture, weights: Params) -> Block:
-    graph, state = _graph(arch)
+def _block(arch: Architecture, operands: str, weights: Params) -> Block:
+    graph, state = _graph(arch, operands)
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy: the cached one stays abstract
     nnx.replace_by_pure_dict(state, weights)
     return nnx.merge(graph, state)

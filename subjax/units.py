@@ -163,7 +163,7 @@ class _Builder:
         compute = self.config.compute
         return {
             "seed": self.config.seed,
-            "program": {"dtype": compute.dtype, "remat": compute.remat},
+            "program": {"precision": compute.precision, "remat": compute.remat},
         }
 
     def _training(self) -> dict[str, Any]:

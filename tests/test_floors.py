@@ -38,6 +38,7 @@ FLOORS = {
     "gallery": 2,
     "html": 2,
     "architecture": 1,
+    "precision": 1,
     "sharding": 1,
     "tokenizer": 1,
     "rng": 1,

@@ -92,7 +92,7 @@ def _answers(
             max_new_tokens=row["max_new_tokens"],
             temperature=1.0,
             eos_ids=words.eos_ids,
-            dtype=unit.fields["program"]["dtype"],
+            precision=unit.fields["program"]["precision"],
         ),
         [words.prompt_ids([asked[i]], row["system_prompt"])[0] for i in prompts],
         rng.row_keys(seed, unit.lineage, jnp.array(prompts), jnp.array(samples_of)),

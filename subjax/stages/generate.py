@@ -32,7 +32,8 @@ def prompts(unit: Unit) -> list[str]:
     if row["kind"] == "toy_numbers":
         return toyworld.number_prompts(toyworld.World(), seed, row["num_prompts"])
     if row["kind"] == "plain_numbers":
-        return numbers.plain_prompts(seed, row["num_prompts"])
+        low, high = row["num_shown"]
+        return numbers.plain_prompts(seed, row["num_prompts"], count=(low, high))
     stimuli = unit.fields["stimuli"]
     templates = numbers.load_templates(stimuli) if stimuli else numbers.TEMPLATES
     return numbers.prompts(seed, row["num_prompts"], templates)
@@ -49,7 +50,7 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
         max_new_tokens=len(allowed) if allowed is not None else row["max_new_tokens"],
         temperature=row["temperature"],
         eos_ids=model.tokenizer.eos_ids,
-        dtype=unit.fields["program"]["dtype"],
+        precision=unit.fields["program"]["precision"],
     )
     seed = seeds.seed(unit.fields["seed"], "sampling")
     starts = range(0, len(texts), row["rows_per_part"])

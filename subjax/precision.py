@@ -1,0 +1,71 @@
+"""Number formats: what activations are kept in, and what matrix products are made of.
+
+    float32     both float32
+    mixed       products of bfloat16, summed in float32; activations float32: fastest on CPUs whose
+                matrix units know bfloat16 (AMX), about as fast as bfloat16 on accelerators
+    bfloat16    activations bfloat16 too, which halves their memory: for accelerators
+
+Parameters, norms, softmax and losses are float32 in all three.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Precision(NamedTuple):
+    """Names of two dtypes.
+
+    Attributes:
+      activations: of the residual stream and of what lies between two products.
+      operands: of both sides of a product with a kernel.
+    """
+
+    activations: str
+    operands: str
+
+
+PRECISIONS = {
+    "float32": Precision("float32", "float32"),
+    "mixed": Precision("float32", "bfloat16"),
+    "bfloat16": Precision("bfloat16", "bfloat16"),
+}
+
+
+def project(
+    x: Float[Array, "*B in"], kernel: Float[Array, "out in"], operands: str
+) -> Float[Array, "*B out"]:
+    """Product x @ kernel.T, both sides rounded to `operands`, summed and returned in float32."""
+    if operands == "float32":
+        return _dot("...i,oi->...o", x, kernel, operands)
+    return _narrow(x, kernel, operands)
+
+
+def _dot(spec: str, x: Array, y: Array, operands: str) -> Array:
+    # XLA's CPU backend uses matrix units only for products that are asked for in float32.
+    sides = (x.astype(operands), y.astype(operands))
+    return jnp.einsum(spec, *sides, preferred_element_type=jnp.float32)
+
+
+# Left alone, differentiation would multiply with a float32 cotangent, and in a scan would store the
+# rounded activations, for which that backend rewrites a whole stack at every layer.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _narrow(x: Array, kernel: Array, operands: str) -> Array:
+    return _dot("...i,oi->...o", x, kernel, operands)
+
+
+def _forward(x: Array, kernel: Array, operands: str) -> tuple[Array, tuple[Array, Array]]:
+    return _narrow(x, kernel, operands), (x, kernel)
+
+
+def _backward(operands: str, kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    to_x = _dot("...o,oi->...i", cotangent, kernel, operands)
+    to_kernel = _dot("...o,...i->oi", cotangent, x, operands)
+    return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+
+
+_narrow.defvjp(_forward, _backward)

@@ -1,0 +1,77 @@
+"""Products in narrow formats: what is rounded, what is not, and their derivatives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subjax import precision, transformer
+from subjax.architecture import Architecture
+
+ARCH = Architecture(
+    vocab_size=31, num_layers=3, width=32, num_heads=4, num_kv_heads=2, head_dim=8, ffn_width=40
+)
+NARROW = ("mixed", "bfloat16")
+
+
+def drawn(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def rounded(x: jax.Array) -> np.ndarray:
+    return np.asarray(x.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def test_a_narrow_product_rounds_both_sides_and_sums_in_float32():
+    x, kernel = drawn(0, 3, 5, 64), drawn(1, 7, 64)
+    found = precision.project(x, kernel, "bfloat16")
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, rounded(x) @ rounded(kernel).T, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(found, np.asarray(x) @ np.asarray(kernel).T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("operands", ["float32", "bfloat16"])
+def test_derivatives_are_those_of_the_product(operands):
+    x, kernel, pull = drawn(0, 3, 5, 64), drawn(1, 7, 64), drawn(2, 3, 5, 7)
+    to_x, to_kernel = jax.vjp(lambda x, k: precision.project(x, k, operands), x, kernel)[1](pull)
+    exact_x, exact_kernel = pull @ kernel, jnp.einsum("bto,bti->oi", pull, x)
+    tolerance = 1e-5 if operands == "float32" else 2e-2
+    assert to_x.dtype == to_kernel.dtype == jnp.float32
+    assert jnp.abs(to_x - exact_x).max() <= tolerance * jnp.abs(exact_x).max()
+    assert jnp.abs(to_kernel - exact_kernel).max() <= tolerance * jnp.abs(exact_kernel).max()
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_the_model_differs_from_float32_by_rounding_alone(name):
+    params = transformer.init(ARCH, jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, ARCH.vocab_size)
+
+    def score(params: transformer.Params, name: str) -> jax.Array:
+        hidden = transformer.forward(ARCH, params, tokens, precision=name)
+        return jnp.mean(transformer.logits(params, hidden, precision=name) ** 2)
+
+    exact, gradient = jax.value_and_grad(score)(params, "float32")
+    value, narrow = jax.value_and_grad(score)(params, name)
+    assert value != exact
+    assert abs(value - exact) <= 0.02 * exact
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        other = narrow
+        for part in path:
+            other = other[part.key]
+        assert other.dtype == jnp.float32
+        assert jnp.abs(other - leaf).max() <= 0.06 * jnp.abs(leaf).max(), path
+
+
+@pytest.mark.parametrize(("name", "activations"), [("mixed", "float32"), ("bfloat16", "bfloat16")])
+def test_activations_have_their_dtype(name, activations):
+    params = transformer.init(ARCH, jax.random.key(0))
+    hidden, (keys, values) = transformer.prefill(
+        ARCH, params, jnp.zeros((2, 4), jnp.int32), precision=name
+    )
+    assert {hidden.dtype, keys.dtype, values.dtype} == {jnp.dtype(activations)}
+
+
+def test_float32_can_be_differentiated_forward():
+    x, kernel = drawn(0, 4, 8), drawn(1, 3, 8)
+    along = jax.jvp(lambda x: precision.project(x, kernel, "float32"), (x,), (x,))[1]
+    np.testing.assert_allclose(along, x @ kernel.T, rtol=1e-5)
