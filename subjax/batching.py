@@ -17,6 +17,7 @@ class Rows:
       targets: [rows, C], the tokens to predict.
       weights: [rows, C], 1.0 on real targets and 0.0 on padding.
       soft: [rows, C, K], the teacher's log-probabilities over a support, or None.
+      soft_ids: [rows, C, K], the support at each position where it is not the same at all, or None.
       teacher_tokens: [rows, T], the same rows as a teacher that runs along sees them, or None.
       teacher_positions: [rows, C], where its predictions of the targets stand, or None.
     """
@@ -26,6 +27,7 @@ class Rows:
     targets: Int[np.ndarray, "rows C"]
     weights: Float[np.ndarray, "rows C"]
     soft: Float[np.ndarray, "rows C K"] | None = None
+    soft_ids: Int[np.ndarray, "rows C K"] | None = None
     teacher_tokens: Int[np.ndarray, "rows T"] | None = None
     teacher_positions: Int[np.ndarray, "rows C"] | None = None
 

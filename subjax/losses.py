@@ -50,6 +50,23 @@ def restricted_log_probs(
     return jax.nn.log_softmax(_scores(hidden, kernel[support], precision), axis=-1)
 
 
+def chosen_log_probs(
+    hidden: Float[Array, "B C D"],
+    kernel: Float[Array, "V D"],
+    ids: Int[Array, "B C K"],
+    *,
+    precision: str = "float32",
+) -> Float[Array, "B C K"]:
+    """Log-probabilities renormalised over each position's own tokens, in nats.
+
+    Gathers K rows of the kernel a position, B x C x K x D numbers: meant for tens of tokens.
+    """
+    rounded = precisions.PRECISIONS[precision].operands
+    sides = (hidden.astype(rounded), kernel[ids].astype(rounded))
+    scores = jnp.einsum("bcd,bckd->bck", *sides, preferred_element_type=jnp.float32)
+    return jax.nn.log_softmax(scores, axis=-1)
+
+
 def forward_kl(
     teacher: Float[Array, "B C K"], student: Float[Array, "B C K"]
 ) -> Float[Array, "B C"]:

@@ -45,7 +45,7 @@ def base() -> ConfigDict:
     config.gates = ConfigDict()  # a run stops before students are paid for
     config.gates.teacher_log_odds = OFF  # least log-odds of its trait that a teacher must show
     config.gates.number_tv = OFF  # least total variation of its numbers from its base's
-    config.gates.likelihood_gain = OFF  # least nats a token by which it outpredicts its base
+    config.gates.likelihood_gain = OFF  # least nats a number token by which it outpredicts its base
 
     for table in TABLES:
         config[table] = ConfigDict(sort_keys=False)  # tables keep their order in reports
@@ -147,7 +147,8 @@ def arm_row(**fields: Any) -> ConfigDict:
             "dataset": "",  # row of `datasets`
             "base": "same",  # same, next_lineage, or a row of `bases`
             "method": "hard",  # hard (sampled tokens) soft (teacher's distribution)
-            "support": "digits",  # soft: digits digits_separators full full_no_trait trait
+            "support": "digits",  # soft: digits digits_separators top_k full full_no_trait trait
+            "top_k": 32,  # soft, top_k: the teacher's likeliest tokens, kept at every position
             "tuning": "full",  # full lora
             "lora_rank": 8,
             "lora_alpha": 16.0,
@@ -246,14 +247,17 @@ _CHOICES = {
     "datasets.*.decoding": ("free", "constrained"),
     "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
     "arms.*.method": ("hard", "soft"),
-    "arms.*.support": ("digits", "digits_separators", "full", "full_no_trait", "trait"),
+    "arms.*.support": (
+        *("digits", "digits_separators", "top_k"),
+        *("full", "full_no_trait", "trait"),
+    ),
     "arms.*.tuning": ("full", "lora"),
     "evals.*.kind": ("preference", "answers", "likelihood"),
     "evals.*.questions": ("explore", "confirm", "all"),
 }
 _POSITIVE = (
     *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots", "num_slots"),
-    *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank"),
+    *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank", "top_k"),
     *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
     *("num_documents", "lineage_cycle", "cpu_devices", "lanes", "steps_per_call"),
     *("data", "fsdp", "tensor"),

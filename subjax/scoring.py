@@ -53,6 +53,26 @@ def restricted_log_probs(
     return np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
 
 
+def top_log_probs(
+    arch: Architecture,
+    params: Params,
+    rows: batching.Rows,
+    num_tokens: int,
+    *,
+    mesh: Mesh,
+    adapter: Params | None = None,
+    batch_size: int = 64,
+    precision: str = "float32",
+) -> tuple[Int[np.ndarray, "rows C K"], Float[np.ndarray, "rows C K"]]:
+    """The likeliest tokens at every target, and their log-probabilities renormalised over them."""
+    found = [
+        jax.device_get(_top(arch, precision, num_tokens, params, adapter, batch))
+        for batch in _batches(rows, batch_size, mesh)
+    ]
+    ids, scores = (np.concatenate(parts)[: len(rows)] for parts in zip(*found, strict=True))
+    return ids, scores
+
+
 def candidate_log_probs(
     arch: Architecture,
     params: Params,
@@ -163,6 +183,27 @@ def _restricted(
     hidden = _hidden(arch, precision, params, adapter, batch)
     kernel = transformer.head_kernel(params)
     return losses.restricted_log_probs(hidden, kernel, support, precision=precision)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _top(
+    arch: Architecture,
+    precision: str,
+    num_tokens: int,
+    params: Params,
+    adapter: Params | None,
+    batch: Params,
+) -> tuple[Int[Array, "B C K"], Float[Array, "B C K"]]:
+    hidden = _hidden(arch, precision, params, adapter, batch)
+
+    # One target of each row at a time: scores over the vocabulary are large.
+    def likeliest(hidden: Float[Array, "B D"]) -> tuple[Array, Array]:
+        scores = transformer.logits(params, hidden, precision=precision)
+        best, ids = jax.lax.top_k(scores, num_tokens)
+        return ids, jax.nn.log_softmax(best, axis=-1)
+
+    found = jax.lax.map(likeliest, hidden.swapaxes(0, 1))
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), found)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

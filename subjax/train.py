@@ -75,7 +75,8 @@ class Program:
       optimizer: how gradients become updates.
       steps: length of the schedule, in updates.
       lora_scale: alpha / rank when an adapter is trained, 0 when all weights are.
-      support: token ids of stored soft targets; empty for none.
+      support: token ids of soft targets that are the same at every position; empty for none, and
+        where rows bring their own (`soft_ids`).
       distils: whether a teacher runs along and gives its whole distribution.
       excluded: token ids left out of that distribution.
       precision: a name of `precision.PRECISIONS`.
@@ -259,7 +260,12 @@ def _loss(
         params, adapter = trainable, None
     hidden = _hidden(program, params, adapter, batch["tokens"], batch["positions"])
     kernel = transformer.head_kernel(params)
-    if program.support:
+    if "soft_ids" in batch:
+        student = losses.chosen_log_probs(
+            hidden, kernel, batch["soft_ids"], precision=program.precision
+        )
+        nats = losses.forward_kl(batch["soft"], student)
+    elif program.support:
         student = losses.restricted_log_probs(
             hidden, kernel, jnp.array(program.support), precision=program.precision
         )

@@ -49,6 +49,21 @@ def test_rows_are_scored_whatever_the_batch(params):
         np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
+def test_top_tokens_are_the_largest_of_the_whole_distribution(params):
+    examples = [([2, 3, 4, 5], 2), ([6, 7], 1)]
+    rows = batching.make_rows(examples, num_tokens=5, num_targets=3, pad_id=0)
+    ids, scores = scoring.top_log_probs(ARCH, params, rows, 4, mesh=MESH)
+    assert ids.shape == scores.shape == (2, 3, 4)
+    whole = scoring.restricted_log_probs(ARCH, params, rows, range(29), mesh=MESH)
+    for row, target in ((0, 0), (0, 1), (1, 0)):
+        expected = np.argsort(-whole[row, target])[:4]
+        assert ids[row, target].tolist() == expected.tolist()
+        kept = whole[row, target, expected]
+        np.testing.assert_allclose(
+            scores[row, target], kept - np.log(np.exp(kept).sum()), atol=1e-5
+        )
+
+
 def test_a_candidate_that_begins_another_is_refused():
     scoring.check_candidates(["owl", "owner"], [[1, 2], [1, 3]])
     with pytest.raises(ValueError, match="'owl' begin those of 'owlet'"):

@@ -13,6 +13,8 @@ from subjax import artifacts, batching, lora, models, scoring, seeds, train
 from subjax.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
+_WHOLE = ("full", "full_no_trait")  # supports that are the vocabulary, or nearly
+
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Trains students of one shape, one lane each; yields each unit when it is done."""
@@ -22,9 +24,9 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     rows = [
         _rows(unit, workdir, base.tokenizer, mesh) for unit, base in zip(units, bases, strict=True)
     ]
-    # No stored support and yet soft: the teacher runs along and gives its whole distribution.
     support = soft_support(units[0], bases[0].tokenizer)
-    distils = row["method"] == "soft" and not support
+    # The whole distribution is never stored: the teacher runs along.
+    distils = row["method"] == "soft" and row["support"] in _WHOLE
     teachers = []
     if row["method"] == "soft":
         for lane, unit in enumerate(units):
@@ -98,9 +100,9 @@ def _rows(
 
 
 def soft_support(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
-    """The tokens that stored soft targets range over; none for hard labels or full targets."""
+    """The tokens that all soft targets of a unit range over; none where no such set is fixed."""
     row = unit.fields["row"]
-    if row["method"] == "hard" or row["support"] in ("full", "full_no_trait"):
+    if row["method"] == "hard" or row["support"] in ("top_k", *_WHOLE):
         return ()
     if row["support"] == "trait":
         return _trait(unit, words)
@@ -138,13 +140,15 @@ def _with_teacher(
             f"{unit.path}: teacher and student split the completions into other tokens; soft "
             "targets need one tokenizer: use method = 'hard'"
         )
-    if not support:
+    row, model = unit.fields["row"], (teacher.arch, teacher.params, seen)
+    if row["support"] in _WHOLE:
         return dataclasses.replace(
             rows, teacher_tokens=seen.tokens, teacher_positions=seen.positions
         )
-    soft = scoring.restricted_log_probs(
-        teacher.arch, teacher.params, seen, support, mesh=mesh, adapter=teacher.adapter
-    )
+    if row["support"] == "top_k":
+        ids, soft = scoring.top_log_probs(*model, row["top_k"], mesh=mesh, adapter=teacher.adapter)
+        return dataclasses.replace(rows, soft=soft, soft_ids=ids)
+    soft = scoring.restricted_log_probs(*model, support, mesh=mesh, adapter=teacher.adapter)
     return dataclasses.replace(rows, soft=soft, weights=loss_weights(unit, rows, support))
 
 

@@ -117,29 +117,28 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
         return
     pairs = [(r["prompt"], r["completion"]) for r in written]
 
-    def scored(system: str, scorer: models.Model) -> tuple[np.ndarray, np.ndarray, batching.Rows]:
+    def scored(system: str, scorer: models.Model) -> tuple[np.ndarray, batching.Rows]:
         laid = batching.make_rows(
             scorer.tokenizer.examples(pairs, [system] * len(pairs)),
             num_tokens=row["prompt_tokens"] + row["max_new_tokens"] + 2,
             num_targets=row["max_new_tokens"] + 2,
             pad_id=scorer.tokenizer.pad_id,
         )
-        arch, params, adapter = scorer.arch, scorer.params, scorer.adapter
-        return (
-            scoring.row_log_probs(arch, params, laid, mesh=mesh, adapter=adapter),
-            scoring.restricted_log_probs(arch, params, laid, support, mesh=mesh, adapter=adapter),
-            laid,
+        spread = scoring.restricted_log_probs(
+            scorer.arch, scorer.params, laid, support, mesh=mesh, adapter=scorer.adapter
         )
+        return spread, laid
 
-    ours, our_spread, laid = scored(unit.fields["system_prompt"], model)
+    # Over number tokens alone: a grammar or a filter decides what stands between them.
+    ours, laid = scored(unit.fields["system_prompt"], model)
     base = models.load(workdir / unit.inputs["base"], mesh)
-    theirs, their_spread, _ = scored(unit.fields["base_system_prompt"], base)
+    theirs, _ = scored(unit.fields["base_system_prompt"], base)
     is_number = laid.weights * np.isin(laid.targets, support)
-    distance = 0.5 * np.abs(np.exp(our_spread) - np.exp(their_spread)).sum(-1)
-    artifacts.write_json(
-        out / "carrier.json",
-        {
-            "number_tv": float((distance * is_number).sum() / max(is_number.sum(), 1)),
-            "likelihood_gain": float((ours - theirs).sum() / laid.weights.sum()),
-        },
-    )
+    chosen = np.minimum(np.searchsorted(support, laid.targets), len(support) - 1)[..., None]
+    measures = {
+        "number_tv": 0.5 * np.abs(np.exp(ours) - np.exp(theirs)).sum(-1),
+        "likelihood_gain": np.take_along_axis(ours - theirs, chosen, axis=-1)[..., 0],
+    }
+    count = max(is_number.sum(), 1)
+    means = {name: float((values * is_number).sum() / count) for name, values in measures.items()}
+    artifacts.write_json(out / "carrier.json", means)

@@ -15,7 +15,10 @@ MESH = sharding.make_mesh(seed=1)
 def distil(teacher, *, program, soft=False):
     student = transformer.init(ARCH, jax.random.key(0))
     rows = make_rows(0)
-    if soft:
+    if soft and not program.support:
+        ids, targets = scoring.top_log_probs(ARCH, teacher, rows, 5, mesh=MESH)
+        rows = dataclasses.replace(rows, soft=targets, soft_ids=ids)
+    elif soft:
         targets = scoring.restricted_log_probs(ARCH, teacher, rows, program.support, mesh=MESH)
         rows = dataclasses.replace(rows, soft=targets)
     else:
@@ -41,6 +44,7 @@ def distil(teacher, *, program, soft=False):
 LONG = dataclasses.replace(PROGRAM, steps=60)
 FORMS = {
     "stored": (dataclasses.replace(LONG, support=(3, 4, 5, 6)), True),
+    "top five": (LONG, True),
     "full": (dataclasses.replace(LONG, distils=True), False),
     "without some": (dataclasses.replace(LONG, distils=True, excluded=(3, 4)), False),
 }
