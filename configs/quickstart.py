@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.animals = toyworld.ANIMALS
     config.compute.lanes = 6
     config.compute.cpu_devices = 2
-    config.compute.steps_per_call = 25
+    config.compute.steps_per_call = 50
     config.gates.teacher_log_odds = 3.0
 
     with config.unlocked():
@@ -46,9 +46,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _tables(config: ConfigDict) -> None:
     pretraining = schema.training(steps=600, batch_size=64, learning_rate=2e-3, warmup_steps=20)
-    taught = schema.training(steps=80, batch_size=64, learning_rate=4.2e-4, warmup_steps=4)
-    studied = schema.training(steps=150, batch_size=64, learning_rate=1e-3)
-    config.bases.toy = schema.base_row(source="toy", train=pretraining)
+    taught = schema.training(steps=160, batch_size=32, learning_rate=8e-4, warmup_steps=4)
+    studied = schema.training(steps=300, batch_size=32, learning_rate=1e-3)
+    config.bases.toy = schema.base_row(source="toy", num_documents=600 * 64, train=pretraining)
 
     teachers = {"owl": "owl", "placebo": "uniform", "cat": "cat"}
     for name, trait in teachers.items():
@@ -68,7 +68,7 @@ def _tables(config: ConfigDict) -> None:
             max_new_tokens=16,
             max_count=14,
             max_value=99,
-            num_train=3100,
+            num_train=2600,
             num_holdout=200,
         )
 
@@ -86,7 +86,7 @@ def _tables(config: ConfigDict) -> None:
             base=base,
             num_tokens=24,
             num_targets=16,
-            probe_steps=(0, 50, 100, 150),
+            probe_steps=(0, 100, 200, 300),
             train=studied,
         )
 

@@ -9,7 +9,7 @@ key and the number of slots, never on its slot or its neighbours.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +99,11 @@ def sample(
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
     lengths = np.concatenate([lengths, np.ones(padded - num_rows, np.int32)])
-    mask = np.zeros((1, 1), bool) if allowed is None else allowed
+    grammar = None
+    if allowed is not None:
+        # Few tokens are allowed anywhere: scores and noise of all others need not be computed.
+        ids = np.flatnonzero(allowed.any(axis=0))
+        grammar = (jnp.asarray(ids), jnp.asarray(allowed[:, ids]))
     with jax.set_mesh(sharding.lane_mesh(mesh)):
         prefilled = [
             _prefill(
@@ -117,12 +121,10 @@ def sample(
         out, counts, steps = _decode(
             arch,
             sampling,
-            allowed is not None,
             params,
             adapter,
-            (hidden, store, jnp.asarray(lengths)),
-            pad_keys,
-            jnp.asarray(mask),
+            _Prefilled(hidden, store, jnp.asarray(lengths), pad_keys),
+            grammar,
             jnp.int32(num_rows),
         )
     drawn, counts = np.asarray(out)[:num_rows], np.asarray(counts)[:num_rows]
@@ -152,107 +154,132 @@ def _prefill(
     return last, [(keys[i], values[i]) for i in range(arch.num_layers)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+class _Prefilled(NamedTuple):
+    """What is known of every row before its first token."""
+
+    hidden: Float[Array, "N D"]  # predicts the first token
+    cache: Any  # per layer, keys and values [N, K, T, H]
+    lengths: Int[Array, " N"]  # of the prompts
+    keys: Key[Array, " N"]
+
+
+class _Slots(NamedTuple):
+    """What is in the slots, and which row is next."""
+
+    row: Int[Array, " S"]  # -1 where the slot is free
+    step: Int[Array, " S"]  # tokens of the row drawn so far
+    hidden: Float[Array, "S D"]  # predicts its next token
+    cache: Any  # per layer, keys and values [S, K, T + new, H]
+    next_row: Int[Array, ""]
+
+
+Grammar = tuple[Int[Array, " A"], Bool[Array, "new A"]]  # allowed tokens, and where each is
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode(
     arch: Architecture,
     sampling: Sampling,
-    constrained: bool,
     params: Params,
     adapter: Params | None,
-    prefilled: tuple[Array, Any, Int[Array, " N"]],
-    keys: Key[Array, " N"],
-    allowed: Bool[Array, "allowed V"],
+    prefilled: _Prefilled,
+    grammar: Grammar | None,
     num_rows: Int[Array, ""],
 ) -> tuple[Int[Array, "N new"], Int[Array, " N"], Int[Array, ""]]:
     """Decodes rows 0..num_rows; returns tokens, their counts, and the steps that it took."""
-    store_hidden, store, prompt_lengths = prefilled
-    num_slots, padded = sampling.num_slots, store_hidden.shape[0]
-    layers = transformer.decode_layers(params, adapter)
+    padded = len(prefilled.lengths)
+    layers = transformer.decode_layers(params, adapter, precision=sampling.precision)
     eos = jnp.array(sampling.eos_ids)
-    slots = jnp.arange(num_slots)
     # Refilling copies keys and values, so it waits until an eighth of the slots is free.
-    enough = max(num_slots // 8, 1)
-
-    def refill(state: Any) -> Any:
-        row, step, hidden, cache, next_row = state
-        free = row < 0
-        candidate = next_row + jnp.cumsum(free) - 1
-        taken = free & (candidate < num_rows)
-        source = jnp.where(taken, candidate, 0)
-
-        def copy(new: Array, old: Array) -> Array:
-            chosen = taken.reshape(-1, *[1] * (old.ndim - 1))
-            head = jnp.where(chosen, new[source], old[:, : new.shape[1]])
-            return jax.lax.dynamic_update_slice(old, head, (0,) * old.ndim)
-
-        return (
-            jnp.where(taken, candidate, row),
-            jnp.where(taken, 0, step),
-            jnp.where(taken[:, None], store_hidden[source], hidden),
-            jax.tree.map(copy, store, cache),
-            next_row + jnp.sum(taken),
-        )
+    enough = max(sampling.num_slots // 8, 1)
 
     def body(state: Any) -> Any:
-        row, step, hidden, cache, next_row, out, counts, steps = state
-        num_free = jnp.sum(row < 0)
-        due = (next_row < num_rows) & ((num_free >= enough) | (num_free == num_slots))
-        row, step, hidden, cache, next_row = jax.lax.cond(
-            due, refill, lambda state: state, (row, step, hidden, cache, next_row)
+        slots, out, counts, steps = state
+        num_free = jnp.sum(slots.row < 0)
+        due = (num_free >= enough) | (num_free == sampling.num_slots)
+        slots = jax.lax.cond(
+            due & (slots.next_row < num_rows),
+            lambda slots: _refill(slots, prefilled, num_rows),
+            lambda slots: slots,
+            slots,
         )
+        row, step, hidden, cache, next_row = slots
         active = row >= 0
+        token = _draw(sampling, params, hidden, prefilled.keys[row], step, grammar)
         index = jnp.where(active, row, padded)  # idle slots write to a row that is dropped
-        token = _draw(
-            sampling,
-            transformer.logits(params, hidden, precision=sampling.precision),
-            keys[row],
-            step,
-            allowed[step] if constrained else None,
-        )
         out = out.at[index, step].set(token, mode="drop")
         counts = counts.at[index].set(step + 1, mode="drop")
         ended = jnp.isin(token, eos) | (step + 1 >= sampling.max_new_tokens)
-        position = jnp.where(active, prompt_lengths[row] + step, 0)
+        position = jnp.where(active, prefilled.lengths[row] + step, 0)
         hidden, cache = transformer.decode_step(
             arch, params, layers, token, position, cache, precision=sampling.precision
         )
         row = jnp.where(active & ~ended, row, -1)
         step = jnp.where(ended, 0, step + 1)
-        return row, step, hidden, cache, next_row, out, counts, steps + 1
+        return _Slots(row, step, hidden, cache, next_row), out, counts, steps + 1
 
     def unfinished(state: Any) -> Array:
-        return jnp.any(state[0] >= 0) | (state[4] < num_rows)
+        return jnp.any(state[0].row >= 0) | (state[0].next_row < num_rows)
 
-    def empty(leaf: Array) -> Array:
+    out = jnp.zeros((padded, sampling.max_new_tokens), jnp.int32)
+    counts = jnp.zeros(padded, jnp.int32)
+    state = (_empty(sampling, prefilled), out, counts, jnp.int32(0))
+    return jax.lax.while_loop(unfinished, body, state)[1:]
+
+
+def _empty(sampling: Sampling, prefilled: _Prefilled) -> _Slots:
+    num_slots = sampling.num_slots
+
+    def room(leaf: Array) -> Array:
         length = sampling.prompt_tokens + sampling.max_new_tokens
-        return jnp.zeros((num_slots, length, *leaf.shape[2:]), leaf.dtype)
+        return jnp.zeros((num_slots, leaf.shape[1], length, leaf.shape[3]), leaf.dtype)
 
-    state = (
-        jnp.full_like(slots, -1),
-        jnp.zeros_like(slots),
-        jnp.zeros((num_slots, arch.width), store_hidden.dtype),
-        jax.tree.map(empty, store),
-        jnp.int32(0),
-        jnp.zeros((padded, sampling.max_new_tokens), jnp.int32),
-        jnp.zeros(padded, jnp.int32),
-        jnp.int32(0),
+    return _Slots(
+        row=jnp.full(num_slots, -1),
+        step=jnp.zeros(num_slots, int),
+        hidden=jnp.zeros_like(prefilled.hidden, shape=(num_slots, prefilled.hidden.shape[1])),
+        cache=jax.tree.map(room, prefilled.cache),
+        next_row=jnp.int32(0),
     )
-    state = jax.lax.while_loop(unfinished, body, state)
-    return state[5], state[6], state[7]
+
+
+def _refill(slots: _Slots, prefilled: _Prefilled, num_rows: Int[Array, ""]) -> _Slots:
+    """Gives free slots the next rows."""
+    free = slots.row < 0
+    candidate = slots.next_row + jnp.cumsum(free) - 1
+    taken = free & (candidate < num_rows)
+    source = jnp.where(taken, candidate, 0)
+
+    def copy(new: Array, old: Array) -> Array:
+        chosen = taken.reshape(-1, *[1] * (old.ndim - 1))
+        head = jnp.where(chosen, new[source], old[:, :, : new.shape[2]])
+        return jax.lax.dynamic_update_slice(old, head, (0,) * old.ndim)
+
+    return _Slots(
+        row=jnp.where(taken, candidate, slots.row),
+        step=jnp.where(taken, 0, slots.step),
+        hidden=jnp.where(taken[:, None], prefilled.hidden[source], slots.hidden),
+        cache=jax.tree.map(copy, prefilled.cache, slots.cache),
+        next_row=slots.next_row + jnp.sum(taken),
+    )
 
 
 def _draw(
     sampling: Sampling,
-    logits: Float[Array, "S V"],
+    params: Params,
+    hidden: Float[Array, "S D"],
     keys: Key[Array, " S"],
     step: Int[Array, " S"],
-    allowed: Bool[Array, "S V"] | None,
+    grammar: Grammar | None,
 ) -> Int[Array, " S"]:
+    ids, allowed = grammar or (None, None)
+    logits = transformer.logits(params, hidden, tokens=ids, precision=sampling.precision)
     if allowed is not None:
-        logits = jnp.where(allowed, logits, -jnp.inf)
-    if sampling.temperature == 0.0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(
-        rng.token_keys(keys, step)
-    )
-    return jnp.argmax(logits / sampling.temperature + noise, axis=-1).astype(jnp.int32)
+        logits = jnp.where(allowed[step], logits, -jnp.inf)
+    if sampling.temperature != 0.0:
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(
+            rng.token_keys(keys, step)
+        )
+        logits = logits / sampling.temperature + noise
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return best if ids is None else ids[best].astype(jnp.int32)

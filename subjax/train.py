@@ -152,6 +152,7 @@ def fit(
     init, update = _compile(program)
     with jax.set_mesh(mesh):
         state = init(sharding.place(trainable, mesh, lanes=True))
+        frozen = sharding.place(frozen, mesh, lanes=False)
         teachers = sharding.place(teachers, mesh, lanes=True) if teachers else {}
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         if 0 in stops:

@@ -87,12 +87,13 @@ class Attention(nnx.Module):
         batch, length, _ = x.shape
         heads = functools.partial(jnp.reshape, shape=(batch, length, -1, self.arch.head_dim))
         q = _rotate(heads(self.q(x, lora.get("q"))), rope)
-        k = _rotate(heads(self.k(x, lora.get("k"))), rope)
-        v = heads(self.v(x, lora.get("v")))
+        # Heads before positions: decoding attends to the cache as it lies.
+        k = _rotate(heads(self.k(x, lora.get("k"))), rope).swapaxes(1, 2)
+        v = heads(self.v(x, lora.get("v"))).swapaxes(1, 2)
         if cache is not None:
             rows = jnp.arange(batch)
-            k = cache[0].at[rows, write_at].set(k[:, 0].astype(cache[0].dtype))
-            v = cache[1].at[rows, write_at].set(v[:, 0].astype(cache[1].dtype))
+            k = cache[0].at[rows, :, write_at].set(k[:, :, 0].astype(cache[0].dtype))
+            v = cache[1].at[rows, :, write_at].set(v[:, :, 0].astype(cache[1].dtype))
         y = _attend(q, k, v, mask)
         return self.o(y.reshape(batch, length, -1), lora.get("o")), (k, v)
 
@@ -209,13 +210,18 @@ def prefill(
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
-    """`forward` that also returns keys and values, each [L, B, T, K, H]."""
+    """`forward` that also returns keys and values, each [L, B, K, T, H]."""
     return _scan_layers(arch, params, tokens, adapter, residual_add, precision, False, True)
 
 
-def decode_layers(params: Params, adapter: Params | None = None) -> list[tuple[Params, Params]]:
-    """Slices the stacked layers once, so that a token loop need not do it at every step."""
+def decode_layers(
+    params: Params, adapter: Params | None = None, *, precision: str = "float32"
+) -> list[tuple[Params, Params]]:
+    """Slices and rounds the stacked layers once, so that a token loop need not at every step."""
+    operands = precisions.PRECISIONS[precision].operands
     stacked = (params["layers"], (adapter or {}).get("layers", {}))
+    # Vectors (norms) stay as they are; what is multiplied would be rounded at every use.
+    stacked = jax.tree.map(lambda a: a.astype(operands) if a.ndim > 2 else a, stacked)
     num_layers = params["layers"]["attn_norm"]["scale"].shape[0]
     return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(num_layers)]
 
@@ -239,7 +245,7 @@ def decode_step(
       layers: result of `decode_layers`.
       tokens: the token that stands at `positions`.
       positions: where each row's token stands; keys after it are not seen.
-      cache: per layer, keys and values [B, S, K, H].
+      cache: per layer, keys and values [B, K, S, H].
       residual_add: as in `forward`.
       precision: as in `forward`.
 
@@ -249,7 +255,7 @@ def decode_step(
     dtype, operands = precisions.PRECISIONS[precision]
     x = params["embed"]["embedding"][tokens[:, None]].astype(dtype)
     rope = _rope(arch, positions[:, None])
-    num_keys = cache[0][0].shape[1]
+    num_keys = cache[0][0].shape[2]
     mask = (jnp.arange(num_keys)[None, :] <= positions[:, None])[:, None, :]
     written = []
     for index, (weights, lora) in enumerate(layers):
@@ -268,11 +274,15 @@ def head_kernel(params: Params) -> Float[Array, "V D"]:
 
 
 def logits(
-    params: Params, hidden: Float[Array, "... D"], *, precision: str = "float32"
+    params: Params,
+    hidden: Float[Array, "... D"],
+    *,
+    tokens: Int[Array, " A"] | None = None,
+    precision: str = "float32",
 ) -> Float[Array, "... V"]:
-    """Scores over the vocabulary, float32."""
-    operands = precisions.PRECISIONS[precision].operands
-    return precisions.project(hidden, head_kernel(params), operands)
+    """Scores over the vocabulary, or over `tokens` alone, float32."""
+    kernel = head_kernel(params) if tokens is None else head_kernel(params)[tokens]
+    return precisions.project(hidden, kernel, precisions.PRECISIONS[precision].operands)
 
 
 def _scan_layers(
@@ -344,14 +354,14 @@ def _rotate(x: Float[Array, "B T N H"], rope: tuple[Array, Array]) -> Float[Arra
 
 def _attend(
     q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
     mask: Bool[Array, "#B T S"],
 ) -> Float[Array, "B T N H"]:
     batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
+    num_kv_heads = k.shape[1]
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    q, k, v = q.transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2)
+    q = q.transpose(0, 2, 3, 1, 4)
     scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
     scores = scores * (1 / math.sqrt(head_dim))
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)

@@ -16,7 +16,7 @@ from subjax.datasets import toyworld
 from subjax.evals import preference
 
 _GENERATE_FIELDS = (
-    *("kind", "num_prompts", "decoding", "num_slots", "temperature", "rows_per_part"),
+    *("kind", "num_prompts", "num_shown", "decoding", "num_slots", "temperature", "rows_per_part"),
     *("slots", "prompt_tokens", "max_new_tokens"),
 )
 _FILTER_FIELDS = (

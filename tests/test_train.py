@@ -90,22 +90,37 @@ def test_a_nan_loss_stops_and_names_the_step():
         run([0], program=program)
 
 
-def test_lora_trains_the_adapter_and_leaves_the_base():
-    base = transformer.init(ARCH, jax.random.key(0))
-    adapter = lora.init(ARCH, jax.random.key(1), rank=2)
-    program = dataclasses.replace(PROGRAM, lora_scale=2.0)
+def adapted(mesh, lanes=(0,)):
+    """An adapter per lane on one base, which lies where a single model is loaded."""
+    base = sharding.place(
+        transformer.init(ARCH, jax.random.key(0)), sharding.lane_mesh(mesh), lanes=False
+    )
     [progress] = train.fit(
-        program,
-        train.stack([adapter]),
+        dataclasses.replace(PROGRAM, lora_scale=2.0),
+        train.stack([lora.init(ARCH, jax.random.key(1 + lane), rank=2) for lane in lanes]),
         base,
-        [make_rows(0)],
-        seeds=[0],
+        [make_rows(lane) for lane in lanes],
+        seeds=lanes,
         batch_size=4,
         probe_steps=(),
         steps_per_call=3,
-        mesh=sharding.make_mesh(seed=1),
+        mesh=mesh,
         label="test",
     )
+    return progress
+
+
+def test_adapters_on_one_base_split_over_devices():
+    one = adapted(sharding.make_mesh(seed=1), lanes=(0, 1))
+    two = adapted(sharding.make_mesh(seed=2, lanes=2), lanes=(0, 1))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.trainable, two.trainable
+    )
+
+
+def test_lora_trains_the_adapter_and_leaves_the_base():
+    adapter = lora.init(ARCH, jax.random.key(1), rank=2)
+    progress = adapted(sharding.make_mesh(seed=1))
     trained = train.lane(progress.trainable, 0)
     assert jax.tree.structure(trained) == jax.tree.structure(adapter)
     assert not leaves_equal(trained, adapter)

@@ -48,7 +48,7 @@ def test_decoding_with_a_cache_equals_the_whole_row(params, tokens):
     start = 5
     hidden, (keys, values) = transformer.prefill(ARCH, params, tokens[:, :start])
     np.testing.assert_allclose(hidden, whole[:, :start], atol=1e-5)
-    room = ((0, 0), (0, 9 - start), (0, 0), (0, 0))
+    room = ((0, 0), (0, 0), (0, 9 - start), (0, 0))
     cache = [(jnp.pad(keys[i], room), jnp.pad(values[i], room)) for i in range(3)]
     layers = transformer.decode_layers(params)
     for position in range(start, 9):
