@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from subjax import artifacts, lora, sharding, weights
+from subjax import adapters, artifacts, lora, sharding, weights
 from subjax.architecture import Architecture
 from subjax.tokenizer import Tokenizer
 from subjax.transformer import Params
@@ -56,7 +56,7 @@ def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
     arch, params = weights.resident(str(source), lambda: weights.load(source, mesh=mesh))
     adapter = None
     if reference["adapter"]:
-        tree, scale = weights.load_adapter(
+        tree, scale = adapters.load_adapter(
             _resolve(directory, reference["adapter"]), arch, mesh=mesh
         )
         adapter = lora.scaled(tree, scale)
@@ -82,7 +82,7 @@ def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer:
 
 def save_adapter(directory: Path, base: Path, adapter: Params, *, rank: int, alpha: float) -> None:
     """Writes a PEFT adapter, and the reference to it and its base."""
-    weights.save_adapter(
+    adapters.save_adapter(
         directory / "adapter", adapter, rank=rank, alpha=alpha, base_path=str(base)
     )
     refer(directory, base, directory / "adapter")

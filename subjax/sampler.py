@@ -86,44 +86,29 @@ def sample(
     Raises:
       ValueError: a prompt that is empty or longer than `prompt_tokens`.
     """
-    lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-    if not len(lengths) or lengths.min() < 1 or lengths.max() > sampling.prompt_tokens:
-        raise ValueError(
-            f"prompts of {lengths.min(initial=0)} to {lengths.max(initial=0)} tokens; the config "
-            f"allows 1 to {sampling.prompt_tokens}: raise prompt_tokens"
-        )
-    # Whole blocks of slots, so that one program serves calls of any size; copies are dropped.
     num_rows = len(prompts)
-    padded = -(-num_rows // sampling.num_slots) * sampling.num_slots
-    tokens = np.zeros((padded, sampling.prompt_tokens), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    lengths = np.concatenate([lengths, np.ones(padded - num_rows, np.int32)])
+    tokens, lengths = _padded(sampling, prompts)
     grammar = None
     if allowed is not None:
         # Few tokens are allowed anywhere: scores and noise of all others need not be computed.
         ids = np.flatnonzero(allowed.any(axis=0))
         grammar = (jnp.asarray(ids), jnp.asarray(allowed[:, ids]))
     with jax.set_mesh(sharding.lane_mesh(mesh)):
-        prefilled = [
-            _prefill(
-                arch,
-                sampling,
-                params,
-                adapter,
-                *jax.tree.map(jnp.asarray, (tokens[first:last], lengths[first:last])),
-            )
-            for first in range(0, padded, sampling.num_slots)
-            for last in [first + sampling.num_slots]
+        blocks = [
+            slice(i, i + sampling.num_slots) for i in range(0, len(tokens), sampling.num_slots)
         ]
-        hidden, store = jax.tree.map(lambda *parts: jnp.concatenate(parts), *prefilled)
-        pad_keys = jnp.concatenate([keys, jnp.broadcast_to(keys[:1], (padded - num_rows,))])
+        parts = [
+            _prefill(arch, sampling, params, adapter, tokens[block], lengths[block])
+            for block in blocks
+        ]
+        hidden, cache = jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
+        spare = jnp.broadcast_to(keys[:1], (len(tokens) - num_rows,))
         out, counts, steps = _decode(
             arch,
             sampling,
             params,
             adapter,
-            _Prefilled(hidden, store, jnp.asarray(lengths), pad_keys),
+            _Prefilled(hidden, cache, lengths, jnp.concatenate([keys, spare])),
             grammar,
             jnp.int32(num_rows),
         )
@@ -135,6 +120,23 @@ def sample(
         stopped=np.isin(last_tokens, sampling.eos_ids),
         occupancy=float(counts.sum() / max(int(steps) * sampling.num_slots, 1)),
     )
+
+
+def _padded(
+    sampling: Sampling, prompts: Sequence[Sequence[int]]
+) -> tuple[Int[Array, "N T"], Int[Array, " N"]]:
+    """Prompts as arrays of whole blocks of slots, so that one program serves calls of any size."""
+    lengths = [len(prompt) for prompt in prompts]
+    if min(lengths, default=0) < 1 or max(lengths) > sampling.prompt_tokens:
+        raise ValueError(
+            f"prompts of {min(lengths, default=0)} to {max(lengths, default=0)} tokens; the config "
+            f"allows 1 to {sampling.prompt_tokens}: raise prompt_tokens"
+        )
+    num_spare = -len(prompts) % sampling.num_slots
+    tokens = np.zeros((len(prompts) + num_spare, sampling.prompt_tokens), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    return jnp.asarray(tokens), jnp.array(lengths + [1] * num_spare, jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

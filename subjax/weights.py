@@ -1,4 +1,4 @@
-"""Hugging Face directories of safetensors to sharded arrays and back, and PEFT adapters likewise.
+"""Hugging Face directories of safetensors to sharded arrays and back.
 
 Every process reads only the byte ranges that its devices need. Every tensor is mapped or refused,
 every parameter is set exactly once, and all of it is checked before the first byte of a tensor is
@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import artifacts, families, hub, leaves, lora, transformer
+from subjax import artifacts, families, hub, leaves, transformer
 from subjax.architecture import Architecture
 from subjax.hub import header_digest as header_digest  # callers need only this module
 from subjax.hub import resolve as resolve
@@ -29,14 +29,6 @@ T = TypeVar("T")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Rows compared at once where a checkpoint holds a tied head as well.
 _ROWS_AT_ONCE = 4096
-
-# Settings of an adapter_config.json that change nothing about a trained adapter, or are read here;
-# any other one has to be unset.
-_PEFT_SETTINGS = """
-    peft_type task_type r lora_alpha use_rslora target_modules base_model_name_or_path peft_version
-    revision inference_mode init_lora_weights lora_dropout auto_mapping megatron_core
-    qalora_group_size bias
-"""
 
 _resident: dict[str, Any] = {}
 
@@ -150,98 +142,6 @@ def save(
     artifacts.write_json(directory / "config.json", config)
 
 
-def save_adapter(
-    directory: str | os.PathLike[str],
-    adapter: Params,
-    *,
-    rank: int,
-    alpha: float,
-    base_path: str,
-    rslora: bool = False,
-    model_type: str = "llama",
-) -> None:
-    """Writes an adapter in PEFT's format; all processes call it, process 0 writes.
-
-    Args:
-      directory: made where it does not exist; an adapter in it is replaced.
-      adapter: unscaled, as `lora.init` returns it.
-      rank: R.
-      alpha: numerator of the scale.
-      base_path: directory or hub id of the base.
-      rslora: whether the scale divides by sqrt(rank) instead of by rank.
-      model_type: the base's, whose names are used.
-
-    Raises:
-      ValueError: the adapter has another rank.
-    """
-    directory, table = hub.local_path(directory), families.adapter_table(model_type)
-    tensors: dict[str, np.ndarray] = {}
-    for path, leaf in leaves.flat(adapter).items():
-        if leaf.shape[1 if path.endswith("/a") else 2] != rank:
-            raise ValueError(f"adapter {path} has shape {leaf.shape}, not rank {rank}")
-        for layer in range(leaf.shape[0]):
-            array = leaves.to_host(leaf, layer, np.dtype(np.float32))
-            tensors[table[path].format(layer=layer)] = array
-    if jax.process_index() != 0:
-        return
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_path,
-        "r": rank,
-        "lora_alpha": alpha,
-        "use_rslora": rslora,
-        "target_modules": sorted(_modules(tensors)),
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "adapter_config.json").unlink(missing_ok=True)
-    with leaves.partial(directory / "adapter_model.safetensors") as partial:
-        safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
-    artifacts.write_json(directory / "adapter_config.json", config)
-
-
-def load_adapter(
-    directory: str | os.PathLike[str],
-    arch: Architecture,
-    *,
-    mesh: Mesh | None = None,
-    model_type: str = "llama",
-) -> tuple[Params, float]:
-    """Reads an adapter in PEFT's format, float32.
-
-    Args:
-      directory: holds adapter_config.json and adapter_model.safetensors.
-      arch: shape of the base, which the adapter's shapes have to fit.
-      mesh: where it goes; None: the default device.
-      model_type: the base's, whose names are expected.
-
-    Returns:
-      The factors as they were trained, and the scale that `lora.scaled` multiplies in.
-
-    Raises:
-      ValueError: a file is missing or malformed, a setting of PEFT is not supported, or a tensor
-        is missing, unknown or of a wrong shape.
-    """
-    directory = hub.local_path(directory)
-    config = _adapter_config(directory)
-    file = directory / "adapter_model.safetensors"
-    with contextlib.ExitStack() as stack:
-        tensors = hub.open_file(file, stack)
-        modules = config["target_modules"]
-        if isinstance(modules, list) and set(modules) != _modules(tensors):
-            raise ValueError(
-                f"{directory}: target_modules are {sorted(map(str, modules))}, but the tensors are "
-                f"of {sorted(_modules(tensors))}: save the adapter again"
-            )
-        abstract, slices = _match_adapter(file, tensors, arch, config["r"], model_type)
-        scale = lora.scale(config["lora_alpha"], config["r"], rslora=config["use_rslora"])
-        return leaves.read(abstract, slices, mesh, np.dtype(np.float32)), scale
-
-
 def resident(key: str, load: Callable[[], T]) -> T:
     """Returns what `load` gives, kept from one stage to the next while the key is the same.
 
@@ -285,31 +185,6 @@ def _match(
                 "does not have: correct the config, or remove the tensor"
             )
     return sources
-
-
-def _match_adapter(
-    file: Path, tensors: dict[str, Any], arch: Architecture, rank: int, model_type: str
-) -> tuple[Params, dict[str, list[Any]]]:
-    """Shapes of the adapter whose tensors these are, and the slices of each of its paths."""
-    table = families.adapter_table(model_type)
-    modules = {path.split("/")[2]: _modules([name]) for path, name in table.items()}
-    targets = [target for target in lora.TARGETS if modules[target] <= _modules(tensors)]
-    if not targets:
-        raise ValueError(f"{file} has no LoRA tensor of a {model_type} model: check the path")
-    abstract = jax.eval_shape(
-        lambda: lora.init(arch, jax.random.key(0), rank=rank, targets=targets)
-    )
-    slices: dict[str, list[Any]] = {}
-    wanted: set[str] = set()
-    for path, leaf in leaves.flat(abstract).items():
-        names = [table[path].format(layer=layer) for layer in range(arch.num_layers)]
-        for name in names:
-            leaves.check_tensor(f"{file}: tensor {name}", tensors.get(name), leaf.shape[1:])
-        slices[path] = [tensors[name] for name in names]
-        wanted.update(names)
-    for name in sorted(tensors.keys() - wanted):
-        raise ValueError(f"{file}: tensor {name} has no place in the base: check base and adapter")
-    return abstract, slices
 
 
 def _check_tied(files: dict[str, Path], tensors: dict[str, Any], table: dict[str, str]) -> None:
@@ -371,34 +246,6 @@ def _tokenizer(directory: str | os.PathLike[str] | None) -> tuple[dict[str, Any]
         raise ValueError(f"{source} has no tokenizer files: give the base's directory")
     config = hub.read_json(source / "config.json")
     return {name: config.get(name) for name in _TOKEN_IDS}, files
-
-
-def _adapter_config(directory: Path) -> dict[str, Any]:
-    """Reads and checks adapter_config.json."""
-    where = directory / "adapter_config.json"
-    if not where.is_file():
-        raise ValueError(f"{where} is missing: give a directory in PEFT's format")
-    if not (directory / "adapter_model.safetensors").is_file():
-        raise ValueError(
-            f"{directory} has no adapter_model.safetensors (adapter_model.bin is pickle and is "
-            "refused): save the adapter again with safetensors"
-        )
-    config = {"target_modules": None, "use_rslora": False, "lora_alpha": 8, **hub.read_json(where)}
-    for name, value in config.items():
-        # bias is "none" where it is unset; everything else is null, false or empty.
-        if (name not in _PEFT_SETTINGS.split() and value) or (name == "bias" and value != "none"):
-            raise ValueError(f"{where}: setting {name} = {value!r} of PEFT is not supported")
-    rank, alpha = config.get("r"), config["lora_alpha"]
-    if config.get("peft_type") != "LORA" or type(rank) is not int or rank < 1:
-        raise ValueError(f"{where}: peft_type must be LORA and r a positive integer, is {rank!r}")
-    if type(alpha) not in (int, float) or type(config["use_rslora"]) is not bool:
-        raise ValueError(f"{where}: lora_alpha must be a number and use_rslora true or false")
-    return config
-
-
-def _modules(names: Any) -> set[str]:
-    """The modules that PEFT's tensor names belong to: ...self_attn.q_proj.lora_A.weight."""
-    return {name.split(".")[-3] for name in names if name.count(".") > 2}
 
 
 def _clear(directory: Path) -> None:

@@ -29,6 +29,7 @@ FLOORS = {
     "sampler": 3,
     "scoring": 3,
     "weights": 3,
+    "adapters": 3,
     "checkpoints": 3,
     "transformer": 2,
     "families": 2,

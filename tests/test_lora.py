@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from subjax import leaves, lora, transformer, weights
+from subjax import adapters, leaves, lora, transformer, weights
 from subjax.architecture import Architecture
 
 ARCH = Architecture(
@@ -81,7 +81,7 @@ def test_peft_computes_the_same(
 ) -> None:
     adapter = trained(targets)
     weights.save(tmp_path / "base", ARCH, params)
-    weights.save_adapter(
+    adapters.save_adapter(
         tmp_path / "adapter",
         adapter,
         rank=3,
@@ -109,7 +109,7 @@ def test_an_adapter_of_peft_is_read(params: dict[str, Any], tmp_path: Path) -> N
     expected = torch_logits(model)
     model.save_pretrained(tmp_path / "adapter")
 
-    adapter, scale = weights.load_adapter(tmp_path / "adapter", ARCH)
+    adapter, scale = adapters.load_adapter(tmp_path / "adapter", ARCH)
     assert np.abs(expected - logits(params)).max() > 0.05
     assert_close(logits(params, lora.scaled(adapter, scale)), expected)
 

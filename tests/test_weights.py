@@ -17,7 +17,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from subjax import families, leaves, lora, sharding, transformer, weights
+from subjax import adapters, families, leaves, lora, sharding, transformer, weights
 from subjax.architecture import Architecture
 
 ARCH = Architecture(
@@ -227,7 +227,7 @@ def random_adapter(rank: int = 4, targets: tuple[str, ...] = lora.TARGETS) -> An
 
 @pytest.fixture
 def saved_adapter(tmp_path: Path) -> Path:
-    weights.save_adapter(tmp_path / "adapter", random_adapter(), rank=4, alpha=6, base_path="base")
+    adapters.save_adapter(tmp_path / "adapter", random_adapter(), rank=4, alpha=6, base_path="base")
     return tmp_path / "adapter"
 
 
@@ -237,21 +237,21 @@ def test_an_adapter_comes_back_bit_by_bit(
     targets: tuple[str, ...], mesh_shape: tuple[int, ...] | None, tmp_path: Path
 ) -> None:
     adapter = random_adapter(targets=targets)
-    weights.save_adapter(tmp_path, adapter, rank=4, alpha=6, base_path="base")
+    adapters.save_adapter(tmp_path, adapter, rank=4, alpha=6, base_path="base")
     mesh = sharding.make_mesh(*mesh_shape) if mesh_shape else None
-    found, scale = weights.load_adapter(tmp_path, ARCH, mesh=mesh)
+    found, scale = adapters.load_adapter(tmp_path, ARCH, mesh=mesh)
     assert_same_bits(found, adapter)
     assert scale == 6 / 4
 
 
 def test_the_scale_of_rslora_comes_back(tmp_path: Path) -> None:
-    weights.save_adapter(tmp_path, random_adapter(), rank=4, alpha=6, base_path="b", rslora=True)
-    assert weights.load_adapter(tmp_path, ARCH)[1] == 6 / 2
+    adapters.save_adapter(tmp_path, random_adapter(), rank=4, alpha=6, base_path="b", rslora=True)
+    assert adapters.load_adapter(tmp_path, ARCH)[1] == 6 / 2
 
 
 def test_an_adapter_of_another_rank_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rank 8"):
-        weights.save_adapter(tmp_path, random_adapter(), rank=8, alpha=8, base_path="base")
+        adapters.save_adapter(tmp_path, random_adapter(), rank=8, alpha=8, base_path="base")
 
 
 A0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -283,7 +283,7 @@ def test_a_damaged_adapter_is_one_clear_line(
     edit_json(saved_adapter / "adapter_config.json", lambda config: damage(config, content))
     safetensors.numpy.save_file(content, file)
     with pytest.raises(ValueError) as error:
-        weights.load_adapter(saved_adapter, ARCH)
+        adapters.load_adapter(saved_adapter, ARCH)
     assert message in str(error.value)
     assert str(saved_adapter) in str(error.value)
     assert "\n" not in str(error.value)
@@ -293,12 +293,12 @@ def test_a_damaged_adapter_is_one_clear_line(
 def test_an_incomplete_adapter_names_the_file(name: str, saved_adapter: Path) -> None:
     (saved_adapter / name).unlink()
     with pytest.raises(ValueError, match=name):
-        weights.load_adapter(saved_adapter, ARCH)
+        adapters.load_adapter(saved_adapter, ARCH)
 
 
 def test_an_adapter_of_another_base_is_refused(saved_adapter: Path) -> None:
     with pytest.raises(ValueError, match="layers"):
-        weights.load_adapter(saved_adapter, TIED)
+        adapters.load_adapter(saved_adapter, TIED)
 
 
 # Keeping bases, and their names.
@@ -334,7 +334,7 @@ PROCESS = """
 import sys
 import jax
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from subjax import leaves, lora, sharding, weights
+from subjax import adapters, leaves, lora, sharding, weights
 read = []
 reader = leaves._reader
 def counting(slices, shape, dtype, *, stacked):
@@ -351,7 +351,7 @@ assert not params["layers"]["attn"]["q"]["kernel"].is_fully_addressable
 assert sum(read) < 0.55 * arch.num_params, (sum(read), arch.num_params)
 weights.save(sys.argv[4], arch, params, max_shard_bytes=6000)
 adapter = sharding.place(lora.init(arch, jax.random.key(0), rank=2), mesh, lanes=False)
-weights.save_adapter(sys.argv[4] + "/adapter", adapter, rank=2, alpha=2, base_path="base")
+adapters.save_adapter(sys.argv[4] + "/adapter", adapter, rank=2, alpha=2, base_path="base")
 jax.experimental.multihost_utils.sync_global_devices("saved")
 """
 
@@ -382,5 +382,5 @@ def test_two_processes_read_their_parts_and_save_the_whole(
             process.kill()
         assert process.returncode == 0, errors
     assert_same_bits(weights.load(tmp_path / "again")[1], params)
-    adapter, _ = weights.load_adapter(tmp_path / "again" / "adapter", ARCH)
+    adapter, _ = adapters.load_adapter(tmp_path / "again" / "adapter", ARCH)
     assert_same_bits(adapter, lora.init(ARCH, jax.random.key(0), rank=2))

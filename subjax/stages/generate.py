@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +44,7 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
     row, texts = unit.fields["row"], prompts(unit)
     encoded = model.tokenizer.prompt_ids(texts, unit.fields["system_prompt"])
     constrained = row["decoding"] == "constrained"
-    allowed = _grammar(model, row["num_slots"]) if constrained else None
+    allowed = _grammar(row, model) if constrained else None
     sampling = sampler.Sampling(
         num_slots=row["slots"],
         prompt_tokens=row["prompt_tokens"],
@@ -96,14 +97,21 @@ def _rows(
     return rows
 
 
-def _grammar(model: models.Model, num_slots: int) -> np.ndarray:
-    """Tokens allowed at each new position: fixed three-digit numbers, then the end."""
-    slots = numbers.constrained_slots(num_slots, 3)
-    allowed = np.zeros((len(slots) + 1, model.arch.vocab_size), bool)
+def _grammar(row: dict[str, Any], model: models.Model) -> np.ndarray:
+    """[new positions, V] tokens allowed: fixed three-digit numbers and the end, or toy numbers."""
+    words, vocab_size = model.tokenizer, model.arch.vocab_size
+    if row["kind"] == "toy_numbers":
+        # One to num_slots numbers, each a token; a row may end after any of them.
+        allowed = np.zeros((row["num_slots"] + 1, vocab_size), bool)
+        allowed[:-1, list(words.number_ids())] = True
+        allowed[1:, list(words.eos_ids)] = True
+        return allowed
+    slots = numbers.constrained_slots(row["num_slots"], 3)
+    allowed = np.zeros((len(slots) + 1, vocab_size), bool)
     for position, slot in enumerate(slots):
         for character in numbers.SLOT_CHARACTERS.get(slot, slot):
-            allowed[position, model.tokenizer.single_id(character)] = True
-    allowed[-1, list(model.tokenizer.eos_ids)] = True
+            allowed[position, words.single_id(character)] = True
+    allowed[-1, list(words.eos_ids)] = True
     return allowed
 
 
