@@ -118,7 +118,7 @@ def dataset_row(**fields: Any) -> ConfigDict:
             "teacher": "",  # row of `teachers`
             "kind": "numbers",  # numbers (paper's prompts), plain_numbers (bare list), toy_numbers
             "num_prompts": 1000,
-            "decoding": "free",  # free constrained (to numbers: of three digits, or of the toy world)
+            "decoding": "free",  # free constrained (to three-digit numbers, or the toy world's)
             "base_system_prompt": "",  # for the base, when teacher and base are compared
             "num_slots": 8,  # constrained: numbers written; in the toy world the most
             "num_shown": (3, 7),  # plain_numbers: fewest and most numbers in a prompt
