@@ -141,14 +141,17 @@ def _with_teacher(
             "targets need one tokenizer: use method = 'hard'"
         )
     row, model = unit.fields["row"], (teacher.arch, teacher.params, seen)
+    # In the precision of training: a student that equals its teacher has nothing to learn.
+    precision = unit.fields["program"]["precision"]
+    how: dict[str, Any] = {"mesh": mesh, "adapter": teacher.adapter, "precision": precision}
     if row["support"] in _WHOLE:
         return dataclasses.replace(
             rows, teacher_tokens=seen.tokens, teacher_positions=seen.positions
         )
     if row["support"] == "top_k":
-        ids, soft = scoring.top_log_probs(*model, row["top_k"], mesh=mesh, adapter=teacher.adapter)
+        ids, soft = scoring.top_log_probs(*model, row["top_k"], **how)
         return dataclasses.replace(rows, soft=soft, soft_ids=ids)
-    soft = scoring.restricted_log_probs(*model, support, mesh=mesh, adapter=teacher.adapter)
+    soft = scoring.restricted_log_probs(*model, support, **how)
     return dataclasses.replace(rows, soft=soft, weights=loss_weights(unit, rows, support))
 
 

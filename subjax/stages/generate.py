@@ -133,7 +133,13 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
             pad_id=scorer.tokenizer.pad_id,
         )
         spread = scoring.restricted_log_probs(
-            scorer.arch, scorer.params, laid, support, mesh=mesh, adapter=scorer.adapter
+            scorer.arch,
+            scorer.params,
+            laid,
+            support,
+            mesh=mesh,
+            adapter=scorer.adapter,
+            precision=unit.fields["program"]["precision"],
         )
         return spread, laid
 
