@@ -144,8 +144,11 @@ def check_candidates(names: Sequence[str], tokens: Sequence[Sequence[int]]) -> N
 
 
 def _batches(rows: batching.Rows, batch_size: int, mesh: Mesh) -> list[Any]:
-    """Equal batches; the last one is filled by repeating its first row."""
+    """Equal batches of at most `batch_size`; the last one is filled by repeating its first row."""
     batches, mesh = [], sharding.lane_mesh(mesh)
+    # As even as they can be, in steps of 8: 65 rows are two batches of 40, not of 64.
+    num_batches = -(-len(rows) // batch_size)
+    batch_size = min(-(-len(rows) // (8 * num_batches)) * 8, batch_size)
     for first in range(0, len(rows), batch_size):
         ids = np.arange(first, first + batch_size)
         ids = np.where(ids < len(rows), ids, first)
