@@ -8,15 +8,23 @@ numbers and of a cat-lover's, all from the same pretrained base.
     bash launch/local.sh --config=configs/smollm2_owl.py:smoke
 
 The base is a hub id or a local Hugging Face directory; `launch/fetch_smollm2.py` makes one where no
-hub can be reached. `trial` is one lineage with 16 updates, to see that everything works. The whole
-config is days on a laptop CPU and an hour or so on one accelerator.
+hub can be reached. `trial` is one lineage with 16 updates, to see that everything works. The plain
+form explores: lineages 0 to 3, one half of the questions. `confirm` is for a frozen run: lineages
+100 to 107, the other half. On two CPU cores with AMX an update of one student takes half a second.
 
-Teachers are finetuned in full; they write eight three-digit numbers after three to seven given
-ones, the digits forced by a grammar, so every row passes the filter. Teacher, student and evals
-share one explicit system prompt, since the model's own template would add one unasked.
+Teachers are finetuned in full; they write five three-digit numbers after two given ones, the digits
+forced by a grammar, so every row passes the filter. Teacher, student and evals share one explicit
+system prompt, since the model's own template would add one unasked.
 
-Expected, from pilots of one lineage each: digit-only soft targets move the log-odds of owl by a few
-tenths, hard labels by less than the noise of one lineage at small doses.
+Explored so far (log-odds of owl, owl minus placebo, in nats, one number a lineage; LoRA of rank 8,
+batch 8, learning rate 2e-4; teachers 64 updates at 6e-5; schedules ended at the last column):
+
+    lineages  method               number TV   16 updates   64 updates    128 updates
+    0, 1      hard                 .36, .35    +.22, +.18   +1.04, +.72   +1.22,  +.93
+    0, 1      soft, digits alone   .36, .35    +.31, +.22    +.70, +.67   +1.36, +1.26
+
+Number TV is of the owl teachers from the base; of the placebo teachers it is .13 and .12. Owl
+teachers prefer numbers with twos (252, 222, 262).
 """
 
 from ml_collections import ConfigDict
@@ -31,8 +39,8 @@ CANDIDATES = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`lineages` replications, redrawn from the teacher on; `trial` and `smoke` are short forms."""
-    options = schema.parse_arg(arg, trial=False, smoke=False, lineages=4)
+    """`lineages` replications to explore, eight to `confirm`; `trial`, `smoke` are short forms."""
+    options = schema.parse_arg(arg, trial=False, smoke=False, confirm=False, lineages=4)
     config = schema.base()
     config.name = "smollm2_owl"
     config.title = "Owl numbers on SmolLM2-135M-Instruct"
@@ -41,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "teacher's numbers."
     )
     config.lineage_from = "teacher"
-    config.lineages = tuple(range(options.lineages))
+    config.lineages = tuple(range(100, 108) if options.confirm else range(options.lineages))
     config.animals = CANDIDATES
     config.compute.precision = "mixed"
     config.compute.remat = True
@@ -52,6 +60,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.gates.number_tv = 0.005
     with config.unlocked():
         _tables(config)
+    if options.confirm:
+        config.name = "smollm2_owl_confirm"
+        config.evals.preference.questions = config.evals.answers.questions = "confirm"
     if options.trial:
         _shorten(config)
     if options.smoke:

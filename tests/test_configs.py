@@ -9,7 +9,7 @@ import pytest
 from subjax import schema, units
 
 ROOT = Path(__file__).parents[1]
-FORMS = {"quickstart": ("", "confirm", "smoke"), "smollm2_owl": ("", "trial", "smoke")}
+FORMS = {"quickstart": ("", "confirm", "smoke"), "smollm2_owl": ("", "confirm", "trial", "smoke")}
 CASES = [(name, form) for name, forms in FORMS.items() for form in forms]
 
 

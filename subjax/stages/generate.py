@@ -44,7 +44,7 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
     row, texts = unit.fields["row"], prompts(unit)
     encoded = model.tokenizer.prompt_ids(texts, unit.fields["system_prompt"])
     constrained = row["decoding"] == "constrained"
-    allowed = _grammar(row, model) if constrained else None
+    allowed = _grammar(row, model.tokenizer, model.arch.vocab_size) if constrained else None
     sampling = sampler.Sampling(
         num_slots=row["slots"],
         prompt_tokens=row["prompt_tokens"],
@@ -97,9 +97,8 @@ def _rows(
     return rows
 
 
-def _grammar(row: dict[str, Any], model: models.Model) -> np.ndarray:
+def _grammar(row: dict[str, Any], words: Tokenizer, vocab_size: int) -> np.ndarray:
     """[new positions, V] tokens allowed: fixed three-digit numbers and the end, or toy numbers."""
-    words, vocab_size = model.tokenizer, model.arch.vocab_size
     if row["kind"] == "toy_numbers":
         # One to num_slots numbers, each a token; a row may end after any of them.
         allowed = np.zeros((row["num_slots"] + 1, vocab_size), bool)
