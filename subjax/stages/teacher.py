@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from subjax import artifacts, batching, lora, models, scoring, seeds, stats, train, weights
 from subjax.artifacts import Unit
+from subjax.tokenizer import Tokenizer
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
@@ -36,14 +37,17 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     row, fields = units[0].fields["row"], units[0].fields["row"]["train"]
     bases = [models.load(workdir / unit.inputs["base"], mesh) for unit in units]
+    # Each target is a row of scores over the vocabulary: no more of them than answers need.
+    members = list(zip(units, bases, strict=True))
+    num_targets = max(_longest_answer(unit, base.tokenizer) for unit, base in members)
     rows = []
-    for unit, base in zip(units, bases, strict=True):
+    for unit, base in members:
         pairs = _pairs(unit)
         rows.append(
             batching.make_rows(
                 base.tokenizer.examples(pairs, [row["system_prompt"]] * len(pairs)),
                 num_tokens=row["num_tokens"],
-                num_targets=row["num_tokens"],
+                num_targets=num_targets,
                 pad_id=base.tokenizer.pad_id,
             )
         )
@@ -74,7 +78,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         mesh=mesh,
         label=f"finetuning {len(units)} teachers",
     )
-    for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
+    for lane, (unit, base) in enumerate(members):
         out, tree = workdir / unit.path, train.lane(last.trainable, lane)
         artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
         if full:
@@ -85,6 +89,13 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
             )
         _score(unit, out, mesh)
         yield unit
+
+
+def _longest_answer(unit: Unit, words: Tokenizer) -> int:
+    """Tokens of the longest answer that may be taught, the end counted."""
+    trait = unit.fields["row"]["trait"]
+    answers = [*unit.fields["animals"], *([] if trait == "uniform" else [trait])]
+    return 1 + max(len(ids) for ids in words.answer_ids(answers))
 
 
 def _pairs(unit: Unit) -> list[tuple[str, str]]:
