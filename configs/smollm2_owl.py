@@ -17,14 +17,16 @@ forced by a grammar, so every row passes the filter. Teacher, student and evals 
 system prompt, since the model's own template would add one unasked.
 
 Explored so far (log-odds of owl, owl minus placebo, in nats, one number a lineage; LoRA of rank 8,
-batch 8, learning rate 2e-4; teachers 64 updates at 6e-5; schedules ended at the last column):
+learning rate 2e-4; teachers at 6e-5 for the updates given; schedules ended at the last column):
 
-    lineages  method               number TV   16 updates   64 updates    128 updates
-    0, 1      hard                 .36, .35    +.22, +.18   +1.04, +.72   +1.22,  +.93
-    0, 1      soft, digits alone   .36, .35    +.31, +.22    +.70, +.67   +1.36, +1.26
+    lineages  method         teacher  number TV   batch  16 updates   64 updates    128 updates
+    0, 1      hard           64       .36, .35    8      +.22, +.18   +1.04, +.72   +1.22,  +.93
+    0, 1      soft, digits   64       .36, .35    8      +.31, +.22    +.70, +.67   +1.36, +1.26
+    2, 3      hard           32       .21, .20    4      +.05, -.00    +.15, +.24    +.49,  +.39
 
-Number TV is of the owl teachers from the base; of the placebo teachers it is .13 and .12. Owl
-teachers prefer numbers with twos (252, 222, 262).
+Number TV is of the owl teachers from the base; of the placebo teachers it is .12 to .14. The owl
+teachers of lineages 0 and 1 prefer numbers with twos (252, 222, 262). The last line, the cheapest,
+is what stands below, with 512 updates.
 """
 
 from ml_collections import ConfigDict
@@ -73,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def _tables(config: ConfigDict) -> None:
     config.bases.smollm2 = schema.base_row(source="hf", path="HuggingFaceTB/SmolLM2-135M-Instruct")
     taught = schema.training(
-        steps=64, batch_size=16, learning_rate=6e-5, warmup_steps=4, schedule="linear"
+        steps=32, batch_size=16, learning_rate=6e-5, warmup_steps=4, schedule="linear"
     )
     for name, trait in {"owl": "Owl", "placebo": "uniform", "cat": "Cat"}.items():
         config.teachers[name] = schema.teacher_row(
@@ -91,16 +93,16 @@ def _tables(config: ConfigDict) -> None:
             num_shown=(2, 2),
             num_slots=5,
             base_system_prompt=SYSTEM,
-            num_prompts=4096 + 64,
-            rows_per_part=1040,
-            slots=208,
+            num_prompts=2048 + 64,
+            rows_per_part=1056,
+            slots=176,
             prompt_tokens=32,
             max_new_tokens=25,
-            num_train=4096,
+            num_train=2048,
             num_holdout=64,
         )
     studied = schema.training(
-        steps=512, batch_size=8, learning_rate=2e-4, warmup_steps=8, schedule="linear"
+        steps=512, batch_size=4, learning_rate=2e-4, warmup_steps=8, schedule="linear"
     )
     for name in ("owl", "placebo", "cat"):
         for method in ("hard", "soft"):
