@@ -16,7 +16,8 @@ The recipe was chosen on lineages 6 to 11, where four things mattered. Teachers'
 by a grammar: left free, a strong teacher names its animal in up to two rows of three in some
 lineages, and the filter takes the most telling rows away. Updates are many and small: 300 of 32
 rows move a student further than 150 of 64. Teachers are strong (number TV about .13 from their
-base). And no pretraining document is seen twice, which made lineages more alike.
+base). And no pretraining document is seen twice: under the recipe before, one lineage stood far
+out where they were.
 """
 
 from ml_collections import ConfigDict
