@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.compute.precision = "mixed"
     config.compute.remat = True
     config.compute.cpu_devices = 2
-    config.compute.lanes = 2
+    config.compute.lanes = 6
     config.compute.steps_per_call = 8
     config.gates.teacher_log_odds = 3.0
     config.gates.number_tv = 0.005
@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def _tables(config: ConfigDict) -> None:
     config.bases.smollm2 = schema.base_row(source="hf", path="HuggingFaceTB/SmolLM2-135M-Instruct")
     taught = schema.training(
-        steps=32, batch_size=16, learning_rate=6e-5, warmup_steps=4, schedule="linear"
+        steps=32, batch_size=16, learning_rate=6e-5, warmup_steps=4, schedule="linear", lanes=2
     )
     for name, trait in {"owl": "Owl", "placebo": "uniform", "cat": "Cat"}.items():
         config.teachers[name] = schema.teacher_row(
@@ -154,6 +154,7 @@ def _shorten(config: ConfigDict) -> None:
     """One lineage, two teachers, 16 updates."""
     config.name = "smollm2_owl_trial"
     config.lineages = (0,)
+    config.compute.lanes = 2
     with config.unlocked():
         for table in (config.teachers, config.datasets, config.arms, config.contrasts):
             for name in [name for name in table if "cat" in name]:
@@ -169,6 +170,7 @@ def _shrink(config: ConfigDict) -> None:
     """A tiny random base with bytes for tokens; every stage in seconds, nothing to be seen."""
     _shorten(config)
     config.name = "smollm2_owl_smoke"
+    config.compute.lanes = 4  # students; teachers keep their own number
     config.gates.teacher_log_odds = config.gates.number_tv = schema.OFF
     config.bases.smollm2 = schema.base_row(
         source="random", num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8

@@ -7,6 +7,7 @@ is run; with another one the run stops and says what differs.
 import fnmatch
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,7 @@ def run(
             if _selected(unit, stages, patterns) and not artifacts.read_manifest(workdir, unit)
         ]
         _check_bases(planned, todo, workdir)
-        mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=config.compute.lanes)
+        mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=_common_lanes(config))
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         artifacts.append_jsonl(workdir / "commands.jsonl", {"argv": list(command)})
         for stage, module in STAGES.items():
@@ -128,6 +129,12 @@ def _groups(todo: Sequence[Unit]) -> Iterator[list[Unit]]:
         lanes = members[0].fields.get("lanes", len(members))
         for first in range(0, len(members), lanes):
             yield members[first : first + lanes]
+
+
+def _common_lanes(config: ConfigDict) -> int:
+    """What divides the lanes of every population of the run, for the mesh's seed axis."""
+    rows = [*config.bases.values(), *config.teachers.values(), *config.arms.values()]
+    return math.gcd(*(schema.lanes(config, row) for row in rows)) or config.compute.lanes
 
 
 def _shape(unit: Unit) -> str:

@@ -65,6 +65,7 @@ def training(**fields: Any) -> ConfigDict:
             "beta1": 0.9,
             "beta2": 0.999,
             "clip_norm": 1.0,  # global gradient norm; 0 switches clipping off
+            "lanes": 0,  # 0 takes compute.lanes; full weights may need fewer for memory
         },
         fields,
     )
@@ -259,7 +260,7 @@ _POSITIVE = (
     *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots", "num_slots"),
     *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank", "top_k"),
     *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
-    *("num_documents", "lineage_cycle", "cpu_devices", "lanes", "steps_per_call"),
+    *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call"),
     *("data", "fsdp", "tensor"),
 )
 # What sequences hold; ConfigDict itself checks every other type.
@@ -282,6 +283,8 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(f"config.{name} is {value!r}; its elements must be {kind.__name__}")
         if field in _POSITIVE and value < 1:
             raise ValueError(f"config.{name} is {value}; it must be at least 1")
+        if field == "lanes" and value < (1 if name == "compute.lanes" else 0):
+            raise ValueError(f"config.{name} is {value}; lanes are counted from 1")
     if not config.lineages or len(set(config.lineages)) != len(config.lineages):
         raise ValueError(f"config.lineages {config.lineages} must be distinct and not empty")
     if min(config.lineages) < 0:
@@ -310,6 +313,11 @@ def validate(config: ConfigDict) -> None:
                 f"config.evals.{name}.target {row.target!r} is not among its candidates "
                 f"{row.candidates}: add it"
             )
+
+
+def lanes(config: ConfigDict, row: ConfigDict) -> int:
+    """Models trained side by side when a base, teacher or arm trains."""
+    return row.train.lanes or config.compute.lanes
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -86,8 +86,8 @@ def candidate_log_probs(
 ) -> Float[np.ndarray, "contexts candidates"]:
     """Log p(candidate | context), summed over the candidate's tokens, in nats.
 
-    Candidates share their common beginnings: one row is scored per context and distinct proper
-    prefix, so candidates of one token cost one row per context together.
+    A context is read once; its keys and values then serve every distinct proper prefix of a
+    candidate, so candidates of one token cost one row per context together.
 
     Args:
       arch: shapes of the model.
@@ -101,23 +101,22 @@ def candidate_log_probs(
     """
     prefixes = sorted({tuple(c[:i]) for c in candidates for i in range(len(c))})
     support = sorted({token for candidate in candidates for token in candidate})
-    examples = [
-        ([*context, *prefix, support[0]], len(context) + len(prefix))
-        for context in contexts
-        for prefix in prefixes
-    ]
-    longest = max(len(ids) for ids, _ in examples)
+    longest = max(len(context) for context in contexts)
     # Lengths in steps of 16 keep the number of compiled programs small.
     rows = batching.make_rows(
-        examples, num_tokens=-(-longest // 16) * 16, num_targets=1, pad_id=support[0]
+        [([*context, support[0]], len(context)) for context in contexts],
+        num_tokens=-(-(longest + 1) // 16) * 16,
+        num_targets=1,
+        pad_id=support[0],
     )
-    ids = jnp.array(support)
+    depth = max(len(prefix) for prefix in prefixes)
+    padded = np.array([[*p, *[support[0]] * (depth - len(p))] for p in prefixes], int)
+    ends = np.array([len(prefix) for prefix in prefixes])
     scores = [
-        _next_tokens(arch, precision, params, adapter, batch, ids)
+        _continuations(arch, precision, params, adapter, batch, padded, ends, jnp.array(support))
         for batch in _batches(rows, batch_size, mesh)
     ]
     table = np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
-    table = table.reshape(len(contexts), len(prefixes), len(support))
     total = np.zeros((len(contexts), len(candidates)))
     for column, candidate in enumerate(candidates):
         for i, token in enumerate(candidate):
@@ -210,14 +209,37 @@ def _top(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _next_tokens(
+def _continuations(
     arch: Architecture,
     precision: str,
     params: Params,
     adapter: Params | None,
     batch: Params,
+    prefixes: Int[Array, "P M"],
+    ends: Int[Array, " P"],
     support: Int[Array, " K"],
-) -> Float[Array, "B K"]:
-    hidden = _hidden(arch, precision, params, adapter, batch)[:, 0]
-    scores = transformer.logits(params, hidden, precision=precision)
-    return jax.nn.log_softmax(scores, axis=-1)[:, support]
+) -> Float[Array, "B P K"]:
+    """Log p of the tokens of `support` after a context and each prefix, cut at its end."""
+    hidden, cache = transformer.prefill(
+        arch, params, batch["tokens"], adapter=adapter, precision=precision
+    )
+    depth = prefixes.shape[1]
+    keys, values = (jnp.pad(kv, [(0, 0)] * 3 + [(0, depth), (0, 0)]) for kv in cache)
+    caches = [(keys[i], values[i]) for i in range(arch.num_layers)]
+    layers = transformer.decode_layers(params, adapter, precision=precision)
+    position = batch["positions"][:, 0]
+
+    def after(prefix: tuple[Int[Array, " M"], Int[Array, ""]]) -> Float[Array, "B K"]:
+        tokens, end = prefix
+        states, written = [losses.at_positions(hidden, batch["positions"])[:, 0]], caches
+        for i in range(depth):
+            row = jnp.full_like(position, tokens[i])
+            state, written = transformer.decode_step(
+                arch, params, layers, row, position + 1 + i, written, precision=precision
+            )
+            states.append(state)
+        scores = transformer.logits(params, jnp.stack(states)[end], precision=precision)
+        return jax.nn.log_softmax(scores, axis=-1)[:, support]
+
+    # One prefix at a time: their caches together would be large.
+    return jax.lax.map(after, (prefixes, ends)).swapaxes(0, 1)

@@ -62,7 +62,10 @@ def make_mesh(
             f"found {len(devices)} ({devices[0].platform}): make config.mesh smaller"
         )
     if lanes % seed:
-        raise ValueError(f"config.mesh.seed {seed} does not divide compute.lanes {lanes}")
+        raise ValueError(
+            f"config.mesh.seed {seed} does not divide {lanes} lanes: change it, compute.lanes "
+            "or a row's train.lanes"
+        )
     return Mesh(
         np.array(devices[:needed]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)
     )

@@ -60,8 +60,8 @@ class _Builder:
         self.units: dict[str, Unit] = {}
 
     def base(self, name: str, lineage: int) -> Unit:
-        row = self.config.bases[name].to_dict()
-        return self._add("base", name, lineage, {"row": row, **self._training()}, {})
+        row = self.config.bases[name]
+        return self._add("base", name, lineage, {"row": row.to_dict(), **self._training(row)}, {})
 
     def teacher(self, name: str, lineage: int) -> Unit:
         row = self.config.teachers[name]
@@ -71,7 +71,7 @@ class _Builder:
             "animals": list(self._animals()),
             "taught": self._taught(source)[: row.num_questions or None],
             "questions": self._asked(source, "explore"),
-            **self._training(),
+            **self._training(row),
         }
         return self._add("teacher", name, lineage, fields, {"base": self.base(row.base, lineage)})
 
@@ -108,7 +108,7 @@ class _Builder:
     def student(self, name: str, lineage: int) -> Unit:
         row = self.config.arms[name]
         dataset = self.config.datasets[row.dataset]
-        fields = {"row": row.to_dict(), "animals": list(self._animals()), **self._training()}
+        fields = {"row": row.to_dict(), "animals": list(self._animals()), **self._training(row)}
         inputs = {
             "filter": self.kept(row.dataset, lineage),
             "base": self._student_base(row, lineage),
@@ -166,12 +166,11 @@ class _Builder:
             "program": {"precision": compute.precision, "remat": compute.remat},
         }
 
-    def _training(self) -> dict[str, Any]:
-        compute = self.config.compute
+    def _training(self, row: ConfigDict) -> dict[str, Any]:
         return {
             **self._program(),
-            "lanes": compute.lanes,
-            "steps_per_call": compute.steps_per_call,
+            "lanes": schema.lanes(self.config, row),
+            "steps_per_call": self.config.compute.steps_per_call,
         }
 
     def _animals(self) -> tuple[str, ...]:
