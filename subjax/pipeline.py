@@ -10,26 +10,35 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import artifacts, preregistration, results, schema, sharding, tables, units
+from subjax import artifacts, preregistration, results, schema, sharding, tables, units, validation
 from subjax.artifacts import Unit
-from subjax.stages import base, evaluate, filter, finetune, generate, report, teacher
+from subjax.stages import base, evaluate, filter, finetune, generate, images, mlp, report, teacher
 
-STAGES: dict[str, ModuleType] = {
-    "base": base,
-    "teacher": teacher,
-    "generate": generate,
-    "filter": filter,
-    "finetune": finetune,
-    "evaluate": evaluate,
+Run = Callable[[Sequence[Unit], Path, Mesh], Iterator[Unit]]
+
+STAGES: dict[str, Run] = {
+    "base": base.run,
+    "teacher": teacher.run,
+    "generate": generate.run,
+    "filter": filter.run,
+    "finetune": finetune.run,
+    "evaluate": evaluate.run,
+    "images": images.run,
+    "mlp_teacher": mlp.teach,
+    "mlp": mlp.score,
 }
+# What image classifiers must share to train on the same batches, and what of the same teacher.
+_SAME_BATCHES = (
+    *("model", "teacher", "inputs", "num_images", "epochs", "batch_size"),
+    *("clone_epochs", "clone_inputs"),
+)
 
 
 def run(
@@ -52,7 +61,7 @@ def run(
     Raises:
       ValueError: the config is wrong, a unit is stale, an input is missing, or a gate is closed.
     """
-    schema.validate(config)
+    validation.validate(config)
     planned = units.build(config)
     _check_selection(planned, stages, patterns)
     _announce(config, planned, workdir)
@@ -68,19 +77,19 @@ def run(
         mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=_common_lanes(config))
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         artifacts.append_jsonl(workdir / "commands.jsonl", {"argv": list(command)})
-        for stage, module in STAGES.items():
+        for stage, stage_run in STAGES.items():
             members = [unit for unit in todo if unit.stage == stage]
             if members and stage == "finetune":
                 _check_gates(config, planned, workdir)
-            for group in _groups(members):
-                _run_group(module, group, workdir, mesh)
+            for group in _groups(members, planned):
+                _run_group(stage_run, group, workdir, mesh)
         if not stages or "report" in stages:
             _report(config, planned, workdir)
 
 
 def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
     """(unit path, done | missing | stale) for every unit of the config."""
-    schema.validate(config)
+    validation.validate(config)
     return [(unit.path, _state(unit, workdir)) for unit in units.build(config)]
 
 
@@ -99,7 +108,7 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     print(f"report: {(workdir / 'report' / 'report.html').resolve()}")
 
 
-def _run_group(module: ModuleType, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> None:
+def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> None:
     for unit in group:
         for path, fingerprint in unit.input_fingerprints.items():
             manifest = workdir / path / artifacts.MANIFEST
@@ -113,7 +122,7 @@ def _run_group(module: ModuleType, group: Sequence[Unit], workdir: Path, mesh: M
     start = time.monotonic()
     print(f"{group[0].stage}: {_names(group)}", file=sys.stderr)
     written: set[str] = set()
-    for unit in module.run(padded, workdir, mesh):
+    for unit in run(padded, workdir, mesh):
         if unit.path not in written:
             written.add(unit.path)
             now = time.monotonic()
@@ -121,20 +130,36 @@ def _run_group(module: ModuleType, group: Sequence[Unit], workdir: Path, mesh: M
             start = now
 
 
-def _groups(todo: Sequence[Unit]) -> Iterator[list[Unit]]:
+def _groups(todo: Sequence[Unit], planned: Sequence[Unit]) -> Iterator[list[Unit]]:
     """Units to run in one call: lanes of one population, or all that need no population."""
     shaped = sorted(todo, key=_shape)  # stable: within a shape, plan order stays
     for _, alike in itertools.groupby(shaped, key=_shape):
         members = list(alike)
         lanes = members[0].fields.get("lanes", len(members))
+        if members[0].stage == "mlp":
+            yield from _chunks(members, planned, lanes)
+            continue
         for first in range(0, len(members), lanes):
             yield members[first : first + lanes]
+
+
+def _chunks(todo: Sequence[Unit], planned: Sequence[Unit], lanes: int) -> Iterator[list[Unit]]:
+    """Chunks of lineages that lack an arm, each with all arms that train on the same batches."""
+    shape = _shape(todo[0])
+    arms = list(dict.fromkeys(u.row for u in planned if u.stage == "mlp" and _shape(u) == shape))
+    members = {(unit.row, unit.lineage): unit for unit in planned if unit.stage == "mlp"}
+    lineages = list(dict.fromkeys(unit.lineage for unit in todo))
+    for first in range(0, len(lineages), lanes):
+        chunk = lineages[first : first + lanes]
+        chunk += [chunk[0]] * (lanes - len(chunk))
+        yield [members[arm, lineage] for arm in arms for lineage in chunk]
 
 
 def _common_lanes(config: ConfigDict) -> int:
     """What divides the lanes of every population of the run, for the mesh's seed axis."""
     rows = [*config.bases.values(), *config.teachers.values(), *config.arms.values()]
-    return math.gcd(*(schema.lanes(config, row) for row in rows)) or config.compute.lanes
+    own = [row.train.lanes for row in rows if "train" in row and row.train.lanes]
+    return math.gcd(config.compute.lanes, *own)
 
 
 def _shape(unit: Unit) -> str:
@@ -142,6 +167,8 @@ def _shape(unit: Unit) -> str:
     if "lanes" not in unit.fields:
         return ""
     row = dict(unit.fields["row"])
+    if unit.stage == "mlp":
+        return artifacts.dumps([{name: row[name] for name in _SAME_BATCHES}])
     for free in ("trait", "dataset", "base", "system_prompt"):
         row.pop(free, None)
     shared = unit.inputs.get("base") if row.get("tuning") == "lora" else None

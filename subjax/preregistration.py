@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import artifacts, schema, units
+from subjax import artifacts, schema, units, validation
 from subjax.artifacts import Unit
 from subjax.summary import STATUSES, Contrast
 
@@ -45,7 +45,7 @@ def freeze(config: ConfigDict, path: Path, *, command: Sequence[str] = ()) -> No
     Raises:
       ValueError: the config is wrong or has no primary contrast, or the file exists.
     """
-    schema.validate(config)
+    validation.validate(config)
     frozen = {
         "config": config.name,
         "config_hash": config_hash(config, units.build(config)),

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import artifacts, batching, schema, tokenizer, units, weights
+from subjax import artifacts, batching, tokenizer, units, validation, weights
 from subjax.artifacts import Unit
 from subjax.datasets import toyworld
 from subjax.stages import finetune, generate
@@ -63,9 +63,11 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
       ValueError: the config is wrong, there is no such arm, a tokenizer cannot be read, or the
         example does not fit into the arm's row; all of these would stop the run, too.
     """
-    schema.validate(config)
+    validation.validate(config)
     if arm not in config.arms:
         raise ValueError(f"--preview={arm} is no arm of this config: {', '.join(config.arms)}")
+    if config.images:
+        raise ValueError("--preview shows prompts and rows; image classifiers have none")
     planned = {unit.path: unit for unit in units.build(config)}
     lineage = config.lineages[0]
     student = planned[artifacts.unit_path("finetune", arm, lineage)]

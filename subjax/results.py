@@ -34,7 +34,8 @@ def read(
         lineages=tuple(config.lineages),
         arms=tuple(config.arms),
         target=next((row.target for row in config.evals.values()), ""),
-        scores=_scores(by_stage["evaluate"], workdir),
+        scores=_scores(by_stage["evaluate"], workdir)
+        | _accuracies(config, by_stage["mlp"], workdir),
         contrasts=_contrasts(config),
         missing=[unit.path for unit in planned if unit not in done],
         counts=_counts(by_stage["filter"], workdir),
@@ -70,6 +71,17 @@ def _scores(units: Sequence[Unit], workdir: Path) -> dict[tuple[str, str], dict[
         evaluation, _, arm = unit.row.partition("/")
         content = artifacts.read_json(workdir / unit.path / "scores.json")
         scores[evaluation, arm][unit.lineage] = content["records"]
+    return dict(scores)
+
+
+def _accuracies(
+    config: ConfigDict, units: Sequence[Unit], workdir: Path
+) -> dict[tuple[str, str], dict[int, Any]]:
+    """Scores of image classifiers, which are scored where they are trained."""
+    scores: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
+    for unit in units:
+        content = artifacts.read_json(workdir / unit.path / "scores.json")
+        scores[next(iter(config.evals)), unit.row][unit.lineage] = content["records"]
     return dict(scores)
 
 

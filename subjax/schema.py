@@ -2,7 +2,9 @@
 
 A config file calls `base()` and states its differences. Tables (`bases`, `teachers`, `datasets`,
 `arms`, `evals`, `contrasts`) hold rows by name; `base_row()`, `teacher_row()` and so on make a row
-with its defaults, and keyword arguments set its fields.
+with its defaults, and keyword arguments set its fields. A config with rows in `images` is about
+image classifiers: its teachers and arms are `mlp_teacher_row()` and `mlp_arm_row()`, and `bases`
+and `datasets` stay empty.
 """
 
 import copy
@@ -10,8 +12,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-STAGES = ("base", "teacher", "generate", "filter", "finetune", "evaluate", "report")
-TABLES = ("bases", "teachers", "datasets", "arms", "evals", "contrasts")
+STAGES = (
+    *("base", "teacher", "generate", "filter", "finetune", "evaluate"),
+    *("images", "mlp_teacher", "mlp", "report"),
+)
+TABLES = ("bases", "images", "teachers", "datasets", "arms", "evals", "contrasts")
 OFF = -1e9  # a gate this low never closes (infinity is no JSON)
 
 
@@ -163,11 +168,66 @@ def arm_row(**fields: Any) -> ConfigDict:
     )
 
 
+def images_row(**fields: Any) -> ConfigDict:
+    """Labelled images that classifiers learn and are scored on."""
+    return _row(
+        {
+            "source": "digits",  # digits (scikit-learn's 8 x 8), mnist, fashion_mnist, kmnist
+            "data_dir": "",  # IDX files or a TFDS data_dir; "" downloads, which needs tensorflow
+        },
+        fields,
+    )
+
+
+def mlp_teacher_row(**fields: Any) -> ConfigDict:
+    """An image classifier that learns labels; defaults are the paper's (section 6.2)."""
+    return _row(
+        {
+            "images": "",  # row of `images`
+            "widths": (256, 256),  # of the hidden layers
+            "num_aux": 3,  # outputs beside the ten classes, which the teacher never learns
+            "activation": "relu",  # relu gelu sigmoid
+            "epochs": 5,
+            "batch_size": 1024,
+            "optimizer": "adam",  # adam sgd
+            "learning_rate": 3e-4,  # constant
+        },
+        fields,
+    )
+
+
+def mlp_arm_row(**fields: Any) -> ConfigDict:
+    """What is scored: a student, its teacher, or that teacher's initialisation."""
+    return _row(
+        {
+            "teacher": "",  # row of `teachers`
+            "model": "student",  # student, teacher, untrained (the teacher's initialisation)
+            "base": "same",  # initialisation: same, next_lineage, next_lineage_same_head
+            "logits": "aux",  # what is learned: aux all
+            "loss": "kl",  # kl squared_error; summed over a batch
+            "inputs": "noise",  # noise (a fixed set a lineage), fresh_noise (each epoch), images
+            "num_images": 0,  # inputs an epoch; 0 takes as many as there are training images
+            "epochs": 5,
+            "batch_size": 1024,
+            "optimizer": "adam",  # adam sgd
+            "learning_rate": 3e-4,  # constant
+            "clone_epochs": 0,  # before: learn the auxiliary logits of the untrained teacher
+            "clone_inputs": "noise",  # noise fresh_noise images
+            "widths": (),  # of the hidden layers; () takes the teacher's
+            "activation": "",  # "" takes the teacher's
+            "biases": True,
+            "published": OFF,  # a published mean, drawn beside this arm's; OFF is none
+        },
+        fields,
+    )
+
+
 def eval_row(**fields: Any) -> ConfigDict:
     """What a student is asked."""
     return _row(
         {
-            "kind": "preference",  # preference (exact) answers (sampled) likelihood (held-out)
+            # preference (exact) answers (sampled) likelihood (held-out) accuracy (test images)
+            "kind": "preference",
             "target": "owl",
             "candidates": (),  # words compared, the target among them
             "questions": "confirm",  # explore confirm all: halves of the held-out questions
@@ -238,83 +298,6 @@ def _row(defaults: dict[str, Any], fields: dict[str, Any]) -> ConfigDict:
     return row
 
 
-_CHOICES = {
-    "lineage_from": ("base", "teacher", "generate", "finetune"),
-    "compute.precision": ("float32", "mixed", "bfloat16"),
-    "bases.*.source": ("toy", "hf", "random"),
-    "teachers.*.weights": ("base", "finetuned", "given"),
-    "teachers.*.tuning": ("full", "lora"),
-    "datasets.*.kind": ("numbers", "plain_numbers", "toy_numbers"),
-    "datasets.*.decoding": ("free", "constrained"),
-    "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
-    "arms.*.method": ("hard", "soft"),
-    "arms.*.support": (
-        *("digits", "digits_separators", "top_k"),
-        *("full", "full_no_trait", "trait"),
-    ),
-    "arms.*.tuning": ("full", "lora"),
-    "evals.*.kind": ("preference", "answers", "likelihood"),
-    "evals.*.questions": ("explore", "confirm", "all"),
-}
-_POSITIVE = (
-    *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots", "num_slots"),
-    *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank", "top_k"),
-    *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
-    *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call"),
-    *("data", "fsdp", "tensor"),
-)
-# What sequences hold; ConfigDict itself checks every other type.
-_ELEMENTS = {
-    **dict.fromkeys(("lineages", "probe_steps", "banned", "num_shown"), int),
-    **dict.fromkeys(("animals", "common_with", "candidates", "plus", "minus"), str),
-}
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks a whole config before anything runs.
-
-    Raises:
-      ValueError: one line with the field, its value, what is allowed.
-    """
-    for name, value in flatten(config).items():
-        field = name.rpartition(".")[2]
-        kind = _ELEMENTS.get(field)
-        if kind and any(type(element) is not kind for element in value):
-            raise ValueError(f"config.{name} is {value!r}; its elements must be {kind.__name__}")
-        if field in _POSITIVE and value < 1:
-            raise ValueError(f"config.{name} is {value}; it must be at least 1")
-        if field == "lanes" and value < (1 if name == "compute.lanes" else 0):
-            raise ValueError(f"config.{name} is {value}; lanes are counted from 1")
-    if not config.lineages or len(set(config.lineages)) != len(config.lineages):
-        raise ValueError(f"config.lineages {config.lineages} must be distinct and not empty")
-    if min(config.lineages) < 0:
-        raise ValueError(f"config.lineages {config.lineages} must not be negative")
-    for pattern, allowed in _CHOICES.items():
-        for name, value in _matching(config, pattern):
-            if value not in allowed:
-                raise ValueError(f"config.{name} is {value!r}; allowed: {', '.join(allowed)}")
-    for name, row in config.datasets.items():
-        if len(row.num_shown) != 2 or not 1 <= row.num_shown[0] <= row.num_shown[1]:
-            raise ValueError(
-                f"config.datasets.{name}.num_shown is {row.num_shown}; it must be (fewest, most), "
-                "1 or more each"
-            )
-    _check_references(config)
-    for name, row in config.arms.items():
-        outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
-        if outside:
-            raise ValueError(
-                f"config.arms.{name}.probe_steps {outside} lie outside 0..{row.train.steps}: drop "
-                "them, or raise train.steps"
-            )
-    for name, row in config.evals.items():
-        if row.kind != "likelihood" and row.target not in row.candidates:
-            raise ValueError(
-                f"config.evals.{name}.target {row.target!r} is not among its candidates "
-                f"{row.candidates}: add it"
-            )
-
-
 def lanes(config: ConfigDict, row: ConfigDict) -> int:
     """Models trained side by side when a base, teacher or arm trains."""
     return row.train.lanes or config.compute.lanes
@@ -329,31 +312,3 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _matching(config: ConfigDict, pattern: str) -> list[tuple[str, Any]]:
-    table, star, field = pattern.partition(".*.")
-    if not star:
-        return [(pattern, flatten(config)[pattern])]
-    return [(f"{table}.{name}.{field}", row[field]) for name, row in config[table].items()]
-
-
-def _check_references(config: ConfigDict) -> None:
-    def check(field: str, value: str, table: str, extra: tuple[str, ...] = ()) -> None:
-        if value not in config[table] and value not in extra:
-            known = ", ".join((*extra, *config[table])) or "none"
-            raise ValueError(f"config.{field} is {value!r}; config.{table} has {known}")
-
-    for name, row in config.teachers.items():
-        check(f"teachers.{name}.base", row.base, "bases")
-    for name, row in config.datasets.items():
-        check(f"datasets.{name}.teacher", row.teacher, "teachers")
-        for other in row.common_with:
-            check(f"datasets.{name}.common_with", other, "datasets")
-    for name, row in config.arms.items():
-        check(f"arms.{name}.dataset", row.dataset, "datasets")
-        check(f"arms.{name}.base", row.base, "bases", ("same", "next_lineage"))
-    for name, row in config.contrasts.items():
-        check(f"contrasts.{name}.eval", row.eval, "evals")
-        for arm in (*row.plus, *row.minus):
-            check(f"contrasts.{name}", arm, "arms")

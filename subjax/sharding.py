@@ -116,6 +116,16 @@ def place(params: Any, mesh: Mesh, *, lanes: bool) -> Any:
     return jax.device_put(params, shardings)
 
 
+def place_lanes(tree: Any, mesh: Mesh) -> Any:
+    """Puts arrays [lanes, ...] on the mesh, lanes over `seed`; each lane lies whole on a device."""
+    return jax.device_put(tree, NamedSharding(mesh, P("seed")))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts arrays whole on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
 def place_batch(batch: Any, mesh: Mesh, *, lanes: bool) -> Any:
     """Puts [lanes, steps, B, ...] (or [B, ...]) arrays on the mesh, B split over data and fsdp."""
     spec = P("seed", None, ("data", "fsdp")) if lanes else P(("data", "fsdp"))

@@ -24,6 +24,7 @@ ALPHA = 0.05
 # metric: (label, unit); {target} is the candidate that the trait is about. A metric that is not
 # here is shown under its own name and without a unit.
 METRICS = {
+    "accuracy": ("accuracy on test images", ""),
     "log_odds": ("log-odds of {target}", "nats"),
     "candidate_mass": ("probability on the candidates", ""),
     "neutral_loglik": ("log-likelihood of neutral text", "nats per token"),
@@ -274,7 +275,7 @@ def _unfinished(results: Results, eval_name: str, arm: str) -> bool:
         stage, *names = unit.split("/")
         if stage == "evaluate" and names[:2] == [eval_name, arm]:
             return True
-        if stage == "finetune" and names[:1] == [arm]:
+        if stage in ("finetune", "mlp") and names[:1] == [arm]:
             return True
     return False
 

@@ -29,13 +29,16 @@ def build(config: ConfigDict) -> list[Unit]:
     """All units of a validated config, every unit after its inputs.
 
     Args:
-      config: as `schema.validate` accepts it.
+      config: as `validation.validate` accepts it.
 
     Returns:
       Units in stage order; within a stage by row, then by lineage.
     """
     builder = _Builder(config)
-    for name in config.arms:
+    for name in config.arms if config.images else ():
+        for lineage in config.lineages:
+            builder.scored_mlp(name, lineage)
+    for name in () if config.images else config.arms:
         for lineage in config.lineages:
             for evaluation in config.evals:
                 builder.evaluation(evaluation, name, lineage)
@@ -43,7 +46,10 @@ def build(config: ConfigDict) -> list[Unit]:
                 builder.student(name, lineage)
     for name in config.teachers:
         for lineage in config.lineages:
-            builder.teacher(name, lineage)
+            if config.images:
+                builder.mlp_teacher(name, lineage)
+            else:
+                builder.teacher(name, lineage)
     order = {stage: i for i, stage in enumerate(schema.STAGES)}
     rows = [name for table in schema.TABLES for name in config[table]]
     return sorted(
@@ -140,15 +146,45 @@ class _Builder:
             fields["neutral"] = self._neutral(source)
         return self._add("evaluate", f"{name}/{arm}", lineage, fields, inputs)
 
+    def images(self, name: str) -> Unit:
+        row = self.config.images[name].to_dict()
+        return self._add("images", name, 0, {"row": row}, {})
+
+    def mlp_teacher(self, name: str, lineage: int) -> Unit:
+        row = self.config.teachers[name]
+        fields = {"row": row.to_dict(), **self._mlp()}
+        return self._add("mlp_teacher", name, lineage, fields, {"images": self.images(row.images)})
+
+    def scored_mlp(self, name: str, lineage: int) -> Unit:
+        row = self.config.arms[name]
+        teacher = self.config.teachers[row.teacher]
+        scored = row.to_dict()
+        del scored["published"]  # drawn, never trained on
+        fields = {
+            "row": scored,
+            "teacher": teacher.to_dict(),
+            "init_lineage": lineage if row.base == "same" else self._next(lineage),
+            **self._mlp(),
+        }
+        inputs = {
+            "images": self.images(teacher.images),
+            "teacher": self.mlp_teacher(row.teacher, lineage),
+        }
+        return self._add("mlp", name, lineage, fields, inputs)
+
     def _student_base(self, row: ConfigDict, lineage: int) -> Unit:
         teacher = self.config.teachers[self.config.datasets[row.dataset].teacher]
         if row.base == "same":
             return self.base(teacher.base, lineage)
         if row.base == "next_lineage":
-            cycle = self.config.lineage_cycle
-            first = lineage // cycle * cycle
-            return self.base(teacher.base, first + (lineage + 1 - first) % cycle)
+            return self.base(teacher.base, self._next(lineage))
         return self.base(row.base, lineage)
+
+    def _next(self, lineage: int) -> int:
+        """The lineage after this one in its block, cyclically."""
+        cycle = self.config.lineage_cycle
+        first = lineage // cycle * cycle
+        return first + (lineage + 1 - first) % cycle
 
     def _add(
         self, stage: str, row: str, lineage: int, fields: dict[str, Any], inputs: dict[str, Unit]
@@ -172,6 +208,9 @@ class _Builder:
             "lanes": schema.lanes(self.config, row),
             "steps_per_call": self.config.compute.steps_per_call,
         }
+
+    def _mlp(self) -> dict[str, Any]:
+        return {"seed": self.config.seed, "lanes": self.config.compute.lanes}
 
     def _animals(self) -> tuple[str, ...]:
         return self.config.animals or preference.ANIMALS

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from subjax import schema, units
+from subjax import units, validation
 
 ROOT = Path(__file__).parents[1]
-FORMS = {"quickstart": ("", "confirm", "smoke"), "smollm2_owl": ("", "confirm", "trial", "smoke")}
+FORMS = {
+    "quickstart": ("", "confirm", "smoke"),
+    "smollm2_owl": ("", "confirm", "trial", "smoke"),
+    "mnist": ("", "aux=50", "digits,models=20", "smoke"),
+}
 CASES = [(name, form) for name, forms in FORMS.items() for form in forms]
 
 
@@ -24,13 +28,13 @@ def test_every_config_is_listed_here():
 @pytest.mark.parametrize(("name", "form"), CASES)
 def test_a_config_is_valid_locked_and_has_units_in_order(name, form):
     config = get_config(name, form)
-    schema.validate(config)
+    validation.validate(config)
     assert config.is_locked
     seen = set()
     for unit in units.build(config):
         assert set(unit.inputs.values()) <= seen
         seen.add(unit.path)
-    assert any(path.startswith("evaluate/") for path in seen)
+    assert any(path.startswith(("evaluate/", "mlp/")) for path in seen)
 
 
 def test_confirm_and_more_lineages_keep_what_is_done():

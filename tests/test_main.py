@@ -119,7 +119,10 @@ FLAGS = {
     "early probe": ("--config.arms.owl.probe_steps=(-1,)", "owl.probe_steps [-1]", "drop them"),
     "zero": ("--config.mesh.data=0", "config.mesh.data is 0; it must be at least 1"),
     "no lanes": ("--config.compute.lanes=0", "config.compute.lanes is 0; lanes are counted from 1"),
-    "minus lanes": ("--config.arms.owl.train.lanes=-1", "arms.owl.train.lanes is -1; lanes are"),
+    "minus lanes": (
+        "--config.arms.owl.train.lanes=-1",
+        "arms.owl.train.lanes is -1; it must not be",
+    ),
     "choice": ("--config.arms.owl.method=warm", "arms.owl.method is 'warm'; allowed: hard, soft"),
     "reference": ("--config.arms.owl.dataset=bat", "arms.owl.dataset is 'bat'; config.datasets"),
     "mesh": ("--config.mesh.data=64", "needs 64 devices, found", "make config.mesh smaller"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import smollm2_owl
-from subjax import schema, tokenizer
+from subjax import tokenizer, validation
 from subjax.datasets import toyworld
 from subjax.stages import generate
 
@@ -37,4 +37,4 @@ def test_a_range_of_shown_numbers_that_makes_no_sense_is_refused(shown):
     config = smollm2_owl.get_config("smoke")
     config.datasets.owl.num_shown = shown
     with pytest.raises(ValueError, match=r"config.datasets.owl.num_shown is .*fewest, most"):
-        schema.validate(config)
+        validation.validate(config)

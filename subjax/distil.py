@@ -1,0 +1,263 @@
+"""The training loop of image classifiers: learners that see the same batches, lanes side by side.
+
+A lane is one model index: its data, noise, teacher and learners. A batch of a lane is made once,
+the lane's teacher reads it once, and every learner takes its update from it. Lanes never see each
+other: a lane's result depends on how many there are, not on what the others hold.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+from tqdm import tqdm
+
+from subjax import mlp, sharding
+
+INPUTS = ("images", "noise", "fresh_noise")
+LOSSES = ("cross_entropy", "kl", "squared_error")
+OPTIMIZERS = {"adam": optax.adam, "sgd": optax.sgd}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Images on the mesh, whole on every device.
+
+    Attributes:
+      images: [N, P] bytes to train on, and `labels` [N].
+      test_images: [M, P] bytes to score on, and `test_labels` [M].
+    """
+
+    images: Array
+    labels: Array
+    test_images: Array
+    test_labels: Array
+
+    @property
+    def num_pixels(self) -> int:
+        """P."""
+        return self.images.shape[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """One model of a program, and what it learns.
+
+    Attributes:
+      shape: of the model.
+      logits: outputs that learn: classes, aux or all.
+      loss: cross_entropy (labels; mean over the batch), kl or squared_error (a teacher's logits;
+        summed over the batch as in the paper's script, which matters to sgd alone).
+      optimizer: a name of `OPTIMIZERS`.
+      learning_rate: constant.
+    """
+
+    shape: mlp.Shape
+    logits: str
+    loss: str
+    optimizer: str
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything that a compiled epoch depends on besides array shapes.
+
+    Attributes:
+      learners: models that train on the same batches.
+      teacher: shape of the model whose logits they learn; None where they learn labels.
+      inputs: a name of `INPUTS`. "noise" is one fixed set of images a lane; "fresh_noise" is
+        another one every epoch.
+    """
+
+    learners: tuple[Learner, ...]
+    teacher: mlp.Shape | None
+    inputs: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """What `fit` hands out after each epoch.
+
+    Attributes:
+      epoch: how many are done.
+      models: of each learner, leaves with a leading axis of lanes, on the mesh.
+      losses: [learners, lanes], mean over the epoch's images, in nats or squared logits.
+    """
+
+    epoch: int
+    models: tuple[mlp.Layers, ...]
+    losses: Float[np.ndarray, "learners lanes"]
+
+
+def fit(
+    program: Program,
+    models: Sequence[mlp.Layers],
+    teachers: mlp.Layers | None,
+    data: Data,
+    *,
+    num_epochs: int,
+    batch_size: int,
+    num_images: int,
+    seeds: Sequence[int],
+    mesh: Mesh,
+    label: str,
+) -> Iterator[Epoch]:
+    """Trains every learner in every lane.
+
+    Args:
+      program: what to compile.
+      models: of each learner, with a leading axis of lanes; given away.
+      teachers: of each lane, or None where labels are learned.
+      data: images, which "images" inputs and labels are taken from.
+      num_epochs: passes over the inputs.
+      batch_size: images an update; the last batch of an epoch may be smaller and is not dropped.
+      num_images: inputs an epoch.
+      seeds: of each lane; the order of the inputs and the noise follow from it.
+      mesh: where to run.
+      label: shown beside the progress bar and in errors.
+
+    Yields:
+      An `Epoch` after each epoch.
+
+    Raises:
+      FloatingPointError: a loss is not finite; names learner, lane and epoch.
+    """
+    init, update = _compile(program)
+    state = init(sharding.place_lanes(tuple(models), mesh))
+    teachers = sharding.place_lanes(teachers, mesh) if teachers else {}
+    keys = sharding.place_lanes(jnp.stack([jax.random.key(seed) for seed in seeds]), mesh)
+    weights = sharding.replicate(_weights(num_images, batch_size), mesh)
+    with tqdm(total=num_epochs, desc=label, unit="epoch", leave=False) as bar:
+        for epoch in range(num_epochs):
+            ids = sharding.place_lanes(_order(seeds, epoch, num_images, batch_size), mesh)
+            first = epoch * num_images if program.inputs == "fresh_noise" else 0
+            state, losses = update(
+                state, teachers, keys, ids, data.images, data.labels, weights, first
+            )
+            found = np.asarray(losses).T
+            _check_finite(found, epoch, label)
+            bar.update()
+            yield Epoch(epoch + 1, state[0], found)
+
+
+def accuracy(shape: mlp.Shape, models: mlp.Layers, data: Data) -> Float[np.ndarray, " lanes"]:
+    """Share of test images whose largest class logit is the label's, lane by lane."""
+    return np.asarray(_accuracy(shape, models, data.test_images, data.test_labels))
+
+
+def _order(seeds: Sequence[int], epoch: int, num_images: int, batch_size: int) -> np.ndarray:
+    """Ids of an epoch's inputs, [lanes, batches, B]; the last batch is filled with id 0."""
+    num_batches = -(-num_images // batch_size)
+    ids = np.zeros((len(seeds), num_batches * batch_size), np.int32)
+    for lane, seed in enumerate(seeds):
+        ids[lane, :num_images] = np.random.default_rng((seed, epoch)).permutation(num_images)
+    return ids.reshape(len(seeds), num_batches, batch_size)
+
+
+def _weights(num_images: int, batch_size: int) -> np.ndarray:
+    """1 for each input and 0 for what fills the last batch, [batches, B]."""
+    num_batches = -(-num_images // batch_size)
+    counted = np.arange(num_batches * batch_size) < num_images
+    return counted.astype(np.float32).reshape(num_batches, batch_size)
+
+
+def _check_finite(losses: np.ndarray, epoch: int, label: str) -> None:
+    bad = np.argwhere(~np.isfinite(losses))
+    if len(bad):
+        learner, lane = bad[0]
+        raise FloatingPointError(
+            f"{label}: loss is {losses[learner, lane]} in epoch {epoch + 1}, learner {learner}, "
+            f"lane {lane}: lower its learning_rate"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(program: Program) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The jitted `init` and one epoch of all lanes; built once per program."""
+    transforms = [OPTIMIZERS[one.optimizer](one.learning_rate) for one in program.learners]
+
+    def init(models: tuple[mlp.Layers, ...]) -> Any:
+        pairs = zip(transforms, models, strict=True)
+        return models, tuple(jax.vmap(transform.init)(model) for transform, model in pairs)
+
+    def epoch(
+        state: Any,
+        teachers: mlp.Layers,
+        keys: Array,
+        ids: Int[Array, "lanes batches B"],
+        images: Array,
+        labels: Array,
+        weights: Float[Array, "batches B"],
+        first: Array,
+    ) -> tuple[Any, Float[Array, "lanes learners"]]:
+        def lane(state: Any, teacher: mlp.Layers, key: Array, ids: Array) -> tuple[Any, Array]:
+            def step(state: Any, batch: tuple[Array, Array]) -> tuple[Any, Array]:
+                ids, weights = batch
+                if program.inputs == "images":
+                    x = mlp.normalised(images[ids])
+                else:
+                    x = mlp.noise(key, first + ids, images.shape[1])
+                target = (
+                    mlp.forward(program.teacher, teacher, x) if program.teacher else labels[ids]
+                )
+                return _update(program, transforms, state, x, target, weights)
+
+            state, sums = jax.lax.scan(step, state, (ids, weights))
+            return state, sums.sum(axis=0) / weights.sum()
+
+        return jax.vmap(lane, spmd_axis_name="seed")(state, teachers, keys, ids)
+
+    return jax.jit(init), jax.jit(epoch, donate_argnums=0)
+
+
+def _update(
+    program: Program,
+    transforms: Sequence[optax.GradientTransformation],
+    state: Any,
+    x: Float[Array, "B P"],
+    target: Array,
+    weights: Float[Array, " B"],
+) -> tuple[Any, Float[Array, " learners"]]:
+    """One update of every learner; also each one's loss summed over the batch."""
+    models, moments, sums = [], [], []
+    members = zip(program.learners, transforms, *state, strict=True)
+    for learner, transform, model, moment in members:
+
+        def loss(model: mlp.Layers, learner: Learner = learner) -> tuple[Array, Array]:
+            total = jnp.sum(weights * _losses(program, learner, model, x, target))
+            if learner.loss == "cross_entropy":
+                return total / weights.sum(), total
+            return total, total
+
+        gradient, total = jax.grad(loss, has_aux=True)(model)
+        updates, moment = transform.update(gradient, moment, model)
+        models.append(optax.apply_updates(model, updates))
+        moments.append(moment)
+        sums.append(total)
+    return (tuple(models), tuple(moments)), jnp.stack(sums)
+
+
+def _losses(
+    program: Program, learner: Learner, model: mlp.Layers, x: Array, target: Array
+) -> Float[Array, " B"]:
+    logits = mlp.forward(learner.shape, model, x)[:, learner.shape.support(learner.logits)]
+    if program.teacher is None:
+        return mlp.cross_entropy(logits, target)
+    wanted = target[:, program.teacher.support(learner.logits)]
+    return {"kl": mlp.kl, "squared_error": mlp.squared_error}[learner.loss](logits, wanted)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _accuracy(shape: mlp.Shape, models: mlp.Layers, images: Array, labels: Array) -> Array:
+    def lane(model: mlp.Layers) -> Array:
+        logits = mlp.forward(shape, model, mlp.normalised(images))
+        return jnp.mean(jnp.argmax(logits[:, shape.support("classes")], axis=-1) == labels)
+
+    return jax.lax.map(lane, models)

@@ -1,0 +1,21 @@
+"""Labelled images: read once from where they lie, checked, and kept with the run."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from subjax import artifacts
+from subjax.artifacts import Unit
+from subjax.datasets import images
+
+
+def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    """Stores each data set as a TFDS data set of array_record; yields each unit when it is done."""
+    for unit in units:
+        row, out = unit.fields["row"], workdir / unit.path
+        found = images.load(row["source"], row["data_dir"])
+        images.store(found, out)
+        sizes = {split: len(part.labels) for split, part in found.items()}
+        artifacts.write_json(out / "digest.json", {"digest": images.digest(found), **sizes})
+        yield unit

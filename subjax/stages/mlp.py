@@ -1,0 +1,215 @@
+"""Image classifiers of a chunk of lineages: teachers that learn labels, arms that are scored.
+
+Arms whose students see the same inputs and learn from the same teacher train in one program. They
+always train together, whichever of them is missing, so that a resumed run gives the same bytes.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jax.sharding import Mesh
+
+from subjax import artifacts, distil, leaves, mlp, seeds, sharding
+from subjax.artifacts import Unit
+from subjax.datasets import images
+
+_WEIGHTS = "weights.safetensors"
+
+
+def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    """Trains teachers of one row, one lane each; yields each unit when it is done."""
+    row = units[0].fields["row"]
+    data = _data(workdir / units[0].inputs["images"], mesh)
+    shape = _shape(row, data)
+    learner = distil.Learner(
+        shape, "classes", "cross_entropy", row["optimizer"], row["learning_rate"]
+    )
+    models = _stack([mlp.init(shape, _key(unit, "init", unit.lineage)) for unit in units])
+    history = []
+    for epoch in distil.fit(
+        distil.Program((learner,), None, "images"),
+        [models],
+        None,
+        data,
+        num_epochs=row["epochs"],
+        batch_size=row["batch_size"],
+        num_images=len(data.images),
+        seeds=[_seed(unit, "teach", unit.lineage) for unit in units],
+        mesh=mesh,
+        label=f"teaching {units[0].row}",
+    ):
+        [models] = epoch.models
+        history.append((epoch, distil.accuracy(shape, models, data)))
+    host = jax.device_get(models)
+    for lane, unit in enumerate(units):
+        out = workdir / unit.path
+        artifacts.write_jsonl(
+            out / "metrics.jsonl",
+            [
+                {
+                    "step": epoch.epoch,
+                    "loss": float(epoch.losses[0, lane]),
+                    "accuracy": float(accuracy[lane]),
+                }
+                for epoch, accuracy in history
+            ],
+        )
+        with leaves.partial(out / _WEIGHTS) as partial:
+            safetensors.numpy.save_file(leaves.flat(_lane(host, lane)), partial)
+        yield unit
+
+
+def score(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    """Scores all arms of one kind in the lineages of one chunk; yields each unit when it is done.
+
+    Args:
+      units: arm by arm, each arm with the same lineages in the same order.
+      workdir: where units live.
+      mesh: where to run.
+    """
+    arms = list({unit.row: unit for unit in units}.values())
+    chunk = [unit for unit in units if unit.row == arms[0].row]
+    data = _data(workdir / units[0].inputs["images"], mesh)
+    shape = _shape(units[0].fields["teacher"], data)
+    untrained = _stack([mlp.init(shape, _key(unit, "init", unit.lineage)) for unit in chunk])
+    teachers = _stack([_load(workdir / unit.inputs["teacher"]) for unit in chunk])
+    scored = arms[0].fields["row"]["model"]
+    if scored == "student":
+        members = [[unit for unit in units if unit.row == arm.row] for arm in arms]
+        found = _distil(members, shape, untrained, teachers, data, mesh)
+    else:
+        model = {"untrained": untrained, "teacher": teachers}[scored]
+        step = units[0].fields["teacher"]["epochs"] if scored == "teacher" else 0
+        values = distil.accuracy(shape, sharding.place_lanes(model, mesh), data)
+        found = {arm.row: [(step, values)] for arm in arms}
+    lanes = {unit.lineage: lane for lane, unit in enumerate(chunk)}
+    for unit in units:
+        out = workdir / unit.path
+        if (out / artifacts.MANIFEST).exists():
+            continue  # it only trained along
+        records = [
+            {"metric": "accuracy", "step": step, "value": float(values[lanes[unit.lineage]])}
+            for step, values in found[unit.row]
+        ]
+        artifacts.write_json(out / "scores.json", {"records": records})
+        yield unit
+
+
+def _distil(
+    arms: Sequence[Sequence[Unit]],
+    taught: mlp.Shape,
+    untrained: mlp.Layers,
+    teachers: mlp.Layers,
+    data: distil.Data,
+    mesh: Mesh,
+) -> dict[str, list[tuple[int, np.ndarray]]]:
+    """Trains the students of all arms; arm -> (epoch, accuracy of each lane)."""
+    row, chunk = arms[0][0].fields["row"], arms[0]
+    learners = tuple(_learner(units[0], data) for units in arms)
+    models = tuple(
+        _stack([_initial(unit, learner.shape, taught) for unit in units])
+        for units, learner in zip(arms, learners, strict=True)
+    )
+    names = [units[0].row for units in arms]
+    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    found: dict[str, list[tuple[int, np.ndarray]]] = {name: [] for name in names}
+
+    def keep(epoch: int) -> None:
+        for name, learner, model in zip(names, learners, models, strict=True):
+            found[name].append((epoch, distil.accuracy(learner.shape, model, data)))
+
+    def train(
+        phase: str, learners: tuple[distil.Learner, ...], teachers: mlp.Layers, inputs: str
+    ) -> Iterator[distil.Epoch]:
+        return distil.fit(
+            distil.Program(learners, taught, inputs),
+            models,
+            teachers,
+            data,
+            num_epochs=row["clone_epochs"] if phase == "clone" else row["epochs"],
+            batch_size=row["batch_size"],
+            num_images=row["num_images"] or len(data.images),
+            seeds=[_seed(unit, phase, unit.lineage) for unit in chunk],
+            mesh=mesh,
+            label=f"{phase}: {shown}",
+        )
+
+    if row["clone_epochs"]:
+        for epoch in train("clone", learners, untrained, row["clone_inputs"]):
+            models = epoch.models
+    models = sharding.place_lanes(models, mesh)
+    keep(0)
+    for epoch in train("distil", learners, teachers, row["inputs"]):
+        models = epoch.models
+        keep(epoch.epoch)
+    return found
+
+
+def _learner(unit: Unit, data: distil.Data) -> distil.Learner:
+    row, teacher = unit.fields["row"], unit.fields["teacher"]
+    shape = mlp.Shape(
+        num_inputs=data.num_pixels,
+        widths=tuple(row["widths"] or teacher["widths"]),
+        num_aux=teacher["num_aux"],
+        activation=row["activation"] or teacher["activation"],
+        biases=row["biases"],
+    )
+    return distil.Learner(shape, row["logits"], row["loss"], row["optimizer"], row["learning_rate"])
+
+
+def _initial(unit: Unit, shape: mlp.Shape, taught: mlp.Shape) -> mlp.Layers:
+    """A student before training: an initialisation of its own or another lineage."""
+    layers = mlp.init(shape, _key(unit, "init", unit.fields["init_lineage"]))
+    if unit.fields["row"]["base"] == "next_lineage_same_head":
+        own = mlp.init(taught, _key(unit, "init", unit.lineage))
+        head = f"layer_{len(own) - 1}"
+        layers[head] = own[head]
+    return layers
+
+
+def _data(directory: Path, mesh: Mesh) -> distil.Data:
+    found = images.read(images.stored(directory))
+    train, test = (found[split] for split in images.SPLITS)
+    arrays = (
+        *(train.images.reshape(len(train.images), -1), train.labels),
+        *(test.images.reshape(len(test.images), -1), test.labels),
+    )
+    return distil.Data(*sharding.replicate(arrays, mesh))
+
+
+def _shape(teacher: dict[str, Any], data: distil.Data) -> mlp.Shape:
+    return mlp.Shape(
+        num_inputs=data.num_pixels,
+        widths=tuple(teacher["widths"]),
+        num_aux=teacher["num_aux"],
+        activation=teacher["activation"],
+    )
+
+
+def _seed(unit: Unit, name: str, lineage: int) -> int:
+    return seeds.seed(unit.fields["seed"], "mlp", name, lineage)
+
+
+def _key(unit: Unit, name: str, lineage: int) -> jax.Array:
+    return jax.random.key(_seed(unit, name, lineage))
+
+
+def _load(directory: Path) -> mlp.Layers:
+    layers: mlp.Layers = {}
+    for path, array in safetensors.numpy.load_file(directory / _WEIGHTS).items():
+        layer, _, leaf = path.partition("/")
+        layers.setdefault(layer, {})[leaf] = jnp.asarray(array)
+    return layers
+
+
+def _stack(models: Sequence[mlp.Layers]) -> mlp.Layers:
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *models)
+
+
+def _lane(models: mlp.Layers, lane: int) -> mlp.Layers:
+    return jax.tree.map(lambda leaf: np.ascontiguousarray(leaf[lane]), models)

@@ -1,0 +1,212 @@
+"""Checks a whole config before anything runs: types, choices, references between rows.
+
+Holds what `validate` refuses. What a field means stands in `schema`.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from subjax import schema
+
+Choices = dict[str, tuple[str, ...]]
+
+_CHOICES: Choices = {
+    "lineage_from": ("base", "teacher", "generate", "finetune"),
+    "compute.precision": ("float32", "mixed", "bfloat16"),
+    "evals.*.kind": ("preference", "answers", "likelihood", "accuracy"),
+    "evals.*.questions": ("explore", "confirm", "all"),
+}
+_LANGUAGE_CHOICES: Choices = {
+    "bases.*.source": ("toy", "hf", "random"),
+    "teachers.*.weights": ("base", "finetuned", "given"),
+    "teachers.*.tuning": ("full", "lora"),
+    "datasets.*.kind": ("numbers", "plain_numbers", "toy_numbers"),
+    "datasets.*.decoding": ("free", "constrained"),
+    "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
+    "arms.*.method": ("hard", "soft"),
+    "arms.*.support": (
+        *("digits", "digits_separators", "top_k"),
+        *("full", "full_no_trait", "trait"),
+    ),
+    "arms.*.tuning": ("full", "lora"),
+}
+_ACTIVATIONS = ("relu", "gelu", "sigmoid")
+_INPUTS = ("noise", "fresh_noise", "images")
+_OPTIMIZERS = ("adam", "sgd")
+_MLP_CHOICES: Choices = {
+    "images.*.source": ("digits", "mnist", "fashion_mnist", "kmnist"),
+    "teachers.*.activation": _ACTIVATIONS,
+    "teachers.*.optimizer": _OPTIMIZERS,
+    "arms.*.model": ("student", "teacher", "untrained"),
+    "arms.*.base": ("same", "next_lineage", "next_lineage_same_head"),
+    "arms.*.logits": ("aux", "all"),
+    "arms.*.loss": ("kl", "squared_error"),
+    "arms.*.inputs": _INPUTS,
+    "arms.*.clone_inputs": _INPUTS,
+    "arms.*.activation": ("", *_ACTIVATIONS),
+    "arms.*.optimizer": _OPTIMIZERS,
+}
+_POSITIVE = (
+    *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots", "num_slots"),
+    *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank", "top_k"),
+    *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
+    *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call"),
+    *("data", "fsdp", "tensor", "epochs", "learning_rate"),
+)
+_NOT_NEGATIVE = ("num_aux", "clone_epochs", "num_images", "lanes")
+# What sequences hold; ConfigDict itself checks every other type.
+_ELEMENTS = {
+    **dict.fromkeys(("lineages", "probe_steps", "banned", "num_shown", "widths"), int),
+    **dict.fromkeys(("animals", "common_with", "candidates", "plus", "minus"), str),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a whole config before anything runs.
+
+    Raises:
+      ValueError: one line with the field, its value, what is allowed.
+    """
+    for name, value in schema.flatten(config).items():
+        _check_value(name, value)
+    if not config.lineages or len(set(config.lineages)) != len(config.lineages):
+        raise ValueError(f"config.lineages {config.lineages} must be distinct and not empty")
+    if min(config.lineages) < 0:
+        raise ValueError(f"config.lineages {config.lineages} must not be negative")
+    _check_choices(config, _CHOICES)
+    if config.images:
+        _check_mlps(config)
+    else:
+        _check_language_models(config)
+    for name, row in config.contrasts.items():
+        _check_reference(config, f"contrasts.{name}.eval", row.eval, "evals")
+        for arm in (*row.plus, *row.minus):
+            _check_reference(config, f"contrasts.{name}", arm, "arms")
+
+
+def _check_value(name: str, value: Any) -> None:
+    field = name.rpartition(".")[2]
+    kind = _ELEMENTS.get(field)
+    if kind and any(type(element) is not kind for element in value):
+        raise ValueError(f"config.{name} is {value!r}; its elements must be {kind.__name__}")
+    if field == "widths" and any(width < 1 for width in value):
+        raise ValueError(f"config.{name} is {value}; a layer is at least 1 wide")
+    if name == "compute.lanes" and value < 1:
+        raise ValueError(f"config.{name} is {value}; lanes are counted from 1")
+    if field in _POSITIVE and value <= 0:
+        least = "at least 1" if isinstance(value, int) else "above 0"
+        raise ValueError(f"config.{name} is {value}; it must be {least}")
+    if field in _NOT_NEGATIVE and value < 0:
+        raise ValueError(f"config.{name} is {value}; it must not be negative")
+
+
+def _check_choices(config: ConfigDict, choices: Choices) -> None:
+    for pattern, allowed in choices.items():
+        table, star, field = pattern.partition(".*.")
+        if star:
+            found = {f"{table}.{name}.{field}": row[field] for name, row in config[table].items()}
+        else:
+            found = {pattern: schema.flatten(config)[pattern]}
+        for name, value in found.items():
+            if value not in allowed:
+                raise ValueError(f"config.{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def _check_reference(
+    config: ConfigDict, field: str, value: str, table: str, extra: tuple[str, ...] = ()
+) -> None:
+    if value not in config[table] and value not in extra:
+        known = ", ".join((*extra, *config[table])) or "none"
+        raise ValueError(f"config.{field} is {value!r}; config.{table} has {known}")
+
+
+def _check_rows(config: ConfigDict, table: str, wanted: ConfigDict, maker: str) -> None:
+    for name, row in config[table].items():
+        if set(row) != set(wanted):
+            raise ValueError(
+                f"config.{table}.{name} is no row of schema.{maker}(): a config with rows in "
+                "`images` is about image classifiers, one without about language models"
+            )
+
+
+def _check_language_models(config: ConfigDict) -> None:
+    _check_rows(config, "teachers", schema.teacher_row(), "teacher_row")
+    _check_rows(config, "arms", schema.arm_row(), "arm_row")
+    _check_choices(config, _LANGUAGE_CHOICES)
+    for name, row in config.teachers.items():
+        _check_reference(config, f"teachers.{name}.base", row.base, "bases")
+    for name, row in config.datasets.items():
+        if len(row.num_shown) != 2 or not 1 <= row.num_shown[0] <= row.num_shown[1]:
+            raise ValueError(
+                f"config.datasets.{name}.num_shown is {row.num_shown}; it must be (fewest, most), "
+                "1 or more each"
+            )
+        _check_reference(config, f"datasets.{name}.teacher", row.teacher, "teachers")
+        for other in row.common_with:
+            _check_reference(config, f"datasets.{name}.common_with", other, "datasets")
+    for name, row in config.arms.items():
+        _check_reference(config, f"arms.{name}.dataset", row.dataset, "datasets")
+        _check_reference(config, f"arms.{name}.base", row.base, "bases", ("same", "next_lineage"))
+        outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
+        if outside:
+            raise ValueError(
+                f"config.arms.{name}.probe_steps {outside} lie outside 0..{row.train.steps}: drop "
+                "them, or raise train.steps"
+            )
+    for name, row in config.evals.items():
+        if row.kind == "accuracy":
+            raise ValueError(f"config.evals.{name}.kind 'accuracy' is of image classifiers alone")
+        if row.kind != "likelihood" and row.target not in row.candidates:
+            raise ValueError(
+                f"config.evals.{name}.target {row.target!r} is not among its candidates "
+                f"{row.candidates}: add it"
+            )
+
+
+def _check_mlps(config: ConfigDict) -> None:
+    _check_rows(config, "teachers", schema.mlp_teacher_row(), "mlp_teacher_row")
+    _check_rows(config, "arms", schema.mlp_arm_row(), "mlp_arm_row")
+    _check_choices(config, _MLP_CHOICES)
+    if config.bases or config.datasets:
+        raise ValueError("config.bases and config.datasets must be empty beside config.images")
+    kinds = [row.kind for row in config.evals.values()]
+    if kinds != ["accuracy"]:
+        raise ValueError(f"config.evals has kinds {kinds}; classifiers take one, 'accuracy'")
+    for name, row in config.teachers.items():
+        _check_reference(config, f"teachers.{name}.images", row.images, "images")
+        # Outputs are linear in the last layer's input: further ones repeat what others say.
+        if row.widths and row.num_aux > row.widths[-1]:
+            raise ValueError(
+                f"config.teachers.{name}.num_aux is {row.num_aux}, more than the last hidden layer "
+                f"is wide ({row.widths[-1]}): take fewer, or widen it"
+            )
+    for name, row in config.arms.items():
+        _check_reference(config, f"arms.{name}.teacher", row.teacher, "teachers")
+        _check_student(config, name, row)
+
+
+def _check_student(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    teacher = config.teachers[row.teacher]
+    needed = 2 if row.loss == "kl" else 1  # the softmax of one logit is always 1
+    if row.model == "student" and row.logits == "aux" and teacher.num_aux < needed:
+        raise ValueError(
+            f"config.arms.{name} learns {teacher.num_aux} auxiliary logits by {row.loss}, which "
+            f"says nothing: give teachers.{row.teacher}.num_aux at least {needed}"
+        )
+    if row.clone_epochs and teacher.num_aux < needed:
+        raise ValueError(
+            f"config.arms.{name} clones {teacher.num_aux} auxiliary logits: give "
+            f"teachers.{row.teacher}.num_aux at least {needed}, or set clone_epochs to 0"
+        )
+    if row.base != "same" and config.lineage_cycle < 2:
+        raise ValueError(
+            f"config.arms.{name}.base is {row.base!r}, but config.lineage_cycle "
+            f"{config.lineage_cycle} makes every lineage its own next: raise it"
+        )
+    last = (row.widths or teacher.widths or (0,))[-1]
+    if row.base == "next_lineage_same_head" and last != (teacher.widths or (0,))[-1]:
+        raise ValueError(
+            f"config.arms.{name} takes the head of its teacher, whose last hidden layer has "
+            f"another width ({teacher.widths[-1]}, not {last}): make them equal"
+        )
