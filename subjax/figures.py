@@ -66,7 +66,7 @@ class Strip:
 
     `values` [lineages] has nan where a lineage is missing, so that a lineage keeps its height in
     every row. `low` and `high` are nan where there is no interval. `series` None draws in grey,
-    and `margin` > 0 shades 0 +- margin.
+    `margin` > 0 shades 0 +- margin, and `published` is a mean to compare with, nan for none.
     """
 
     label: str
@@ -78,6 +78,7 @@ class Strip:
     emphasis: bool = False
     note: str = ""
     margin: float = 0.0
+    published: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,8 @@ def _strip(ax: Axes, strip: Strip, y: float) -> None:
     if math.isfinite(strip.low):
         ax.plot([strip.low, strip.high], [y + 0.2, y + 0.2], color=INK, linewidth=width, zorder=3)
     ax.plot(strip.mean, y + 0.2, "o", color=INK, markersize=5.5, zorder=4)
+    if math.isfinite(strip.published):
+        ax.plot(strip.published, y + 0.36, "D", color=PAPER, markeredgecolor=INK, markersize=5)
 
 
 def _row_label(strip: Strip) -> str:

@@ -21,6 +21,7 @@ Pair = tuple[str, str]  # (eval, metric)
 Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)
 
 NOTE = "Dots: lineages, each at the same height in every row. Bar: mean with 95 % interval."
+DIAMOND = " Diamond, and in brackets: published mean."
 # Metrics that tell a student that did not learn, or that fell apart, from one without the trait.
 CHECKS = ("gain", "candidate_mass", "neutral_loglik", "rate_empty", "rate_numeric")
 SHARES = ("candidate_mass", "rate_empty", "rate_numeric")  # those that lie between 0 and 1
@@ -54,6 +55,10 @@ def pictures(results: Results, rows: Sequence[Row]) -> dict[str, Picture]:
 def _effect(results: Results, rows: Sequence[Row]) -> Picture:
     pair = _main_pair(results)
     arms = _arm_panel(results, rows, pair, title="Arms") if pair else None
+    if pair and arms and results.published:
+        arms = dataclasses.replace(
+            arms, strips=[_beside(results, rows, pair, strip) for strip in arms.strips]
+        )
     if pair is None or arms is None:
         return Picture(lambda narrow: figures.notice("No scores yet", narrow=narrow), "")
     beside = [contrast for contrast in summary.ordered(results) if _pair(contrast) == pair]
@@ -68,8 +73,25 @@ def _effect(results: Results, rows: Sequence[Row]) -> Picture:
         caption.append("The primary one is in bold.")
     if any(contrast.equivalence_margin for contrast in beside):
         caption.append("The grey block around zero is an equivalence margin.")
+    if results.published:
+        caption.append("Diamonds are published means.")
     panels = [arms, *([_contrast_panel(results, rows, beside, "Contrasts")] if beside else [])]
-    return _strips(panels, " ".join(caption))
+    return _strips(panels, " ".join(caption), note=NOTE + DIAMOND * bool(results.published))
+
+
+def _beside(
+    results: Results, rows: Sequence[Row], pair: Pair, strip: figures.Strip
+) -> figures.Strip:
+    """An arm with the mean that was published for it, both in words too."""
+    if strip.label not in results.published:
+        return strip
+    wanted = ("arm", strip.label, *pair)
+    [row] = [r for r in rows if (r["kind"], r["name"], r["eval"], r["metric"]) == wanted]
+    value = results.published[strip.label]
+    note = f"{tables.estimate(row)} ({value:.3f})"
+    return dataclasses.replace(
+        strip, published=value, note=note + (strip.note and f", {strip.note}")
+    )
 
 
 def _other_contrasts(results: Results, rows: Sequence[Row]) -> Picture | None:
@@ -135,7 +157,7 @@ def _probes(results: Results) -> Picture | None:
         return None
     label = summary.describe(pair[1], results.target)[0]
     caption = f"{_capital(label)} during training. Thin: lineages; thick: their mean."
-    return _lines(points, _axis(results, pair[1]), caption)
+    return _lines(points, results.step_name, _axis(results, pair[1]), caption)
 
 
 def _losses(results: Results) -> Picture | None:
@@ -149,7 +171,7 @@ def _losses(results: Results) -> Picture | None:
     if not any(points.values()):
         return None
     caption = "Training loss of the students. Thin: lineages; thick: their mean."
-    return _lines(points, "Training loss (nats per token)", caption)
+    return _lines(points, results.step_name, "Training loss (nats per token)", caption)
 
 
 # --- panels -------------------------------------------------------------------------------------
@@ -165,8 +187,8 @@ def _pair(contrast: Contrast) -> Pair:
     return contrast.eval, contrast.metric
 
 
-def _strips(panels: Sequence[figures.StripPanel], caption: str) -> Picture:
-    return Picture(lambda narrow: figures.strips(panels, narrow=narrow, note=NOTE), caption)
+def _strips(panels: Sequence[figures.StripPanel], caption: str, note: str = NOTE) -> Picture:
+    return Picture(lambda narrow: figures.strips(panels, narrow=narrow, note=note), caption)
 
 
 def _arm_panel(
@@ -237,13 +259,13 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _lines(points: Mapping[str, Points], y_axis: str, caption: str) -> Picture:
+def _lines(points: Mapping[str, Points], x_axis: str, y_axis: str, caption: str) -> Picture:
     panels = []
     for index, (arm, lineages) in enumerate(points.items()):
         lines = [_thinned(line) for _, line in sorted(lineages.items()) if line]
         if lines:
             panels.append(figures.LinePanel(title=arm, lines=lines, series=index))
-    draw = functools.partial(figures.lines, panels, x_axis="Training step", y_axis=y_axis)
+    draw = functools.partial(figures.lines, panels, x_axis=x_axis, y_axis=y_axis)
     return Picture(lambda narrow: draw(narrow=narrow), caption)
 
 

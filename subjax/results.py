@@ -42,6 +42,8 @@ def read(
         examples=_examples(by_stage["filter"], workdir),
         answers=_answers(by_stage["evaluate"], workdir),
         curves=_curves(by_stage["finetune"], workdir),
+        published=_published(config),
+        step_name="Epoch" if config.images else "Training step",
         commands=_commands(workdir),
         versions=_versions(),
         wall_s=_wall(done, workdir),
@@ -63,6 +65,12 @@ def _contrasts(config: ConfigDict) -> list[Contrast]:
         )
         for name, row in config.contrasts.items()
     ]
+
+
+def _published(config: ConfigDict) -> dict[str, float]:
+    if not config.images:
+        return {}
+    return {name: row.published for name, row in config.arms.items() if row.published > schema.OFF}
 
 
 def _scores(units: Sequence[Unit], workdir: Path) -> dict[tuple[str, str], dict[int, Any]]:

@@ -86,6 +86,8 @@ class Results:
       examples: dataset -> {"kept": rows, "rejected": rows with "reasons"}.
       answers: arm -> [{"question": str, "answer": str}].
       curves: arm -> lineage -> [{"step": int, "loss": float}].
+      published: arm -> mean that was published for it, in the metric of the main figure.
+      step_name: what a step is, for axes.
       commands: as typed, in order.
       versions: package or device -> version.
       wall_s: stage -> seconds.
@@ -107,6 +109,8 @@ class Results:
     examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
     answers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[int, Sequence[Record]]] = field(default_factory=dict)
+    published: Mapping[str, float] = field(default_factory=dict)
+    step_name: str = "Training step"
     commands: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     wall_s: Mapping[str, float] = field(default_factory=dict)

@@ -61,6 +61,15 @@ def test_students_start_where_their_arm_says(finished):
         assert scores_of(finished, "aux_foreign", lineage)[0] == other
 
 
+def test_a_published_mean_is_drawn_beside_the_arms_own(copy):
+    made = config()
+    made.arms.aux.published = 0.5284
+    pipeline.run(made, copy)  # nothing trains again: what was published decides nothing
+    page = (copy / "report" / "report.html").read_text()
+    assert "(0.528)" in page
+    assert "Diamond, and in brackets" in page
+
+
 def test_lost_units_come_back_with_the_same_bytes(finished, copy):
     before = contents(finished, "mlp*/**/scores.json") | contents(finished, "**/metrics.jsonl")
     shutil.rmtree(copy / "mlp" / "aux_foreign" / "r1")
