@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 # Okabe and Ito's palette, which stays distinct for all common kinds of colour blindness, without
 # its black and with a darker yellow; --series-0 and on in the page.
@@ -101,6 +101,25 @@ class LinePanel:
 
     title: str
     lines: Sequence[tuple[Sequence[int], Sequence[float]]]
+    series: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePanel:
+    """A curve over positive x [N] with a band, which may be empty.
+
+    `mark` is a dashed line across x, nan for none; `levels` are dotted lines across y; `limits` of
+    the first panel are those of all.
+    """
+
+    title: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    mark: float = math.nan
+    levels: Sequence[float] = ()
+    limits: tuple[float, float] | None = None
     series: int = 0
 
 
@@ -240,6 +259,39 @@ def lines(panels: Sequence[LinePanel], *, x_axis: str, y_axis: str, narrow: bool
         for ax in grid.flat[len(panels) :]:
             ax.set_visible(False)
         _space_steps(grid[0, 0], panels, every=2 if narrow else 1)
+        drawn.supxlabel(x_axis, fontsize=9, color=MUTED)
+        drawn.supylabel(y_axis, fontsize=9, color=MUTED)
+    return drawn
+
+
+def curves(panels: Sequence[CurvePanel], *, x_axis: str, y_axis: str, narrow: bool) -> Figure:
+    """Small multiples over a logarithmic axis with shared axes, at most three in a row."""
+    num_columns = min(len(panels), 2 if narrow else 3)
+    num_rows = math.ceil(len(panels) / num_columns)
+    with figure(narrow=narrow, height_in=(1.6 if narrow else 1.9) * num_rows + 0.4) as drawn:
+        grid = drawn.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
+        for ax, panel in zip(grid.flat, panels, strict=False):
+            colour = _series(panel.series)
+            if panel.low:
+                ax.fill_between(panel.x, panel.low, panel.high, color=colour, alpha=0.25, lw=0)
+            ax.plot(panel.x, panel.y, color=colour, linewidth=2.0)
+            for value in panel.levels:
+                ax.axhline(value, color=MUTED, linewidth=0.8, linestyle=":")
+            if math.isfinite(panel.mark):
+                ax.axvline(panel.mark, color=INK, linewidth=0.9, linestyle="--")
+            ax.set_xscale("log")
+            ax.set_title(wrapped(panel.title, 24))
+            ax.grid()
+            ax.set_axisbelow(True)
+        if panels and panels[0].limits:
+            grid[0, 0].set_ylim(*panels[0].limits)
+        grid[0, 0].xaxis.set_major_locator(LogLocator(numticks=5))
+        grid[0, 0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        grid[0, 0].minorticks_off()
+        for ax in grid.flat[: len(panels)][-num_columns:]:
+            ax.tick_params(axis="x", labelbottom=True)
+        for ax in grid.flat[len(panels) :]:
+            ax.set_visible(False)
         drawn.supxlabel(x_axis, fontsize=9, color=MUTED)
         drawn.supylabel(y_axis, fontsize=9, color=MUTED)
     return drawn

@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,6 +23,7 @@ Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)
 
 NOTE = "Dots: lineages, each at the same height in every row. Bar: mean with 95 % interval."
 DIAMOND = " Diamond, and in brackets: published mean."
+_DASHED = "Dashed: where its step is as long as a whole training of the teacher."
 # Metrics that tell a student that did not learn, or that fell apart, from one without the trait.
 CHECKS = ("gain", "candidate_mass", "neutral_loglik", "rate_empty", "rate_numeric")
 SHARES = ("candidate_mass", "rate_empty", "rate_numeric")  # those that lie between 0 and 1
@@ -42,7 +44,8 @@ def pictures(results: Results, rows: Sequence[Row]) -> dict[str, Picture]:
     `rows` are those of summary.json.
     """
     found = {
-        "effect": _effect(results, rows),
+        "effect": _ratio(results) or _effect(results, rows),
+        "signs": _signs(results),
         "contrasts": _other_contrasts(results, rows),
         "shares": _shares(results, rows),
         "checks": _checks(results, rows),
@@ -92,6 +95,63 @@ def _beside(
     return dataclasses.replace(
         strip, published=value, note=note + (strip.note and f", {strip.note}")
     )
+
+
+def _ratio(results: Results) -> Picture | None:
+    """The inner product of the updates by what the theorem predicts, over the teacher's step."""
+    panels = [
+        figures.CurvePanel(
+            title=row,
+            x=curves["epsilon"],
+            y=curves["ratio"],
+            low=curves["ratio_low"],
+            high=curves["ratio_high"],
+            mark=_real_epsilon(curves),
+            levels=(0.0, 1.0),
+            limits=(-1.0, 3.0),
+            series=index,
+        )
+        for index, (row, curves) in enumerate(results.theorems.items())
+        if curves["ratio"]
+    ]
+    caption = (
+        "Inner product of the student's and the teacher's updates, divided by its predicted leading"
+        " term, against the teacher's step eps: median of the draws with the band from 5 to 95 %. "
+        "The theorem says 1 on the left for the rows that it covers. " + _DASHED
+    )
+    draw = functools.partial(
+        figures.curves, panels, x_axis="Teacher's step eps", y_axis="Inner product / prediction"
+    )
+    return Picture(lambda narrow: draw(narrow=narrow), caption) if panels else None
+
+
+def _signs(results: Results) -> Picture | None:
+    panels = [
+        figures.CurvePanel(
+            title=row,
+            x=curves["epsilon"],
+            y=curves["share_positive"],
+            mark=_real_epsilon(curves),
+            levels=(0.5, 1.0),
+            limits=(-0.05, 1.05),
+            series=index,
+        )
+        for index, (row, curves) in enumerate(results.theorems.items())
+    ]
+    caption = (
+        "Share of draws in which the student's step has a positive inner product with the "
+        "teacher's. " + _DASHED
+    )
+    draw = functools.partial(
+        figures.curves, panels, x_axis="Teacher's step eps", y_axis="Share of draws"
+    )
+    return Picture(lambda narrow: draw(narrow=narrow), caption) if panels else None
+
+
+def _real_epsilon(curves: Mapping[str, Any]) -> float:
+    """The eps at which the teacher's step is as long as a whole training; nan off the grid."""
+    epsilon = curves["real"] / curves["size"][0] * curves["epsilon"][0]
+    return epsilon if epsilon <= curves["epsilon"][-1] else math.nan
 
 
 def _other_contrasts(results: Results, rows: Sequence[Row]) -> Picture | None:

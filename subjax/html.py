@@ -114,7 +114,10 @@ def page(
     sections = [
         Section(
             title="Effect",
-            blocks=[*_pick(drawings, "effect", "contrasts"), *_contrasts(results, contrast_rows)],
+            blocks=[
+                *_pick(drawings, "effect", "signs", "contrasts"),
+                *_contrasts(results, contrast_rows),
+            ],
         ),
         Section(title="Arms", blocks=_arms(results, rows)),
         Section(

@@ -9,6 +9,7 @@ from typing import NoReturn
 # Before anything imports transformers: it would announce on every start that torch is absent.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
+import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> None:
             return
         # JAX says on every start which accelerators it did not find.
         logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+        # tensorflow-datasets says of every data set that it loads it.
+        absl.logging.set_verbosity(absl.logging.WARNING)
         sharding.use_cpu_devices(config.compute.cpu_devices)
         pipeline.run(config, workdir, stages=_STAGES.value, patterns=_UNITS.value, command=sys.argv)
     except (ValueError, FloatingPointError, OSError) as error:

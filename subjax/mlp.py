@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 Layers = dict[str, dict[str, Any]]
 
+WEIGHTS = "weights.safetensors"  # a trained model: "layer_0/kernel" and so on
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "sigmoid": jax.nn.sigmoid}
 
 
@@ -104,4 +105,4 @@ def noise(key: Key[Array, ""], ids: Int[Array, " B"], num_pixels: int) -> Float[
 
 def normalised(pixels: Array) -> Float[Array, "B P"]:
     """Bytes 0 to 255 as numbers -1 to 1."""
-    return pixels.astype(jnp.float32) * (2 / 255) - 1
+    return pixels.astype(float) * (2 / 255) - 1  # float32, or float64 where that is on

@@ -19,7 +19,18 @@ from ml_collections import ConfigDict
 
 from subjax import artifacts, preregistration, results, schema, sharding, tables, units, validation
 from subjax.artifacts import Unit
-from subjax.stages import base, evaluate, filter, finetune, generate, images, mlp, report, teacher
+from subjax.stages import (
+    base,
+    evaluate,
+    filter,
+    finetune,
+    generate,
+    images,
+    mlp,
+    report,
+    teacher,
+    theorem,
+)
 
 Run = Callable[[Sequence[Unit], Path, Mesh], Iterator[Unit]]
 
@@ -33,6 +44,7 @@ STAGES: dict[str, Run] = {
     "images": images.run,
     "mlp_teacher": mlp.teach,
     "mlp": mlp.score,
+    "theorem": theorem.run,
 }
 # What image classifiers must share to train on the same batches, and what of the same teacher.
 _SAME_BATCHES = (

@@ -32,10 +32,12 @@ def read(
         status=status,
         status_reason=status_reason,
         lineages=tuple(config.lineages),
-        arms=tuple(config.arms),
+        arms=(*config.arms, *config.theorems),
         target=next((row.target for row in config.evals.values()), ""),
         scores=_scores(by_stage["evaluate"], workdir)
-        | _accuracies(config, by_stage["mlp"], workdir),
+        | _own_scores(next(iter(config.evals), ""), by_stage["mlp"], workdir)
+        | _own_scores("theorem", by_stage["theorem"], workdir),
+        theorems=_theorems(by_stage["theorem"], workdir),
         contrasts=_contrasts(config),
         missing=[unit.path for unit in planned if unit not in done],
         counts=_counts(by_stage["filter"], workdir),
@@ -67,6 +69,14 @@ def _contrasts(config: ConfigDict) -> list[Contrast]:
     ]
 
 
+def _theorems(units: Sequence[Unit], workdir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for unit in units:  # of several lineages the first one is drawn
+        if unit.row not in found:
+            found[unit.row] = artifacts.read_json(workdir / unit.path / "curves.json")
+    return found
+
+
 def _published(config: ConfigDict) -> dict[str, float]:
     if not config.images:
         return {}
@@ -82,14 +92,14 @@ def _scores(units: Sequence[Unit], workdir: Path) -> dict[tuple[str, str], dict[
     return dict(scores)
 
 
-def _accuracies(
-    config: ConfigDict, units: Sequence[Unit], workdir: Path
+def _own_scores(
+    evaluation: str, units: Sequence[Unit], workdir: Path
 ) -> dict[tuple[str, str], dict[int, Any]]:
-    """Scores of image classifiers, which are scored where they are trained."""
+    """Scores of units that are scored where they are made."""
     scores: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
     for unit in units:
         content = artifacts.read_json(workdir / unit.path / "scores.json")
-        scores[next(iter(config.evals)), unit.row][unit.lineage] = content["records"]
+        scores[evaluation, unit.row][unit.lineage] = content["records"]
     return dict(scores)
 
 

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 STAGES = (
     *("base", "teacher", "generate", "filter", "finetune", "evaluate"),
-    *("images", "mlp_teacher", "mlp", "report"),
+    *("images", "mlp_teacher", "mlp", "theorem", "report"),
 )
-TABLES = ("bases", "images", "teachers", "datasets", "arms", "evals", "contrasts")
+TABLES = ("bases", "images", "teachers", "datasets", "arms", "theorems", "evals", "contrasts")
 OFF = -1e9  # a gate this low never closes (infinity is no JSON)
 
 
@@ -217,6 +217,28 @@ def mlp_arm_row(**fields: Any) -> ConfigDict:
             "activation": "",  # "" takes the teacher's
             "biases": True,
             "published": OFF,  # a published mean, drawn beside this arm's; OFF is none
+        },
+        fields,
+    )
+
+
+def theorem_row(**fields: Any) -> ConfigDict:
+    """A setting in which Theorem 1 is measured; each draw is a new initialisation and new data."""
+    return _row(
+        {
+            "teacher": "",  # row of `teachers`, for its shape and the size of a real training
+            "base": "same",  # the student's initialisation: same, foreign (nothing is promised)
+            "taught": "all",  # layers that the teacher's step moves: all, head
+            "teacher_batch": 64,  # labelled images of the teacher's step
+            "inputs": "noise",  # what the student sees: noise images
+            "student_batch": 64,
+            "logits": "aux",  # what the student learns: aux all
+            "loss": "kl",  # kl (same gradient as softmax cross-entropy), squared_error
+            "step": "gradient",  # the student's: gradient; outside the theorem adam, lora, sampled
+            "rate": 1.0,  # the student's learning rate
+            "lora_rank": 4,
+            "num_draws": 1000,
+            "epsilons": tuple(10 ** (-5 + i / 2) for i in range(15)),  # the teacher's, ascending
         },
         fields,
     )

@@ -24,6 +24,17 @@ ALPHA = 0.05
 # metric: (label, unit); {target} is the candidate that the trait is about. A metric that is not
 # here is shown under its own name and without a unit.
 METRICS = {
+    "violations": ("draws whose smallest step turns the student away", ""),
+    "share_positive": ("share of draws with a positive inner product, smallest step", ""),
+    "largest_inner": ("largest inner product of the updates", ""),
+    "loss_falls": ("share of draws in which the teacher's loss falls, smallest step", ""),
+    "slope_smallest": ("slope of the inner product in log eps, smallest draw", ""),
+    "slope_largest": ("slope of the inner product in log eps, largest draw", ""),
+    "coefficient_error": ("relative error of the predicted coefficient, median", ""),
+    "remainder_slope": ("slope of the remainder in log eps, median", ""),
+    "share_never_broken": ("share of draws whose sign holds over the whole grid", ""),
+    "first_break": ("smallest teacher's step at which a sign breaks", "length in weights"),
+    "real_displacement": ("a whole training of the teacher", "length in weights"),
     "accuracy": ("accuracy on test images", ""),
     "log_odds": ("log-odds of {target}", "nats"),
     "candidate_mass": ("probability on the candidates", ""),
@@ -86,6 +97,7 @@ class Results:
       examples: dataset -> {"kept": rows, "rejected": rows with "reasons"}.
       answers: arm -> [{"question": str, "answer": str}].
       curves: arm -> lineage -> [{"step": int, "loss": float}].
+      theorems: row -> curves over eps, as the theorem stage writes them.
       published: arm -> mean that was published for it, in the metric of the main figure.
       step_name: what a step is, for axes.
       commands: as typed, in order.
@@ -109,6 +121,7 @@ class Results:
     examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
     answers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     curves: Mapping[str, Mapping[int, Sequence[Record]]] = field(default_factory=dict)
+    theorems: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
     step_name: str = "Training step"
     commands: Sequence[str] = ()
@@ -304,6 +317,8 @@ def describe(metric: str, target: str = "") -> tuple[str, str]:
 
 def verdict(results: Results) -> tuple[str, str]:
     """Headline and sentence on the primary contrast, in plain words with interval, p and n."""
+    if results.theorems and results.primary is None:
+        return _theorem_verdict(results)
     if results.primary is None:
         return "No primary contrast", "The config marks no contrast as primary, so nothing is said."
     contrast, row = results.primary, summarise(results)[0]
@@ -323,6 +338,28 @@ def verdict(results: Results) -> tuple[str, str]:
         f" 95 % interval {low} to {high}, sign-flip test p = {p_value(row['p'])}."
     )
     return _headline(row), sentence + _reservations(results, contrast, row)
+
+
+def _theorem_verdict(results: Results) -> tuple[str, str]:
+    """On the rows that the theorem is about; the others are there to show where it ends."""
+    rows = [name for name, curves in results.theorems.items() if curves["promised"]]
+    found = {
+        name: {record["metric"]: record["value"] for record in records}
+        for name in rows
+        for records in results.scores["theorem", name].values()
+    }
+    if not found:
+        return "Nothing is promised", "No row of this config is one that the theorem is about."
+    violations = sum(values["violations"] for values in found.values())
+    num_draws = sum(results.theorems[name]["num_draws"] for name in rows)
+    error = max(values.get("coefficient_error", math.nan) for values in found.values())
+    headline = "The sign holds in every draw" if not violations else "The sign does not hold"
+    return headline, (
+        f"In {num_draws:,} draws over {len(rows)} rows that the theorem is about"
+        f" ({', '.join(rows)}), {violations:.0f} had a negative inner product at the smallest step"
+        f" of the teacher; the predicted coefficient is met within {error:.1g} (median of the worst"
+        " row)."
+    )
 
 
 def _headline(row: Row) -> str:

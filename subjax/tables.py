@@ -114,11 +114,24 @@ def summary_markdown(summary: Sequence[Row], formulas: Mapping[str, str]) -> str
     return f"## Contrasts\n\n{text}\n## Arms\n\n{markdown_table(header, arms)}"
 
 
+# What the terminal shows of a theorem, with headings short enough for one line.
+_THEOREM = {
+    "violations": "turned away",
+    "share_positive": "positive",
+    "loss_falls": "loss falls",
+    "slope_smallest": "slope from",
+    "slope_largest": "to",
+    "coefficient_error": "coef. error",
+    "remainder_slope": "remainder",
+    "share_never_broken": "never broken",
+}
+
+
 def console_table(summary: Sequence[Row]) -> str:
     """The summary for a terminal, at most 100 columns wide and without typographic signs.
 
     The contrasts, then the arms in the metrics that a contrast is about and in their likelihood
-    gain; the rest is in the report.
+    gain, then the theorem by its rows; the rest is in the report.
     """
     contrasts = [row for row in summary if row["kind"] == "contrast"]
     asked = {(row["eval"], row["metric"]) for row in contrasts}
@@ -131,8 +144,23 @@ def console_table(summary: Sequence[Row]) -> str:
     blocks = [
         _console_block("contrast", contrasts, tests=True),
         _console_block("arm", arms, tests=False),
+        _console_theorem(summary),
     ]
     return "\n\n".join(block for block in blocks if block)
+
+
+def _console_theorem(summary: Sequence[Row]) -> str:
+    found: dict[str, dict[str, float | None]] = {}
+    for row in summary:
+        if row["eval"] == "theorem" and row["metric"] in _THEOREM:
+            found.setdefault(row["name"], {})[row["metric"]] = row["mean"]
+    if not found:
+        return ""
+    lines = [["draws", *_THEOREM.values()]]
+    for name, values in found.items():
+        cells = [values.get(metric) for metric in _THEOREM]
+        lines.append([name, *("-" if value is None else f"{value:.4g}" for value in cells)])
+    return _columns(lines)
 
 
 def _console_block(kind: str, rows: Sequence[Row], *, tests: bool) -> str:

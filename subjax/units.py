@@ -44,6 +44,9 @@ def build(config: ConfigDict) -> list[Unit]:
                 builder.evaluation(evaluation, name, lineage)
             if not config.evals:
                 builder.student(name, lineage)
+    for name in config.theorems:
+        for lineage in config.lineages:
+            builder.theorem(name, lineage)
     for name in config.teachers:
         for lineage in config.lineages:
             if config.images:
@@ -171,6 +174,16 @@ class _Builder:
             "teacher": self.mlp_teacher(row.teacher, lineage),
         }
         return self._add("mlp", name, lineage, fields, inputs)
+
+    def theorem(self, name: str, lineage: int) -> Unit:
+        row = self.config.theorems[name]
+        teacher = self.config.teachers[row.teacher]
+        fields = {"row": row.to_dict(), "teacher": teacher.to_dict(), "seed": self.config.seed}
+        inputs = {
+            "images": self.images(teacher.images),
+            "teacher": self.mlp_teacher(row.teacher, lineage),
+        }
+        return self._add("theorem", name, lineage, fields, inputs)
 
     def _student_base(self, row: ConfigDict, lineage: int) -> Unit:
         teacher = self.config.teachers[self.config.datasets[row.dataset].teacher]

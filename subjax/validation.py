@@ -3,6 +3,7 @@
 Holds what `validate` refuses. What a field means stands in `schema`.
 """
 
+import itertools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -46,17 +47,25 @@ _MLP_CHOICES: Choices = {
     "arms.*.clone_inputs": _INPUTS,
     "arms.*.activation": ("", *_ACTIVATIONS),
     "arms.*.optimizer": _OPTIMIZERS,
+    "theorems.*.base": ("same", "foreign"),
+    "theorems.*.taught": ("all", "head"),
+    "theorems.*.inputs": ("noise", "images"),
+    "theorems.*.logits": ("aux", "all"),
+    "theorems.*.loss": ("kl", "squared_error"),
+    "theorems.*.step": ("gradient", "adam", "lora", "sampled"),
 }
 _POSITIVE = (
     *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots", "num_slots"),
     *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank", "top_k"),
     *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
     *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call"),
-    *("data", "fsdp", "tensor", "epochs", "learning_rate"),
+    *("data", "fsdp", "tensor", "epochs", "learning_rate", "rate", "num_draws"),
+    *("teacher_batch", "student_batch"),
 )
 _NOT_NEGATIVE = ("num_aux", "clone_epochs", "num_images", "lanes")
 # What sequences hold; ConfigDict itself checks every other type.
 _ELEMENTS = {
+    "epsilons": float,
     **dict.fromkeys(("lineages", "probe_steps", "banned", "num_shown", "widths"), int),
     **dict.fromkeys(("animals", "common_with", "candidates", "plus", "minus"), str),
 }
@@ -134,6 +143,8 @@ def _check_language_models(config: ConfigDict) -> None:
     _check_rows(config, "teachers", schema.teacher_row(), "teacher_row")
     _check_rows(config, "arms", schema.arm_row(), "arm_row")
     _check_choices(config, _LANGUAGE_CHOICES)
+    if config.theorems:
+        raise ValueError("config.theorems needs rows in config.images")
     for name, row in config.teachers.items():
         _check_reference(config, f"teachers.{name}.base", row.base, "bases")
     for name, row in config.datasets.items():
@@ -171,7 +182,7 @@ def _check_mlps(config: ConfigDict) -> None:
     if config.bases or config.datasets:
         raise ValueError("config.bases and config.datasets must be empty beside config.images")
     kinds = [row.kind for row in config.evals.values()]
-    if kinds != ["accuracy"]:
+    if config.arms and kinds != ["accuracy"]:
         raise ValueError(f"config.evals has kinds {kinds}; classifiers take one, 'accuracy'")
     for name, row in config.teachers.items():
         _check_reference(config, f"teachers.{name}.images", row.images, "images")
@@ -184,6 +195,23 @@ def _check_mlps(config: ConfigDict) -> None:
     for name, row in config.arms.items():
         _check_reference(config, f"arms.{name}.teacher", row.teacher, "teachers")
         _check_student(config, name, row)
+    for name, row in config.theorems.items():
+        _check_theorem(config, name, row)
+
+
+def _check_theorem(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    _check_reference(config, f"theorems.{name}.teacher", row.teacher, "teachers")
+    grid = row.epsilons
+    if len(grid) < 6 or grid[0] <= 0 or any(a >= b for a, b in itertools.pairwise(grid)):
+        raise ValueError(
+            f"config.theorems.{name}.epsilons {grid} must be six or more, above 0 and ascending"
+        )
+    needed = 2 if row.loss == "kl" else 1
+    if row.logits == "aux" and config.teachers[row.teacher].num_aux < needed:
+        raise ValueError(
+            f"config.theorems.{name} learns too few auxiliary logits: give "
+            f"teachers.{row.teacher}.num_aux at least {needed}"
+        )
 
 
 def _check_student(config: ConfigDict, name: str, row: ConfigDict) -> None:

@@ -13,6 +13,7 @@ FORMS = {
     "quickstart": ("", "confirm", "smoke"),
     "smollm2_owl": ("", "confirm", "trial", "smoke"),
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
+    "theorem": ("", "draws=10", "smoke"),
 }
 CASES = [(name, form) for name, forms in FORMS.items() for form in forms]
 
@@ -34,7 +35,7 @@ def test_a_config_is_valid_locked_and_has_units_in_order(name, form):
     for unit in units.build(config):
         assert set(unit.inputs.values()) <= seen
         seen.add(unit.path)
-    assert any(path.startswith(("evaluate/", "mlp/")) for path in seen)
+    assert any(path.startswith(("evaluate/", "mlp/", "theorem/")) for path in seen)
 
 
 def test_confirm_and_more_lineages_keep_what_is_done():

@@ -20,6 +20,7 @@ FLOORS = {
     "stages.*": 5,
     "train": 4,
     "distil": 4,
+    "theorem": 3,
     "judges": 4,
     "models": 4,
     "results": 2,

@@ -18,8 +18,6 @@ from subjax import artifacts, distil, leaves, mlp, seeds, sharding
 from subjax.artifacts import Unit
 from subjax.datasets import images
 
-_WEIGHTS = "weights.safetensors"
-
 
 def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Trains teachers of one row, one lane each; yields each unit when it is done."""
@@ -59,7 +57,7 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
                 for epoch, accuracy in history
             ],
         )
-        with leaves.partial(out / _WEIGHTS) as partial:
+        with leaves.partial(out / mlp.WEIGHTS) as partial:
             safetensors.numpy.save_file(leaves.flat(_lane(host, lane)), partial)
         yield unit
 
@@ -201,7 +199,7 @@ def _key(unit: Unit, name: str, lineage: int) -> jax.Array:
 
 def _load(directory: Path) -> mlp.Layers:
     layers: mlp.Layers = {}
-    for path, array in safetensors.numpy.load_file(directory / _WEIGHTS).items():
+    for path, array in safetensors.numpy.load_file(directory / mlp.WEIGHTS).items():
         layer, _, leaf = path.partition("/")
         layers.setdefault(layer, {})[leaf] = jnp.asarray(array)
     return layers

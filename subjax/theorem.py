@@ -1,0 +1,137 @@
+"""Theorem 1 and Lemma 1 of the paper (section 6.1, appendix C), measured by number.
+
+A teacher takes a step eps * Delta_T from its initialisation; a student takes a gradient step
+Delta_S on the teacher's outputs. From the same initialisation,
+
+    <Delta_S, Delta_T> = eps * E_x[v' M v] + O(eps^2),    v = Jacobian(x) Delta_T,
+
+where M is the mixed derivative of the student's loss: not negative, so that a small enough step of
+the teacher never turns the student away from it. Everything here is a function of one draw, for any
+model given as `apply(params, inputs) -> outputs [B, K]`; run it in float64.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from subjax import mlp
+
+Params = Any
+Apply = Callable[[Params, Array], Float[Array, "B K"]]
+
+LOSSES = {"kl": mlp.kl, "squared_error": mlp.squared_error}
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One draw: where both start, what the teacher's step is, and what the student sees.
+
+    Attributes:
+      teacher: the teacher's initialisation.
+      student: the student's; the theorem asks for the same.
+      direction: Delta_T, the teacher's step at eps = 1, a tree like `teacher`.
+      inputs: the student's, [B, P].
+      key: of whatever the student's step draws.
+    """
+
+    teacher: Params
+    student: Params
+    direction: Params
+    inputs: Array
+    key: Key[Array, ""]
+
+
+def measure(
+    apply: Apply,
+    teacher_loss: Callable[[Params], Array],
+    draw: Draw,
+    epsilons: Float[Array, " E"],
+    *,
+    loss: str,
+    step: str,
+    rate: float = 1.0,
+    rank: int = 4,
+) -> dict[str, Array]:
+    """What the theorem speaks of, over a grid of eps.
+
+    Args:
+      apply: the outputs that the student learns.
+      teacher_loss: what the teacher's step lowers.
+      draw: see there.
+      epsilons: sizes of the teacher's step.
+      loss: "kl" (softmax cross-entropy up to a constant) or "squared_error" (mean over outputs).
+      step: the student's: "gradient" as in the theorem; "adam", the first one of Adam; "lora",
+        a gradient step of low-rank factors with B = 0; "sampled", on one label drawn from the
+        teacher's softmax for each input.
+      rate: the student's learning rate; Delta_S is what it multiplies.
+      rank: of "lora".
+
+    Returns:
+      inner [E], <Delta_S, Delta_T>; predicted, E_x[v' M v]; change [E], of the teacher's loss when
+      the student takes its step; displacement, the norm of Delta_T.
+    """
+
+    def update(eps: Array) -> Params:
+        moved = jax.tree.map(lambda p, d: p + eps * d, draw.teacher, draw.direction)
+        target = jax.lax.stop_gradient(apply(moved, draw.inputs))
+
+        def total(student: Params) -> Array:
+            outputs = apply(student, draw.inputs)
+            if step == "sampled":
+                labels = jax.random.categorical(draw.key, target)
+                return jnp.mean(mlp.cross_entropy(outputs, labels))
+            return jnp.mean(LOSSES[loss](outputs, target))
+
+        gradient = jax.grad(total)(draw.student)
+        return jax.tree.map(jnp.negative, _stepped(gradient, step, draw.key, rank))
+
+    def at(eps: Array) -> tuple[Array, Array]:
+        delta = update(eps)
+        student = jax.tree.map(lambda p, d: p + rate * d, draw.student, delta)
+        return _inner(delta, draw.direction), teacher_loss(student) - teacher_loss(draw.student)
+
+    inner, change = jax.lax.map(at, epsilons)
+    return {
+        "inner": inner,
+        "change": change,
+        "predicted": predicted(apply, draw, loss=loss),
+        "displacement": jnp.sqrt(_inner(draw.direction, draw.direction)),
+    }
+
+
+def predicted(apply: Apply, draw: Draw, *, loss: str) -> Float[Array, ""]:
+    """E_x[v' M v], the coefficient of eps, from one Jacobian-vector product."""
+    outputs, v = jax.jvp(lambda p: apply(p, draw.inputs), (draw.teacher,), (draw.direction,))
+    if loss == "squared_error":
+        return jnp.mean(2 * jnp.mean(v**2, axis=-1))  # M = 2 / K times the identity
+    p = jax.nn.softmax(outputs, axis=-1)  # M = diag(p) - p p'
+    return jnp.mean(jnp.sum(p * v**2, axis=-1) - jnp.sum(p * v, axis=-1) ** 2)
+
+
+def _stepped(gradient: Params, step: str, key: Array, rank: int) -> Params:
+    """The direction against which the student moves."""
+    if step == "adam":
+        # The first step of Adam divides each entry by its own size.
+        return jax.tree.map(lambda g: g / (jnp.abs(g) + 1e-30), gradient)
+    if step != "lora":
+        return gradient
+    leaves, structure = jax.tree.flatten(gradient)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(structure, map(lambda g, k: _low_rank(g, k, rank), leaves, keys))
+
+
+def _low_rank(gradient: Array, key: Array, rank: int) -> Array:
+    """First change of a kernel W + A B when B = 0: A has no gradient, and B's is A' G."""
+    if gradient.ndim < 2:
+        return jnp.zeros_like(gradient)  # biases have no adapter
+    a = jax.random.normal(key, (gradient.shape[0], rank)) * gradient.shape[0] ** -0.5
+    return a @ (a.T @ gradient)
+
+
+def _inner(one: Params, other: Params) -> Array:
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), one, other)
+    return jax.tree.reduce(jnp.add, products)
