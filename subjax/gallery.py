@@ -46,6 +46,7 @@ def pictures(results: Results, rows: Sequence[Row]) -> dict[str, Picture]:
     found = {
         "effect": _ratio(results) or _effect(results, rows),
         "signs": _signs(results),
+        "sweeps": _sweeps(results, rows),
         "contrasts": _other_contrasts(results, rows),
         "shares": _shares(results, rows),
         "checks": _checks(results, rows),
@@ -58,6 +59,11 @@ def pictures(results: Results, rows: Sequence[Row]) -> dict[str, Picture]:
 def _effect(results: Results, rows: Sequence[Row]) -> Picture:
     pair = _main_pair(results)
     arms = _arm_panel(results, rows, pair, title="Arms") if pair else None
+    if pair and arms and results.sweeps:
+        swept = {arm for points in results.sweeps.values() for arm in points}
+        arms = dataclasses.replace(
+            arms, strips=[strip for strip in arms.strips if strip.label not in swept]
+        )
     if pair and arms and results.published:
         arms = dataclasses.replace(
             arms, strips=[_beside(results, rows, pair, strip) for strip in arms.strips]
@@ -146,6 +152,36 @@ def _signs(results: Results) -> Picture | None:
         figures.curves, panels, x_axis="Teacher's step eps", y_axis="Share of draws"
     )
     return Picture(lambda narrow: draw(narrow=narrow), caption) if panels else None
+
+
+def _sweeps(results: Results, rows: Sequence[Row]) -> Picture | None:
+    """The main metric along each sweep."""
+    pair = _main_pair(results)
+    means = {
+        row["name"]: row
+        for row in rows
+        if row["kind"] == "arm" and (row["eval"], row["metric"]) == pair and row["mean"] is not None
+    }
+    panels = []
+    for index, (sweep, points) in enumerate(results.sweeps.items()):
+        found = sorted((at, means[arm]) for arm, at in points.items() if arm in means)
+        banded = all(row["ci_low"] is not None for _, row in found)
+        panels.append(
+            figures.CurvePanel(
+                title=sweep,
+                x=[at for at, _ in found],
+                y=[row["mean"] for _, row in found],
+                low=[row["ci_low"] for _, row in found] if banded else (),
+                high=[row["ci_high"] for _, row in found] if banded else (),
+                series=index,
+            )
+        )
+    if pair is None or not panels:
+        return None
+    axis = _axis(results, pair[1])
+    caption = f"{axis} along each sweep: mean over lineages with its 95 % interval."
+    draw = functools.partial(figures.curves, panels, x_axis="See titles", y_axis=axis)
+    return Picture(lambda narrow: draw(narrow=narrow), caption)
 
 
 def _real_epsilon(curves: Mapping[str, Any]) -> float:

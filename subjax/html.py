@@ -115,7 +115,7 @@ def page(
         Section(
             title="Effect",
             blocks=[
-                *_pick(drawings, "effect", "signs", "contrasts"),
+                *_pick(drawings, "effect", "signs", "sweeps", "contrasts"),
                 *_contrasts(results, contrast_rows),
             ],
         ),

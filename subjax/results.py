@@ -45,6 +45,7 @@ def read(
         answers=_answers(by_stage["evaluate"], workdir),
         curves=_curves(by_stage["finetune"], workdir),
         published=_published(config),
+        sweeps=_sweeps(config),
         step_name="Epoch" if config.images else "Training step",
         commands=_commands(workdir),
         versions=_versions(),
@@ -81,6 +82,14 @@ def _published(config: ConfigDict) -> dict[str, float]:
     if not config.images:
         return {}
     return {name: row.published for name, row in config.arms.items() if row.published > schema.OFF}
+
+
+def _sweeps(config: ConfigDict) -> dict[str, dict[str, float]]:
+    sweeps: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, row in config.arms.items() if config.images else ():
+        if row.sweep:
+            sweeps[row.sweep][name] = row.sweep_at
+    return dict(sweeps)
 
 
 def _scores(units: Sequence[Unit], workdir: Path) -> dict[tuple[str, str], dict[int, Any]]:

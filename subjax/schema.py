@@ -217,6 +217,8 @@ def mlp_arm_row(**fields: Any) -> ConfigDict:
             "activation": "",  # "" takes the teacher's
             "biases": True,
             "published": OFF,  # a published mean, drawn beside this arm's; OFF is none
+            "sweep": "",  # the curve of which this arm is a point; "" lists it by itself
+            "sweep_at": 0.0,  # where on the curve's axis, above 0
         },
         fields,
     )

@@ -99,6 +99,7 @@ class Results:
       curves: arm -> lineage -> [{"step": int, "loss": float}].
       theorems: row -> curves over eps, as the theorem stage writes them.
       published: arm -> mean that was published for it, in the metric of the main figure.
+      sweeps: curve -> arm -> where it lies on the curve's axis.
       step_name: what a step is, for axes.
       commands: as typed, in order.
       versions: package or device -> version.
@@ -123,6 +124,7 @@ class Results:
     curves: Mapping[str, Mapping[int, Sequence[Record]]] = field(default_factory=dict)
     theorems: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
+    sweeps: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     step_name: str = "Training step"
     commands: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)

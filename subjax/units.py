@@ -161,8 +161,8 @@ class _Builder:
     def scored_mlp(self, name: str, lineage: int) -> Unit:
         row = self.config.arms[name]
         teacher = self.config.teachers[row.teacher]
-        scored = row.to_dict()
-        del scored["published"]  # drawn, never trained on
+        drawn = ("published", "sweep", "sweep_at")  # decide nothing but figures
+        scored = {field: value for field, value in row.to_dict().items() if field not in drawn}
         fields = {
             "row": scored,
             "teacher": teacher.to_dict(),

@@ -216,6 +216,10 @@ def _check_theorem(config: ConfigDict, name: str, row: ConfigDict) -> None:
 
 def _check_student(config: ConfigDict, name: str, row: ConfigDict) -> None:
     teacher = config.teachers[row.teacher]
+    if row.sweep and row.sweep_at <= 0:
+        raise ValueError(
+            f"config.arms.{name}.sweep_at is {row.sweep_at}; a point of a curve lies above 0"
+        )
     needed = 2 if row.loss == "kl" else 1  # the softmax of one logit is always 1
     if row.model == "student" and row.logits == "aux" and teacher.num_aux < needed:
         raise ValueError(

@@ -13,6 +13,7 @@ FORMS = {
     "quickstart": ("", "confirm", "smoke"),
     "smollm2_owl": ("", "confirm", "trial", "smoke"),
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
+    "mnist_ablations": ("", "aux=3,clone=10", "digits,models=5", "smoke"),
     "theorem": ("", "draws=10", "smoke"),
 }
 CASES = [(name, form) for name, forms in FORMS.items() for form in forms]

@@ -70,6 +70,19 @@ def test_a_published_mean_is_drawn_beside_the_arms_own(copy):
     assert "Diamond, and in brackets" in page
 
 
+def test_a_sweep_is_a_curve_and_its_points_stand_in_no_other_figure(copy):
+    made = config()
+    with made.unlocked():
+        for name, at in (("aux", 1.0), ("aux_foreign", 10.0)):
+            made.arms[name].update(sweep="epochs of something", sweep_at=at)
+    pipeline.run(made, copy)  # nothing trains again
+    assert (copy / "report" / "figure_sweeps.png").exists()
+    assert "epochs of something" in (copy / "report" / "report.html").read_text()
+    made.arms.aux.sweep_at = 0.0
+    with pytest.raises(ValueError, match="arms.aux.sweep_at is 0.0; a point of a curve lies above"):
+        pipeline.run(made, copy)
+
+
 def test_lost_units_come_back_with_the_same_bytes(finished, copy):
     before = contents(finished, "mlp*/**/scores.json") | contents(finished, "**/metrics.jsonl")
     shutil.rmtree(copy / "mlp" / "aux_foreign" / "r1")
