@@ -1,0 +1,195 @@
+"""Side-by-side timings; every figure is a ratio within one run.
+
+    python launch/bench.py mlp                       # 10 models, the paper's students, 2 epochs
+    python launch/bench.py mlp --models=20 --epochs=1
+
+`mlp` trains the four students of configs/mnist.py on noise: by subjax, whose noise is rebuilt from
+its key, and by PyTorch with batched products, fused Adam and stored noise, which is how the paper's
+script does it. Beside both stand the matrix products of a step alone, in either library. Each side
+is a process of its own, so that its peak memory is its own. Images are random: time does not know.
+"""
+
+import argparse
+import itertools
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+NUM_IMAGES, NUM_PIXELS, BATCH = 60_000, 784, 1024
+SIZES = (NUM_PIXELS, 256, 256, 13)
+STUDENTS = ("aux", "all", "aux", "all")
+RATE = 3e-4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", choices=["mlp"])
+    parser.add_argument("--models", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--side", choices=sorted(SIDES), help="run one side alone, print JSON")
+    options = parser.parse_args()
+    if options.side:
+        found = SIDES[options.side](options.models, options.epochs)
+        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(found | {"peak_mb": peak_mb}))
+        return
+    sides = {side: _run(side, options) for side in ("subjax", "torch", "subjax_products")}
+    sides["torch_products"] = _run("torch_products", options)
+    for side, found in sides.items():
+        rate = f"{found['gflops']:6.0f} GFLOP/s in products" if "gflops" in found else ""
+        print(f"{side:16} {found['seconds']:8.2f} s an epoch {found['peak_mb']:8.0f} MB  {rate}")
+    ours, theirs = sides["subjax"], sides["torch"]
+    print(f"torch / subjax, time    {theirs['seconds'] / ours['seconds']:.2f}")
+    print(f"subjax / torch, memory  {ours['peak_mb'] / theirs['peak_mb']:.2f}")
+    print(f"subjax / its products   {ours['seconds'] / sides['subjax_products']['seconds']:.2f}")
+
+
+def _run(side: str, options: argparse.Namespace) -> dict[str, float]:
+    command = [sys.executable, __file__, options.what, f"--side={side}"]
+    command += [f"--models={options.models}", f"--epochs={options.epochs}"]
+    print(f"timing {side} ...", file=sys.stderr)
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _subjax(num_models: int, num_epochs: int) -> dict[str, float]:
+    import jax
+    import jax.numpy as jnp
+
+    from subjax import distil, mlp, sharding
+
+    shape = mlp.Shape(num_inputs=NUM_PIXELS, widths=SIZES[1:3])
+    keys = jax.random.split(jax.random.key(0), num_models)
+    models = [jax.vmap(lambda key: mlp.init(shape, key))(keys) for _ in STUDENTS]
+    learners = tuple(distil.Learner(shape, logits, "kl", "adam", RATE) for logits in STUDENTS)
+    nothing = jnp.zeros((1, NUM_PIXELS), jnp.uint8), jnp.zeros(1, int)
+    epochs = distil.fit(
+        distil.Program(learners, shape, "noise"),
+        models,
+        jax.vmap(lambda key: mlp.init(shape, key))(keys[::-1]),
+        distil.Data(*nothing, *nothing),
+        num_epochs=num_epochs + 1,
+        batch_size=BATCH,
+        num_images=NUM_IMAGES,
+        seeds=range(num_models),
+        mesh=sharding.make_mesh(seed=1),
+        label="bench",
+    )
+    next(epochs)  # compiles
+    return {"seconds": _seconds(lambda: next(epochs), num_epochs)}
+
+
+def _torch(num_models: int, num_epochs: int) -> dict[str, float]:
+    import torch
+
+    def network() -> list[Any]:
+        layers = []
+        for num_in, num_out in itertools.pairwise(SIZES):
+            layers.append(torch.randn(num_models, num_in, num_out) * num_in**-0.5)
+            layers.append(torch.zeros(num_models, 1, num_out))
+        return [layer.requires_grad_() for layer in layers]
+
+    def forward(layers: Sequence[Any], x: Any) -> Any:
+        for i in range(0, len(layers), 2):
+            x = torch.relu(x) if i else x
+            x = torch.baddbmm(layers[i + 1], x, layers[i])
+        return x
+
+    supports = {"aux": slice(10, None), "all": slice(0, None)}
+    noise = torch.rand(num_models, NUM_IMAGES, NUM_PIXELS) * 2 - 1
+    teacher, students = network(), [network() for _ in STUDENTS]
+    optimizers = [torch.optim.Adam(student, lr=RATE, fused=True) for student in students]
+    lanes = torch.arange(num_models)[:, None]
+
+    def epoch() -> None:
+        order = torch.stack([torch.randperm(NUM_IMAGES) for _ in range(num_models)])
+        for first in range(0, NUM_IMAGES, BATCH):
+            x = noise[lanes, order[:, first : first + BATCH]]
+            with torch.no_grad():
+                target = forward(teacher, x)
+            for student, optimizer, logits in zip(students, optimizers, STUDENTS, strict=True):
+                support = supports[logits]
+                loss = torch.nn.functional.kl_div(
+                    forward(student, x)[..., support].log_softmax(-1),
+                    target[..., support].softmax(-1),
+                    reduction="sum",
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+    epoch()
+    return {"seconds": _seconds(epoch, num_epochs)}
+
+
+def _products() -> list[tuple[int, int, int]]:
+    """(m, k, n) of every product of a step: the teacher's forward pass, then each student's."""
+    found = [(BATCH, num_in, num_out) for num_in, num_out in itertools.pairwise(SIZES)]
+    for _ in STUDENTS:
+        for i, (num_in, num_out) in enumerate(itertools.pairwise(SIZES)):
+            found += [(BATCH, num_in, num_out), (num_in, BATCH, num_out)]
+            if i:  # nothing is asked of the images
+                found.append((BATCH, num_out, num_in))
+    return found
+
+
+def _product_figures(num_models: int, seconds: float) -> dict[str, float]:
+    num_steps = -(-NUM_IMAGES // BATCH)
+    operations = sum(2 * m * k * n for m, k, n in _products()) * num_models * num_steps
+    return {"seconds": seconds * num_steps, "gflops": operations / (seconds * num_steps) / 1e9}
+
+
+def _operands(num_models: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [
+        tuple(rng.standard_normal((num_models, *size), np.float32) for size in ((m, k), (k, n)))
+        for m, k, n in _products()
+    ]
+
+
+def _subjax_products(num_models: int, num_epochs: int) -> dict[str, float]:
+    import jax
+
+    step = jax.jit(lambda pairs: [a @ b for a, b in pairs])
+    pairs = jax.device_put(_operands(num_models))
+    jax.block_until_ready(step(pairs))
+    seconds = _seconds(lambda: jax.block_until_ready(step(pairs)), 10 * num_epochs)
+    return _product_figures(num_models, seconds)
+
+
+def _torch_products(num_models: int, num_epochs: int) -> dict[str, float]:
+    import torch
+
+    pairs = [tuple(map(torch.from_numpy, pair)) for pair in _operands(num_models)]
+
+    def step() -> list[Any]:
+        return [torch.bmm(a, b) for a, b in pairs]
+
+    step()
+    return _product_figures(num_models, _seconds(step, 10 * num_epochs))
+
+
+def _seconds(run: Callable[[], Any], times: int) -> float:
+    """Median seconds of a call."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return float(np.median(found))
+
+
+SIDES = {
+    "subjax": _subjax,
+    "torch": _torch,
+    "subjax_products": _subjax_products,
+    "torch_products": _torch_products,
+}
+
+if __name__ == "__main__":
+    main()
