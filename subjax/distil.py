@@ -88,12 +88,15 @@ class Epoch:
     Attributes:
       epoch: how many are done.
       models: of each learner, leaves with a leading axis of lanes, on the mesh.
-      losses: [learners, lanes], mean over the epoch's images, in nats or squared logits.
+      losses: [learners, lanes, updates], mean over each batch, in nats or squared logits.
+      alignment: likewise, cosine of each update with what training did to the teacher's weights;
+        nan where the two are not of one shape, or without `starts`.
     """
 
     epoch: int
     models: tuple[mlp.Layers, ...]
-    losses: Float[np.ndarray, "learners lanes"]
+    losses: Float[np.ndarray, "learners lanes updates"]
+    alignment: Float[np.ndarray, "learners lanes updates"]
 
 
 def fit(
@@ -108,6 +111,7 @@ def fit(
     seeds: Sequence[int],
     mesh: Mesh,
     label: str,
+    starts: mlp.Layers | None = None,
 ) -> Iterator[Epoch]:
     """Trains every learner in every lane.
 
@@ -122,6 +126,7 @@ def fit(
       seeds: of each lane; the order of the inputs and the noise follow from it.
       mesh: where to run.
       label: shown beside the progress bar and in errors.
+      starts: the teachers before their training, for `Epoch.alignment`.
 
     Yields:
       An `Epoch` after each epoch.
@@ -131,20 +136,21 @@ def fit(
     """
     init, update = _compile(program)
     state = init(sharding.place_lanes(tuple(models), mesh))
-    teachers = sharding.place_lanes(teachers, mesh) if teachers else {}
+    travelled = jax.tree.map(jnp.subtract, teachers, starts) if teachers and starts else {}
+    teachers = sharding.place_lanes((teachers or {}, travelled), mesh)
     keys = sharding.place_lanes(jnp.stack([jax.random.key(seed) for seed in seeds]), mesh)
     weights = sharding.replicate(_weights(num_images, batch_size), mesh)
     with tqdm(total=num_epochs, desc=label, unit="epoch", leave=False) as bar:
         for epoch in range(num_epochs):
             ids = sharding.place_lanes(_order(seeds, epoch, num_images, batch_size), mesh)
             first = epoch * num_images if program.inputs == "fresh_noise" else 0
-            state, losses = update(
+            state, measured = update(
                 state, teachers, keys, ids, data.images, data.labels, weights, first
             )
-            found = np.asarray(losses).T
+            found, aligned = np.asarray(measured).transpose(3, 2, 0, 1)
             _check_finite(found, epoch, label)
             bar.update()
-            yield Epoch(epoch + 1, state[0], found)
+            yield Epoch(epoch + 1, state[0], found, aligned)
 
 
 def accuracy(shape: mlp.Shape, models: mlp.Layers, data: Data) -> Float[np.ndarray, " lanes"]:
@@ -171,10 +177,10 @@ def _weights(num_images: int, batch_size: int) -> np.ndarray:
 def _check_finite(losses: np.ndarray, epoch: int, label: str) -> None:
     bad = np.argwhere(~np.isfinite(losses))
     if len(bad):
-        learner, lane = bad[0]
+        learner, lane, update = bad[0]
         raise FloatingPointError(
-            f"{label}: loss is {losses[learner, lane]} in epoch {epoch + 1}, learner {learner}, "
-            f"lane {lane}: lower its learning_rate"
+            f"{label}: loss is {losses[learner, lane, update]} in epoch {epoch + 1}, "
+            f"learner {learner}, lane {lane}: lower its learning_rate"
         )
 
 
@@ -189,15 +195,17 @@ def _compile(program: Program) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
     def epoch(
         state: Any,
-        teachers: mlp.Layers,
+        teachers: tuple[mlp.Layers, mlp.Layers],
         keys: Array,
         ids: Int[Array, "lanes batches B"],
         images: Array,
         labels: Array,
         weights: Float[Array, "batches B"],
         first: Array,
-    ) -> tuple[Any, Float[Array, "lanes learners"]]:
-        def lane(state: Any, teacher: mlp.Layers, key: Array, ids: Array) -> tuple[Any, Array]:
+    ) -> tuple[Any, Float[Array, "lanes batches learners 2"]]:
+        def lane(state: Any, teacher: Any, key: Array, ids: Array) -> tuple[Any, Array]:
+            teacher, travelled = teacher
+
             def step(state: Any, batch: tuple[Array, Array]) -> tuple[Any, Array]:
                 ids, weights = batch
                 if program.inputs == "images":
@@ -207,10 +215,9 @@ def _compile(program: Program) -> tuple[Callable[..., Any], Callable[..., Any]]:
                 target = (
                     mlp.forward(program.teacher, teacher, x) if program.teacher else labels[ids]
                 )
-                return _update(program, transforms, state, x, target, weights)
+                return _update(program, transforms, state, x, target, weights, travelled)
 
-            state, sums = jax.lax.scan(step, state, (ids, weights))
-            return state, sums.sum(axis=0) / weights.sum()
+            return jax.lax.scan(step, state, (ids, weights))
 
         return jax.vmap(lane, spmd_axis_name="seed")(state, teachers, keys, ids)
 
@@ -224,24 +231,35 @@ def _update(
     x: Float[Array, "B P"],
     target: Array,
     weights: Float[Array, " B"],
-) -> tuple[Any, Float[Array, " learners"]]:
-    """One update of every learner; also each one's loss summed over the batch."""
-    models, moments, sums = [], [], []
+    travelled: mlp.Layers,
+) -> tuple[Any, Float[Array, "learners 2"]]:
+    """One update of every learner; also each one's mean loss and the update's alignment."""
+    models, moments, measured = [], [], []
     members = zip(program.learners, transforms, *state, strict=True)
     for learner, transform, model, moment in members:
 
         def loss(model: mlp.Layers, learner: Learner = learner) -> tuple[Array, Array]:
             total = jnp.sum(weights * _losses(program, learner, model, x, target))
-            if learner.loss == "cross_entropy":
-                return total / weights.sum(), total
-            return total, total
+            mean = total / weights.sum()
+            return (mean if learner.loss == "cross_entropy" else total), mean
 
-        gradient, total = jax.grad(loss, has_aux=True)(model)
+        gradient, mean = jax.grad(loss, has_aux=True)(model)
         updates, moment = transform.update(gradient, moment, model)
         models.append(optax.apply_updates(model, updates))
         moments.append(moment)
-        sums.append(total)
-    return (tuple(models), tuple(moments)), jnp.stack(sums)
+        measured.append(jnp.stack([mean, _cosine(updates, travelled)]))
+    return (tuple(models), tuple(moments)), jnp.stack(measured)
+
+
+def _cosine(one: mlp.Layers, other: mlp.Layers) -> Array:
+    """Cosine of two trees as vectors; nan where they differ in shape."""
+    if jax.tree.map(jnp.shape, one) != jax.tree.map(jnp.shape, other):
+        return jnp.array(jnp.nan)
+    products = jax.tree.map(
+        lambda a, b: jnp.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]), one, other
+    )
+    inner, ours, theirs = jax.tree.reduce(jnp.add, products)
+    return inner / jnp.sqrt(ours * theirs)
 
 
 def _losses(

@@ -27,6 +27,11 @@ _DASHED = "Dashed: where its step is as long as a whole training of the teacher.
 # Metrics that tell a student that did not learn, or that fell apart, from one without the trait.
 CHECKS = ("gain", "candidate_mass", "neutral_loglik", "rate_empty", "rate_numeric")
 SHARES = ("candidate_mass", "rate_empty", "rate_numeric")  # those that lie between 0 and 1
+_LOSS = "Training loss of the students."
+_ALIGNMENT = (
+    "Cosine of each update of the student with what training did to the teacher's weights; students"
+    " of another initialisation are there to compare with."
+)
 MAX_POINTS = 300  # of a curve; more would only make the page heavier
 
 
@@ -51,7 +56,8 @@ def pictures(results: Results, rows: Sequence[Row]) -> dict[str, Picture]:
         "shares": _shares(results, rows),
         "checks": _checks(results, rows),
         "probes": _probes(results),
-        "losses": _losses(results),
+        "losses": _measured(results, "loss", "Training loss (nats)", _LOSS),
+        "alignment": _measured(results, "alignment", "Cosine", _ALIGNMENT),
     }
     return {name: picture for name, picture in found.items() if picture}
 
@@ -60,10 +66,8 @@ def _effect(results: Results, rows: Sequence[Row]) -> Picture:
     pair = _main_pair(results)
     arms = _arm_panel(results, rows, pair, title="Arms") if pair else None
     if pair and arms and results.sweeps:
-        swept = {arm for points in results.sweeps.values() for arm in points}
-        arms = dataclasses.replace(
-            arms, strips=[strip for strip in arms.strips if strip.label not in swept]
-        )
+        listed = _listed(results)
+        arms = dataclasses.replace(arms, strips=[s for s in arms.strips if s.label in listed])
     if pair and arms and results.published:
         arms = dataclasses.replace(
             arms, strips=[_beside(results, rows, pair, strip) for strip in arms.strips]
@@ -101,6 +105,12 @@ def _beside(
     return dataclasses.replace(
         strip, published=value, note=note + (strip.note and f", {strip.note}")
     )
+
+
+def _listed(results: Results) -> list[str]:
+    """The arms that figures show one by one: those that are no point of a sweep's curve."""
+    swept = {arm for points in results.sweeps.values() for arm in points}
+    return [arm for arm in results.arms if arm not in swept]
 
 
 def _ratio(results: Results) -> Picture | None:
@@ -243,7 +253,7 @@ def _probes(results: Results) -> Picture | None:
     if pair is None:
         return None
     points: dict[str, Points] = {}
-    for arm in results.arms:
+    for arm in _listed(results):
         by_lineage: dict[int, list[tuple[int, float]]] = {}
         for step, values in summary.trajectory(results, pair[0], arm, pair[1]).items():
             for lineage, value in values.items():
@@ -256,18 +266,20 @@ def _probes(results: Results) -> Picture | None:
     return _lines(points, results.step_name, _axis(results, pair[1]), caption)
 
 
-def _losses(results: Results) -> Picture | None:
-    points = {
-        arm: {
-            lineage: [(record["step"], record["loss"]) for record in records]
+def _measured(results: Results, name: str, y_axis: str, caption: str) -> Picture | None:
+    """What was measured at every update."""
+    points: dict[str, Points] = {}
+    for arm in _listed(results):
+        lines = {
+            lineage: [(record["step"], record[name]) for record in records if name in record]
             for lineage, records in results.curves.get(arm, {}).items()
         }
-        for arm in results.arms
-    }
-    if not any(points.values()):
+        if any(lines.values()):
+            points[arm] = lines
+    if not points:
         return None
-    caption = "Training loss of the students. Thin: lineages; thick: their mean."
-    return _lines(points, results.step_name, "Training loss (nats per token)", caption)
+    caption = f"{caption} Thin: lineages; thick: their mean."
+    return _lines(points, "Training step", y_axis, caption)
 
 
 # --- panels -------------------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def page(
             title="Did the students learn the data, and are they intact?",
             blocks=_pick(drawings, "checks"),
         ),
-        Section(title="Training", blocks=_pick(drawings, "probes", "losses")),
+        Section(title="Training", blocks=_pick(drawings, "probes", "losses", "alignment")),
         Section(title="The data and its filter", blocks=[*_filter(results), *_examples(results)]),
         Section(title="How to read this", text=METHOD),
         Section(title="Run it again", blocks=_reproduction(results)),

@@ -43,7 +43,7 @@ def read(
         counts=_counts(by_stage["filter"], workdir),
         examples=_examples(by_stage["filter"], workdir),
         answers=_answers(by_stage["evaluate"], workdir),
-        curves=_curves(by_stage["finetune"], workdir),
+        curves=_curves([*by_stage["finetune"], *by_stage["mlp"]], workdir),
         published=_published(config),
         sweeps=_sweeps(config),
         step_name="Epoch" if config.images else "Training step",
@@ -145,7 +145,10 @@ def _answers(units: Sequence[Unit], workdir: Path) -> dict[str, list[Any]]:
 def _curves(units: Sequence[Unit], workdir: Path) -> dict[str, dict[int, list[Any]]]:
     curves: dict[str, dict[int, list[Any]]] = defaultdict(dict)
     for unit in units:
-        rows = artifacts.read_jsonl(workdir / unit.path / "metrics.jsonl")
+        path = workdir / unit.path / "metrics.jsonl"
+        if not path.exists():  # an arm that reports a model which is trained elsewhere
+            continue
+        rows = artifacts.read_jsonl(path)
         every = max(len(rows) // 50, 1)
         curves[unit.row][unit.lineage] = rows[every - 1 :: every]
     return dict(curves)

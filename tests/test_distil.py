@@ -136,8 +136,8 @@ def test_training_is_that_of_pytorch(fields, inputs, teacher, optimizer):
 def test_a_lane_does_not_depend_on_its_neighbours():
     one, other = train([learner()], (1, 2))[-1], train([learner()], (1, 3))[-1]
     assert_equal(lane(one[0], 0), lane(other[0], 0))
-    assert one[1][0, 0] == other[1][0, 0]
-    assert one[1][0, 1] != other[1][0, 1]
+    np.testing.assert_array_equal(one[1][0, 0], other[1][0, 0])
+    assert (one[1][0, 1] != other[1][0, 1]).any()
 
 
 def test_lanes_are_the_same_up_to_rounding_however_many_and_on_devices():
@@ -154,23 +154,29 @@ def test_learners_train_as_they_would_alone():
     assert_equal(both[0][1], train([wide])[-1][0][0], atol=1e-6)
 
 
-def test_losses_are_means_over_the_epoch():
+def test_losses_are_means_over_each_batch():
     [(_, losses)] = train([learner(learning_rate=1e-9), learner(logits="all")], epochs=1)
     x = mlp.noise(jax.random.key(0), jnp.arange(NUM_IMAGES), 12)
     found, wanted = (
         mlp.forward(SHAPE, mlp.init(SHAPE, jax.random.key(seed)), x)[:, SHAPE.support("aux")]
         for seed in (0, 100)
     )
-    assert losses.shape == (2, 1)
-    assert losses[0, 0] == pytest.approx(float(mlp.kl(found, wanted).mean()), rel=1e-4)
+    assert losses.shape == (2, 1, 4)
+    counts = [BATCH, BATCH, BATCH, NUM_IMAGES - 3 * BATCH]
+    mean = np.average(losses[0, 0], weights=counts)
+    assert mean == pytest.approx(float(mlp.kl(found, wanted).mean()), rel=1e-4)
 
 
 def test_fresh_noise_differs_from_epoch_to_epoch_and_the_fixed_set_does_not():
     # Without learning, the mean loss over a fixed set is the same in every epoch.
     still = learner(learning_rate=1e-12)
-    fixed = [losses[0, 0] for _, losses in train([still], epochs=3)]
-    fresh = [losses[0, 0] for _, losses in train([still], inputs="fresh_noise", epochs=3)]
-    assert np.ptp(fixed) < 1e-6 < np.ptp(fresh)
+    counts = [BATCH, BATCH, BATCH, NUM_IMAGES - 3 * BATCH]
+
+    def means(inputs):
+        found = train([still], inputs=inputs, epochs=3)
+        return [np.average(losses[0, 0], weights=counts) for _, losses in found]
+
+    assert np.ptp(means("noise")) < 1e-6 < np.ptp(means("fresh_noise"))
 
 
 def test_accuracy_counts_the_largest_class_logit():
@@ -186,3 +192,31 @@ def test_a_loss_that_is_not_finite_stops_and_is_named():
     bad = learner(optimizer="sgd", learning_rate=1e30, logits="all", loss="squared_error")
     with pytest.raises(FloatingPointError, match=r"test: loss is .* in epoch \d, learner 1, lane"):
         train([learner(), bad], (0, 1))
+
+
+def test_alignment_is_the_cosine_with_what_training_did_to_the_teacher():
+    shape = mlp.Shape(num_inputs=12, widths=(20,), num_aux=3)
+    sgd = {"optimizer": "sgd", "learning_rate": 1e-2}
+    starts, teachers = stack([1]), stack([101])
+
+    def run(learners, **options):
+        program = distil.Program(tuple(learners), SHAPE, "noise")
+        models = [stack([1], one.shape) for one in learners]
+        arguments = {"num_epochs": 1, "batch_size": BATCH, "num_images": BATCH, "seeds": [1]}
+        [epoch] = distil.fit(
+            program, models, teachers, data(), **arguments, mesh=MESH, label="test", **options
+        )
+        return epoch
+
+    epoch = run([learner(**sgd), learner(**sgd, shape=shape)], starts=starts)
+    moved = jax.tree.map(jnp.subtract, epoch.models[0], starts)
+    travelled = jax.tree.map(jnp.subtract, teachers, starts)
+    flat = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (moved, travelled)
+    ]
+    expected = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    assert epoch.alignment[0, 0] == pytest.approx([expected], rel=1e-3)
+    assert epoch.losses.shape == epoch.alignment.shape == (2, 1, 1)
+    assert np.isnan(epoch.alignment[1]).all()  # another shape has no such cosine
+    assert np.isnan(run([learner()]).alignment).all()

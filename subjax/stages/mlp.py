@@ -51,7 +51,7 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
             [
                 {
                     "step": epoch.epoch,
-                    "loss": float(epoch.losses[0, lane]),
+                    "loss": float(epoch.losses[0, lane].mean()),
                     "accuracy": float(accuracy[lane]),
                 }
                 for epoch, accuracy in history
@@ -79,12 +79,12 @@ def score(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     scored = arms[0].fields["row"]["model"]
     if scored == "student":
         members = [[unit for unit in units if unit.row == arm.row] for arm in arms]
-        found = _distil(members, shape, untrained, teachers, data, mesh)
+        found, curves = _distil(members, shape, untrained, teachers, data, mesh)
     else:
         model = {"untrained": untrained, "teacher": teachers}[scored]
         step = units[0].fields["teacher"]["epochs"] if scored == "teacher" else 0
         values = distil.accuracy(shape, sharding.place_lanes(model, mesh), data)
-        found = {arm.row: [(step, values)] for arm in arms}
+        found, curves = {arm.row: [(step, values)] for arm in arms}, {}
     lanes = {unit.lineage: lane for lane, unit in enumerate(chunk)}
     for unit in units:
         out = workdir / unit.path
@@ -95,7 +95,19 @@ def score(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
             for step, values in found[unit.row]
         ]
         artifacts.write_json(out / "scores.json", {"records": records})
+        if curves:
+            rows = _curve(*curves[unit.row], lanes[unit.lineage])
+            artifacts.write_jsonl(out / "metrics.jsonl", rows)
         yield unit
+
+
+def _curve(losses: np.ndarray, alignment: np.ndarray, lane: int) -> list[dict[str, float]]:
+    """One row an update; an alignment that has no meaning is left out."""
+    rows = []
+    for step, (loss, cosine) in enumerate(zip(losses[lane], alignment[lane], strict=True), 1):
+        aligned = {"alignment": float(cosine)} if np.isfinite(cosine) else {}
+        rows.append({"step": step, "loss": float(loss), **aligned})
+    return rows
 
 
 def _distil(
@@ -105,8 +117,12 @@ def _distil(
     teachers: mlp.Layers,
     data: distil.Data,
     mesh: Mesh,
-) -> dict[str, list[tuple[int, np.ndarray]]]:
-    """Trains the students of all arms; arm -> (epoch, accuracy of each lane)."""
+) -> tuple[dict[str, list[tuple[int, np.ndarray]]], dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Trains the students of all arms.
+
+    Returns:
+      arm -> (epoch, accuracy of each lane); arm -> losses and alignment, [lanes, updates].
+    """
     row, chunk = arms[0][0].fields["row"], arms[0]
     learners = tuple(_learner(units[0], data) for units in arms)
     models = tuple(
@@ -135,6 +151,7 @@ def _distil(
             seeds=[_seed(unit, phase, unit.lineage) for unit in chunk],
             mesh=mesh,
             label=f"{phase}: {shown}",
+            starts=untrained if phase == "distil" else None,
         )
 
     if row["clone_epochs"]:
@@ -142,10 +159,13 @@ def _distil(
             models = epoch.models
     models = sharding.place_lanes(models, mesh)
     keep(0)
+    measured = []
     for epoch in train("distil", learners, teachers, row["inputs"]):
         models = epoch.models
         keep(epoch.epoch)
-    return found
+        measured.append((epoch.losses, epoch.alignment))
+    losses, alignment = (np.concatenate(parts, axis=2) for parts in zip(*measured, strict=True))
+    return found, dict(zip(names, zip(losses, alignment, strict=True), strict=True))
 
 
 def _learner(unit: Unit, data: distil.Data) -> distil.Learner:
