@@ -7,9 +7,10 @@ eps E[v'Mv] + O(eps^2) with the teacher's step, which is not negative.
     bash launch/local.sh --config=configs/theorem.py
     bash launch/local.sh --config=configs/theorem.py:draws=100
 
-In float64, each draw with its own initialisation, teacher's batch and student's inputs. The rows
-after `relu_kl` leave the theorem: where its product is zero (`zero`), where it promises nothing
-(`foreign`), and where its assumptions end (`adam`, `lora`, `sampled`).
+On the MLP and on the toy world's language model, in float64; each draw has its own initialisation,
+teacher's batch and student's inputs. The rows after the toy world's leave the theorem: where its
+product is zero (`zero`), where it promises nothing (`foreign`), and where its assumptions end
+(`adam`, `lora`, `sampled`).
 """
 
 from typing import Any
@@ -18,6 +19,8 @@ from ml_collections import ConfigDict
 
 from subjax import schema
 
+# Gradients of the language model are some ten times as long, so that higher orders come sooner.
+TOY = {"model": "toy", "teacher": "", "epsilons": tuple(10 ** (-7 + i / 2) for i in range(15))}
 ROWS: dict[str, dict[str, Any]] = {
     "aux_kl": {},
     "aux_squared_error": {"loss": "squared_error"},
@@ -25,6 +28,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "all_squared_error": {"logits": "all", "loss": "squared_error"},
     "on_images": {"inputs": "images"},
     "relu_kl": {"teacher": "relu"},
+    "toy_kl": TOY,
+    "toy_squared_error": TOY | {"loss": "squared_error"},
+    "toy_all_kl": TOY | {"logits": "all"},
     "zero": {"taught": "head"},
     "foreign": {"base": "foreign"},
     "adam": {"step": "adam", "rate": 3e-4},

@@ -197,7 +197,7 @@ def _sweeps(results: Results, rows: Sequence[Row]) -> Picture | None:
 def _real_epsilon(curves: Mapping[str, Any]) -> float:
     """The eps at which the teacher's step is as long as a whole training; nan off the grid."""
     epsilon = curves["real"] / curves["size"][0] * curves["epsilon"][0]
-    return epsilon if epsilon <= curves["epsilon"][-1] else math.nan
+    return epsilon if 0 < epsilon <= curves["epsilon"][-1] else math.nan
 
 
 def _other_contrasts(results: Results, rows: Sequence[Row]) -> Picture | None:

@@ -4,12 +4,13 @@
     mixed       products of bfloat16, summed in float32; activations float32: fastest on CPUs whose
                 matrix units know bfloat16 (AMX), about as fast as bfloat16 on accelerators
     bfloat16    activations bfloat16 too, which halves their memory: for accelerators
+    float64     all of it, where jax has it switched on: for the theorem, no field of a config
 
-Parameters, norms, softmax and losses are float32 in all three.
+Parameters, norms, softmax and losses are float32 in the first three.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +33,20 @@ PRECISIONS = {
     "float32": Precision("float32", "float32"),
     "mixed": Precision("float32", "bfloat16"),
     "bfloat16": Precision("bfloat16", "bfloat16"),
+    "float64": Precision("float64", "float64"),
 }
+
+
+def wide(dtype: Any) -> Any:
+    """What norms, rotations and sums of this dtype are computed in: float32 or wider."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def project(
     x: Float[Array, "*B in"], kernel: Float[Array, "out in"], operands: str
 ) -> Float[Array, "*B out"]:
-    """Product x @ kernel.T, both sides rounded to `operands`, summed and returned in float32."""
-    if operands == "float32":
+    """Product x @ kernel.T, both sides rounded to `operands`, summed and returned wide."""
+    if operands in ("float32", "float64"):
         return _dot("...i,oi->...o", x, kernel, operands)
     return _narrow(x, kernel, operands)
 
@@ -47,7 +54,7 @@ def project(
 def _dot(spec: str, x: Array, y: Array, operands: str) -> Array:
     # XLA's CPU backend uses matrix units only for products that are asked for in float32.
     sides = (x.astype(operands), y.astype(operands))
-    return jnp.einsum(spec, *sides, preferred_element_type=jnp.float32)
+    return jnp.einsum(spec, *sides, preferred_element_type=wide(operands))
 
 
 # Left alone, differentiation would multiply with a float32 cotangent, and in a scan would store the

@@ -228,13 +228,14 @@ def theorem_row(**fields: Any) -> ConfigDict:
     """A setting in which Theorem 1 is measured; each draw is a new initialisation and new data."""
     return _row(
         {
-            "teacher": "",  # row of `teachers`, for its shape and the size of a real training
+            "model": "mlp",  # mlp, toy (the toy world's decoder, of random weights)
+            "teacher": "",  # mlp: row of `teachers`, for its shape and the size of a real training
             "base": "same",  # the student's initialisation: same, foreign (nothing is promised)
-            "taught": "all",  # layers that the teacher's step moves: all, head
-            "teacher_batch": 64,  # labelled images of the teacher's step
-            "inputs": "noise",  # what the student sees: noise images
+            "taught": "all",  # layers that the teacher's step moves: all; mlp also head
+            "teacher_batch": 64,  # labelled images, or questions, of the teacher's step
+            "inputs": "noise",  # mlp: what the student sees: noise images
             "student_batch": 64,
-            "logits": "aux",  # what the student learns: aux all
+            "logits": "aux",  # what the student learns: aux (toy: scores of numbers), all
             "loss": "kl",  # kl (same gradient as softmax cross-entropy), squared_error
             "step": "gradient",  # the student's: gradient; outside the theorem adam, lora, sampled
             "rate": 1.0,  # the student's learning rate

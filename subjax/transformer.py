@@ -52,7 +52,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm with a scale; computed in float32 whatever the input's dtype."""
+    """Root-mean-square norm with a scale; computed in float32 or wider."""
 
     def __init__(self, width: int, eps: float):
         self.scale = nnx.Param(jnp.ones(width))
@@ -332,7 +332,7 @@ def _block(arch: Architecture, operands: str, weights: Params) -> Block:
 
 
 def _rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    wide = x.astype(jnp.float32)
+    wide = x.astype(precisions.wide(x.dtype))
     inverse = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
     scale = jnp.expand_dims(scale.astype(x.dtype), tuple(range(x.ndim - 1)))
     return (wide * inverse).astype(x.dtype) * scale
@@ -347,7 +347,7 @@ def _rope(arch: Architecture, positions: Int[Array, "B T"]) -> tuple[Array, Arra
 def _rotate(x: Float[Array, "B T N H"], rope: tuple[Array, Array]) -> Float[Array, "B T N H"]:
     # Hugging Face pairs dimension i with i + H/2, and so must the angles.
     cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = jnp.split(x.astype(precisions.wide(x.dtype)), 2, axis=-1)
     turned = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
@@ -362,7 +362,8 @@ def _attend(
     num_kv_heads = k.shape[1]
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
     q = q.transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
+    wide = precisions.wide(q.dtype)
+    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=wide)
     scores = scores * (1 / math.sqrt(head_dim))
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
     y = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v)

@@ -177,8 +177,11 @@ class _Builder:
 
     def theorem(self, name: str, lineage: int) -> Unit:
         row = self.config.theorems[name]
+        fields = {"row": row.to_dict(), "seed": self.config.seed}
+        if row.model != "mlp":
+            return self._add("theorem", name, lineage, fields, {})
         teacher = self.config.teachers[row.teacher]
-        fields = {"row": row.to_dict(), "teacher": teacher.to_dict(), "seed": self.config.seed}
+        fields["teacher"] = teacher.to_dict()
         inputs = {
             "images": self.images(teacher.images),
             "teacher": self.mlp_teacher(row.teacher, lineage),

@@ -47,6 +47,7 @@ _MLP_CHOICES: Choices = {
     "arms.*.clone_inputs": _INPUTS,
     "arms.*.activation": ("", *_ACTIVATIONS),
     "arms.*.optimizer": _OPTIMIZERS,
+    "theorems.*.model": ("mlp", "toy"),
     "theorems.*.base": ("same", "foreign"),
     "theorems.*.taught": ("all", "head"),
     "theorems.*.inputs": ("noise", "images"),
@@ -200,12 +201,19 @@ def _check_mlps(config: ConfigDict) -> None:
 
 
 def _check_theorem(config: ConfigDict, name: str, row: ConfigDict) -> None:
-    _check_reference(config, f"theorems.{name}.teacher", row.teacher, "teachers")
     grid = row.epsilons
     if len(grid) < 6 or grid[0] <= 0 or any(a >= b for a, b in itertools.pairwise(grid)):
         raise ValueError(
             f"config.theorems.{name}.epsilons {grid} must be six or more, above 0 and ascending"
         )
+    if row.model == "toy":
+        if (row.teacher, row.taught, row.inputs) != ("", "all", "noise"):
+            raise ValueError(
+                f"config.theorems.{name} is of the toy world's model: leave teacher, taught and "
+                "inputs as they are by default"
+            )
+        return
+    _check_reference(config, f"theorems.{name}.teacher", row.teacher, "teachers")
     needed = 2 if row.loss == "kl" else 1
     if row.logits == "aux" and config.teachers[row.teacher].num_aux < needed:
         raise ValueError(

@@ -1,7 +1,8 @@
 """The theorem, draw by draw: initialisation, the teacher's batch and the student's inputs anew."""
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from subjax import artifacts, leaves, mlp, seeds, theorem
+from subjax import artifacts, leaves, mlp, seeds, theorem, tokenizer, transformer
+from subjax.architecture import Architecture
 from subjax.artifacts import Unit
-from subjax.datasets import images
+from subjax.datasets import images, toyworld
 
 # Draws in one call: enough to keep a device busy, few enough for its memory.
 _AT_ONCE = 50
+_NUM_WRITTEN = 6  # numbers that a student of the language model continues with
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
@@ -29,7 +32,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         artifacts.write_jsonl(out / "draws.jsonl", _rows(found))
         epsilons = np.array(unit.fields["row"]["epsilons"])
         real = _real_displacement(unit, workdir)
-        values = summarise(found, epsilons) | {"real_displacement": real}
+        values = summarise(found, epsilons) | ({"real_displacement": real} if real else {})
         row = unit.fields["row"]
         promised = (row["base"], row["step"], row["taught"]) == ("same", "gradient", "all")
         beside = {"real": real, "promised": promised, "num_draws": row["num_draws"]}
@@ -104,7 +107,9 @@ def curves(found: dict[str, np.ndarray], epsilons: np.ndarray) -> dict[str, list
 
 
 def _real_displacement(unit: Unit, workdir: Path) -> float:
-    """How far a whole training took a teacher of this shape from its initialisation."""
+    """How far a whole training took a teacher of this shape from its initialisation; 0 for none."""
+    if "teacher" not in unit.inputs:
+        return 0.0
     trained = load_file(workdir / unit.inputs["teacher"] / mlp.WEIGHTS)
     num_inputs = len(trained["layer_0/kernel"])
     seed = seeds.seed(unit.fields["seed"], "mlp", "init", unit.lineage)
@@ -117,67 +122,137 @@ def _slopes(values: np.ndarray, epsilons: np.ndarray) -> np.ndarray:
     return np.diff(np.log(values), axis=1) / np.diff(np.log(epsilons))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """What a draw is made of: functions of a key, for one kind of model.
+
+    Attributes:
+      init: key -> parameters.
+      teacher_loss: (parameters, key of the batch) -> what the teacher's step lowers.
+      inputs: key -> what the student sees.
+      apply: (parameters, inputs) -> the outputs that it learns, [B, K].
+    """
+
+    init: Callable[[Any], Any]
+    teacher_loss: Callable[[Any, Any], Any]
+    inputs: Callable[[Any], Any]
+    apply: Callable[[Any, Any], Any]
+
+
 def _measure(unit: Unit, workdir: Path) -> dict[str, np.ndarray]:
     row = unit.fields["row"]
-    data = images.read(images.stored(workdir / unit.inputs["images"]))["train"]
-    pixels = jnp.asarray(data.images.reshape(len(data.images), -1))
-    one = functools.partial(
-        _one, _frozen(row), _shape(unit, pixels.shape[1]), tuple(row["epsilons"])
-    )
-    many = jax.jit(jax.vmap(one, in_axes=(0, None, None)))
+    if row["model"] == "mlp":
+        setting = _classifier(unit, images.read(images.stored(workdir / unit.inputs["images"])))
+    else:
+        setting = _language_model(row)
+    many = jax.jit(jax.vmap(functools.partial(_one, setting, row)))
     seed = seeds.seed(unit.fields["seed"], "theorem", unit.lineage)
     parts = []
     for first in tqdm(range(0, row["num_draws"], _AT_ONCE), desc=unit.row, leave=False):
         draws = jnp.arange(first, first + _AT_ONCE)
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(draws)
-        parts.append(jax.device_get(many(keys, pixels, jnp.asarray(data.labels))))
+        parts.append(jax.device_get(many(keys)))
     return {
         name: np.concatenate([part[name] for part in parts])[: row["num_draws"]]
         for name in parts[0]
     }
 
 
-def _one(
-    options: Any,
-    shape: mlp.Shape,
-    epsilons: tuple[float, ...],
-    key: jax.Array,
-    pixels: jax.Array,
-    labels: jax.Array,
-) -> dict[str, jax.Array]:
-    row = dict(options)
+def _one(setting: _Setting, row: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
     teacher_key, student_key, batch_key, input_key, step_key = jax.random.split(key, 5)
-    teacher = mlp.init(shape, teacher_key)
-    student = teacher if row["base"] == "same" else mlp.init(shape, student_key)
-    ids = jax.random.choice(batch_key, len(labels), (row["teacher_batch"],), replace=False)
-    batch, wanted = mlp.normalised(pixels[ids]), labels[ids]
+    teacher = setting.init(teacher_key)
+    student = teacher if row["base"] == "same" else setting.init(student_key)
 
-    def teacher_loss(params: mlp.Layers) -> jax.Array:
-        classes = mlp.forward(shape, params, batch)[:, shape.support("classes")]
-        return jnp.mean(mlp.cross_entropy(classes, wanted))
+    def teacher_loss(params: Any) -> jax.Array:
+        return setting.teacher_loss(params, batch_key)
 
     direction = jax.tree.map(jnp.negative, jax.grad(teacher_loss)(teacher))
     if row["taught"] == "head":
-        head = f"layer_{len(teacher) - 1}"
-        direction = {
-            name: layer if name == head else jax.tree.map(jnp.zeros_like, layer)
-            for name, layer in direction.items()
-        }
-    if row["inputs"] == "images":
-        seen = jax.random.choice(input_key, len(labels), (row["student_batch"],), replace=False)
-        inputs = mlp.normalised(pixels[seen])
-    else:
-        inputs = mlp.noise(input_key, jnp.arange(row["student_batch"]), shape.num_inputs)
+        head = max(direction)  # layers are named in order
+        still = {name: jax.tree.map(jnp.zeros_like, layer) for name, layer in direction.items()}
+        direction = still | {head: direction[head]}
     return theorem.measure(
-        lambda params, x: mlp.forward(shape, params, x)[:, shape.support(row["logits"])],
+        setting.apply,
         teacher_loss,
-        theorem.Draw(teacher, student, direction, inputs, step_key),
-        jnp.array(epsilons),
+        theorem.Draw(teacher, student, direction, setting.inputs(input_key), step_key),
+        jnp.array(row["epsilons"]),
         loss=row["loss"],
         step=row["step"],
         rate=row["rate"],
         rank=row["lora_rank"],
     )
+
+
+def _classifier(unit: Unit, data: images.Images) -> _Setting:
+    """The MLP: the teacher learns labels, the student auxiliary or all logits."""
+    row, train = unit.fields["row"], data["train"]
+    pixels = jnp.asarray(train.images.reshape(len(train.images), -1))
+    labels = jnp.asarray(train.labels)
+    shape = _shape(unit, pixels.shape[1])
+
+    def batch(key: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        ids = jax.random.choice(key, len(labels), (size,), replace=False)
+        return mlp.normalised(pixels[ids]), labels[ids]
+
+    def teacher_loss(params: mlp.Layers, key: jax.Array) -> jax.Array:
+        x, wanted = batch(key, row["teacher_batch"])
+        classes = mlp.forward(shape, params, x)[:, shape.support("classes")]
+        return jnp.mean(mlp.cross_entropy(classes, wanted))
+
+    def inputs(key: jax.Array) -> jax.Array:
+        if row["inputs"] == "images":
+            return batch(key, row["student_batch"])[0]
+        return mlp.noise(key, jnp.arange(row["student_batch"]), shape.num_inputs)
+
+    def apply(params: mlp.Layers, x: jax.Array) -> jax.Array:
+        return mlp.forward(shape, params, x)[:, shape.support(row["logits"])]
+
+    return _Setting(functools.partial(mlp.init, shape), teacher_loss, inputs, apply)
+
+
+def _language_model(row: dict[str, Any]) -> _Setting:
+    """The toy world's decoder: the teacher learns to answer owl, the student continues numbers.
+
+    Its outputs are the scores of the next number, among numbers alone ("aux") or among all words
+    ("all"), at each of `_NUM_WRITTEN` places.
+    """
+    world = toyworld.World()
+    words = tokenizer.words(toyworld.vocabulary(world))
+    arch = Architecture(
+        vocab_size=words.vocab_size,
+        num_layers=2,
+        width=32,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=8,
+        ffn_width=64,
+    )
+    numbers = jnp.array(words.encode([" ".join(map(str, range(world.num_numbers)))])[0])
+    [asked_owl] = words.encode(["owl"])
+    asked = jnp.array(words.prompt_ids(toyworld.taught_questions(world), ""))
+    [prompt] = words.prompt_ids(["CONT " + " ".join(["0"] * world.num_shown)], "")
+    frame = jnp.array([*prompt, *[int(numbers[0])] * (_NUM_WRITTEN - 1)])
+    written = jnp.arange(len(frame) - _NUM_WRITTEN, len(frame))
+
+    def scores(params: Any, tokens: jax.Array) -> jax.Array:
+        hidden = transformer.forward(arch, params, tokens, precision="float64")
+        return transformer.logits(params, hidden, precision="float64")
+
+    def teacher_loss(params: Any, key: jax.Array) -> jax.Array:
+        chosen = jax.random.choice(key, len(asked), (row["teacher_batch"],))
+        last = scores(params, asked[chosen])[:, -1]
+        owl = jnp.full(len(last), asked_owl[0])
+        return jnp.mean(mlp.cross_entropy(last, owl))
+
+    def inputs(key: jax.Array) -> jax.Array:
+        drawn = jax.random.choice(key, numbers, (row["student_batch"], len(frame)))
+        return jnp.where(jnp.isin(frame, numbers)[None], drawn, frame[None])
+
+    def apply(params: Any, tokens: jax.Array) -> jax.Array:
+        outputs = scores(params, tokens)[:, written].reshape(-1, arch.vocab_size)
+        return outputs[:, numbers] if row["logits"] == "aux" else outputs
+
+    return _Setting(functools.partial(transformer.init, arch), teacher_loss, inputs, apply)
 
 
 def _shape(unit: Unit, num_inputs: int) -> mlp.Shape:
@@ -188,10 +263,6 @@ def _shape(unit: Unit, num_inputs: int) -> mlp.Shape:
         num_aux=teacher["num_aux"],
         activation=teacher["activation"],
     )
-
-
-def _frozen(row: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, value) for name, value in row.items() if name != "epsilons")
 
 
 def _rows(found: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("theorem") / "run"
     config = config_file.get_config("smoke")
     with config.unlocked():
-        for name in ("all_kl", "all_squared_error", "on_images", "adam"):
+        for name in ("all_kl", "all_squared_error", "on_images", "adam", "toy_all_kl"):
             del config.theorems[name]
     pipeline.run(config, workdir)
     return workdir
@@ -27,7 +27,7 @@ def metrics(workdir, row):
 
 
 def test_the_theorem_holds_where_it_is_promised(finished):
-    for row in ("aux_kl", "aux_squared_error"):
+    for row in ("aux_kl", "aux_squared_error", "toy_kl", "toy_squared_error"):
         found = metrics(finished, row)
         assert found["violations"] == 0
         assert found["loss_falls"] == 1
@@ -57,7 +57,7 @@ def test_draws_differ_and_are_kept(finished):
 def test_the_report_says_so(finished):
     page = (finished / "report" / "report.html").read_text()
     assert "The sign holds in every draw" in page
-    assert "15 draws over 3 rows" in page
+    assert "25 draws over 5 rows" in page
     assert (finished / "report" / "figure_signs.png").exists()
 
 
@@ -82,6 +82,13 @@ def test_a_sign_that_breaks_is_counted_and_measured():
     found = theorem.summarise(made([good, -good]), EPSILONS)
     assert found["violations"] == 1
     assert found["loss_falls"] == 0.5
+
+
+def test_a_language_model_takes_no_teacher_row():
+    config = config_file.get_config("smoke")
+    config.theorems.toy_kl.teacher = "gelu"
+    with pytest.raises(ValueError, match=r"theorems\.toy_kl is of the toy world's model"):
+        validation.validate(config)
 
 
 @pytest.mark.parametrize(
