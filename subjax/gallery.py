@@ -135,10 +135,7 @@ def _ratio(results: Results) -> Picture | None:
         " term, against the teacher's step eps: median of the draws with the band from 5 to 95 %. "
         "The theorem says 1 on the left for the rows that it covers. " + _DASHED
     )
-    draw = functools.partial(
-        figures.curves, panels, x_axis="Teacher's step eps", y_axis="Inner product / prediction"
-    )
-    return Picture(lambda narrow: draw(narrow=narrow), caption) if panels else None
+    return _curves(panels, "Teacher's step eps", "Inner product / prediction", caption)
 
 
 def _signs(results: Results) -> Picture | None:
@@ -158,10 +155,7 @@ def _signs(results: Results) -> Picture | None:
         "Share of draws in which the student's step has a positive inner product with the "
         "teacher's. " + _DASHED
     )
-    draw = functools.partial(
-        figures.curves, panels, x_axis="Teacher's step eps", y_axis="Share of draws"
-    )
-    return Picture(lambda narrow: draw(narrow=narrow), caption) if panels else None
+    return _curves(panels, "Teacher's step eps", "Share of draws", caption)
 
 
 def _sweeps(results: Results, rows: Sequence[Row]) -> Picture | None:
@@ -190,8 +184,7 @@ def _sweeps(results: Results, rows: Sequence[Row]) -> Picture | None:
         return None
     axis = _axis(results, pair[1])
     caption = f"{axis} along each sweep: mean over lineages with its 95 % interval."
-    draw = functools.partial(figures.curves, panels, x_axis="See titles", y_axis=axis)
-    return Picture(lambda narrow: draw(narrow=narrow), caption)
+    return _curves(panels, "See titles", axis, caption)
 
 
 def _real_epsilon(curves: Mapping[str, Any]) -> float:
@@ -375,6 +368,13 @@ def _lines(points: Mapping[str, Points], x_axis: str, y_axis: str, caption: str)
             panels.append(figures.LinePanel(title=arm, lines=lines, series=index))
     draw = functools.partial(figures.lines, panels, x_axis=x_axis, y_axis=y_axis)
     return Picture(lambda narrow: draw(narrow=narrow), caption)
+
+
+def _curves(
+    panels: Sequence[figures.CurvePanel], x_axis: str, y_axis: str, caption: str
+) -> Picture | None:
+    draw = functools.partial(figures.curves, panels, x_axis=x_axis, y_axis=y_axis)
+    return Picture(lambda narrow: draw(narrow=narrow), caption) if panels else None
 
 
 def _thinned(line: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:

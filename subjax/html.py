@@ -106,8 +106,8 @@ def page(
 ) -> str:
     """The page as text, to be written as UTF-8.
 
-    `rows` are those of summary.json; `drawings` may have "effect", "contrasts", "shares",
-    "checks", "probes" and "losses", and what it lacks is left out.
+    `rows` are those of summary.json; `drawings` are by the names of `gallery.pictures`, and what
+    they lack is left out.
     """
     headline, sentence = summary.verdict(results)
     contrast_rows = [row for row in rows if row["kind"] == "contrast"]
