@@ -145,9 +145,7 @@ def fit(
     Raises:
       FloatingPointError: a lane's loss is not finite; names the step.
     """
-    stops = sorted({*probe_steps, program.steps})
-    if stops[0] < 0 or stops[-1] > program.steps:
-        raise ValueError(f"probe_steps {tuple(probe_steps)} must lie in 0..{program.steps}")
+    stops = _stops(probe_steps, program.steps)
     stride = _stride(stops, steps_per_call)
     init, update = _compile(program)
     with jax.set_mesh(mesh):
@@ -170,9 +168,8 @@ def fit(
                 bar.update(stride)
                 bar.set_postfix(loss=f"{collected[-1]['loss'][-1].mean():.3f}")
                 if first + stride in stops:
-                    merged = jax.tree.map(lambda *parts: np.concatenate(parts), *collected)
                     # Lanes are cut on the host: on the device each cut would be a collective.
-                    yield Progress(first + stride, jax.device_get(state[0]), merged)
+                    yield Progress(first + stride, jax.device_get(state[0]), _joined(collected))
                     collected = []
 
 
@@ -195,6 +192,19 @@ def stack(trees: Sequence[Params]) -> Params:
 def lane(population: Params, index: int) -> Params:
     """One model of a population."""
     return jax.tree.map(operator.itemgetter(index), population)
+
+
+def _stops(probe_steps: Sequence[int], steps: int) -> list[int]:
+    """The steps at which the population is handed out, the last one among them."""
+    stops = sorted({*probe_steps, steps})
+    if stops[0] < 0 or stops[-1] > steps:
+        raise ValueError(f"probe_steps {tuple(probe_steps)} must lie in 0..{steps}")
+    return stops
+
+
+def _joined(collected: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Metrics of several calls, one after the other."""
+    return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
 
 
 def _stride(stops: Sequence[int], most: int) -> int:
