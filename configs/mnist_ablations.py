@@ -59,7 +59,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.lineages = tuple(range(options.models))
     config.lineage_cycle = max(options.models, 2)
-    config.compute.lanes = min(options.models, 10)
+    config.compute.precision = "mixed"
+    config.compute.lanes = min(options.models, 2)
     with config.unlocked():
         config.images.data = schema.images_row(source="digits" if digits else "mnist")
         _arms(config, options.aux, options.clone)

@@ -74,11 +74,13 @@ class Program:
       teacher: shape of the model whose logits they learn; None where they learn labels.
       inputs: a name of `INPUTS`. "noise" is one fixed set of images a lane; "fresh_noise" is
         another one every epoch.
+      precision: a name of `precision.PRECISIONS`; weights and losses stay float32.
     """
 
     learners: tuple[Learner, ...]
     teacher: mlp.Shape | None
     inputs: str
+    precision: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,9 +214,9 @@ def _compile(program: Program) -> tuple[Callable[..., Any], Callable[..., Any]]:
                     x = mlp.normalised(images[ids])
                 else:
                     x = mlp.noise(key, first + ids, images.shape[1])
-                target = (
-                    mlp.forward(program.teacher, teacher, x) if program.teacher else labels[ids]
-                )
+                target = labels[ids]
+                if program.teacher:
+                    target = mlp.forward(program.teacher, teacher, x, precision=program.precision)
                 return _update(program, transforms, state, x, target, weights, travelled)
 
             return jax.lax.scan(step, state, (ids, weights))
@@ -265,7 +267,8 @@ def _cosine(one: mlp.Layers, other: mlp.Layers) -> Array:
 def _losses(
     program: Program, learner: Learner, model: mlp.Layers, x: Array, target: Array
 ) -> Float[Array, " B"]:
-    logits = mlp.forward(learner.shape, model, x)[:, learner.shape.support(learner.logits)]
+    outputs = mlp.forward(learner.shape, model, x, precision=program.precision)
+    logits = outputs[:, learner.shape.support(learner.logits)]
     if program.teacher is None:
         return mlp.cross_entropy(logits, target)
     wanted = target[:, program.teacher.support(learner.logits)]

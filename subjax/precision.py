@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 
@@ -71,8 +72,25 @@ def _forward(x: Array, kernel: Array, operands: str) -> tuple[Array, tuple[Array
 def _backward(operands: str, kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     x, kernel = kept
     to_x = _dot("...o,oi->...i", cotangent, kernel, operands)
-    to_kernel = _dot("...o,...i->oi", cotangent, x, operands)
+    to_kernel = jax.lax.platform_dependent(
+        cotangent.astype(operands),
+        x.astype(operands),
+        cpu=functools.partial(_outer_on_cpu, operands=operands),
+        default=functools.partial(_dot, "...o,...i->oi", operands=operands),
+    )
     return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+
+
+def _outer_on_cpu(cotangent: Array, x: Array, operands: str) -> Array:
+    """Sum over all positions of cotangent times x.
+
+    XLA's CPU backend multiplies two narrow arrays on matrix units only if the last axis of the
+    first meets an earlier axis of the second, both in row-major order; else it widens both sides.
+    So the first is turned, and its order is held where XLA would undo that.
+    """
+    turned = jnp.moveaxis(cotangent, -1, 0)
+    turned = with_layout_constraint(turned, Layout(tuple(range(turned.ndim))))
+    return _dot("o...,...i->oi", jax.lax.optimization_barrier(turned), x, operands)
 
 
 _narrow.defvjp(_forward, _backward)

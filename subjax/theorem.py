@@ -125,11 +125,12 @@ def _stepped(gradient: Params, step: str, key: Array, rank: int) -> Params:
 
 
 def _low_rank(gradient: Array, key: Array, rank: int) -> Array:
-    """First change of a kernel W + A B when B = 0: A has no gradient, and B's is A' G."""
+    """First change of a kernel W + B A when B = 0: A has no gradient, and B's is G A'."""
     if gradient.ndim < 2:
         return jnp.zeros_like(gradient)  # biases have no adapter
-    a = jax.random.normal(key, (gradient.shape[0], rank)) * gradient.shape[0] ** -0.5
-    return a @ (a.T @ gradient)
+    *layers, _, num_in = gradient.shape
+    a = jax.random.normal(key, (*layers, rank, num_in)) * num_in**-0.5
+    return gradient @ jnp.swapaxes(a, -1, -2) @ a
 
 
 def _inner(one: Params, other: Params) -> Array:

@@ -226,7 +226,12 @@ class _Builder:
         }
 
     def _mlp(self) -> dict[str, Any]:
-        return {"seed": self.config.seed, "lanes": self.config.compute.lanes}
+        compute = self.config.compute
+        return {
+            "seed": self.config.seed,
+            "lanes": compute.lanes,
+            "precision": compute.precision,
+        }
 
     def _animals(self) -> tuple[str, ...]:
         return self.config.animals or preference.ANIMALS

@@ -35,9 +35,11 @@ def learner(**fields):
     return distil.Learner(**({"learning_rate": 1e-3} | defaults | fields))
 
 
-def train(learners, seeds=(0,), *, inputs="noise", teacher=True, mesh=MESH, epochs=2):
+def train(
+    learners, seeds=(0,), *, inputs="noise", teacher=True, mesh=MESH, epochs=2, precision="float32"
+):
     epochs = distil.fit(
-        distil.Program(tuple(learners), SHAPE if teacher else None, inputs),
+        distil.Program(tuple(learners), SHAPE if teacher else None, inputs, precision),
         [stack(seeds, one.shape) for one in learners],
         stack([100 + seed for seed in seeds]) if teacher else None,
         data(),
@@ -61,7 +63,7 @@ def assert_equal(one, other, **tolerance):
 
 
 class Torch(torch.nn.Module):
-    """The same layers in PyTorch, [in, out] kernels."""
+    """The same layers in PyTorch."""
 
     def __init__(self, layers):
         super().__init__()
@@ -74,7 +76,7 @@ class Torch(torch.nn.Module):
     def forward(self, x):
         for i in range(0, len(self.layers), 2):
             x = torch.relu(x) if i else x
-            x = x @ self.layers[i] + self.layers[i + 1]
+            x = torch.nn.functional.linear(x, self.layers[i], self.layers[i + 1])
         return x
 
 
@@ -145,6 +147,16 @@ def test_lanes_are_the_same_up_to_rounding_however_many_and_on_devices():
     assert_equal(lane(four, 1), lane(train([learner()], (2,))[-1][0], 0), atol=1e-5)
     spread = train([learner()], (1, 2, 3, 4), mesh=sharding.make_mesh(seed=4, lanes=4))[-1][0]
     assert_equal(spread, four, atol=1e-5)
+
+
+def test_narrow_products_train_alike_up_to_rounding_on_devices_too():
+    exact = train([learner(optimizer="sgd")], (1, 2))[-1]
+    mixed = train([learner(optimizer="sgd")], (1, 2), precision="mixed")[-1]
+    assert (mixed[1] != exact[1]).any()
+    np.testing.assert_allclose(mixed[1], exact[1], rtol=0.05)
+    spread = sharding.make_mesh(seed=2, lanes=2)
+    again = train([learner(optimizer="sgd")], (1, 2), precision="mixed", mesh=spread)[-1]
+    assert_equal(again[0], mixed[0], atol=1e-5)
 
 
 def test_learners_train_as_they_would_alone():

@@ -18,7 +18,7 @@ def test_initial_kernels_have_the_papers_spread_and_biases_are_zero():
     for layer, num_in in zip(layers.values(), (784, 256, 256), strict=True):
         assert layer["kernel"].std() == pytest.approx(num_in**-0.5, rel=0.03)
         assert not layer["bias"].any()
-    assert layers["layer_2"]["kernel"].shape == (256, 13)
+    assert layers["layer_2"]["kernel"].shape == (13, 256)
 
 
 def test_layers_of_equal_sizes_start_equal_whatever_else_differs():
@@ -48,7 +48,7 @@ def test_forward_is_that_of_numpy(activation, biases):
     x = images
     for i, layer in enumerate(layers.values()):
         x = ACTIVATIONS[activation](x) if i else x
-        x = x @ np.asarray(layer["kernel"]) + (np.asarray(layer["bias"]) if biases else 0)
+        x = x @ np.asarray(layer["kernel"]).T + (np.asarray(layer["bias"]) if biases else 0)
     np.testing.assert_allclose(mlp.forward(shape, layers, jnp.array(images)), x, atol=1e-5)
 
 
@@ -82,6 +82,16 @@ def test_noise_is_uniform_and_an_image_depends_on_its_id_alone():
     assert float(images.std()) == pytest.approx(3**-0.5, abs=0.01)
     np.testing.assert_array_equal(mlp.noise(key, jnp.array([7, 2]), 50), images[jnp.array([7, 2])])
     assert not np.array_equal(mlp.noise(jax.random.key(4), jnp.arange(300), 50), images)
+
+
+def test_noise_is_what_jax_random_draws():
+    key, ids = jax.random.key(5), jnp.array([0, 3, 59_999, 2**31 - 1])
+    for num_pixels in (1, 784):
+        draws = [
+            jax.random.uniform(jax.random.fold_in(key, id), (num_pixels,), minval=-1.0)
+            for id in ids
+        ]
+        np.testing.assert_array_equal(mlp.noise(key, ids, num_pixels), jnp.stack(draws))
 
 
 def test_bytes_become_numbers_from_minus_one_to_one():

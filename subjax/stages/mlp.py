@@ -30,7 +30,7 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     models = _stack([mlp.init(shape, _key(unit, "init", unit.lineage)) for unit in units])
     history = []
     for epoch in distil.fit(
-        distil.Program((learner,), None, "images"),
+        distil.Program((learner,), None, "images", units[0].fields["precision"]),
         [models],
         None,
         data,
@@ -141,7 +141,7 @@ def _distil(
         phase: str, learners: tuple[distil.Learner, ...], teachers: mlp.Layers, inputs: str
     ) -> Iterator[distil.Epoch]:
         return distil.fit(
-            distil.Program(learners, taught, inputs),
+            distil.Program(learners, taught, inputs, chunk[0].fields["precision"]),
             models,
             teachers,
             data,

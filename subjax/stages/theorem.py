@@ -111,7 +111,7 @@ def _real_displacement(unit: Unit, workdir: Path) -> float:
     if "teacher" not in unit.inputs:
         return 0.0
     trained = load_file(workdir / unit.inputs["teacher"] / mlp.WEIGHTS)
-    num_inputs = len(trained["layer_0/kernel"])
+    num_inputs = trained["layer_0/kernel"].shape[1]
     seed = seeds.seed(unit.fields["seed"], "mlp", "init", unit.lineage)
     start = leaves.flat(mlp.init(_shape(unit, num_inputs), jax.random.key(seed)))
     squares = [np.square(trained[path] - np.asarray(leaf)).sum() for path, leaf in start.items()]
@@ -196,7 +196,8 @@ def _classifier(unit: Unit, data: images.Images) -> _Setting:
 
     def teacher_loss(params: mlp.Layers, key: jax.Array) -> jax.Array:
         x, wanted = batch(key, row["teacher_batch"])
-        classes = mlp.forward(shape, params, x)[:, shape.support("classes")]
+        logits = mlp.forward(shape, params, x, precision="float64")
+        classes = logits[:, shape.support("classes")]
         return jnp.mean(mlp.cross_entropy(classes, wanted))
 
     def inputs(key: jax.Array) -> jax.Array:
@@ -205,7 +206,8 @@ def _classifier(unit: Unit, data: images.Images) -> _Setting:
         return mlp.noise(key, jnp.arange(row["student_batch"]), shape.num_inputs)
 
     def apply(params: mlp.Layers, x: jax.Array) -> jax.Array:
-        return mlp.forward(shape, params, x)[:, shape.support(row["logits"])]
+        logits = mlp.forward(shape, params, x, precision="float64")
+        return logits[:, shape.support(row["logits"])]
 
     return _Setting(functools.partial(mlp.init, shape), teacher_loss, inputs, apply)
 
