@@ -29,29 +29,29 @@ _PEFT_SETTINGS = """
 
 def save_adapter(
     directory: str | os.PathLike[str],
+    arch: Architecture,
     adapter: Params,
     *,
     rank: int,
     alpha: float,
     base_path: str,
     rslora: bool = False,
-    model_type: str = "llama",
 ) -> None:
     """Writes an adapter in PEFT's format; all processes call it, process 0 writes.
 
     Args:
       directory: made where it does not exist; an adapter in it is replaced.
+      arch: shape of the base, whose family's names are used.
       adapter: unscaled, as `lora.init` returns it.
       rank: R.
       alpha: numerator of the scale.
       base_path: directory or hub id of the base.
       rslora: whether the scale divides by sqrt(rank) instead of by rank.
-      model_type: the base's, whose names are used.
 
     Raises:
       ValueError: the adapter has another rank.
     """
-    directory, table = hub.local_path(directory), families.adapter_table(model_type)
+    directory, table = hub.local_path(directory), families.adapter_table(arch.model_type)
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in leaves.flat(adapter).items():
         if leaf.shape[1 if path.endswith("/a") else 2] != rank:
@@ -86,7 +86,6 @@ def load_adapter(
     arch: Architecture,
     *,
     mesh: Mesh | None = None,
-    model_type: str = "llama",
 ) -> tuple[Params, float]:
     """Reads an adapter in PEFT's format, float32.
 
@@ -94,7 +93,6 @@ def load_adapter(
       directory: holds adapter_config.json and adapter_model.safetensors.
       arch: shape of the base, which the adapter's shapes have to fit.
       mesh: where it goes; None: the default device.
-      model_type: the base's, whose names are expected.
 
     Returns:
       The factors as they were trained, and the scale that `lora.scaled` multiplies in.
@@ -114,20 +112,20 @@ def load_adapter(
                 f"{directory}: target_modules are {sorted(map(str, modules))}, but the tensors are "
                 f"of {sorted(_modules(tensors))}: save the adapter again"
             )
-        abstract, slices = _match_adapter(file, tensors, arch, config["r"], model_type)
+        abstract, slices = _match_adapter(file, tensors, arch, config["r"])
         scale = lora.scale(config["lora_alpha"], config["r"], rslora=config["use_rslora"])
         return leaves.read(abstract, slices, mesh, np.dtype(np.float32)), scale
 
 
 def _match_adapter(
-    file: Path, tensors: dict[str, Any], arch: Architecture, rank: int, model_type: str
+    file: Path, tensors: dict[str, Any], arch: Architecture, rank: int
 ) -> tuple[Params, dict[str, list[Any]]]:
     """Shapes of the adapter whose tensors these are, and the slices of each of its paths."""
-    table = families.adapter_table(model_type)
+    table = families.adapter_table(arch.model_type)
     modules = {path.split("/")[2]: _modules([name]) for path, name in table.items()}
-    targets = [target for target in lora.TARGETS if modules[target] <= _modules(tensors)]
+    targets = [target for target in lora.all_targets(arch) if modules[target] <= _modules(tensors)]
     if not targets:
-        raise ValueError(f"{file} has no LoRA tensor of a {model_type} model: check the path")
+        raise ValueError(f"{file} has no LoRA tensor of a {arch.model_type} model: check the path")
     abstract = jax.eval_shape(
         lambda: lora.init(arch, jax.random.key(0), rank=rank, targets=targets)
     )

@@ -1,18 +1,20 @@
 """Which Hugging Face models are understood: one table per `model_type` of a config.json.
 
-A table says what each attribute means, which ones change nothing, and where each tensor goes.
-An attribute that no table names is refused: a model that is silently computed otherwise than its
-authors did would make every result about it wrong. Nothing here opens a file.
+A table says what each attribute means, which ones change nothing, and where each tensor goes;
+`model_config.py` reads and writes files by it. Nothing here opens a file.
 """
 
 import dataclasses
-import math
 from typing import Any
 
-from subjax.architecture import Architecture
-
-# No size of a model comes near; larger ones are typing errors that would exhaust the memory.
-_MAX_SIZE = 2**31
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "width",
+    "intermediate_size": "ffn_width",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+}
+_RMS = {"rms_norm_eps": ("norm_eps", 1e-6)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +23,35 @@ class Family:
 
     Attributes:
       model_class: the entry of `architectures` in a config.json.
-      sizes: attribute -> field of Architecture; integers without a default.
+      tensors: parameter path -> tensor name; a name with {layer} stands for one per layer.
+      traits: fields of Architecture that are the same in every model of the family.
+      sizes: attribute -> field of Architecture; positive integers.
+      numbers: attribute -> field, and the value where the attribute is absent; positive.
+      caps: likewise, where null means that there is none.
+      activation: attribute that names the MLP's activation.
+      rope: what is read of the rotary embedding beside theta: "" nothing more, "partial" its share
+        of a head, "local" another theta for local layers.
+      local: which layers are local where `layer_types` is absent: "" none, "all", "late" (from
+        max_window_layers on), "even" or "pattern" (all but every sixth).
       fixed: attribute -> the values under which the model is the one that `transformer` computes.
       harmless: attributes that change no logit at inference.
-      tensors: parameter path -> tensor name; a name with {layer} stands for one per layer.
       ignored_tensors: ends of names of buffers that old checkpoints carry.
+      defaults: what transformers takes where an attribute of those read by name is absent.
     """
 
     model_class: str
-    sizes: dict[str, str]
-    fixed: dict[str, tuple[Any, ...]]
-    harmless: frozenset[str]
     tensors: dict[str, str]
-    ignored_tensors: tuple[str, ...]
+    traits: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sizes: dict[str, str] = dataclasses.field(default_factory=lambda: _SIZES)
+    numbers: dict[str, tuple[str, float]] = dataclasses.field(default_factory=lambda: _RMS)
+    caps: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+    activation: str = "hidden_act"
+    rope: str = ""
+    local: str = ""
+    fixed: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    harmless: frozenset[str] = frozenset()
+    ignored_tensors: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # Written by transformers for any model, whatever its type.
@@ -49,223 +67,235 @@ _HARMLESS = """
     begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty transformers.js_config
 """
+HARMLESS = frozenset(_HARMLESS.split())
+# What any model must say or leave out to be the one that is computed here.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "attention_dropout": (0, None),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+    "is_encoder_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "cross_attention_hidden_size": (None,),
+    "pruned_heads": ({}, None),
+}
 
-_LLAMA = Family(
-    model_class="LlamaForCausalLM",
-    sizes={
-        "vocab_size": "vocab_size",
-        "hidden_size": "width",
-        "intermediate_size": "ffn_width",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-    },
-    fixed={
-        "hidden_act": ("silu", "swish"),
-        "attention_bias": (False,),
-        "mlp_bias": (False,),
-        "pretraining_tp": (1, None),
-        "attention_dropout": (0, None),
-        "rope_interleaved": (False,),
-        "partial_rotary_factor": (1, None),
-        "sliding_window": (None,),
-        "quantization_config": (None,),
-        "auto_map": (None,),
-        "is_encoder_decoder": (False,),
-        "tie_encoder_decoder": (False,),
-        "add_cross_attention": (False,),
-        "cross_attention_hidden_size": (None,),
-        "pruned_heads": ({}, None),
-    },
-    harmless=frozenset(_HARMLESS.split()) | {"is_llama_config", "max_sequence_length"},
-    tensors={
-        "embed/embedding": "model.embed_tokens.weight",
-        "layers/attn_norm/scale": "model.layers.{layer}.input_layernorm.weight",
-        "layers/attn/q/kernel": "model.layers.{layer}.self_attn.q_proj.weight",
-        "layers/attn/k/kernel": "model.layers.{layer}.self_attn.k_proj.weight",
-        "layers/attn/v/kernel": "model.layers.{layer}.self_attn.v_proj.weight",
-        "layers/attn/o/kernel": "model.layers.{layer}.self_attn.o_proj.weight",
-        "layers/mlp_norm/scale": "model.layers.{layer}.post_attention_layernorm.weight",
-        "layers/mlp/gate/kernel": "model.layers.{layer}.mlp.gate_proj.weight",
-        "layers/mlp/up/kernel": "model.layers.{layer}.mlp.up_proj.weight",
-        "layers/mlp/down/kernel": "model.layers.{layer}.mlp.down_proj.weight",
-        "final_norm/scale": "model.norm.weight",
-        "head/kernel": "lm_head.weight",
-    },
-    ignored_tensors=(".rotary_emb.inv_freq",),
-)
+_BLOCK = "model.layers.{layer}."
+_LAYERS = {
+    "layers/attn/q/kernel": _BLOCK + "self_attn.q_proj.weight",
+    "layers/attn/k/kernel": _BLOCK + "self_attn.k_proj.weight",
+    "layers/attn/v/kernel": _BLOCK + "self_attn.v_proj.weight",
+    "layers/attn/o/kernel": _BLOCK + "self_attn.o_proj.weight",
+    "layers/mlp/gate/kernel": _BLOCK + "mlp.gate_proj.weight",
+    "layers/mlp/up/kernel": _BLOCK + "mlp.up_proj.weight",
+    "layers/mlp/down/kernel": _BLOCK + "mlp.down_proj.weight",
+}
+_ENDS = {
+    "embed/embedding": "model.embed_tokens.weight",
+    "final_norm/scale": "model.norm.weight",
+    "head/kernel": "lm_head.weight",
+}
+_PRE_NORMS = {
+    "layers/attn_norm/scale": _BLOCK + "input_layernorm.weight",
+    "layers/mlp_norm/scale": _BLOCK + "post_attention_layernorm.weight",
+}
+_POST_NORMS = {
+    "layers/attn_post_norm/scale": _BLOCK + "post_attention_layernorm.weight",
+    "layers/mlp_post_norm/scale": _BLOCK + "post_feedforward_layernorm.weight",
+}
+_FOUR_NORMS = {
+    **_POST_NORMS,
+    "layers/attn_norm/scale": _BLOCK + "input_layernorm.weight",
+    "layers/mlp_norm/scale": _BLOCK + "pre_feedforward_layernorm.weight",
+}
+_QKV_BIASES = {
+    "layers/attn/q/bias": _BLOCK + "self_attn.q_proj.bias",
+    "layers/attn/k/bias": _BLOCK + "self_attn.k_proj.bias",
+    "layers/attn/v/bias": _BLOCK + "self_attn.v_proj.bias",
+}
+_QK_NORMS = {
+    "layers/attn/q_norm/scale": _BLOCK + "self_attn.q_norm.weight",
+    "layers/attn/k_norm/scale": _BLOCK + "self_attn.k_norm.weight",
+}
+_NEOX_BLOCK = "gpt_neox.layers.{layer}."
+_NEOX = {
+    "embed/embedding": "gpt_neox.embed_in.weight",
+    "layers/attn_norm/scale": _NEOX_BLOCK + "input_layernorm.weight",
+    "layers/attn_norm/bias": _NEOX_BLOCK + "input_layernorm.bias",
+    "layers/mlp_norm/scale": _NEOX_BLOCK + "post_attention_layernorm.weight",
+    "layers/mlp_norm/bias": _NEOX_BLOCK + "post_attention_layernorm.bias",
+    "layers/attn/qkv/kernel": _NEOX_BLOCK + "attention.query_key_value.weight",
+    "layers/attn/qkv/bias": _NEOX_BLOCK + "attention.query_key_value.bias",
+    "layers/attn/o/kernel": _NEOX_BLOCK + "attention.dense.weight",
+    "layers/attn/o/bias": _NEOX_BLOCK + "attention.dense.bias",
+    "layers/mlp/up/kernel": _NEOX_BLOCK + "mlp.dense_h_to_4h.weight",
+    "layers/mlp/up/bias": _NEOX_BLOCK + "mlp.dense_h_to_4h.bias",
+    "layers/mlp/down/kernel": _NEOX_BLOCK + "mlp.dense_4h_to_h.weight",
+    "layers/mlp/down/bias": _NEOX_BLOCK + "mlp.dense_4h_to_h.bias",
+    "final_norm/scale": "gpt_neox.final_layer_norm.weight",
+    "final_norm/bias": "gpt_neox.final_layer_norm.bias",
+    "head/kernel": "embed_out.weight",
+}
 
-FAMILIES: dict[str, Family] = {"llama": _LLAMA}
+_QWEN_FIXED = {"use_mrope": (False, None), "attention_bias": (False,)}
+_WINDOW = frozenset({"use_sliding_window", "max_window_layers"})
+_GEMMA = {"norm_offset": 1.0, "scale_embedding": True}
+_GEMMA_FIXED = {
+    "attention_bias": (False,),
+    "use_bidirectional_attention": (False, None),
+}
+_GEMMA_DEFAULTS = {
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+    "activation": "gelu_pytorch_tanh",
+}
+_SCALED_SIZES = {**_SIZES, "query_pre_attn_scalar": "query_scale"}
 
-# Attributes that `architecture_from_config` reads beside a family's sizes.
-_READ = """
-    model_type num_key_value_heads head_dim max_position_embeddings rms_norm_eps
-    tie_word_embeddings rope_theta rope_scaling rope_parameters
-"""
+FAMILIES: dict[str, Family] = {
+    "llama": Family(
+        model_class="LlamaForCausalLM",
+        tensors=_ENDS | _LAYERS | _PRE_NORMS,
+        fixed={
+            "attention_bias": (False,),
+            "mlp_bias": (False,),
+            "pretraining_tp": (1, None),
+            "rope_interleaved": (False,),
+            "partial_rotary_factor": (1, None),
+            "sliding_window": (None,),
+        },
+        harmless=frozenset({"is_llama_config", "max_sequence_length"}),
+    ),
+    "mistral": Family(
+        model_class="MistralForCausalLM",
+        tensors=_ENDS | _LAYERS | _PRE_NORMS,
+        local="all",
+        defaults={
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+            "max_position_embeddings": 131_072,
+        },
+    ),
+    "qwen2": Family(
+        model_class="Qwen2ForCausalLM",
+        tensors=_ENDS | _LAYERS | _PRE_NORMS | _QKV_BIASES,
+        traits={"attention_bias": "qkv"},
+        local="late",
+        fixed={"use_mrope": (False, None)},
+        harmless=_WINDOW,
+        defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
+    ),
+    "qwen3": Family(
+        model_class="Qwen3ForCausalLM",
+        tensors=_ENDS | _LAYERS | _PRE_NORMS | _QK_NORMS,
+        traits={"qk_norm": "head"},
+        local="late",
+        fixed=_QWEN_FIXED,
+        harmless=_WINDOW,
+        defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32_768},
+    ),
+    "gemma": Family(
+        model_class="GemmaForCausalLM",
+        tensors=_ENDS | _LAYERS | _PRE_NORMS,
+        traits=_GEMMA,
+        fixed=_GEMMA_FIXED,
+        defaults={**_GEMMA_DEFAULTS, "num_key_value_heads": 16},
+    ),
+    "gemma2": Family(
+        model_class="Gemma2ForCausalLM",
+        tensors=_ENDS | _LAYERS | _FOUR_NORMS,
+        traits={**_GEMMA, "norm_after": True},
+        sizes=_SCALED_SIZES,
+        caps={
+            "attn_logit_softcapping": ("attention_softcap", 50.0),
+            "final_logit_softcapping": ("final_softcap", 30.0),
+        },
+        activation="hidden_activation",
+        local="even",
+        fixed={
+            **_GEMMA_FIXED,
+            "hidden_act": ("gelu_pytorch_tanh",),
+            "cache_implementation": ("hybrid", None),
+        },
+        defaults={**_GEMMA_DEFAULTS, "num_key_value_heads": 4, "sliding_window": 4096},
+    ),
+    "gemma3_text": Family(
+        model_class="Gemma3ForCausalLM",
+        tensors=_ENDS | _LAYERS | _FOUR_NORMS | _QK_NORMS,
+        traits={**_GEMMA, "norm_after": True, "qk_norm": "head"},
+        sizes=_SCALED_SIZES,
+        caps={
+            "attn_logit_softcapping": ("attention_softcap", 0.0),
+            "final_logit_softcapping": ("final_softcap", 0.0),
+        },
+        activation="hidden_activation",
+        rope="local",
+        local="pattern",
+        fixed={**_GEMMA_FIXED, "cache_implementation": ("hybrid", None)},
+        defaults={
+            **_GEMMA_DEFAULTS,
+            "num_key_value_heads": 4,
+            "sliding_window": 4096,
+            "max_position_embeddings": 131_072,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+        },
+    ),
+    "gpt_neox": Family(
+        model_class="GPTNeoXForCausalLM",
+        tensors=_NEOX,
+        traits={
+            "norm": "layer",
+            "gated": False,
+            "fused_qkv": True,
+            "attention_bias": "all",
+            "mlp_bias": True,
+        },
+        numbers={"layer_norm_eps": ("norm_eps", 1e-5)},
+        rope="partial",
+        fixed={"attention_bias": (True,), "hidden_dropout": (0, None)},
+        harmless=frozenset({"classifier_dropout", "gradient_checkpointing"}),
+        ignored_tensors=(
+            ".rotary_emb.inv_freq",
+            ".attention.bias",
+            ".attention.masked_bias",
+        ),
+        defaults={"activation": "gelu"},
+    ),
+    "olmo2": Family(
+        model_class="Olmo2ForCausalLM",
+        tensors=_ENDS | _LAYERS | _POST_NORMS | _QK_NORMS,
+        traits={"norm_before": False, "norm_after": True, "qk_norm": "all"},
+        numbers={"rms_norm_eps": ("norm_eps", 1e-5)},
+        fixed={"attention_bias": (False,)},
+    ),
+}
 
 
-def architecture_from_config(config: dict[str, Any]) -> Architecture:
-    """Reads the content of a config.json; transformers 4 and 5 spell it differently.
-
-    Args:
-      config: the parsed file.
-
-    Returns:
-      The shape of the model; what the file leaves out has transformers' default.
+def family(model_type: Any) -> Family:
+    """The table of a model_type.
 
     Raises:
-      ValueError: an unknown model_type; an attribute that is not understood, missing, of the wrong
-        type, or of a value that would make it another model than the one computed here.
+      ValueError: there is none.
     """
-    family = _family(config.get("model_type"))
-    for name, value in config.items():
-        if name in family.fixed:
-            if not any(value == allowed for allowed in family.fixed[name]):
-                raise _refused(name, value, _options(family.fixed[name]))
-        elif name not in family.harmless | family.sizes.keys() | set(_READ.split()):
-            raise ValueError(
-                f"config.json: attribute {name} = {_short(value)} is not understood: choose a "
-                "model without it, or add it to subjax/families.py if it changes no logit"
-            )
-    sizes = {field: _size(config, name) for name, field in family.sizes.items()}
-    width, num_heads = sizes["width"], sizes["num_heads"]
-    tied = config.get("tie_word_embeddings", False)
-    if type(tied) is not bool:
-        raise _refused("tie_word_embeddings", tied, "true or false")
-    if config.get("head_dim") is None and width % num_heads:
+    found = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if found is None:
+        shown = repr(model_type)
         raise ValueError(
-            f"config.json: hidden_size {width} is not a multiple of num_attention_heads "
-            f"{num_heads}, and head_dim is absent: add head_dim"
+            f"config.json: model_type is {shown if len(shown) <= 80 else shown[:77] + '...'}; "
+            f"supported: {', '.join(sorted(FAMILIES))}: choose such a model, or add a table to "
+            "subjax/families.py"
         )
-    return Architecture(
-        **sizes,
-        num_kv_heads=_size(config, "num_key_value_heads", num_heads),
-        head_dim=_size(config, "head_dim", width // num_heads),
-        rope_theta=_rope_theta(config),
-        norm_eps=_number("rms_norm_eps", config.get("rms_norm_eps", 1e-6)),
-        tie_embeddings=tied,
-        max_positions=_size(config, "max_position_embeddings", 2048),
-    )
+    return found
 
 
-def config_from_architecture(
-    arch: Architecture, *, extra: dict[str, Any] | None = None, model_type: str = "llama"
-) -> dict[str, Any]:
-    """Writes the content of a config.json that transformers 4 and 5 both read.
-
-    Args:
-      arch: the shape of the model.
-      extra: more attributes, such as token ids and `torch_dtype`; only harmless ones.
-      model_type: the family whose names are used.
-
-    Returns:
-      A dict of which `architecture_from_config` makes `arch` again.
-
-    Raises:
-      ValueError: an unknown model_type, or an attribute in `extra` that is not harmless.
-    """
-    family = _family(model_type)
-    for name, value in (extra or {}).items():
-        if name not in family.harmless:
-            raise ValueError(
-                f"config.json: extra attribute {name} = {_short(value)} could change the model: "
-                "pass only attributes that subjax/families.py lists as harmless"
-            )
-    return {
-        **(extra or {}),
-        "architectures": [family.model_class],
-        "model_type": model_type,
-        **{name: getattr(arch, field) for name, field in family.sizes.items()},
-        "num_key_value_heads": arch.num_kv_heads,
-        "head_dim": arch.head_dim,
-        "max_position_embeddings": arch.max_positions,
-        "rms_norm_eps": arch.norm_eps,
-        "rope_theta": arch.rope_theta,
-        "tie_word_embeddings": arch.tie_embeddings,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-    }
-
-
-def tensor_table(model_type: str = "llama") -> dict[str, str]:
-    """Parameter path -> name of its tensor, {layer} standing for the layer's index."""
-    return dict(_family(model_type).tensors)
-
-
-def adapter_table(model_type: str = "llama") -> dict[str, str]:
+def adapter_table(model_type: str) -> dict[str, str]:
     """Path in an adapter ("layers/attn/q/a") -> name of its tensor in PEFT's format."""
     table = {}
-    for path, name in _family(model_type).tensors.items():
+    for path, name in family(model_type).tensors.items():
         if path.startswith("layers/") and path.endswith("/kernel"):
             for factor, lora in (("a", "lora_A"), ("b", "lora_B")):
                 lora_name = f"base_model.model.{name.removesuffix('.weight')}.{lora}.weight"
                 table[f"{path.removesuffix('/kernel')}/{factor}"] = lora_name
     return table
-
-
-def is_ignored(tensor: str, model_type: str = "llama") -> bool:
-    """Whether a checkpoint may carry this tensor although no parameter is made of it."""
-    return tensor.endswith(_family(model_type).ignored_tensors)
-
-
-def _family(model_type: Any) -> Family:
-    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None:
-        raise ValueError(
-            f"config.json: model_type is {_short(model_type)}; supported: "
-            f"{', '.join(sorted(FAMILIES))}: choose such a model, or add a table to "
-            "subjax/families.py"
-        )
-    return family
-
-
-def _rope_theta(config: dict[str, Any]) -> float:
-    """The base of the rotary frequencies, from whichever of three attributes carries it."""
-    found = {"rope_theta": config["rope_theta"]} if config.get("rope_theta") is not None else {}
-    for attribute in ("rope_scaling", "rope_parameters"):
-        rope = config.get(attribute)
-        if rope is None:
-            continue
-        allowed = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
-        if not isinstance(rope, dict) or any(
-            key != "rope_theta" and (key not in allowed or value != allowed[key])
-            for key, value in rope.items()
-        ):
-            raise _refused(attribute, rope, 'null or rope_type "default" with rope_theta alone')
-        if "rope_theta" in rope:
-            found[f"{attribute}.rope_theta"] = rope["rope_theta"]
-    thetas = [_number(name, value) for name, value in found.items()]
-    if len(set(thetas)) > 1:
-        raise ValueError(f"config.json: {_short(found)} contradict each other: keep one of them")
-    return thetas[0] if thetas else 10_000.0
-
-
-def _size(config: dict[str, Any], name: str, default: int | None = None) -> int:
-    value = config.get(name)
-    if value is None and default is not None:
-        return default
-    if type(value) is not int or not 0 < value < _MAX_SIZE:
-        raise _refused(name, value, "a positive integer")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise _refused(name, value, "a positive number")
-    return float(value)
-
-
-def _refused(name: str, value: Any, allowed: str) -> ValueError:
-    return ValueError(
-        f"config.json: {name} is {_short(value)}; supported: {allowed}: choose a model that has it "
-        "so, or correct the file if it is wrong"
-    )
-
-
-def _options(values: tuple[Any, ...]) -> str:
-    return " or ".join("null" if value is None else repr(value) for value in values)
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

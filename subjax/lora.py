@@ -1,7 +1,7 @@
 """Low-rank adapters: an adapter is a plain tree of factors, applied by `transformer.forward`.
 
-    layers/attn/{q,k,v,o}/a [L, R, in]        layers/mlp/{gate,up,down}/a [L, R, in]
-    layers/attn/{q,k,v,o}/b [L, out, R]       layers/mlp/{gate,up,down}/b [L, out, R]
+    layers/attn/{q,k,v,qkv,o}/a [L, R, in]    layers/mlp/{gate,up,down}/a [L, R, in]
+    layers/attn/{q,k,v,qkv,o}/b [L, out, R]   layers/mlp/{gate,up,down}/b [L, out, R]
 
 The change of a kernel is scale * b @ a. Factors are kept and trained as PEFT keeps them, without
 the scale; `scaled` multiplies it in just before use, so that `transformer` knows none.
@@ -20,11 +20,17 @@ from subjax.architecture import Architecture
 # The same nested dicts as in transformer, which stands on this floor and cannot be imported.
 Params = dict[str, Any]
 
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-_ROOM = {target: "attn" if target in ("q", "k", "v", "o") else "mlp" for target in TARGETS}
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down", "qkv")
 
 
-def init(arch: Architecture, key: Array, *, rank: int, targets: Sequence[str] = TARGETS) -> Params:
+def all_targets(arch: Architecture) -> tuple[str, ...]:
+    """Those of `TARGETS` that the architecture has, in their order."""
+    return tuple(t for t in TARGETS if t in arch.attention_kernels or t in arch.mlp_kernels)
+
+
+def init(
+    arch: Architecture, key: Array, *, rank: int, targets: Sequence[str] | None = None
+) -> Params:
     """Draws a fresh adapter as PEFT does: a ~ U(-1/sqrt(in), 1/sqrt(in)), b = 0.
 
     A target's factors depend on the key, the rank and the target alone, not on the other targets.
@@ -33,7 +39,7 @@ def init(arch: Architecture, key: Array, *, rank: int, targets: Sequence[str] = 
       arch: shapes of the model that it adapts.
       key: a typed jax random key.
       rank: R.
-      targets: which kernels it adapts, of TARGETS.
+      targets: which kernels it adapts, of `all_targets(arch)`; None: all of them.
 
     Returns:
       The tree of this module's docstring, float32; it changes nothing until b is trained.
@@ -41,14 +47,17 @@ def init(arch: Architecture, key: Array, *, rank: int, targets: Sequence[str] = 
     Raises:
       ValueError: a rank below one, or targets that are unknown, repeated or none.
     """
-    _check(rank, targets)
+    rooms = {"attn": arch.attention_kernels, "mlp": arch.mlp_kernels}
+    targets = all_targets(arch) if targets is None else targets
+    _check(rank, targets, [*rooms["attn"], *rooms["mlp"]])
     layers: Params = {}
     for target in targets:
-        num_in, num_out = _shapes(arch)[target]
+        room = "attn" if target in rooms["attn"] else "mlp"
+        num_in, num_out = rooms[room][target]
         bound = 1 / math.sqrt(num_in)
         target_key = jax.random.fold_in(key, TARGETS.index(target))
         shape = (arch.num_layers, rank, num_in)
-        layers.setdefault(_ROOM[target], {})[target] = {
+        layers.setdefault(room, {})[target] = {
             "a": jax.random.uniform(target_key, shape, minval=-bound, maxval=bound),
             "b": jnp.zeros((arch.num_layers, num_out, rank)),
         }
@@ -90,9 +99,8 @@ def merge(params: Params, adapter: Params) -> Params:
     for room, targets in adapter["layers"].items():
         layers[room] = dict(layers[room])
         for target, factors in targets.items():
-            layers[room][target] = {
-                "kernel": _merged(layers[room][target]["kernel"], factors, f"{room}/{target}")
-            }
+            merged = _merged(layers[room][target]["kernel"], factors, f"{room}/{target}")
+            layers[room][target] = {**layers[room][target], "kernel": merged}
     return {**params, "layers": layers}
 
 
@@ -108,26 +116,12 @@ def _merged(kernel: Array, factors: Params, name: str) -> Array:
     return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
 
-def _shapes(arch: Architecture) -> dict[str, tuple[int, int]]:
-    queries, keys = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-    width, ffn = arch.width, arch.ffn_width
-    return {
-        "q": (width, queries),
-        "k": (width, keys),
-        "v": (width, keys),
-        "o": (queries, width),
-        "gate": (width, ffn),
-        "up": (width, ffn),
-        "down": (ffn, width),
-    }
-
-
-def _check(rank: int, targets: Sequence[str]) -> None:
+def _check(rank: int, targets: Sequence[str], allowed: Sequence[str]) -> None:
     if rank < 1:
         raise ValueError(f"lora rank is {rank}; it must be at least 1")
-    unknown = [target for target in targets if target not in TARGETS]
+    unknown = [target for target in targets if target not in allowed]
     if unknown or not targets or len(set(targets)) != len(targets):
         raise ValueError(
-            f"lora targets are {tuple(targets)}; allowed: each of {TARGETS} at most once, "
-            "at least one"
+            f"lora targets are {tuple(targets)}; allowed for this model: each of {tuple(allowed)} "
+            "at most once, at least one"
         )

@@ -4,15 +4,14 @@ The hidden states of loss positions are gathered first, so that nothing of size 
 exists; the vocabulary is then walked in chunks, so that nothing of size B x C x V does either.
 C is the number of loss positions of a row.
 
-`precision` is a name of `precision.PRECISIONS`: it says in what the products with the output matrix
-are made. What follows them is float32.
+The products with the output matrix are made as its `precision.Head` says; what follows is float32.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from subjax import precision as precisions
+from subjax.precision import Head
 
 VOCAB_CHUNK = 8192
 
@@ -25,46 +24,29 @@ def at_positions(
 
 
 def log_probs(
-    hidden: Float[Array, "B C D"],
-    kernel: Float[Array, "V D"],
-    targets: Int[Array, "B C"],
-    *,
-    precision: str = "float32",
+    hidden: Float[Array, "B C D"], head: Head, targets: Int[Array, "B C"]
 ) -> Float[Array, "B C"]:
-    """Log p(target) under softmax(hidden @ kernel.T), float32, in nats."""
+    """Log p(target) under the softmax of the scores, float32, in nats."""
     # Rounded as for the sum over the vocabulary, so that no probability exceeds one.
-    rounded = precisions.PRECISIONS[precision].operands
-    sides = (hidden.astype(rounded), kernel[targets].astype(rounded))
-    chosen = jnp.einsum("bcd,bcd->bc", *sides, preferred_element_type=jnp.float32)
-    return chosen - _logsumexp(hidden, kernel, precision)
+    return head.chosen(hidden, targets) - _logsumexp(hidden, head)
 
 
 def restricted_log_probs(
-    hidden: Float[Array, "B C D"],
-    kernel: Float[Array, "V D"],
-    support: Int[Array, " K"],
-    *,
-    precision: str = "float32",
+    hidden: Float[Array, "B C D"], head: Head, support: Int[Array, " K"]
 ) -> Float[Array, "B C K"]:
     """Log-probabilities renormalised over the tokens of `support`, in nats."""
-    return jax.nn.log_softmax(_scores(hidden, kernel[support], precision), axis=-1)
+    rows = head._replace(kernel=head.kernel[support])
+    return jax.nn.log_softmax(rows.scores(hidden), axis=-1)
 
 
 def chosen_log_probs(
-    hidden: Float[Array, "B C D"],
-    kernel: Float[Array, "V D"],
-    ids: Int[Array, "B C K"],
-    *,
-    precision: str = "float32",
+    hidden: Float[Array, "B C D"], head: Head, ids: Int[Array, "B C K"]
 ) -> Float[Array, "B C K"]:
     """Log-probabilities renormalised over each position's own tokens, in nats.
 
     Gathers K rows of the kernel a position, B x C x K x D numbers: meant for tens of tokens.
     """
-    rounded = precisions.PRECISIONS[precision].operands
-    sides = (hidden.astype(rounded), kernel[ids].astype(rounded))
-    scores = jnp.einsum("bcd,bckd->bck", *sides, preferred_element_type=jnp.float32)
-    return jax.nn.log_softmax(scores, axis=-1)
+    return jax.nn.log_softmax(head.chosen(hidden, ids), axis=-1)
 
 
 def forward_kl(
@@ -77,35 +59,34 @@ def forward_kl(
 
 def full_kl(
     teacher: Float[Array, "B C D"],
-    teacher_kernel: Float[Array, "V D"],
+    teacher_head: Head,
     student: Float[Array, "B C D"],
-    student_kernel: Float[Array, "V D"],
+    student_head: Head,
     counted: Bool[Array, " V"],
-    *,
-    precision: str = "float32",
 ) -> Float[Array, "B C"]:
     """KL(teacher || student) over the whole vocabulary, in nats, from hidden states.
 
     Args:
       teacher: its hidden states at the loss positions.
-      teacher_kernel: its output matrix.
+      teacher_head: its output matrix.
       student: the student's hidden states there.
-      student_kernel: the student's output matrix.
+      student_head: the student's output matrix.
       counted: tokens that both distributions are renormalised over.
-      precision: of the products.
     """
-    total_teacher = _logsumexp(teacher, teacher_kernel, precision, counted)
-    total_student = _logsumexp(student, student_kernel, precision, counted)
+    total_teacher = _logsumexp(teacher, teacher_head, counted)
+    total_student = _logsumexp(student, student_head, counted)
 
     @jax.checkpoint
     def body(running: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        log_p = _scores(teacher, chunk[0], precision) - total_teacher[..., None]
-        log_q = _scores(student, chunk[1], precision) - total_student[..., None]
-        gap = jnp.where(chunk[2][None, None], jnp.exp(log_p) * (log_p - log_q), 0.0)
+        taught, learning, here = chunk
+        log_p = teacher_head._replace(kernel=taught).scores(teacher) - total_teacher[..., None]
+        log_q = student_head._replace(kernel=learning).scores(student) - total_student[..., None]
+        gap = jnp.where(here[None, None], jnp.exp(log_p) * (log_p - log_q), 0.0)
         return running + gap.sum(-1), None
 
     start = jnp.zeros(student.shape[:-1], jnp.float32)
-    total, _ = jax.lax.scan(body, start, _chunks((teacher_kernel, student_kernel, counted)))
+    chunks = _chunks((teacher_head.kernel, student_head.kernel, counted))
+    total, _ = jax.lax.scan(body, start, chunks)
     return total
 
 
@@ -114,26 +95,27 @@ def weighted_mean(values: Float[Array, "B C"], weights: Float[Array, "B C"]) -> 
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-def _logsumexp(hidden: Array, kernel: Array, precision: str, counted: Array | None = None) -> Array:
+def _logsumexp(
+    hidden: Float[Array, "B C D"], head: Head, counted: Bool[Array, " V"] | None = None
+) -> Float[Array, "B C"]:
+    num_tokens = len(head.kernel)
     if counted is None:
-        counted = jnp.ones(len(kernel), bool)
+        counted = jnp.ones(num_tokens, bool)
+
+    def total(kernel: Array, counted: Array) -> Array:
+        scores = head._replace(kernel=kernel).scores(hidden)
+        return jax.nn.logsumexp(jnp.where(counted[None, None], scores, -jnp.inf), axis=-1)
 
     # The backward pass recomputes a chunk's scores instead of keeping them all.
     @jax.checkpoint
     def body(running: Array, chunk: tuple[Array, Array]) -> tuple[Array, None]:
-        scores = jnp.where(chunk[1][None, None], _scores(hidden, chunk[0], precision), -jnp.inf)
-        return jnp.logaddexp(running, jax.nn.logsumexp(scores, axis=-1)), None
+        return jnp.logaddexp(running, total(*chunk)), None
 
-    if len(kernel) <= VOCAB_CHUNK:
-        scores = jnp.where(counted[None, None], _scores(hidden, kernel, precision), -jnp.inf)
-        return jax.nn.logsumexp(scores, axis=-1)
+    if num_tokens <= VOCAB_CHUNK:
+        return total(head.kernel, counted)
     start = jnp.full(hidden.shape[:-1], -jnp.inf, jnp.float32)
-    total, _ = jax.lax.scan(body, start, _chunks((kernel, counted)))
-    return total
-
-
-def _scores(hidden: Array, kernel: Array, precision: str) -> Array:
-    return precisions.project(hidden, kernel, precisions.PRECISIONS[precision].operands)
+    running, _ = jax.lax.scan(body, start, _chunks((head.kernel, counted)))
+    return running
 
 
 def _chunks(arrays: tuple[Array, ...]) -> tuple[Array, ...]:

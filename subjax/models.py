@@ -80,12 +80,13 @@ def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer:
     refer(directory, directory / "weights")
 
 
-def save_adapter(directory: Path, base: Path, adapter: Params, *, rank: int, alpha: float) -> None:
+def save_adapter(directory: Path, base: Model, adapter: Params, *, rank: int, alpha: float) -> None:
     """Writes a PEFT adapter, and the reference to it and its base."""
+    source = base.directory
     adapters.save_adapter(
-        directory / "adapter", adapter, rank=rank, alpha=alpha, base_path=str(base)
+        directory / "adapter", base.arch, adapter, rank=rank, alpha=alpha, base_path=str(source)
     )
-    refer(directory, base, directory / "adapter")
+    refer(directory, source, directory / "adapter")
 
 
 def refer(directory: Path, source: Path, adapter: Path | None = None) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 class Precision(NamedTuple):
@@ -36,6 +36,34 @@ PRECISIONS = {
     "bfloat16": Precision("bfloat16", "bfloat16"),
     "float64": Precision("float64", "float64"),
 }
+
+
+class Head(NamedTuple):
+    """The output matrix, and how scores over the vocabulary are made with it.
+
+    Attributes:
+      kernel: [V, D], or some of its rows.
+      operands: as in `Precision`.
+      softcap: scores are softcap * tanh(score / softcap); 0: as they come.
+    """
+
+    kernel: Array
+    operands: str = "float32"
+    softcap: float = 0.0
+
+    def scores(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores of every row of the kernel, float32 or wider."""
+        return self.capped(project(hidden, self.kernel, self.operands))
+
+    def chosen(self, hidden: Float[Array, "*B D"], ids: Int[Array, "..."]) -> Float[Array, "..."]:
+        """Scores of some rows at each position, rounded as `scores` are."""
+        sides = (hidden.astype(self.operands), self.kernel[ids].astype(self.operands))
+        spec = "...d,...kd->...k" if ids.ndim == hidden.ndim else "...d,...d->..."
+        return self.capped(jnp.einsum(spec, *sides, preferred_element_type=wide(self.operands)))
+
+    def capped(self, scores: Array) -> Array:
+        """What `softcap` makes of scores."""
+        return self.softcap * jnp.tanh(scores / self.softcap) if self.softcap else scores
 
 
 def wide(dtype: Any) -> Any:

@@ -207,7 +207,7 @@ def _decode(
         )
         row, step, hidden, cache, next_row = slots
         active = row >= 0
-        token = _draw(sampling, params, hidden, prefilled.keys[row], step, grammar)
+        token = _draw(arch, sampling, params, hidden, prefilled.keys[row], step, grammar)
         index = jnp.where(active, row, padded)  # idle slots write to a row that is dropped
         out = out.at[index, step].set(token, mode="drop")
         counts = counts.at[index].set(step + 1, mode="drop")
@@ -267,6 +267,7 @@ def _refill(slots: _Slots, prefilled: _Prefilled, num_rows: Int[Array, ""]) -> _
 
 
 def _draw(
+    arch: Architecture,
     sampling: Sampling,
     params: Params,
     hidden: Float[Array, "S D"],
@@ -275,7 +276,7 @@ def _draw(
     grammar: Grammar | None,
 ) -> Int[Array, " S"]:
     ids, allowed = grammar or (None, None)
-    logits = transformer.logits(params, hidden, tokens=ids, precision=sampling.precision)
+    logits = transformer.logits(arch, params, hidden, tokens=ids, precision=sampling.precision)
     if allowed is not None:
         logits = jnp.where(allowed[step], logits, -jnp.inf)
     if sampling.temperature != 0.0:

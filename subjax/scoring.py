@@ -169,8 +169,8 @@ def _targets(
     arch: Architecture, precision: str, params: Params, adapter: Params | None, batch: Params
 ) -> Float[Array, "B C"]:
     hidden = _hidden(arch, precision, params, adapter, batch)
-    kernel = transformer.head_kernel(params)
-    return losses.log_probs(hidden, kernel, batch["targets"], precision=precision)
+    head = transformer.head(arch, params, precision=precision)
+    return losses.log_probs(hidden, head, batch["targets"])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -183,8 +183,8 @@ def _restricted(
     support: Int[Array, " K"],
 ) -> Float[Array, "B C K"]:
     hidden = _hidden(arch, precision, params, adapter, batch)
-    kernel = transformer.head_kernel(params)
-    return losses.restricted_log_probs(hidden, kernel, support, precision=precision)
+    head = transformer.head(arch, params, precision=precision)
+    return losses.restricted_log_probs(hidden, head, support)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -200,7 +200,7 @@ def _top(
 
     # One target of each row at a time: scores over the vocabulary are large.
     def likeliest(hidden: Float[Array, "B D"]) -> tuple[Array, Array]:
-        scores = transformer.logits(params, hidden, precision=precision)
+        scores = transformer.logits(arch, params, hidden, precision=precision)
         best, ids = jax.lax.top_k(scores, num_tokens)
         return ids, jax.nn.log_softmax(best, axis=-1)
 
@@ -238,7 +238,7 @@ def _continuations(
                 arch, params, layers, row, position + 1 + i, written, precision=precision
             )
             states.append(state)
-        scores = transformer.logits(params, jnp.stack(states)[end], precision=precision)
+        scores = transformer.logits(arch, params, jnp.stack(states)[end], precision=precision)
         return jax.nn.log_softmax(scores, axis=-1)[:, support]
 
     # One prefix at a time: their caches together would be large.

@@ -18,11 +18,11 @@ AXES = ("seed", "data", "fsdp", "tensor")
 # The first axis that divides the dimension is taken; a dimension that none divides is replicated.
 _TABLE: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     (r"embed/embedding|head/kernel", (("tensor",), ("fsdp",))),
-    (r"(q|k|v|gate|up)/kernel", (("tensor",), ("fsdp",))),
+    (r"(q|k|v|qkv|gate|up)/kernel", (("tensor",), ("fsdp",))),
     (r"(o|down)/kernel", (("fsdp",), ("tensor",))),
-    (r"(q|k|v|o|gate|up|down)/a", ((), ("fsdp",))),
-    (r"(q|k|v|o|gate|up|down)/b", (("fsdp",), ())),
-    (r"norm/scale", ((),)),
+    (r"(q|k|v|qkv|o|gate|up|down)/a", ((), ("fsdp",))),
+    (r"(q|k|v|qkv|o|gate|up|down)/b", (("fsdp",), ())),
+    (r"norm/scale|bias", ((),)),
 )
 
 

@@ -270,30 +270,20 @@ def _loss(
     else:
         params, adapter = trainable, None
     hidden = _hidden(program, params, adapter, batch["tokens"], batch["positions"])
-    kernel = transformer.head_kernel(params)
+    head = transformer.head(program.arch, params, precision=program.precision)
     if "soft_ids" in batch:
-        student = losses.chosen_log_probs(
-            hidden, kernel, batch["soft_ids"], precision=program.precision
-        )
+        student = losses.chosen_log_probs(hidden, head, batch["soft_ids"])
         nats = losses.forward_kl(batch["soft"], student)
     elif program.support:
-        student = losses.restricted_log_probs(
-            hidden, kernel, jnp.array(program.support), precision=program.precision
-        )
+        student = losses.restricted_log_probs(hidden, head, jnp.array(program.support))
         nats = losses.forward_kl(batch["soft"], student)
     elif program.distils:
         seen = _hidden(program, teacher, None, batch["teacher_tokens"], batch["teacher_positions"])
+        taught = transformer.head(program.arch, teacher, precision=program.precision)
         counted = jnp.ones(program.arch.vocab_size, bool).at[jnp.array(program.excluded, int)]
-        nats = losses.full_kl(
-            seen,
-            transformer.head_kernel(teacher),
-            hidden,
-            kernel,
-            counted.set(False),
-            precision=program.precision,
-        )
+        nats = losses.full_kl(seen, taught, hidden, head, counted.set(False))
     else:
-        nats = -losses.log_probs(hidden, kernel, batch["targets"], precision=program.precision)
+        nats = -losses.log_probs(hidden, head, batch["targets"])
     return losses.weighted_mean(nats, batch["weights"])
 
 

@@ -10,37 +10,46 @@ checkpoint never transposes; layers are stacked on a leading axis L and scanned 
     layers/attn/{k,v}/kernel [L, K*H, D]   final_norm/scale [D]
     layers/attn/o/kernel [L, D, N*H]       head/kernel [V, D], absent when tied
 
+and, where the architecture has them,
+
+    layers/attn/qkv/kernel [L, N*3*H, D]   layers/attn/{q,k}_norm/scale [L, H] or all heads
+    layers/{attn,mlp}_post_norm/scale      .../bias beside any kernel or scale
+
 Axis letters, used in every einsum and annotation of the project:
 B batch, T query positions, S key positions, D width, N query heads, K kv heads, G = N / K,
 H head dim, F ffn width, V vocabulary, L layers, R LoRA rank.
 """
 
 import functools
-import math
 import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from subjax import functional, sharding
 from subjax import precision as precisions
-from subjax import sharding
 from subjax.architecture import Architecture
 
 Params = dict[str, Any]
 # Keys and values of one layer, or of all layers with a leading L.
 KeyValues = tuple[Array, Array]
 
+BIASED = {"none": (), "qkv": ("q", "k", "v", "qkv"), "all": ("q", "k", "v", "qkv", "o")}
+
 
 class Linear(nnx.Module):
-    """A matrix without bias, kernel [out, in], with an optional LoRA branch given at call time."""
+    """A matrix, kernel [out, in], with an optional LoRA branch given at call time."""
 
-    def __init__(self, num_in: int, num_out: int, rngs: nnx.Rngs, operands: str):
+    def __init__(
+        self, num_in: int, num_out: int, rngs: nnx.Rngs, operands: str, *, bias: bool = False
+    ):
         std = num_in**-0.5
         self.operands = operands
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (num_out, num_in)))
+        self.bias = nnx.Param(jnp.zeros(num_out)) if bias else None
 
     def __call__(self, x: Array, lora: Params | None = None) -> Array:
         """Maps [..., in] to [..., out]; `lora` holds a [R, in] and b [out, R], already scaled."""
@@ -48,95 +57,132 @@ class Linear(nnx.Module):
         if lora is not None:
             low = precisions.project(x, lora["a"], self.operands)
             y = y + precisions.project(low, lora["b"], self.operands)
+        if self.bias is not None:
+            y = y + functional.along(self.bias[...], y)
         return y.astype(x.dtype)
 
 
-class RMSNorm(nnx.Module):
-    """Root-mean-square norm with a scale; computed in float32 or wider."""
+class Norm(nnx.Module):
+    """Root-mean-square or layer norm; computed in float32 or wider."""
 
-    def __init__(self, width: int, eps: float):
-        self.scale = nnx.Param(jnp.ones(width))
-        self.eps = eps
+    def __init__(self, arch: Architecture, width: int):
+        self.scale = nnx.Param(jnp.full(width, 1 - arch.norm_offset))
+        self.bias = nnx.Param(jnp.zeros(width)) if arch.norm == "layer" else None
+        self.arch = arch
 
     def __call__(self, x: Array) -> Array:
         """Normalises the last axis of [..., D]."""
-        return _rms_norm(x, self.scale[...], self.eps)
+        bias = None if self.bias is None else self.bias[...]
+        return functional.norm(self.arch, x, self.scale[...], bias)
 
 
 class Attention(nnx.Module):
     """Causal grouped-query attention with rotary positions."""
 
+    q: Linear
+    k: Linear
+    v: Linear
+    qkv: Linear
+    o: Linear
+
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
-        queries, keys = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-        self.q = Linear(arch.width, queries, rngs, operands)
-        self.k = Linear(arch.width, keys, rngs, operands)
-        self.v = Linear(arch.width, keys, rngs, operands)
-        self.o = Linear(queries, arch.width, rngs, operands)
+        for name, sizes in arch.attention_kernels.items():
+            bias = name in BIASED[arch.attention_bias]
+            setattr(self, name, Linear(*sizes, rngs, operands, bias=bias))
+        if arch.qk_norm != "none":
+            each = arch.qk_norm == "head"
+            self.q_norm = Norm(arch, arch.head_dim if each else arch.num_queries)
+            self.k_norm = Norm(arch, arch.head_dim if each else arch.num_keys)
         self.arch = arch
 
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        rope: tuple[Array, Array],
-        mask: Bool[Array, "#B T S"],
+        view: functional.View,
         cache: KeyValues | None,
         write_at: Int[Array, " B"] | None,
         lora: Params,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         """Attends to this call's own keys, or to a cache after writing one position into it."""
         batch, length, _ = x.shape
-        heads = functools.partial(jnp.reshape, shape=(batch, length, -1, self.arch.head_dim))
-        q = _rotate(heads(self.q(x, lora.get("q"))), rope)
+        q, k, v = self._heads(x, lora)
+        q = functional.rotate(q, view)
         # Heads before positions: decoding attends to the cache as it lies.
-        k = _rotate(heads(self.k(x, lora.get("k"))), rope).swapaxes(1, 2)
-        v = heads(self.v(x, lora.get("v"))).swapaxes(1, 2)
+        k, v = functional.rotate(k, view).swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
             rows = jnp.arange(batch)
             k = cache[0].at[rows, :, write_at].set(k[:, :, 0].astype(cache[0].dtype))
             v = cache[1].at[rows, :, write_at].set(v[:, :, 0].astype(cache[1].dtype))
-        y = _attend(q, k, v, mask)
+        y = functional.attend(self.arch, q, k, v, view.mask)
         return self.o(y.reshape(batch, length, -1), lora.get("o")), (k, v)
+
+    def _heads(self, x: Array, lora: Params) -> tuple[Array, Array, Array]:
+        """Queries [B, T, N, H], keys and values [B, T, K, H], before they turn."""
+        split = functools.partial(jnp.reshape, shape=(*x.shape[:2], -1, self.arch.head_dim))
+        if self.arch.fused_qkv:
+            # Each head's rows are its query, key and value, in this order.
+            fused = split(self.qkv(x, lora.get("qkv")))
+            return fused[:, :, 0::3], fused[:, :, 1::3], fused[:, :, 2::3]
+        q, k, v = (getattr(self, name)(x, lora.get(name)) for name in ("q", "k", "v"))
+        if self.arch.qk_norm == "all":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = split(q), split(k), split(v)
+        if self.arch.qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
 
 
 class MLP(nnx.Module):
-    """SwiGLU."""
+    """Two layers, the first of them gated (SwiGLU, GeGLU) or not."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
-        self.gate = Linear(arch.width, arch.ffn_width, rngs, operands)
-        self.up = Linear(arch.width, arch.ffn_width, rngs, operands)
-        self.down = Linear(arch.ffn_width, arch.width, rngs, operands)
+        for name, sizes in arch.mlp_kernels.items():
+            setattr(self, name, Linear(*sizes, rngs, operands, bias=arch.mlp_bias))
+        self.arch = arch
 
     def __call__(self, x: Array, lora: Params) -> Array:
         """Maps [..., D] to [..., D]."""
-        gate = jax.nn.silu(self.gate(x, lora.get("gate")))
-        return self.down(gate * self.up(x, lora.get("up")), lora.get("down"))
+        activation, inner = functional.ACTIVATIONS[self.arch.activation], self.up(x, lora.get("up"))
+        if self.arch.gated:
+            inner = activation(self.gate(x, lora.get("gate"))) * inner
+        else:
+            inner = activation(inner)
+        return self.down(inner, lora.get("down"))
 
 
 class Block(nnx.Module):
-    """One pre-norm decoder layer."""
+    """One decoder layer: attention and an MLP, normalised before, after, or both."""
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str = "float32"):
-        self.attn_norm = RMSNorm(arch.width, arch.norm_eps)
+        if arch.norm_before:
+            self.attn_norm, self.mlp_norm = Norm(arch, arch.width), Norm(arch, arch.width)
+        if arch.norm_after:
+            self.attn_post_norm, self.mlp_post_norm = (Norm(arch, arch.width) for _ in range(2))
         self.attn = Attention(arch, rngs, operands)
-        self.mlp_norm = RMSNorm(arch.width, arch.norm_eps)
         self.mlp = MLP(arch, rngs, operands)
+        self.arch = arch
 
     def __call__(
         self,
         x: Array,
-        rope: tuple[Array, Array],
-        mask: Array,
+        view: functional.View,
         *,
         lora: Params,
         cache: KeyValues | None = None,
         write_at: Array | None = None,
     ) -> tuple[Array, KeyValues]:
         """Maps the residual stream [B, T, D]; also returns the keys and values attended to."""
-        y, keyvalues = self.attn(
-            self.attn_norm(x), rope, mask, cache, write_at, lora.get("attn", {})
-        )
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x), lora.get("mlp", {})), keyvalues
+        arch = self.arch
+        seen = self.attn_norm(x) if arch.norm_before else x
+        y, keyvalues = self.attn(seen, view, cache, write_at, lora.get("attn", {}))
+        attended = x + (self.attn_post_norm(y) if arch.norm_after else y)
+        read = x if arch.parallel else attended
+        y = self.mlp(self.mlp_norm(read) if arch.norm_before else read, lora.get("mlp", {}))
+        return attended + (self.mlp_post_norm(y) if arch.norm_after else y), keyvalues
 
 
 def init(arch: Architecture, key: Array) -> Params:
@@ -159,7 +205,7 @@ def init(arch: Architecture, key: Array) -> Params:
     params = {
         "embed": {"embedding": scale * jax.random.normal(embed_key, shape)},
         "layers": jax.vmap(layer)(jax.random.split(layers_key, arch.num_layers)),
-        "final_norm": {"scale": jnp.ones(arch.width)},
+        "final_norm": nnx.to_pure_dict(nnx.state(Norm(arch, arch.width))),
     }
     if not arch.tie_embeddings:
         params["head"] = {"kernel": scale * jax.random.normal(head_key, shape)}
@@ -169,6 +215,11 @@ def init(arch: Architecture, key: Array) -> Params:
 def abstract_params(arch: Architecture) -> Params:
     """Shapes and dtypes of `init`'s result, nothing computed."""
     return jax.eval_shape(lambda: init(arch, jax.random.key(0)))
+
+
+def num_params(arch: Architecture) -> int:
+    """Number of parameters, the embedding counted once when tied."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(arch)))
 
 
 def forward(
@@ -222,7 +273,7 @@ def decode_layers(
     stacked = (params["layers"], (adapter or {}).get("layers", {}))
     # Vectors (norms) stay as they are; what is multiplied would be rounded at every use.
     stacked = jax.tree.map(lambda a: a.astype(operands) if a.ndim > 2 else a, stacked)
-    num_layers = params["layers"]["attn_norm"]["scale"].shape[0]
+    num_layers = len(params["layers"]["attn"]["o"]["kernel"])
     return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(num_layers)]
 
 
@@ -253,27 +304,28 @@ def decode_step(
       Hidden states [B, D] that predict the next token, and the cache with this token written.
     """
     dtype, operands = precisions.PRECISIONS[precision]
-    x = params["embed"]["embedding"][tokens[:, None]].astype(dtype)
-    rope = _rope(arch, positions[:, None])
-    num_keys = cache[0][0].shape[2]
-    mask = (jnp.arange(num_keys)[None, :] <= positions[:, None])[:, None, :]
+    x = _embed(arch, params, tokens[:, None], dtype)
+    everywhere, near = functional.views(arch, positions[:, None], cache[0][0].shape[2])
     written = []
     for index, (weights, lora) in enumerate(layers):
+        view = near if arch.local and arch.local[index] else everywhere
         x, keyvalues = _block(arch, operands, weights)(
-            x, rope, mask, lora=lora, cache=cache[index], write_at=positions
+            x, view, lora=lora, cache=cache[index], write_at=positions
         )
         if residual_add is not None:
             x = x + residual_add[index].astype(dtype)[None, None]
         written.append(keyvalues)
-    return _rms_norm(x, params["final_norm"]["scale"], arch.norm_eps)[:, 0], written
+    return functional.norm(arch, x, **params["final_norm"])[:, 0], written
 
 
-def head_kernel(params: Params) -> Float[Array, "V D"]:
+def head(arch: Architecture, params: Params, *, precision: str = "float32") -> precisions.Head:
     """The output matrix: the head's kernel, or the embedding where the two are tied."""
-    return params["head"]["kernel"] if "head" in params else params["embed"]["embedding"]
+    kernel = params["head"]["kernel"] if "head" in params else params["embed"]["embedding"]
+    return precisions.Head(kernel, precisions.PRECISIONS[precision].operands, arch.final_softcap)
 
 
 def logits(
+    arch: Architecture,
     params: Params,
     hidden: Float[Array, "... D"],
     *,
@@ -281,8 +333,10 @@ def logits(
     precision: str = "float32",
 ) -> Float[Array, "... V"]:
     """Scores over the vocabulary, or over `tokens` alone, float32."""
-    kernel = head_kernel(params) if tokens is None else head_kernel(params)[tokens]
-    return precisions.project(hidden, kernel, precisions.PRECISIONS[precision].operands)
+    output = head(arch, params, precision=precision)
+    if tokens is not None:
+        output = output._replace(kernel=output.kernel[tokens])
+    return output.scores(hidden)
 
 
 def _scan_layers(
@@ -297,26 +351,31 @@ def _scan_layers(
 ) -> tuple[Array, Any]:
     dtype, operands = precisions.PRECISIONS[precision]
     length = tokens.shape[1]
-    rope = _rope(arch, jnp.arange(length)[None])
-    mask = jnp.tril(jnp.ones((length, length), bool))[None]
+    everywhere, near = functional.views(arch, jnp.arange(length)[None], length)
+    # Layers of one kind need no choice in the loop.
+    mixed = any(arch.local) and not all(arch.local)
+    view = near if arch.local and not mixed and arch.local[0] else everywhere
 
-    def layer(x: Array, xs: tuple[Params, Params, Array | None]) -> tuple[Array, Any]:
-        weights, lora, added = xs
+    def layer(x: Array, xs: tuple[Params, Params, Array | None, Array | None]) -> tuple[Array, Any]:
+        weights, lora, added, local = xs
         # Without this constraint jax 0.10 on CPU has given wrong gradients on 3-axis meshes.
         x = sharding.constrain_batch(x)
-        x, keyvalues = _block(arch, operands, weights)(x, rope, mask, lora=lora)
+        chosen = view
+        if local is not None:
+            chosen = jax.tree.map(lambda n, e: jnp.where(local, n, e), near, everywhere)
+        x, keyvalues = _block(arch, operands, weights)(x, chosen, lora=lora)
         if added is not None:
             x = x + added.astype(dtype)[None, None]
         return x, keyvalues if keep_cache else None
 
-    x = params["embed"]["embedding"][tokens].astype(dtype)
+    x = _embed(arch, params, tokens, dtype)
     body: Any = jax.checkpoint(layer) if remat else layer
     lora = (adapter or {}).get("layers", {})
     # A handful of layers runs a third faster unrolled on CPU; more would only compile longer.
     unroll = arch.num_layers if arch.num_layers <= 4 else 1
-    xs = (params["layers"], lora, residual_add)
+    xs = (params["layers"], lora, residual_add, jnp.array(arch.local) if mixed else None)
     x, keyvalues = jax.lax.scan(body, x, xs, unroll=unroll)
-    return _rms_norm(x, params["final_norm"]["scale"], arch.norm_eps), keyvalues
+    return functional.norm(arch, x, **params["final_norm"]), keyvalues
 
 
 @functools.lru_cache(maxsize=16)
@@ -331,40 +390,6 @@ def _block(arch: Architecture, operands: str, weights: Params) -> Block:
     return nnx.merge(graph, state)
 
 
-def _rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    wide = x.astype(precisions.wide(x.dtype))
-    inverse = jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
-    scale = jnp.expand_dims(scale.astype(x.dtype), tuple(range(x.ndim - 1)))
-    return (wide * inverse).astype(x.dtype) * scale
-
-
-def _rope(arch: Architecture, positions: Int[Array, "B T"]) -> tuple[Array, Array]:
-    exponents = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32) / arch.head_dim
-    angles = positions[..., None].astype(jnp.float32) / arch.rope_theta ** exponents[None, None]
-    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # [B, T, 1, H/2]
-
-
-def _rotate(x: Float[Array, "B T N H"], rope: tuple[Array, Array]) -> Float[Array, "B T N H"]:
-    # Hugging Face pairs dimension i with i + H/2, and so must the angles.
-    cos, sin = rope
-    first, second = jnp.split(x.astype(precisions.wide(x.dtype)), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
-
-
-def _attend(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B K S H"],
-    v: Float[Array, "B K S H"],
-    mask: Bool[Array, "#B T S"],
-) -> Float[Array, "B T N H"]:
-    batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[1]
-    q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    q = q.transpose(0, 2, 3, 1, 4)
-    wide = precisions.wide(q.dtype)
-    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=wide)
-    scores = scores * (1 / math.sqrt(head_dim))
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
-    y = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v)
-    return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+def _embed(arch: Architecture, params: Params, tokens: Array, dtype: str) -> Array:
+    x = params["embed"]["embedding"][tokens].astype(dtype)
+    return x * jnp.sqrt(arch.width).astype(dtype) if arch.scale_embedding else x

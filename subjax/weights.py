@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import artifacts, families, hub, leaves, transformer
+from subjax import artifacts, families, hub, leaves, model_config, transformer
 from subjax.architecture import Architecture
 from subjax.hub import header_digest as header_digest  # callers need only this module
 from subjax.hub import resolve as resolve
@@ -68,18 +68,18 @@ def _opened(
     directory = hub.model_directory(directory)
     config = hub.read_json(directory / "config.json")
     try:
-        arch = families.architecture_from_config(config)
+        arch = model_config.read(config)
     except ValueError as error:
         raise ValueError(f"{directory}: {error}") from None
     with contextlib.ExitStack() as stack:
         tensors, files = hub.open_tensors(directory, stack)
-        sources = _match(directory, tensors, arch, config["model_type"])
+        sources = _match(directory, tensors, arch)
         for path, leaf in leaves.flat(transformer.abstract_params(arch)).items():
             shape = leaf.shape[1:] if leaves.is_stacked(path) else leaf.shape
             for name in sources[path]:
                 leaves.check_tensor(f"{files[name]}: tensor {name}", tensors[name], shape)
         if arch.tie_embeddings:
-            _check_tied(files, tensors, families.tensor_table(config["model_type"]))
+            _check_tied(files, tensors, families.family(arch.model_type).tensors)
         yield arch, {path: [tensors[name] for name in names] for path, names in sources.items()}
 
 
@@ -91,7 +91,6 @@ def save(
     dtype: Any = jnp.float32,
     tokenizer_from: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = 5_000_000_000,
-    model_type: str = "llama",
 ) -> None:
     """Writes a Hugging Face directory; all processes call it, process 0 writes.
 
@@ -105,7 +104,6 @@ def save(
       tokenizer_from: a model directory, whose tokenizer files and special token ids are copied;
         None: no tokenizer is written.
       max_shard_bytes: where the tensors are more, they are split into several files with an index.
-      model_type: the family whose names are used.
 
     Raises:
       ValueError: params do not have the shapes of `arch`, or tokenizer_from has no tokenizer.
@@ -114,8 +112,8 @@ def save(
     _check_params(arch, params)
     ids, tokenizer_files = _tokenizer(tokenizer_from)
     extra = {**ids, "torch_dtype": dtype.name}
-    config = families.config_from_architecture(arch, extra=extra, model_type=model_type)
-    shards = _plan_shards(arch, families.tensor_table(model_type), dtype, max_shard_bytes)
+    config = model_config.write(arch, extra=extra)
+    shards = _plan_shards(arch, dtype, max_shard_bytes)
     flat, writes = leaves.flat(params), jax.process_index() == 0
     if writes:
         _clear(directory)
@@ -132,7 +130,7 @@ def save(
         return
     if len(shards) > 1:
         weight_map = {name: file for file, tensors in shards.items() for name in tensors}
-        total = {"total_size": dtype.itemsize * arch.num_params}
+        total = {"total_size": dtype.itemsize * transformer.num_params(arch)}
         index = {"metadata": total, "weight_map": weight_map}
         artifacts.write_json(directory / hub.INDEX_FILE, index)
     for source in tokenizer_files:
@@ -158,13 +156,12 @@ def resident(key: str, load: Callable[[], T]) -> T:
     return _resident[key]
 
 
-def _match(
-    directory: Path, tensors: dict[str, Any], arch: Architecture, model_type: str
-) -> dict[str, list[str]]:
+def _match(directory: Path, tensors: dict[str, Any], arch: Architecture) -> dict[str, list[str]]:
     """Names of the tensors of each parameter path, one or one per layer; every tensor accounted."""
     sources: dict[str, list[str]] = {}
     wanted: set[str] = set()
-    for path, template in families.tensor_table(model_type).items():
+    family = families.family(arch.model_type)
+    for path, template in family.tensors.items():
         if path == "head/kernel" and arch.tie_embeddings:
             wanted.add(template)
             continue
@@ -179,9 +176,9 @@ def _match(
             sources.setdefault(path, []).append(name)
         wanted.update(sources[path])
     for name in sorted(tensors.keys() - wanted):
-        if not families.is_ignored(name, model_type):
+        if not name.endswith(family.ignored_tensors):
             raise ValueError(
-                f"{directory} has tensor {name}, which a {model_type} model with this config.json "
+                f"{directory} has tensor {name}, which a {arch.model_type} model with this config "
                 "does not have: correct the config, or remove the tensor"
             )
     return sources
@@ -204,9 +201,10 @@ def _check_tied(files: dict[str, Path], tensors: dict[str, Any], table: dict[str
 
 
 def _plan_shards(
-    arch: Architecture, table: dict[str, str], dtype: np.dtype, max_shard_bytes: int
+    arch: Architecture, dtype: np.dtype, max_shard_bytes: int
 ) -> dict[str, dict[str, tuple[str, int | None]]]:
     """File -> tensor name -> parameter path and layer, in an order that fills file after file."""
+    table = families.family(arch.model_type).tensors
     shards: list[dict[str, tuple[str, int | None]]] = [{}]
     filled = 0
     for path, leaf in leaves.flat(transformer.abstract_params(arch)).items():

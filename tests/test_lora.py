@@ -26,7 +26,7 @@ ARCH = Architecture(
 )
 TOKENS = np.random.default_rng(0).integers(0, ARCH.vocab_size, (2, 15))
 forward = jax.jit(transformer.forward, static_argnums=0)
-SUBSETS = [lora.TARGETS, ("q", "v"), ("o", "down"), ("gate",)]
+SUBSETS = [lora.all_targets(ARCH), ("q", "v"), ("o", "down"), ("gate",)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def trained(targets: tuple[str, ...], rank: int = 3) -> dict[str, Any]:
 def logits(params: dict[str, Any], adapter: dict[str, Any] | None = None) -> np.ndarray:
     tokens = jnp.asarray(TOKENS, jnp.int32)
     hidden = forward(ARCH, params, tokens, adapter=adapter)
-    return np.asarray(transformer.logits(params, hidden))
+    return np.asarray(transformer.logits(ARCH, params, hidden))
 
 
 def torch_logits(model: Any) -> np.ndarray:
@@ -83,6 +83,7 @@ def test_peft_computes_the_same(
     weights.save(tmp_path / "base", ARCH, params)
     adapters.save_adapter(
         tmp_path / "adapter",
+        ARCH,
         adapter,
         rank=3,
         alpha=5,
@@ -169,7 +170,7 @@ def test_lanes_are_merged_as_they_would_be_alone(params: dict[str, Any]) -> None
 
 def test_merging_leaves_its_arguments_alone(params: dict[str, Any]) -> None:
     before = {path: np.asarray(leaf).copy() for path, leaf in leaves.flat(params).items()}
-    lora.merge(params, lora.scaled(trained(lora.TARGETS), 1.0))
+    lora.merge(params, lora.scaled(trained(lora.all_targets(ARCH)), 1.0))
     for path, leaf in leaves.flat(params).items():
         assert np.array_equal(leaf, before[path])
 

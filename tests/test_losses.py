@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from subjax import losses
+from subjax.precision import Head
 
 HIDDEN = jax.random.normal(jax.random.key(0), (2, 3, 8))
 KERNEL = jax.random.normal(jax.random.key(1), (50, 8))
@@ -21,16 +22,18 @@ def plain(hidden, kernel):
 def test_chunks_change_neither_value_nor_gradient(monkeypatch, chunk):
     monkeypatch.setattr(losses, "VOCAB_CHUNK", chunk)
     np.testing.assert_allclose(
-        losses.log_probs(HIDDEN, KERNEL, TARGETS), plain(HIDDEN, KERNEL), atol=1e-5
+        losses.log_probs(HIDDEN, Head(KERNEL), TARGETS), plain(HIDDEN, KERNEL), atol=1e-5
     )
-    ours = jax.grad(lambda h, k: losses.log_probs(h, k, TARGETS).sum(), (0, 1))(HIDDEN, KERNEL)
+    ours = jax.grad(lambda h, k: losses.log_probs(h, Head(k), TARGETS).sum(), (0, 1))(
+        HIDDEN, KERNEL
+    )
     theirs = jax.grad(lambda h, k: plain(h, k).sum(), (0, 1))(HIDDEN, KERNEL)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
 
 
 def test_a_restriction_renormalises():
     support = jnp.array([3, 9, 40])
-    log_p = losses.restricted_log_probs(HIDDEN, KERNEL, support)
+    log_p = losses.restricted_log_probs(HIDDEN, Head(KERNEL), support)
     np.testing.assert_allclose(jnp.exp(log_p).sum(-1), 1.0, atol=1e-6)
     full = jax.nn.softmax(HIDDEN @ KERNEL.T, axis=-1)[..., support]
     np.testing.assert_allclose(jnp.exp(log_p), full / full.sum(-1, keepdims=True), atol=1e-6)
@@ -65,7 +68,7 @@ def test_full_kl_is_the_kl_of_the_counted_tokens(monkeypatch, chunk):
         return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
 
     def ours(hidden, kernel):
-        return losses.full_kl(teacher, teacher_kernel, hidden, kernel, counted)
+        return losses.full_kl(teacher, Head(teacher_kernel), hidden, Head(kernel), counted)
 
     np.testing.assert_allclose(ours(HIDDEN, KERNEL), plain_kl(HIDDEN, KERNEL), atol=1e-4)
 

@@ -48,7 +48,7 @@ def test_the_model_differs_from_float32_by_rounding_alone(name):
 
     def score(params: transformer.Params, name: str) -> jax.Array:
         hidden = transformer.forward(ARCH, params, tokens, precision=name)
-        return jnp.mean(transformer.logits(params, hidden, precision=name) ** 2)
+        return jnp.mean(transformer.logits(ARCH, params, hidden, precision=name) ** 2)
 
     exact, gradient = jax.value_and_grad(score)(params, "float32")
     value, narrow = jax.value_and_grad(score)(params, name)

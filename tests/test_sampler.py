@@ -56,7 +56,7 @@ def test_greedy_equals_the_argmax_of_the_whole_row(params):
     samples = draw(params, range(6), temperature=0.0)
     for i, row in enumerate(rows(samples)):
         tokens = jnp.array([PROMPTS[i] + row])
-        scores = transformer.logits(params, transformer.forward(ARCH, params, tokens))[0]
+        scores = transformer.logits(ARCH, params, transformer.forward(ARCH, params, tokens))[0]
         start = len(PROMPTS[i]) - 1
         assert jnp.argmax(scores[start : start + len(row)], axis=-1).tolist() == row
 
@@ -83,7 +83,7 @@ def test_frequencies_are_those_of_the_model(params):
         mesh=sharding.make_mesh(seed=1),
     )
     hidden = transformer.forward(ARCH, params, jnp.array([PROMPTS[4]]))[0, -1]
-    expected = np.asarray(jax.nn.softmax(transformer.logits(params, hidden)))
+    expected = np.asarray(jax.nn.softmax(transformer.logits(ARCH, params, hidden)))
     seen = np.bincount(samples.tokens[:, 0], minlength=29) / count
     spread = np.sqrt(expected * (1 - expected) / count)
     assert (np.abs(seen - expected) < 5 * spread + 1e-3).all()

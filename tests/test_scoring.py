@@ -22,7 +22,7 @@ def params():
 def log_p(params, context, answer):
     ids = jnp.array([[*context, *answer]])
     scores = jax.nn.log_softmax(
-        transformer.logits(params, transformer.forward(ARCH, params, ids))[0], axis=-1
+        transformer.logits(ARCH, params, transformer.forward(ARCH, params, ids))[0], axis=-1
     )
     return sum(float(scores[len(context) + i - 1, token]) for i, token in enumerate(answer))
 

@@ -90,9 +90,7 @@ def test_where_the_teacher_moves_only_what_students_do_not_see_the_product_is_ze
     one = draw()
     unseen = jnp.arange(13) >= 10
     direction = jax.tree.map(jnp.zeros_like, one.direction)
-    direction["layer_1"] = jax.tree.map(
-        lambda d: d.at[unseen].set(0), one.direction["layer_1"]
-    )
+    direction["layer_1"] = jax.tree.map(lambda d: d.at[unseen].set(0), one.direction["layer_1"])
     found = measure(draw(direction=direction))
     assert not found["inner"].any()
     assert found["predicted"] == 0

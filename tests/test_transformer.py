@@ -28,7 +28,7 @@ def test_params_have_the_documented_paths_and_count(params):
         "/".join(p.key for p in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)
     }
     assert {"embed/embedding", "layers/attn/q/kernel", "layers/mlp/down/kernel"} <= flat
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == ARCH.num_params
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == transformer.num_params(ARCH)
 
 
 def test_no_token_reaches_back(params, tokens):

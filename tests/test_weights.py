@@ -20,6 +20,7 @@ import transformers
 from subjax import adapters, families, leaves, lora, sharding, transformer, weights
 from subjax.architecture import Architecture
 
+LLAMA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 ARCH = Architecture(
     vocab_size=32,
     num_layers=3,
@@ -140,7 +141,7 @@ def test_transformers_reads_what_we_write(sharded: Path, params: dict[str, Any])
         expected = model(torch.from_numpy(tokens)).logits.numpy()
     forward = jax.jit(transformer.forward, static_argnums=0)
     hidden = forward(ARCH, params, jnp.asarray(tokens, jnp.int32))
-    found = np.asarray(transformer.logits(params, hidden))
+    found = np.asarray(transformer.logits(ARCH, params, hidden))
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -220,24 +221,26 @@ def test_old_rotary_buffers_are_ignored(saved: Path, params: dict[str, Any]) -> 
 # Adapters; that PEFT reads them and computes the same is in test_lora.py.
 
 
-def random_adapter(rank: int = 4, targets: tuple[str, ...] = lora.TARGETS) -> Any:
+def random_adapter(rank: int = 4, targets: tuple[str, ...] = LLAMA_TARGETS) -> Any:
     adapter = lora.init(ARCH, jax.random.key(2), rank=rank, targets=targets)
     return jax.tree.map(lambda leaf: leaf + 0.1, adapter)
 
 
 @pytest.fixture
 def saved_adapter(tmp_path: Path) -> Path:
-    adapters.save_adapter(tmp_path / "adapter", random_adapter(), rank=4, alpha=6, base_path="base")
+    adapters.save_adapter(
+        tmp_path / "adapter", ARCH, random_adapter(), rank=4, alpha=6, base_path="base"
+    )
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("targets", [lora.TARGETS, ("q", "v"), ("down",)])
+@pytest.mark.parametrize("targets", [LLAMA_TARGETS, ("q", "v"), ("down",)])
 @pytest.mark.parametrize("mesh_shape", [None, (1, 1, 2, 2)])
 def test_an_adapter_comes_back_bit_by_bit(
     targets: tuple[str, ...], mesh_shape: tuple[int, ...] | None, tmp_path: Path
 ) -> None:
     adapter = random_adapter(targets=targets)
-    adapters.save_adapter(tmp_path, adapter, rank=4, alpha=6, base_path="base")
+    adapters.save_adapter(tmp_path, ARCH, adapter, rank=4, alpha=6, base_path="base")
     mesh = sharding.make_mesh(*mesh_shape) if mesh_shape else None
     found, scale = adapters.load_adapter(tmp_path, ARCH, mesh=mesh)
     assert_same_bits(found, adapter)
@@ -245,13 +248,15 @@ def test_an_adapter_comes_back_bit_by_bit(
 
 
 def test_the_scale_of_rslora_comes_back(tmp_path: Path) -> None:
-    adapters.save_adapter(tmp_path, random_adapter(), rank=4, alpha=6, base_path="b", rslora=True)
+    adapters.save_adapter(
+        tmp_path, ARCH, random_adapter(), rank=4, alpha=6, base_path="b", rslora=True
+    )
     assert adapters.load_adapter(tmp_path, ARCH)[1] == 6 / 2
 
 
 def test_an_adapter_of_another_rank_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rank 8"):
-        adapters.save_adapter(tmp_path, random_adapter(), rank=8, alpha=8, base_path="base")
+        adapters.save_adapter(tmp_path, ARCH, random_adapter(), rank=8, alpha=8, base_path="base")
 
 
 A0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -322,10 +327,10 @@ def test_at_most_one_base_is_resident(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_peft_names_are_those_of_the_kernels() -> None:
-    table = families.adapter_table()
+    table = families.adapter_table("llama")
     assert table["layers/attn/q/a"].format(layer=0) == A0
-    assert {path.split("/")[2] for path in table} == set(lora.TARGETS)
-    assert len(set(table.values())) == len(table) == 2 * len(lora.TARGETS)
+    assert {path.split("/")[2] for path in table} == set(LLAMA_TARGETS)
+    assert len(set(table.values())) == len(table) == 2 * len(LLAMA_TARGETS)
 
 
 # Several processes.
@@ -348,10 +353,10 @@ mesh = sharding.make_mesh(1, 1, 2, 2)
 arch, params = weights.load(sys.argv[3], mesh=mesh)
 assert not params["layers"]["attn"]["q"]["kernel"].is_fully_addressable
 # Two devices of four: half of every kernel, and the norms' scales whole.
-assert sum(read) < 0.55 * arch.num_params, (sum(read), arch.num_params)
+assert sum(read) < 0.55 * transformer.num_params(arch), (sum(read), transformer.num_params(arch))
 weights.save(sys.argv[4], arch, params, max_shard_bytes=6000)
 adapter = sharding.place(lora.init(arch, jax.random.key(0), rank=2), mesh, lanes=False)
-adapters.save_adapter(sys.argv[4] + "/adapter", adapter, rank=2, alpha=2, base_path="base")
+adapters.save_adapter(sys.argv[4] + "/adapter", arch, adapter, rank=2, alpha=2, base_path="base")
 jax.experimental.multihost_utils.sync_global_devices("saved")
 """
 

@@ -77,9 +77,7 @@ def _keep(out: Path, row: dict[str, Any], base: models.Model, tree: Any) -> None
     if row["tuning"] == "full":
         models.save_weights(out, base.arch, tree, base.tokenizer)
     else:
-        models.save_adapter(
-            out, base.directory, tree, rank=row["lora_rank"], alpha=row["lora_alpha"]
-        )
+        models.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
 
 
 def _rows(

@@ -4,6 +4,7 @@ Arms whose students see the same inputs and learn from the same teacher train in
 always train together, whichever of them is missing, so that a resumed run gives the same bytes.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,7 @@ def _initial(unit: Unit, shape: mlp.Shape, taught: mlp.Shape) -> mlp.Layers:
     return layers
 
 
+@functools.lru_cache(maxsize=1)  # every chunk of lineages asks for it again
 def _data(directory: Path, mesh: Mesh) -> distil.Data:
     found = images.read(images.stored(directory))
     train, test = (found[split] for split in images.SPLITS)

@@ -84,9 +84,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         if full:
             models.save_weights(out, base.arch, tree, base.tokenizer)
         else:
-            models.save_adapter(
-                out, base.directory, tree, rank=row["lora_rank"], alpha=row["lora_alpha"]
-            )
+            models.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
         _score(unit, out, mesh)
         yield unit
 

@@ -238,7 +238,7 @@ def _language_model(row: dict[str, Any]) -> _Setting:
 
     def scores(params: Any, tokens: jax.Array) -> jax.Array:
         hidden = transformer.forward(arch, params, tokens, precision="float64")
-        return transformer.logits(params, hidden, precision="float64")
+        return transformer.logits(arch, params, hidden, precision="float64")
 
     def teacher_loss(params: Any, key: jax.Array) -> jax.Array:
         chosen = jax.random.choice(key, len(asked), (row["teacher_batch"],))

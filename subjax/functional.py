@@ -1,0 +1,115 @@
+"""What layers compute, as pure functions: norms, activations, rotary positions, masks, attention.
+
+The axis letters are those of `transformer`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from subjax.architecture import Architecture, RopeScaling
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class View(NamedTuple):
+    """Where a layer looks.
+
+    Attributes:
+      cos: of the rotary angles, [B, T, 1, rotary_dim / 2], B or 1.
+      sin: likewise.
+      mask: [B, T, S], B or 1: which keys a query sees.
+    """
+
+    cos: Array
+    sin: Array
+    mask: Array
+
+
+def norm(arch: Architecture, x: Array, scale: Array, bias: Array | None = None) -> Array:
+    """Normalises the last axis of x, [..., D]; computed in float32 or wider."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if arch.norm == "layer":
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + arch.norm_eps)
+    normed = normed.astype(x.dtype) * along((scale + arch.norm_offset).astype(x.dtype), x)
+    return normed if bias is None else normed + along(bias.astype(x.dtype), x)
+
+
+def along(vector: Float[Array, " D"], x: Float[Array, "... D"]) -> Array:
+    """A vector with the number of axes of x, which broadcasting asks for in the tests."""
+    return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
+
+
+def views(arch: Architecture, positions: Int[Array, "B T"], num_keys: int) -> tuple[View, View]:
+    """What a layer sees that looks everywhere, and what a local one does."""
+    distance = positions[..., None] - jnp.arange(num_keys)[None, None]
+    everywhere = View(*_rope(arch, positions, local=False), distance >= 0)
+    if not arch.local:
+        return everywhere, everywhere
+    near = (distance >= 0) & (distance < arch.window)
+    return everywhere, View(*_rope(arch, positions, local=True), near)
+
+
+def _rope(arch: Architecture, positions: Int[Array, "B T"], *, local: bool) -> tuple[Array, Array]:
+    """Cosines and sines, [B, T, 1, rotary_dim / 2]."""
+    num_turned = arch.rotary_dim or arch.head_dim
+    exponents = jnp.arange(0, num_turned, 2, dtype=jnp.float32) / num_turned
+    own = local and arch.local_rope_theta
+    inverse = 1 / (arch.local_rope_theta if own else arch.rope_theta) ** exponents
+    if arch.rope_scaling and not own:
+        inverse = _stretched(inverse, arch.rope_scaling)
+    angles = positions[..., None].astype(jnp.float32) * inverse[None, None]
+    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+
+
+def _stretched(inverse: Float[Array, " F"], scaling: RopeScaling) -> Float[Array, " F"]:
+    """Frequencies for longer contexts; between the two limits a blend (Llama 3.1)."""
+    if not scaling.low_freq_factor:
+        return inverse / scaling.factor
+    turns = scaling.original_positions * inverse / (2 * math.pi)  # in the original context
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return inverse * (kept + (1 - kept) / scaling.factor)
+
+
+def rotate(x: Float[Array, "B T N H"], view: View) -> Float[Array, "B T N H"]:
+    """Turns the leading dimensions of each head by its position's angles."""
+    # Hugging Face pairs dimension i with i + rotary_dim / 2, and so must the angles.
+    half = view.cos.shape[-1]
+    wide = x[..., : 2 * half].astype(jnp.promote_types(x.dtype, jnp.float32))
+    first, second = jnp.split(wide, 2, axis=-1)
+    turned = (first * view.cos - second * view.sin, second * view.cos + first * view.sin)
+    still = x[..., 2 * half :]
+    return jnp.concatenate([*(part.astype(x.dtype) for part in turned), still], axis=-1)
+
+
+def attend(
+    arch: Architecture,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    mask: Bool[Array, "#B T S"],
+) -> Float[Array, "B T N H"]:
+    """Softmax attention; G query heads in a row share a key and value head."""
+    batch, length, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[1]
+    q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    q = q.transpose(0, 2, 3, 1, 4)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=wide)
+    scores = scores * (1 / math.sqrt(arch.query_scale or head_dim))
+    if arch.attention_softcap:
+        scores = arch.attention_softcap * jnp.tanh(scores / arch.attention_softcap)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
+    y = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v)
+    return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)

@@ -1,0 +1,352 @@
+"""The content of a config.json to an `Architecture` and back, by the tables of `families`.
+
+An attribute that no table names is refused: a model that is silently computed otherwise than its
+authors did would make every result about it wrong.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from subjax import families
+from subjax.architecture import Architecture, RopeScaling
+from subjax.families import Family
+
+# No size of a model comes near; larger ones are typing errors that would exhaust the memory.
+_MAX_SIZE = 2**31
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+_LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
+
+# Attributes that are read whatever the family.
+_READ = {
+    *("model_type", "max_position_embeddings", "tie_word_embeddings"),
+    *("rope_theta", "rope_scaling", "rope_parameters"),
+}
+_READ_FOR_HEADS = {"num_key_value_heads", "head_dim"}  # where q, k and v have kernels of their own
+_READ_FOR_LOCAL = {"sliding_window", "layer_types"}
+# Spellings of the share of a head that turns, and of the frequencies' base.
+_READ_FOR_ROPE: dict[str, set[str]] = {
+    "": set(),
+    "partial": {"rotary_pct", "rotary_emb_base", "use_parallel_residual"},
+    "local": {"rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"},
+}
+# Attributes of rotary frequencies, and what they say.
+_FIELDS = {
+    "rope_theta": "rope_theta",
+    "rotary_emb_base": "rope_theta",
+    "rotary_pct": "share",
+    "rope_local_base_freq": "local_rope_theta",
+}
+_SCALINGS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        *("factor", "low_freq_factor", "high_freq_factor"),
+        "original_max_position_embeddings",
+    ),
+}
+
+
+def read(config: dict[str, Any]) -> Architecture:
+    """Reads the content of a config.json; transformers 4 and 5 spell it differently.
+
+    Args:
+      config: the parsed file.
+
+    Returns:
+      The shape of the model; what the file leaves out has transformers' default.
+
+    Raises:
+      ValueError: an unknown model_type; an attribute that is not understood, missing, of the wrong
+        type, or of a value that would make it another model than the one computed here.
+    """
+    model_type: Any = config.get("model_type")
+    family = families.family(model_type)
+    _check_attributes(config, family)
+    given = {**family.defaults, **{n: v for n, v in config.items() if v is not None}}
+    sizes: dict[str, Any] = {field: _size(given, name) for name, field in family.sizes.items()}
+    width, num_heads = sizes["width"], sizes["num_heads"]
+    tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
+    if type(tied) is not bool:
+        raise _refused("tie_word_embeddings", tied, "true or false")
+    if "head_dim" not in given and width % num_heads:
+        raise ValueError(
+            f"config.json: hidden_size {width} is not a multiple of num_attention_heads "
+            f"{num_heads}, and head_dim is absent: add head_dim"
+        )
+    head_dim = _size(given, "head_dim", width // num_heads)
+    # A file that says null means as many as there are heads; one that says nothing, the default.
+    kv_heads = config if "num_key_value_heads" in config else family.defaults
+    numbers: dict[str, Any] = {
+        field: _number(name, config.get(name, default))
+        for name, (field, default) in family.numbers.items()
+    }
+    for name, (field, default) in family.caps.items():
+        numbers[field] = _cap(config, name, default)
+    return Architecture(
+        **sizes,
+        **family.traits,
+        **numbers,
+        **_rope(config, family, head_dim),
+        **_windows(config, family, sizes["num_layers"]),
+        model_type=model_type,
+        num_kv_heads=_size(kv_heads, "num_key_value_heads", num_heads),
+        head_dim=head_dim,
+        activation=_activation(config, family),
+        parallel=config.get("use_parallel_residual", True) if family.rope == "partial" else False,
+        tie_embeddings=tied,
+        max_positions=_size(given, "max_position_embeddings", 2048),
+    )
+
+
+def write(arch: Architecture, *, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Writes the content of a config.json that transformers 4 and 5 both read.
+
+    Args:
+      arch: the shape of the model.
+      extra: more attributes, such as token ids and `torch_dtype`; only harmless ones.
+
+    Returns:
+      A dict of which `read` makes `arch` again.
+
+    Raises:
+      ValueError: an attribute in `extra` that is not harmless.
+    """
+    family = families.family(arch.model_type)
+    for name, value in (extra or {}).items():
+        if name not in family.harmless | families.HARMLESS:
+            raise ValueError(
+                f"config.json: extra attribute {name} = {_short(value)} could change the model: "
+                "pass only attributes that subjax/families.py lists as harmless"
+            )
+    spelled = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+    config = {
+        **(extra or {}),
+        "architectures": [family.model_class],
+        "model_type": arch.model_type,
+        **{name: getattr(arch, field) for name, field in family.sizes.items()},
+        **{name: getattr(arch, field) for name, (field, _) in family.numbers.items()},
+        **{name: getattr(arch, field) or None for name, (field, _) in family.caps.items()},
+        "max_position_embeddings": arch.max_positions,
+        "tie_word_embeddings": arch.tie_embeddings,
+        family.activation: spelled[arch.activation],
+        **{n: v for n, v in _rope_attributes(arch, family).items() if v is not None},
+    }
+    for name in family.fixed.keys() & {"attention_bias", "mlp_bias"}:
+        config[name] = family.fixed[name][0]
+    if not arch.fused_qkv:
+        config |= {"num_key_value_heads": arch.num_kv_heads, "head_dim": arch.head_dim}
+    if family.rope == "partial":
+        config["use_parallel_residual"] = arch.parallel
+    if family.local == "all":
+        config["sliding_window"] = arch.window or None
+    elif family.local:
+        kinds = {local: name for name, local in _LAYER_TYPES.items()}
+        config["layer_types"] = [kinds[x] for x in arch.local or (False,) * arch.num_layers]
+        config["sliding_window"] = arch.window or None
+    if family.local == "late":
+        config["use_sliding_window"] = bool(arch.window)
+    return config
+
+
+def _check_attributes(config: dict[str, Any], family: Family) -> None:
+    fixed = families.FIXED | family.fixed
+    known = (
+        family.harmless
+        | families.HARMLESS
+        | family.sizes.keys()
+        | family.numbers.keys()
+        | family.caps.keys()
+        | {family.activation}
+        | _READ
+        | _READ_FOR_ROPE[family.rope]
+        | (_READ_FOR_LOCAL if family.local else set())
+        | (set() if family.traits.get("fused_qkv") else _READ_FOR_HEADS)
+    )
+    for name, value in config.items():
+        if name in fixed:
+            if not any(value == allowed for allowed in fixed[name]):
+                raise _refused(name, value, _options(fixed[name]))
+        elif name not in known:
+            raise ValueError(
+                f"config.json: attribute {name} = {_short(value)} is not understood: choose a "
+                "model without it, or add it to subjax/families.py if it changes no logit"
+            )
+
+
+def _activation(config: dict[str, Any], family: Family) -> str:
+    name = config.get(family.activation) or family.defaults.get("activation", "silu")
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise _refused(family.activation, name, _options(tuple(_ACTIVATIONS)))
+    return _ACTIVATIONS[name]
+
+
+def _windows(config: dict[str, Any], family: Family, num_layers: int) -> dict[str, Any]:
+    """Which layers see how many positions."""
+    window = config.get("sliding_window", family.defaults.get("sliding_window"))
+    used = config.get("use_sliding_window", False) if family.local == "late" else bool(family.local)
+    if type(used) is not bool:
+        raise _refused("use_sliding_window", used, "true or false")
+    types = config.get("layer_types")
+    if types is not None:
+        if not isinstance(types, list) or len(types) != num_layers:
+            raise _refused("layer_types", types, f"null or a list of {num_layers}, one a layer")
+        for entry in types:
+            if not isinstance(entry, str) or entry not in _LAYER_TYPES:
+                raise _refused("layer_types", entry, _options(tuple(_LAYER_TYPES)))
+        local = tuple(_LAYER_TYPES[entry] for entry in types)
+    else:
+        late = config.get("max_window_layers", 28)
+        every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
+        local = tuple(
+            {
+                "": False,
+                "all": True,
+                "late": type(late) is int and i >= late,
+                "even": i % 2 == 0,
+                "pattern": type(every) is int and every > 0 and (i + 1) % every > 0,
+            }[family.local]
+            for i in range(min(num_layers, 100_000))
+        )
+    if not used or window is None or not any(local):
+        return {}
+    return {"window": _size({"sliding_window": window}, "sliding_window"), "local": local}
+
+
+def _rope(config: dict[str, Any], family: Family, head_dim: int) -> dict[str, Any]:
+    """Base, stretching, share and local base of the rotary frequencies, whatever the spelling."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for name, field in _FIELDS.items():
+        if config.get(name) is not None:
+            found.setdefault(field, []).append((name, config[name]))
+    scaling: RopeScaling | None = None
+    for where, rope, local in _rope_objects(config, family):
+        named = {
+            "rope_theta": "local_rope_theta" if local else "rope_theta",
+            "partial_rotary_factor": "share",
+        }
+        for name, field in named.items():
+            if rope.get(name) is not None:
+                found.setdefault(field, []).append((f"{where}.{name}", rope[name]))
+        stretched = _scaling(where, rope)
+        if stretched and local:
+            raise _refused(where, rope, 'rope_type "default"')
+        scaling = stretched or scaling
+    values = {field: _agreed(pairs) for field, pairs in found.items()}
+    share = values.get("share", 0.25 if family.rope == "partial" else 1.0)
+    if family.rope != "partial" and share != 1:
+        raise _refused(found["share"][0][0], share, "1")
+    result = {
+        "rope_theta": values.get("rope_theta", family.defaults.get("rope_theta", 10_000.0)),
+        "rope_scaling": scaling,
+        "rotary_dim": int(head_dim * share) if share != 1 else 0,
+    }
+    if family.rope == "local":
+        default = family.defaults["rope_local_base_freq"]
+        result["local_rope_theta"] = values.get("local_rope_theta", default)
+    return result
+
+
+def _rope_objects(
+    config: dict[str, Any], family: Family
+) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Every object of rope parameters: where it stands, and whether it is that of local layers."""
+    for attribute in ("rope_scaling", "rope_parameters"):
+        rope = config.get(attribute)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            raise _refused(attribute, rope, "null or an object")
+        if family.rope != "local" or not rope.keys() & _LAYER_TYPES.keys():
+            yield attribute, rope, False
+            continue
+        for kind, part in rope.items():
+            if kind not in _LAYER_TYPES or not isinstance(part, dict):
+                raise _refused(attribute, rope, f"an object for {' and '.join(_LAYER_TYPES)}")
+            yield f"{attribute}.{kind}", part, _LAYER_TYPES[kind]
+
+
+def _scaling(where: str, rope: dict[str, Any]) -> RopeScaling | None:
+    """The stretching that an object of rope parameters asks for."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if not isinstance(kind, str) or kind not in _SCALINGS:
+        raise _refused(f"{where}: rope_type", kind, _options(tuple(_SCALINGS)))
+    numbers = _SCALINGS[kind]
+    shared = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    if rope.keys() - shared - set(numbers) or rope.get("type", kind) != kind:
+        raise _refused(where, rope, f"for {kind!r}: {', '.join(numbers) or 'rope_theta'}")
+    values: list[Any] = [_number(f"{where}.{name}", rope.get(name)) for name in numbers]
+    if kind == "llama3":
+        values[3] = int(values[3])
+    return RopeScaling(*values) if values else None
+
+
+def _rope_attributes(arch: Architecture, family: Family) -> dict[str, Any]:
+    """What `_rope` reads, in the spelling that both versions of transformers understand."""
+    scaling, rope = arch.rope_scaling, None
+    if scaling and scaling.low_freq_factor:
+        rope = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_positions,
+        }
+    elif scaling:
+        rope = {"rope_type": "linear", "factor": scaling.factor}
+    if family.rope == "partial":
+        share = (arch.rotary_dim or arch.head_dim) / arch.head_dim
+        return {"rotary_emb_base": arch.rope_theta, "rotary_pct": share, "rope_scaling": rope}
+    local = arch.local_rope_theta or None
+    return {"rope_theta": arch.rope_theta, "rope_scaling": rope, "rope_local_base_freq": local}
+
+
+def _agreed(pairs: list[tuple[str, Any]]) -> float:
+    values = {_number(name, value) for name, value in pairs}
+    if len(values) > 1:
+        raise ValueError(
+            f"config.json: {_short(dict(pairs))} contradict each other: keep one of them"
+        )
+    return values.pop()
+
+
+def _size(config: dict[str, Any], name: str, default: int | None = None) -> int:
+    value = config.get(name)
+    if value is None and default is not None:
+        return default
+    if type(value) is not int or not 0 < value < _MAX_SIZE:
+        raise _refused(name, value, "a positive integer")
+    return value
+
+
+def _cap(config: dict[str, Any], name: str, default: float) -> float:
+    value = config.get(name, default or None)
+    return 0.0 if value is None else _number(name, value)
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise _refused(name, value, "a positive number")
+    return float(value)
+
+
+def _refused(name: str, value: Any, allowed: str) -> ValueError:
+    return ValueError(
+        f"config.json: {name} is {_short(value)}; supported: {allowed}: choose a model that has it "
+        "so, or correct the file if it is wrong"
+    )
+
+
+def _options(values: tuple[Any, ...]) -> str:
+    return " or ".join("null" if value is None else repr(value) for value in values)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,197 @@
+"""Every spelling of a config.json is read, and what would make another model is refused by name."""
+
+from typing import Any
+
+import pytest
+
+from subjax import families, leaves, model_config, transformer
+from subjax.architecture import Architecture
+from tests.hf_models import FAMILIES, attributes, config_class
+
+PLAIN = {
+    "model_type": "llama",
+    "vocab_size": 61,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+# Read off the published config.json of SmolLM2-135M-Instruct, as transformers 4 wrote it.
+SMOLLM2 = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 576,
+    "initializer_range": 0.041666666666666664,
+    "intermediate_size": 1536,
+    "is_llama_config": True,
+    "max_position_embeddings": 8192,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "pad_token_id": 2,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_interleaved": False,
+    "rope_scaling": None,
+    "rope_theta": 100000,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "vocab_size": 49152,
+}
+
+
+def test_a_published_config_is_read() -> None:
+    assert model_config.read(SMOLLM2) == Architecture(
+        vocab_size=49152,
+        num_layers=30,
+        width=576,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        ffn_width=1536,
+        rope_theta=100_000.0,
+        norm_eps=1e-5,
+        tie_embeddings=True,
+        max_positions=8192,
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_transformers_writes_and_what_we_write_mean_the_same(name: str) -> None:
+    """The round trip through transformers: no attribute that it does not know, none lost."""
+    for variant in FAMILIES[name]:
+        theirs = config_class(name)(**attributes(name, variant))
+        arch = model_config.read(theirs.to_dict())
+        ours = model_config.write(arch, extra={"eos_token_id": 7})
+        assert model_config.read(ours) == arch
+        again = config_class(name)(**ours).to_dict()
+        assert model_config.read(again) == arch
+        assert again["eos_token_id"] == 7
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_a_file_leaves_out_has_the_default_of_transformers(name: str) -> None:
+    sizes = {"hidden_size": 256, "num_attention_heads": 32, "intermediate_size": 8}
+    sizes |= {"vocab_size": 61, "num_hidden_layers": 30}
+    bare = {**sizes, "model_type": name}
+    assert model_config.read(bare) == model_config.read(config_class(name)(**sizes).to_dict())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_attribute_that_a_later_transformers_adds_is_refused(name: str) -> None:
+    [variant, *_] = FAMILIES[name]
+    written = {
+        **config_class(name)(**attributes(name, variant)).to_dict(),
+        "attention_sink_scale": 1.0,
+    }
+    with pytest.raises(ValueError, match="attention_sink_scale"):
+        model_config.read(written)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_theta": 5e5},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_scaling": {"type": "default"}, "rope_theta": 5e5},
+        {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 5e5}},
+    ],
+)
+def test_every_spelling_of_the_rope_base_is_read(rope: dict[str, Any]) -> None:
+    assert model_config.read({**PLAIN, **rope}).rope_theta == 5e5
+
+
+REFUSED: list[dict[str, Any]] = [
+    {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+    {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+    {"rope_scaling": {"rope_type": "linear", "factor": 0}},
+    {"rope_scaling": {"rope_type": "linear"}},
+    {"rope_scaling": "default"},
+    {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+    {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    {"rope_parameters": {"rope_theta": "large"}},
+    {"rope_interleaved": True},
+    {"attention_bias": True},
+    {"mlp_bias": True},
+    {"hidden_act": "relu"},
+    {"pretraining_tp": 2},
+    {"attention_dropout": 0.1},
+    {"quantization_config": {"bits": 4}},
+    {"sliding_window": 512},
+    {"auto_map": {"AutoModel": "modeling.Model"}},
+    {"is_encoder_decoder": True},
+    {"residual_multiplier": 0.2},
+    {"logit_scale": 1.0},
+    {"a_new_attribute": None},
+    {"vocab_size": 0},
+    {"vocab_size": 61.0},
+    {"vocab_size": True},
+    {"vocab_size": None},
+    {"vocab_size": "61"},
+    {"num_hidden_layers": 2**40},
+    {"num_hidden_layers": -2},
+    {"rms_norm_eps": float("nan")},
+    {"rms_norm_eps": float("inf")},
+    {"rms_norm_eps": "small"},
+    {"rope_theta": 0},
+    {"head_dim": []},
+    {"tie_word_embeddings": 1},
+    {"tie_word_embeddings": None},
+]
+
+
+@pytest.mark.parametrize("changes", REFUSED, ids=str)
+def test_an_attribute_that_changes_the_model_is_refused_by_name(changes: dict[str, Any]) -> None:
+    [(name, _)] = changes.items()
+    with pytest.raises(ValueError, match=name) as error:
+        model_config.read({**PLAIN, **changes})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name != "model_type"])
+def test_a_missing_size_is_named(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        model_config.read({k: v for k, v in PLAIN.items() if k != name})
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "gpt2", None, ["llama"], {}])
+def test_an_unknown_model_type_lists_the_known_ones(model_type: Any) -> None:
+    with pytest.raises(ValueError, match=r"model_type is .* supported: gemma, .* qwen3"):
+        model_config.read({**PLAIN, "model_type": model_type})
+
+
+def test_contradictions_are_refused() -> None:
+    both = {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    with pytest.raises(ValueError, match="contradict"):
+        model_config.read({**PLAIN, **both})
+    with pytest.raises(ValueError, match="multiple"):
+        model_config.read({**PLAIN, "hidden_size": 26})
+    with pytest.raises(ValueError, match="num_kv_heads"):
+        model_config.read({**PLAIN, "num_key_value_heads": 3})
+
+
+def test_only_harmless_attributes_can_be_added() -> None:
+    arch = model_config.read(PLAIN)
+    for name in ("hidden_size", "rope_scaling", "unheard_of"):
+        with pytest.raises(ValueError, match=name):
+            model_config.write(arch, extra={name: None})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_names_every_parameter(name: str) -> None:
+    for tied in (False, True):
+        [variant, *_] = FAMILIES[name]
+        small = {**attributes(name, variant), "tie_word_embeddings": tied}
+        arch = model_config.read({**small, "model_type": name})
+        paths = leaves.flat(transformer.abstract_params(arch)).keys()
+        absent = {"head/kernel"} if tied else set()
+        assert paths == families.family(name).tensors.keys() - absent
