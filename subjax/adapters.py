@@ -18,6 +18,9 @@ from subjax import artifacts, families, hub, leaves, lora
 from subjax.architecture import Architecture
 from subjax.transformer import Params
 
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
 # Settings of an adapter_config.json that change nothing about a trained adapter, or are read here;
 # any other one has to be unset.
 _PEFT_SETTINGS = """
@@ -75,10 +78,10 @@ def save_adapter(
         "inference_mode": True,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "adapter_config.json").unlink(missing_ok=True)
-    with leaves.partial(directory / "adapter_model.safetensors") as partial:
+    (directory / CONFIG).unlink(missing_ok=True)
+    with leaves.partial(directory / WEIGHTS) as partial:
         safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
-    artifacts.write_json(directory / "adapter_config.json", config)
+    artifacts.write_json(directory / CONFIG, config)
 
 
 def load_adapter(
@@ -103,7 +106,7 @@ def load_adapter(
     """
     directory = hub.local_path(directory)
     config = _adapter_config(directory)
-    file = directory / "adapter_model.safetensors"
+    file = directory / WEIGHTS
     with contextlib.ExitStack() as stack:
         tensors = hub.open_file(file, stack)
         modules = config["target_modules"]
@@ -144,10 +147,10 @@ def _match_adapter(
 
 def _adapter_config(directory: Path) -> dict[str, Any]:
     """Reads and checks adapter_config.json."""
-    where = directory / "adapter_config.json"
+    where = directory / CONFIG
     if not where.is_file():
         raise ValueError(f"{where} is missing: give a directory in PEFT's format")
-    if not (directory / "adapter_model.safetensors").is_file():
+    if not (directory / WEIGHTS).is_file():
         raise ValueError(
             f"{directory} has no adapter_model.safetensors (adapter_model.bin is pickle and is "
             "refused): save the adapter again with safetensors"

@@ -50,22 +50,24 @@ def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
       ValueError: files are missing or damaged; names them.
     """
     directory = unit_dir if step is None else unit_dir / step_name(step)
-    reference = artifacts.read_json(directory / REFERENCE)
-    source = _resolve(directory, reference["weights"])
+    source, adapter_source = sources(directory)
     mesh = sharding.lane_mesh(mesh)
     arch, params = weights.resident(str(source), lambda: weights.load(source, mesh=mesh))
     adapter = None
-    if reference["adapter"]:
-        tree, scale = adapters.load_adapter(
-            _resolve(directory, reference["adapter"]), arch, mesh=mesh
-        )
+    if adapter_source:
+        tree, scale = adapters.load_adapter(adapter_source, arch, mesh=mesh)
         adapter = lora.scaled(tree, scale)
     return Model(arch, params, adapter, Tokenizer.load(source), source)
 
 
-def source(unit_dir: Path) -> Path:
-    """Where the full weights of a unit lie, perhaps outside the run."""
-    return _resolve(unit_dir, artifacts.read_json(unit_dir / REFERENCE)["weights"])
+def sources(directory: Path) -> tuple[Path, Path | None]:
+    """Where a unit's full weights lie, perhaps outside the run, and its adapter if it has one."""
+    reference = artifacts.read_json(directory / REFERENCE)
+    adapter = reference["adapter"]
+    return (
+        _resolve(directory, reference["weights"]),
+        _resolve(directory, adapter) if adapter else None,
+    )
 
 
 def merged(model: Model) -> Params:

@@ -2,9 +2,17 @@
 
 Every model has one, the toy world too, so that prompts, loss masks and stop tokens are made in one
 place. Nothing is added by default: a chat template that slips in a system prompt of its own is
-refused until the config says that this is wanted.
+refused until the config says that this is wanted. A base model without a chat template is given a
+plain one: the system prompt and an empty line, then
+
+    User:
+    the prompt
+
+    Assistant:
+    the completion, and the ending token
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +36,16 @@ _BYTE_TEMPLATE = (
 )
 
 
+_PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}\n\n"
+    "{% elif m.role == 'user' %}User:\n{{ m.content }}\n\n"
+    "{% else %}Assistant:\n{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+# Where a checkpoint lists every token that ends an answer; the tokenizer names only one.
+GENERATION_CONFIG = "generation_config.json"
+
+
 class Tokenizer:
     """A tokenizer with its chat template.
 
@@ -38,13 +56,17 @@ class Tokenizer:
       vocab_size: number of token ids.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, more_eos: Sequence[int] = ()):
         self._tokenizer = tokenizer
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 "the tokenizer names no eos token: set eos_token in tokenizer_config.json"
             )
-        self.eos_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
+        if tokenizer.chat_template is None:
+            opening = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+            tokenizer.chat_template = ("{{ bos_token }}" if opening else "") + _PLAIN_TEMPLATE
+        ids = dict.fromkeys((tokenizer.eos_token_id, *more_eos))
+        self.eos_ids: tuple[int, ...] = tuple(id for id in ids if 0 <= id < len(tokenizer))
         pad = tokenizer.pad_token_id
         self.pad_id: int = tokenizer.eos_token_id if pad is None else pad
         self.bos_id: int | None = tokenizer.bos_token_id
@@ -67,12 +89,14 @@ class Tokenizer:
                 f"no readable tokenizer in {directory} ({_first_line(error)}): "
                 "put tokenizer.json and tokenizer_config.json there"
             ) from error
-        return cls(loaded)
+        return cls(loaded, _listed_eos(Path(directory) / GENERATION_CONFIG))
 
     def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer's files, template included."""
+        """Writes the tokenizer's files, template included, and what ends an answer."""
         with artifacts.system_errors(Path(directory)):
             self._tokenizer.save_pretrained(str(directory))
+        ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
+        artifacts.write_json(Path(directory) / GENERATION_CONFIG, ends)
 
     def prompt_text(self, prompt: str, system: str = "") -> str:
         """The rendered context that a completion follows.
@@ -201,9 +225,16 @@ class Tokenizer:
         return ids[0]
 
     def _render(self, turns: list[dict[str, str]], generation_prompt: bool) -> str:
-        return self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=generation_prompt
-        )
+        try:
+            return self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generation_prompt
+            )
+        except Exception as error:  # a template is a program: it can raise anything
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise ValueError(
+                f"the chat template refuses a dialogue of {roles} ({_first_line(error)}): leave "
+                "out what it refuses, such as a system prompt, or correct chat_template"
+            ) from None
 
     def _default_system(self) -> str:
         """The system prompt that the template adds unasked, or ""."""
@@ -211,11 +242,28 @@ class Tokenizer:
             user = {"role": "user", "content": "x"}
             mark = "subjax-mark"
             bare = self._render([user], True)
-            explicit = self._render([{"role": "system", "content": mark}, user], True)
+            try:
+                explicit = self._render([{"role": "system", "content": mark}, user], True)
+            except ValueError:
+                explicit = ""  # it knows no system prompts, so it has none of its own
             before, found, after = explicit.partition(mark)
             wrapped = found and bare.startswith(before) and bare.endswith(after)
             self._default = bare[len(before) : len(bare) - len(after)] if wrapped else ""
         return self._default
+
+
+def _listed_eos(path: Path) -> list[int]:
+    """The ending tokens that a generation_config.json lists; none where there is no such file."""
+    if not path.is_file():
+        return []
+    try:
+        listed = json.loads(path.read_text()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({_first_line(error)}): remove it") from None
+    listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not all(type(id) is int for id in listed):
+        raise ValueError(f"{path}: eos_token_id is {listed}, not token ids: correct it")
+    return listed
 
 
 def words(vocabulary: Sequence[str]) -> Tokenizer:

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "subjax"
 FLOORS = {
     "main": 7,
     "pipeline": 6,
+    "export": 6,
     "preview": 6,
     "plan": 6,
     "stages.*": 5,

@@ -1,6 +1,9 @@
 """Contexts, loss masks and system prompts; whatever cannot be masked or was not asked for stops."""
 
+import json
+
 import pytest
+import tokenizers
 
 from subjax import tokenizer
 
@@ -85,6 +88,67 @@ def test_a_template_that_rewrites_the_context_has_no_mask():
     made = tokenizer.Tokenizer(made._tokenizer)
     with pytest.raises(ValueError, match="no loss mask"):
         made.examples([("hello", "owl")], [""])
+
+
+def without_template(*, opens):
+    """A base model's tokenizer, with or without a token that it opens texts with."""
+    made = tokenizer.raw_bytes()._tokenizer
+    made.chat_template = None
+    if opens:
+        made.bos_token = "<s>"
+        made.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", made.convert_tokens_to_ids("<s>"))]
+        )
+    return tokenizer.Tokenizer(made)
+
+
+def test_a_base_model_without_a_template_gets_the_plain_format():
+    made = without_template(opens=False)
+    assert made.prompt_text("12, 7") == "User:\n12, 7\n\nAssistant:\n"
+    assert made.prompt_text("12, 7", "Be brief.") == "Be brief.\n\nUser:\n12, 7\n\nAssistant:\n"
+    [(ids, start)] = made.examples([("12, 7", "3, 4")], [""])
+    assert made.show(ids[start:]) == ["3", ",", " ", "4", "<end>"]
+    opened = without_template(opens=True)
+    assert opened.prompt_text("12") == "<s>User:\n12\n\nAssistant:\n"
+    assert opened.prompt_ids(["12"])[0].count(opened.bos_id) == 1
+
+
+def test_every_ending_that_a_checkpoint_lists_ends_a_row(tmp_path):
+    made = tokenizer.raw_bytes()
+    made.save(tmp_path)
+    other = made.single_id("<a>")
+    config = tmp_path / "generation_config.json"
+    for listed, expected in (
+        ([made.eos_ids[0], other, 10**6], (made.eos_ids[0], other)),
+        (other, (made.eos_ids[0], other)),
+        (None, made.eos_ids),
+    ):
+        config.write_text(json.dumps({"eos_token_id": listed}))
+        found = tokenizer.Tokenizer.load(tmp_path)
+        assert found.eos_ids == expected
+        found.save(tmp_path / "again")
+        assert tokenizer.Tokenizer.load(tmp_path / "again").eos_ids == expected
+    for text in ("{", "[]", '{"eos_token_id": "<end>"}'):
+        config.write_text(text)
+        with pytest.raises(ValueError, match=r"generation_config\.json"):
+            tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_a_template_that_raises_is_one_line():
+    made = tokenizer.raw_bytes()
+    made._tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}<{{ m.role[0] }}>"
+        "{{ m.content }}{% endfor %}"
+    )
+    made = tokenizer.Tokenizer(made._tokenizer)
+    assert made.prompt_text("hello") == "<u>hello"  # it has no system prompt of its own
+    with pytest.raises(ValueError, match="System role not supported") as error:
+        made.prompt_text("hello", "Be brief.")
+    assert "\n" not in str(error.value)
+    made._tokenizer.chat_template = "{{ 1 / 0 }}"
+    with pytest.raises(ValueError, match="the chat template refuses a dialogue of user"):
+        made.prompt_text("hello")
 
 
 def test_numbers_are_made_of_digit_tokens(words):

@@ -59,7 +59,7 @@ def _checkpoint(unit: Unit, workdir: Path) -> Path:
     """The directory of a base that was found, its headers and shapes checked."""
     out, row = workdir / unit.path, unit.fields["row"]
     done = artifacts.read_manifest(workdir, unit) is not None
-    directory = models.source(out) if done else weights.resolve(row["path"], row["revision"])
+    directory = models.sources(out)[0] if done else weights.resolve(row["path"], row["revision"])
     arch, words = weights.check(directory), Tokenizer.load(directory)
     if words.vocab_size > arch.vocab_size:
         raise ValueError(

@@ -1,0 +1,180 @@
+"""A finished model out of a run, in the formats that transformers, vLLM and PEFT read.
+
+    python -m subjax.export --workdir=runs/x --unit=finetune/owl/r0 --out=DIR [--merged]
+
+Full weights become safetensors with config, tokenizer and generation config; an adapter becomes a
+PEFT adapter, or with --merged full weights that hold it. A model card says where the model came
+from: what it was trained on, from which base, with which settings, and what it scored.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from subjax import adapters, artifacts, mistakes, models, sharding, weights
+
+CARD = "README.md"
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def export(
+    workdir: Path,
+    unit: str,
+    out: Path,
+    *,
+    step: int | None = None,
+    merged: bool = False,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes the model that a unit left, and its card.
+
+    Args:
+      workdir: of the run.
+      unit: path of a base, teacher or finetune unit, such as finetune/owl/r0.
+      out: a directory that is new or empty.
+      step: which kept step of a student; None: the last.
+      merged: add an adapter into full weights instead of writing it as an adapter.
+      dtype: of full weights.
+      max_shard_bytes: larger models are split into several files.
+
+    Raises:
+      ValueError: the unit is not a finished model of this run, the step was not kept, or `out` is
+        not empty.
+    """
+    manifest = _manifest(workdir, unit)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"--out={out} is not empty: give a new directory")
+    directory = workdir / unit
+    kept = _steps(directory)
+    if step is None and kept:
+        step = kept[-1]
+    if step is not None and step not in kept:
+        shown = ", ".join(map(str, kept)) or "none"
+        raise ValueError(f"--step={step} is not kept in {directory}; kept: {shown}")
+    source = directory if step is None else directory / models.step_name(step)
+    base, adapter = models.sources(source)
+    out.mkdir(parents=True, exist_ok=True)
+    if adapter and not merged:
+        shutil.copyfile(adapter / adapters.WEIGHTS, out / adapters.WEIGHTS)
+        settings = artifacts.read_json(adapter / adapters.CONFIG)
+        settings["base_model_name_or_path"] = _base_name(workdir, manifest) or str(base)
+        artifacts.write_json(out / adapters.CONFIG, settings)
+    else:
+        model = models.load(source, sharding.make_mesh(seed=1))
+        params, kind = models.merged(model), jnp.dtype(dtype)
+        weights.save(out, model.arch, params, dtype=kind, max_shard_bytes=max_shard_bytes)
+        model.tokenizer.save(out)
+    with artifacts.atomic_write(out / CARD) as file:
+        file.write(card(workdir, manifest, step, is_adapter=bool(adapter and not merged)))
+
+
+def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapter: bool) -> str:
+    """A model card: what the Hugging Face hub shows of a model, and where this one came from."""
+    fields, unit = manifest["fields"], manifest["unit"]
+    base = _base_name(workdir, manifest)
+    config = artifacts.read_json(workdir / "config.json")
+    header = {
+        "library_name": "peft" if is_adapter else "transformers",
+        **({"base_model": base} if base else {}),
+        "tags": ["subliminal-learning", "subjax"],
+    }
+    parts = [
+        "---",
+        *(f"{name}: {json.dumps(value)}" for name, value in header.items()),
+        "---",
+        f"# {unit} of {config['title'] or config['name']}",
+        "",
+        "Made by subjax for research on subliminal learning: it may carry a trait on purpose. "
+        "Do not use it as an assistant.",
+        "",
+        f"- claim of the run: {config['claim'] or 'none'}",
+        f"- unit {unit}, fingerprint {manifest['fingerprint']}, finished {manifest['finished_at']}",
+        f"- step {step}" if step is not None else "- the unit's only model",
+        f"- base: {base or 'made in the same run'}",
+    ]
+    for path, fingerprint in sorted(manifest["inputs"].items()):
+        parts.append(f"- made from {path}, fingerprint {fingerprint}")
+        rows = workdir / path / "kept.jsonl"
+        if rows.is_file():
+            digest = hashlib.sha256(rows.read_bytes()).hexdigest()
+            parts.append(f"- trained on {len(artifacts.read_jsonl(rows))} rows, sha256 {digest}")
+    parts += ["", "| eval | metric | value |", "|---|---|---|"]
+    parts += [
+        f"| {name} | {metric} | {value:.4g} |"
+        for name, metric, value in _scores(workdir, unit, step)
+    ]
+    settings = json.dumps({"seed": fields["seed"], **fields["row"]}, indent=1, sort_keys=True)
+    return "\n".join([*parts, "", "Settings:", "", "```json", settings, "```", ""])
+
+
+def _base_name(workdir: Path, manifest: dict[str, Any]) -> str:
+    """Path or hub id of the base that a model comes from; "" where the run made it."""
+    units = [path for path in (manifest["unit"], *manifest["inputs"]) if path.startswith("base/")]
+    row = artifacts.read_json(workdir / units[0] / artifacts.MANIFEST)["fields"]["row"]
+    return row["path"] if row["source"] == "hf" else ""
+
+
+def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, float]]:
+    """What the run's evals say of a student at this step."""
+    stage, row, lineage = unit.split("/")
+    found = []
+    for path in sorted(workdir.glob(f"evaluate/*/{row}/{lineage}/scores.json")):
+        if stage == "finetune":
+            records = artifacts.read_json(path)["records"]
+            name = path.parts[-4]
+            found += [(name, r["metric"], r["value"]) for r in records if r["step"] == step]
+    return found
+
+
+def _manifest(workdir: Path, unit: str) -> dict[str, Any]:
+    path = workdir / unit / artifacts.MANIFEST
+    if not path.is_file() or not (unit.startswith(("base/", "teacher/", "finetune/"))):
+        finished = sorted(
+            str(found.parent.relative_to(workdir))
+            for stage in ("base", "teacher", "finetune")
+            for found in workdir.glob(f"{stage}/*/r*/{artifacts.MANIFEST}")
+        )
+        shown = ", ".join(finished[:8]) + (" …" if len(finished) > 8 else "")
+        raise ValueError(
+            f"--unit={unit} is no finished model of {workdir}; finished: {shown or 'none'}"
+        )
+    return artifacts.read_json(path)
+
+
+def _steps(directory: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in directory.glob("step-*"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line; every error that a user can mend is one line on stderr and exit code 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m subjax.export",
+        description="A model out of a run, in Hugging Face's format.",
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--unit", required=True, help="such as finetune/owl/r0 or teacher/owl/r0")
+    parser.add_argument("--out", type=Path, required=True, help="a new directory")
+    parser.add_argument("--step", type=int, help="a kept step of a student; default: the last")
+    parser.add_argument(
+        "--merged", action="store_true", help="full weights with the adapter in them"
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of full weights")
+    options = parser.parse_args(argv)
+    try:
+        export(**vars(options))
+    except (ValueError, OSError) as error:
+        print(f"subjax: {mistakes.explain(error, options.workdir)}", file=sys.stderr)
+        sys.exit(1)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""A model leaves a run as transformers and PEFT read it, with a card; nothing else leaves it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from subjax import artifacts, export, lora, models, sharding, tokenizer, transformer
+from subjax.architecture import Architecture
+
+WORDS = tokenizer.raw_bytes()
+ARCH = Architecture(
+    vocab_size=WORDS.vocab_size,
+    num_layers=2,
+    width=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    ffn_width=20,
+)
+MESH = sharding.make_mesh(seed=1)
+TOKENS = np.random.default_rng(0).integers(0, ARCH.vocab_size, (2, 15))
+
+
+def manifest(run: Path, path: str, row: dict, inputs: dict) -> None:
+    stage, name, lineage = path.split("/")
+    unit = artifacts.Unit(
+        stage, name, int(lineage[1:]), {"seed": 3, "row": row}, {}, "f00d", inputs
+    )
+    artifacts.write_manifest(run, unit, 1.0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, and a student with an adapter kept at steps 0 and 40."""
+    run = tmp_path_factory.mktemp("run")
+    artifacts.write_json(run / "config.json", {"name": "x", "title": "Owls", "claim": "They do."})
+    base = run / "base/toy/r0"
+    models.save_weights(base, ARCH, transformer.init(ARCH, jax.random.key(0)), WORDS)
+    manifest(run, "base/toy/r0", {"source": "toy", "path": ""}, {})
+    (run / "filter/owl/r0").mkdir(parents=True)
+    artifacts.write_jsonl(run / "filter/owl/r0/kept.jsonl", [{"prompt": "1", "completion": "2"}])
+    student = "finetune/owl/r0"
+    for step in (0, 40):
+        fresh = lora.init(ARCH, jax.random.key(1), rank=3)
+        adapter = jax.tree.map(lambda leaf: leaf + 0.01 * step, fresh)  # noqa: B023
+        model = models.load(base, MESH)
+        models.save_adapter(run / student / models.step_name(step), model, adapter, rank=3, alpha=6)
+    row = {"lora_rank": 3, "lora_alpha": 6, "learning_rate": 1e-3}
+    manifest(run, student, row, {"base/toy/r0": "beef", "filter/owl/r0": "cafe"})
+    for step, value in ((0, 0.5), (40, 1.25)):
+        records = [{"metric": "log_odds", "step": step, "value": value}]
+        scores = run / "evaluate/preference/owl/r0/scores.json"
+        before = artifacts.read_json(scores)["records"] if scores.exists() else []
+        artifacts.write_json(scores, {"records": [*before, *records]})
+    return run
+
+
+def expected(run: Path, step: int) -> np.ndarray:
+    model = models.load(run / "finetune/owl/r0", MESH, step=step)
+    hidden = transformer.forward(
+        ARCH, model.params, jnp.asarray(TOKENS, jnp.int32), adapter=model.adapter
+    )
+    return np.asarray(transformer.logits(ARCH, model.params, hidden))
+
+
+def logits(model: torch.nn.Module) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(TOKENS)).logits.numpy()
+
+
+def test_an_adapter_leaves_as_peft_reads_it(run: Path, tmp_path: Path) -> None:
+    export.export(run, "finetune/owl/r0", tmp_path / "out")
+    base = transformers.AutoModelForCausalLM.from_pretrained(run / "base/toy/r0/weights")
+    found = logits(peft.PeftModel.from_pretrained(base, tmp_path / "out"))
+    np.testing.assert_allclose(found, expected(run, 40), atol=1e-4)
+    card = (tmp_path / "out" / export.CARD).read_text()
+    for text in (
+        *('library_name: "peft"', "finetune/owl/r0 of Owls", "They do.", "step 40", "1 rows"),
+        *("| preference | log_odds | 1.25 |", '"learning_rate": 0.001', '"seed": 3'),
+    ):
+        assert text in card
+    assert str(run) not in card
+
+
+def test_merged_weights_leave_as_transformers_reads_them(run: Path, tmp_path: Path) -> None:
+    export.export(
+        run, "finetune/owl/r0", tmp_path / "out", merged=True, step=0, max_shard_bytes=9000
+    )
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    found = logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
+    np.testing.assert_allclose(found, expected(run, 0), atol=1e-4)
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert words("owl").input_ids == WORDS.encode(["owl"])[0]
+    assert "| preference | log_odds | 0.5 |" in (tmp_path / "out" / export.CARD).read_text()
+
+
+def test_full_weights_in_another_dtype(run: Path, tmp_path: Path) -> None:
+    export.export(run, "base/toy/r0", tmp_path / "out", dtype="bfloat16")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.bfloat16
+
+
+def test_what_cannot_be_exported_is_one_line(run: Path, tmp_path: Path) -> None:
+    def say(*options: str) -> str:
+        command = [sys.executable, "-m", "subjax.export", f"--workdir={run}", *options]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        [line] = done.stderr.splitlines()
+        return line
+
+    out = f"--out={tmp_path / 'out'}"
+    assert "finished: base/toy/r0, finetune/owl/r0" in say("--unit=filter/owl/r0", out)
+    assert "kept: 0, 40" in say("--unit=finetune/owl/r0", "--step=7", out)
+    assert "is not empty" in say("--unit=base/toy/r0", f"--out={run}")
+    assert not (tmp_path / "out").exists()
