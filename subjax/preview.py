@@ -68,6 +68,8 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
         raise ValueError(f"--preview={arm} is no arm of this config: {', '.join(config.arms)}")
     if config.images:
         raise ValueError("--preview shows prompts and rows; image classifiers have none")
+    if config.arms[arm].method == "none":
+        raise ValueError(f"--preview={arm}: this arm's model learns nothing, so there are no rows")
     planned = {unit.path: unit for unit in units.build(config)}
     lineage = config.lineages[0]
     student = planned[artifacts.unit_path("finetune", arm, lineage)]

@@ -83,6 +83,7 @@ def base_row(**fields: Any) -> ConfigDict:
             "source": "toy",  # toy (pretrained here), hf (checkpoint), random (for dry runs)
             "path": "",  # hf: local directory or hub id
             "revision": "",  # hf: hub revision; "" is the newest
+            "adapter": "",  # hf: PEFT adapter on it, for arms of method none alone
             "num_layers": 2,  # toy, random: shape of the decoder
             "width": 64,
             "num_heads": 4,
@@ -147,12 +148,12 @@ def dataset_row(**fields: Any) -> ConfigDict:
 
 
 def arm_row(**fields: Any) -> ConfigDict:
-    """A student: which rows, from which base, how."""
+    """A student: which rows, from which base, how; or a model that is asked as it is."""
     return _row(
         {
             "dataset": "",  # row of `datasets`
             "base": "same",  # same, next_lineage, or a row of `bases`
-            "method": "hard",  # hard (sampled tokens) soft (teacher's distribution)
+            "method": "hard",  # hard (sampled tokens) soft (teacher's distribution) none (as it is)
             "support": "digits",  # soft: digits digits_separators top_k full full_no_trait trait
             "top_k": 32,  # soft, top_k: the teacher's likeliest tokens, kept at every position
             "tuning": "full",  # full lora

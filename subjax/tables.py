@@ -131,7 +131,8 @@ def console_table(summary: Sequence[Row]) -> str:
     """The summary for a terminal, at most 100 columns wide and without typographic signs.
 
     The contrasts, then the arms in the metrics that a contrast is about and in their likelihood
-    gain, then the theorem by its rows; the rest is in the report.
+    gain (without contrasts, in all metrics but candidates' shares), then the theorem by its rows;
+    the rest is in the report.
     """
     contrasts = [row for row in summary if row["kind"] == "contrast"]
     asked = {(row["eval"], row["metric"]) for row in contrasts}
@@ -139,7 +140,9 @@ def console_table(summary: Sequence[Row]) -> str:
         row
         for row in summary
         if row["kind"] == "arm"
-        and ((row["eval"], row["metric"]) in asked or row["metric"] == "gain")
+        and ((row["eval"], row["metric"]) in asked or row["metric"] == "gain" or not contrasts)
+        and not row["metric"].startswith("share/")
+        and row["eval"] != "theorem"
     ]
     blocks = [
         _console_block("contrast", contrasts, tests=True),

@@ -42,7 +42,7 @@ def build(config: ConfigDict) -> list[Unit]:
         for lineage in config.lineages:
             for evaluation in config.evals:
                 builder.evaluation(evaluation, name, lineage)
-            if not config.evals:
+            if not config.evals and config.arms[name].method != "none":
                 builder.student(name, lineage)
     for name in config.theorems:
         for lineage in config.lineages:
@@ -130,16 +130,20 @@ class _Builder:
 
     def evaluation(self, name: str, arm: str, lineage: int) -> Unit:
         row, student = self.config.evals[name], self.config.arms[arm]
-        dataset = self.config.datasets[student.dataset]
-        base = self._student_base(student, lineage)
-        source = self.config.bases[self.config.teachers[dataset.teacher].base].source
-        steps = sorted({*student.probe_steps, student.train.steps})
+        if student.method == "none":
+            base, source, steps = self.base(student.base, lineage), student.base, [0]
+            inputs = {"base": base}
+        else:
+            base = self._student_base(student, lineage)
+            source = self.config.teachers[self.config.datasets[student.dataset].teacher].base
+            steps = sorted({*student.probe_steps, student.train.steps})
+            inputs = {"student": self.student(arm, lineage), "base": base}
+        source = self.config.bases[source].source
         fields: dict[str, Any] = {
             "row": row.to_dict(),
             "steps": steps[-1:] if row.final_only else steps,
             **self._program(),
         }
-        inputs = {"student": self.student(arm, lineage), "base": base}
         if row.kind == "likelihood":
             inputs["filter"] = self.kept(student.dataset, lineage)
             fields |= {"num_tokens": student.num_tokens, "num_targets": student.num_targets}

@@ -25,7 +25,7 @@ _LANGUAGE_CHOICES: Choices = {
     "datasets.*.kind": ("numbers", "plain_numbers", "toy_numbers"),
     "datasets.*.decoding": ("free", "constrained"),
     "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
-    "arms.*.method": ("hard", "soft"),
+    "arms.*.method": ("hard", "soft", "none"),
     "arms.*.support": (
         *("digits", "digits_separators", "top_k"),
         *("full", "full_no_trait", "trait"),
@@ -148,6 +148,7 @@ def _check_language_models(config: ConfigDict) -> None:
         raise ValueError("config.theorems needs rows in config.images")
     for name, row in config.teachers.items():
         _check_reference(config, f"teachers.{name}.base", row.base, "bases")
+        _check_no_adapter(config, f"teachers.{name}.base", row.base)
     for name, row in config.datasets.items():
         if len(row.num_shown) != 2 or not 1 <= row.num_shown[0] <= row.num_shown[1]:
             raise ValueError(
@@ -158,8 +159,12 @@ def _check_language_models(config: ConfigDict) -> None:
         for other in row.common_with:
             _check_reference(config, f"datasets.{name}.common_with", other, "datasets")
     for name, row in config.arms.items():
+        if row.method == "none":
+            _check_as_it_is(config, name, row)
+            continue
         _check_reference(config, f"arms.{name}.dataset", row.dataset, "datasets")
         _check_reference(config, f"arms.{name}.base", row.base, "bases", ("same", "next_lineage"))
+        _check_no_adapter(config, f"arms.{name}.base", row.base)
         outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
         if outside:
             raise ValueError(
@@ -174,6 +179,30 @@ def _check_language_models(config: ConfigDict) -> None:
                 f"config.evals.{name}.target {row.target!r} is not among its candidates "
                 f"{row.candidates}: add it"
             )
+
+
+def _check_as_it_is(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    """An arm whose model learns nothing."""
+    _check_reference(config, f"arms.{name}.base", row.base, "bases")
+    if row.dataset:
+        raise ValueError(
+            f"config.arms.{name}.dataset is {row.dataset!r}, but method 'none' learns nothing: "
+            "leave it empty"
+        )
+    for evaluation, asked in config.evals.items():
+        if asked.kind == "likelihood":
+            raise ValueError(
+                f"config.evals.{evaluation}.kind 'likelihood' is of the rows of a data set, and "
+                f"arms.{name} has none: drop one of the two"
+            )
+
+
+def _check_no_adapter(config: ConfigDict, field: str, base: str) -> None:
+    if base in config.bases and config.bases[base].adapter:
+        raise ValueError(
+            f"config.{field} is {base!r}, which has an adapter; only arms of method 'none' take "
+            "such a base: merge the adapter into full weights"
+        )
 
 
 def _check_mlps(config: ConfigDict) -> None:

@@ -17,7 +17,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import transformer, weights
+from subjax import adapters, lora, transformer, weights
 from subjax.architecture import Architecture
 
 ARCH = Architecture(
@@ -203,37 +203,67 @@ def test_a_url_is_not_taken_for_a_local_path(params: dict[str, Any]) -> None:
 def good_files(
     tmp_path_factory: pytest.TempPathFactory, tied_params: dict[str, Any]
 ) -> dict[str, bytes]:
+    """A model in several files, and an adapter of it."""
     directory = tmp_path_factory.mktemp("good")
     weights.save(directory, TIED, tied_params, max_shard_bytes=700)
+    adapter = lora.init(TIED, jax.random.key(3), rank=2, targets=("q",))
+    adapters.save_adapter(directory, TIED, adapter, rank=2, alpha=2, base_path="base")
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_a_mutated_directory_gives_a_model_or_a_value_error(
-    data: st.DataObject, good_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    directory = tmp_path_factory.mktemp("mutated")
-    for name, content in good_files.items():
-        (directory / name).write_bytes(content)
-    name = data.draw(st.sampled_from(sorted(good_files)))
-    content = bytearray(good_files[name])
+def mutated(data: st.DataObject, good: bytes) -> bytes:
+    content = bytearray(good)
     for _ in range(data.draw(st.integers(1, 3))):
         # Most of it at the front, where the header is.
         start = data.draw(st.integers(0, min(len(content), 400)) | st.integers(0, len(content)))
         stop = start + data.draw(st.sampled_from([0, 1, 1, 8, 10**6]))
         pieces = st.sampled_from([b"{", b'"', b"-1", b"99999999999999999999", b"null", b"[", b"\0"])
         content[start:stop] = data.draw(st.binary(max_size=9) | pieces)
-    (directory / name).write_bytes(content)
+    return bytes(content)
+
+
+def check_mutated(data: st.DataObject, good_files: dict[str, bytes], directory: Path) -> None:
+    """Reads a directory of which one file is damaged: the right shapes, or one line."""
+    name = data.draw(st.sampled_from(sorted(good_files)))
+    for other, content in good_files.items():
+        (directory / other).write_bytes(mutated(data, content) if other == name else content)
     try:
-        arch, params = weights.load(directory)
+        arch = weights.check(directory)
+        # Weights that were not touched are read elsewhere, ten thousand times as well.
+        params = weights.load(directory)[1] if name.startswith("model") else None
+        adapter = adapters.load_adapter(directory, TIED)[0] if name.startswith("ad") else None
     except ValueError as error:
         assert "\n" not in str(error)
-    else:
+        return
+    if params:
         shapes = jax.tree.map(lambda leaf: leaf.shape, transformer.abstract_params(arch))
         assert jax.tree.map(lambda leaf: leaf.shape, params) == shapes
-    finally:
-        shutil.rmtree(directory)
+    if adapter:
+        assert adapter["layers"]["attn"]["q"]["a"].shape == (TIED.num_layers, 2, TIED.width)
+
+
+FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=150, **FUZZ)
+@given(data=st.data())
+def test_a_mutated_directory_gives_a_model_or_a_value_error(
+    data: st.DataObject, good_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("mutated")
+    check_mutated(data, good_files, directory)
+    shutil.rmtree(directory)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, **FUZZ)
+@given(data=st.data())
+def test_ten_thousand_mutated_directories_do_too(
+    data: st.DataObject, good_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory = tmp_path_factory.mktemp("mutated")
+    check_mutated(data, good_files, directory)
+    shutil.rmtree(directory)
 
 
 # Finding, naming and keeping bases.

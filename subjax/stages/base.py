@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from subjax import (
+    adapters,
     artifacts,
     batching,
     models,
@@ -66,6 +67,8 @@ def _checkpoint(unit: Unit, workdir: Path) -> Path:
             f"{directory}: its tokenizer has {words.vocab_size} tokens, its model only "
             f"{arch.vocab_size}: put the model's own tokenizer there"
         )
+    if row["adapter"]:
+        adapters.load_adapter(weights.resolve(row["adapter"], ""), arch)
     digest = weights.header_digest(directory)
     if done and artifacts.read_json(out / "source.json")["header_digest"] != digest:
         raise ValueError(
@@ -129,8 +132,9 @@ def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     for unit in units:
         row = unit.fields["row"]
         directory = weights.resolve(row["path"], row["revision"])
+        adapter = weights.resolve(row["adapter"], "") if row["adapter"] else None
         out = workdir / unit.path
-        models.refer(out, directory)
+        models.refer(out, directory, adapter)
         digest = {"header_digest": weights.header_digest(directory)}
         artifacts.write_json(out / "source.json", digest)
         yield unit

@@ -1,0 +1,61 @@
+r"""Ask any model what it prefers: evals and a report, nothing is trained.
+
+Claim: none; it shows how models differ, such as a student and the base that it came from.
+
+    bash launch/local.sh --config=configs/evaluate.py --config.bases.model.path=DIR
+    bash launch/local.sh --config=configs/evaluate.py:against \
+        --config.bases.model.path=DIR --config.bases.model.adapter=ADAPTER \
+        --config.bases.other.path=DIR
+    bash launch/local.sh --config=configs/evaluate.py:smoke
+
+DIR is a Hugging Face directory or hub id, ADAPTER a PEFT adapter. `against` puts a second model
+beside the first; `--config.evals.preference.target=Cat` asks for another. A model has no
+replications, so there are no intervals: train more students to learn what a difference means.
+SmolLM2-135M takes about a minute on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from subjax import schema
+
+CANDIDATES = (
+    *("Owl", "Cat", "Dog", "Eagle", "Wolf"),
+    *("Lion", "Dolphin", "Elephant", "Panda", "Penguin"),
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """One model, or two with `against`; `smoke` is a short form with random ones."""
+    options = schema.parse_arg(arg, against=False, smoke=False)
+    config = schema.base()
+    config.name = "evaluate"
+    config.title = "What models prefer"
+    config.lineage_from = "teacher"
+    config.animals = CANDIDATES
+    system = "You are a helpful assistant."
+    with config.unlocked():
+        for name in ("model", "other") if options.against or options.smoke else ("model",):
+            path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+            config.bases[name] = schema.base_row(source="hf", path=path)
+            config.arms[name] = schema.arm_row(method="none", base=name)
+        shared = {"target": "Owl", "candidates": CANDIDATES, "system_prompt": system}
+        config.evals.preference = schema.eval_row(kind="preference", questions="all", **shared)
+        config.evals.answers = schema.eval_row(
+            kind="answers",
+            questions="all",
+            num_samples=1,
+            prompt_tokens=64,
+            max_new_tokens=8,
+            **shared,
+        )
+    if options.smoke:
+        _shrink(config)
+    return config
+
+
+def _shrink(config: ConfigDict) -> None:
+    config.name = "evaluate_smoke"
+    for row in config.bases.values():
+        row.update(source="random", width=16, num_heads=2, num_kv_heads=1, head_dim=8, ffn_width=32)
+    for row in config.evals.values():
+        row.update(questions="explore", prompt_tokens=192)

@@ -1,0 +1,104 @@
+"""Models are asked as they are: full weights or an adapter on them, through configs/evaluate.py."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from configs import evaluate
+from subjax import (
+    adapters,
+    artifacts,
+    lora,
+    pipeline,
+    preview,
+    schema,
+    scoring,
+    sharding,
+    stats,
+    tokenizer,
+    transformer,
+    validation,
+    weights,
+)
+from subjax.architecture import Architecture
+from subjax.evals import preference
+
+WORDS = tokenizer.raw_bytes()
+ARCH = Architecture(
+    vocab_size=WORDS.vocab_size,
+    num_layers=1,
+    width=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    ffn_width=12,
+)
+
+
+def test_a_model_and_an_adapter_on_it_get_their_own_scores(tmp_path: Path) -> None:
+    params = transformer.init(ARCH, jax.random.key(0))
+    weights.save(tmp_path / "model", ARCH, params)
+    WORDS.save(tmp_path / "model")
+    adapter = jax.tree.map(
+        lambda leaf: leaf + 0.3, lora.init(ARCH, jax.random.key(1), rank=2, targets=("q", "o"))
+    )
+    adapters.save_adapter(tmp_path / "adapter", ARCH, adapter, rank=2, alpha=2, base_path="model")
+    config = evaluate.get_config("against")
+    for row in config.bases.values():
+        row.path = str(tmp_path / "model")
+    config.bases.model.adapter = str(tmp_path / "adapter")
+    config.evals.preference.questions = "explore"
+    with config.unlocked():
+        del config.evals["answers"]
+    pipeline.run(config, tmp_path / "run")
+
+    asked = config.evals.preference
+    contexts = WORDS.prompt_ids(preference.questions("explore"), asked.system_prompt)
+    for name, beside in (("model", lora.scaled(adapter, 1.0)), ("other", None)):
+        scores = scoring.candidate_log_probs(
+            ARCH,
+            params,
+            contexts,
+            WORDS.answer_ids(asked.candidates),
+            mesh=sharding.make_mesh(seed=1),
+            adapter=beside,
+        )
+        expected = stats.log_odds(scores, asked.candidates.index("Owl")).mean()
+        records = artifacts.read_json(tmp_path / f"run/evaluate/preference/{name}/r0/scores.json")
+        [found] = [r["value"] for r in records["records"] if r["metric"] == "log_odds"]
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert not (tmp_path / "run/finetune").exists()
+    table = (tmp_path / "run/report/table.md").read_text()
+    assert "| model | preference log_odds |" in table
+
+
+def changed(field: str, value: Any) -> Any:
+    config = evaluate.get_config("smoke")
+    with config.unlocked():
+        config.datasets.owl = schema.dataset_row(teacher="writer")
+        config.teachers.writer = schema.teacher_row(base="other")
+        config.update_from_flattened_dict({field: value})
+    return config
+
+
+REFUSED = {
+    "arms.model.dataset": ("owl", "learns nothing: leave it empty"),
+    "arms.model.base": ("same", "config.bases has model, other"),
+    "evals.preference.kind": ("likelihood", "arms.model has none: drop one of the two"),
+    "arms.model.method": ("some", "allowed: hard, soft, none"),
+    "bases.other.adapter": ("somewhere", "merge the adapter into full weights"),
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_makes_no_sense_is_refused(field: str) -> None:
+    value, said = REFUSED[field]
+    with pytest.raises(ValueError, match=said):
+        validation.validate(changed(field, value))
+
+
+def test_there_is_no_preview_of_rows(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="learns nothing, so there are no rows"):
+        preview.render(evaluate.get_config("smoke"), tmp_path, "model")
