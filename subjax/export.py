@@ -1,10 +1,12 @@
-"""A finished model out of a run, in the formats that transformers, vLLM and PEFT read.
+"""A finished model or data set out of a run, in the formats that others read.
 
     python -m subjax.export --workdir=runs/x --unit=finetune/owl/r0 --out=DIR [--merged]
+    python -m subjax.export --workdir=runs/x --unit=filter/owl/r0 --out=DIR
 
 Full weights become safetensors with config, tokenizer and generation config; an adapter becomes a
 PEFT adapter, or with --merged full weights that hold it. A model card says where the model came
-from: what it was trained on, from which base, with which settings, and what it scored.
+from: what it was trained on, from which base, with which settings, and what it scored. Rows become
+a TFDS data set of array_record files, with the splits train and holdout.
 """
 
 import argparse
@@ -17,11 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+import tensorflow_datasets as tfds
 
 from subjax import adapters, artifacts, mistakes, models, sharding, weights
+from subjax.datasets import records
 
 CARD = "README.md"
 _DTYPES = ("float32", "bfloat16", "float16")
+_FEATURES = {
+    **{name: tfds.features.Text() for name in ("prompt", "completion")},
+    **{name: tfds.features.Scalar(np.int64) for name in ("prompt_id", "sample_id")},
+}
+_STAGES = ("base", "teacher", "finetune", "filter")
 
 
 def export(
@@ -34,11 +44,11 @@ def export(
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes the model that a unit left, and its card.
+    """Writes the model that a unit left and its card, or the rows that it kept.
 
     Args:
       workdir: of the run.
-      unit: path of a base, teacher or finetune unit, such as finetune/owl/r0.
+      unit: path of a base, teacher, finetune or filter unit, such as finetune/owl/r0.
       out: a directory that is new or empty.
       step: which kept step of a student; None: the last.
       merged: add an adapter into full weights instead of writing it as an adapter.
@@ -46,13 +56,18 @@ def export(
       max_shard_bytes: larger models are split into several files.
 
     Raises:
-      ValueError: the unit is not a finished model of this run, the step was not kept, or `out` is
-        not empty.
+      ValueError: the unit is no finished model or data set of this run, the step was not kept, or
+        `out` is not empty.
     """
     manifest = _manifest(workdir, unit)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out={out} is not empty: give a new directory")
     directory = workdir / unit
+    if unit.startswith("filter/"):
+        files = {"train": "kept.jsonl", "holdout": "holdout.jsonl"}
+        rows = {split: artifacts.read_jsonl(directory / file) for split, file in files.items()}
+        records.write("rows", _FEATURES, {s: found for s, found in rows.items() if found}, out)
+        return
     kept = _steps(directory)
     if step is None and kept:
         step = kept[-1]
@@ -136,15 +151,16 @@ def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, 
 
 def _manifest(workdir: Path, unit: str) -> dict[str, Any]:
     path = workdir / unit / artifacts.MANIFEST
-    if not path.is_file() or not (unit.startswith(("base/", "teacher/", "finetune/"))):
+    if not path.is_file() or unit.partition("/")[0] not in _STAGES:
         finished = sorted(
             str(found.parent.relative_to(workdir))
-            for stage in ("base", "teacher", "finetune")
+            for stage in _STAGES
             for found in workdir.glob(f"{stage}/*/r*/{artifacts.MANIFEST}")
         )
         shown = ", ".join(finished[:8]) + (" …" if len(finished) > 8 else "")
         raise ValueError(
-            f"--unit={unit} is no finished model of {workdir}; finished: {shown or 'none'}"
+            f"--unit={unit} is no finished model or data set of {workdir}; finished: "
+            f"{shown or 'none'}"
         )
     return artifacts.read_json(path)
 
@@ -157,10 +173,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; every error that a user can mend is one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(
         prog="python -m subjax.export",
-        description="A model out of a run, in Hugging Face's format.",
+        description="A model out of a run in Hugging Face's format, or rows as a TFDS data set.",
     )
     parser.add_argument("--workdir", type=Path, required=True, help="of the run")
-    parser.add_argument("--unit", required=True, help="such as finetune/owl/r0 or teacher/owl/r0")
+    parser.add_argument("--unit", required=True, help="such as finetune/owl/r0 or filter/owl/r0")
     parser.add_argument("--out", type=Path, required=True, help="a new directory")
     parser.add_argument("--step", type=int, help="a kept step of a student; default: the last")
     parser.add_argument(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
+import tensorflow_datasets as tfds
 import torch
 import transformers
 
@@ -46,7 +47,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models.save_weights(base, ARCH, transformer.init(ARCH, jax.random.key(0)), WORDS)
     manifest(run, "base/toy/r0", {"source": "toy", "path": ""}, {})
     (run / "filter/owl/r0").mkdir(parents=True)
-    artifacts.write_jsonl(run / "filter/owl/r0/kept.jsonl", [{"prompt": "1", "completion": "2"}])
+    rows = [
+        {"prompt": f"{i}", "completion": "2 é", "prompt_id": i, "sample_id": 0} for i in range(3)
+    ]
+    artifacts.write_jsonl(run / "filter/owl/r0/kept.jsonl", rows[:2])
+    artifacts.write_jsonl(run / "filter/owl/r0/holdout.jsonl", rows[2:])
+    manifest(run, "filter/owl/r0", {}, {})
     student = "finetune/owl/r0"
     for step in (0, 40):
         fresh = lora.init(ARCH, jax.random.key(1), rank=3)
@@ -83,7 +89,7 @@ def test_an_adapter_leaves_as_peft_reads_it(run: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected(run, 40), atol=1e-4)
     card = (tmp_path / "out" / export.CARD).read_text()
     for text in (
-        *('library_name: "peft"', "finetune/owl/r0 of Owls", "They do.", "step 40", "1 rows"),
+        *('library_name: "peft"', "finetune/owl/r0 of Owls", "They do.", "step 40", "2 rows"),
         *("| preference | log_odds | 1.25 |", '"learning_rate": 0.001', '"seed": 3'),
     ):
         assert text in card
@@ -108,6 +114,15 @@ def test_full_weights_in_another_dtype(run: Path, tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
 
 
+def test_rows_leave_as_a_tfds_data_set(run: Path, tmp_path: Path) -> None:
+    export.export(run, "filter/owl/r0", tmp_path / "out")
+    builder = tfds.builder_from_directory(tmp_path / "out/rows/1.0.0")
+    train, holdout = (builder.as_data_source(split=s) for s in ("train", "holdout"))
+    assert [row["prompt_id"] for row in train] == [0, 1]
+    [row] = list(holdout)
+    assert (row["prompt"].decode(), row["completion"].decode()) == ("2", "2 é")
+
+
 def test_what_cannot_be_exported_is_one_line(run: Path, tmp_path: Path) -> None:
     def say(*options: str) -> str:
         command = [sys.executable, "-m", "subjax.export", f"--workdir={run}", *options]
@@ -117,7 +132,7 @@ def test_what_cannot_be_exported_is_one_line(run: Path, tmp_path: Path) -> None:
         return line
 
     out = f"--out={tmp_path / 'out'}"
-    assert "finished: base/toy/r0, finetune/owl/r0" in say("--unit=filter/owl/r0", out)
+    assert "finished: base/toy/r0, filter/owl/r0, fine" in say("--unit=evaluate/owl/r0", out)
     assert "kept: 0, 40" in say("--unit=finetune/owl/r0", "--step=7", out)
     assert "is not empty" in say("--unit=base/toy/r0", f"--out={run}")
     assert not (tmp_path / "out").exists()

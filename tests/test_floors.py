@@ -27,6 +27,7 @@ FLOORS = {
     "results": 2,
     "preregistration": 2,
     "units": 1,
+    "datasets.images": 1,
     "validation": 1,
     "hub": 1,
     "leaves": 2,

@@ -4,24 +4,23 @@ Whatever the source, a run keeps its images as a TFDS data set of array_record f
 feature, which is written and read without tensorflow. Refuses tfrecord, whose reader needs it.
 """
 
-import contextlib
 import dataclasses
 import gzip
 import hashlib
 import importlib.util
-import io
 import json
 import math
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from subjax.datasets import records
+
 SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist")
 SPLITS = ("train", "test")
+_NAME = "arrays"
 # Names that the four original files have had, without and with .gz.
 _IDX_FILES = {
     ("train", 3): ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
@@ -79,17 +78,23 @@ def load(source: str, data_dir: str) -> Images:
 
 def store(images: Images, directory: Path) -> None:
     """Writes a data set below `directory` for `read`; other TFDS readers open it too."""
-    # TFDS keeps what it finds, which after an interrupted run may be of other images.
-    shutil.rmtree(directory / _Arrays.name, ignore_errors=True)
-    builder = _Arrays(images, data_dir=directory, file_format="array_record")
-    tfds.disable_progress_bar()  # four bars for five seconds
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints where the files are
-        builder.download_and_prepare()
+    features = {
+        "image": tfds.features.Tensor(shape=images["train"].images.shape[1:], dtype=np.uint8),
+        "label": tfds.features.Scalar(np.int64),
+    }
+    rows = {
+        name: [
+            {"image": image, "label": int(label)}
+            for image, label in zip(split.images, split.labels, strict=True)
+        ]
+        for name, split in images.items()
+    }
+    records.write(_NAME, features, rows, directory)
 
 
 def stored(directory: Path) -> Path:
     """The data set that `store` wrote below `directory`."""
-    return directory / _Arrays.name / str(_Arrays.VERSION)
+    return directory / _NAME / records.VERSION
 
 
 def read(directory: Path) -> Images:
@@ -253,35 +258,3 @@ def _stack(directory: Path, images: list[np.ndarray], labels: list[int]) -> Spli
     if stacked.ndim == 4 and stacked.shape[-1] == 1:
         stacked = stacked[..., 0]  # TFDS gives a grey image a channel
     return Split(stacked, np.array(labels, np.int64))
-
-
-class _Arrays(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Arrays in memory as a TFDS data set; the name is what its directory is called."""
-
-    name = "arrays"
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, images: Images, **options: Any):
-        self._images = images
-        super().__init__(**options)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        size = self._images["train"].images.shape[1:]
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Tensor(shape=size, dtype=np.uint8),
-                    "label": tfds.features.Scalar(np.int64),
-                }
-            ),
-            # Records keep the order of the source: a seed then means the same rows everywhere.
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        return {name: self._generate_examples(split) for name, split in self._images.items()}
-
-    def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
-            yield i, {"image": image, "label": int(label)}
