@@ -199,7 +199,7 @@ FAMILIES: dict[str, Family] = {
         model_class="GemmaForCausalLM",
         tensors=_ENDS | _LAYERS | _PRE_NORMS,
         traits=_GEMMA,
-        fixed=_GEMMA_FIXED,
+        fixed={**_GEMMA_FIXED, "hidden_activation": ("gelu_pytorch_tanh", None)},
         defaults={**_GEMMA_DEFAULTS, "num_key_value_heads": 16},
     ),
     "gemma2": Family(
@@ -213,6 +213,7 @@ FAMILIES: dict[str, Family] = {
         },
         activation="hidden_activation",
         local="even",
+        harmless=frozenset({"sliding_window_size"}),  # transformers reads sliding_window alone
         fixed={
             **_GEMMA_FIXED,
             "hidden_act": ("gelu_pytorch_tanh",),

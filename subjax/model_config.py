@@ -14,6 +14,7 @@ from subjax.families import Family
 
 # No size of a model comes near; larger ones are typing errors that would exhaust the memory.
 _MAX_SIZE = 2**31
+_MAX_LAYERS = 10_000
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -72,6 +73,8 @@ def read(config: dict[str, Any]) -> Architecture:
     given = {**family.defaults, **{n: v for n, v in config.items() if v is not None}}
     sizes: dict[str, Any] = {field: _size(given, name) for name, field in family.sizes.items()}
     width, num_heads = sizes["width"], sizes["num_heads"]
+    if sizes["num_layers"] > _MAX_LAYERS:
+        raise _refused("num_hidden_layers", sizes["num_layers"], f"at most {_MAX_LAYERS}")
     tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
     if type(tied) is not bool:
         raise _refused("tie_word_embeddings", tied, "true or false")
@@ -99,7 +102,7 @@ def read(config: dict[str, Any]) -> Architecture:
         num_kv_heads=_size(kv_heads, "num_key_value_heads", num_heads),
         head_dim=head_dim,
         activation=_activation(config, family),
-        parallel=config.get("use_parallel_residual", True) if family.rope == "partial" else False,
+        parallel=_parallel(config, family),
         tie_embeddings=tied,
         max_positions=_size(given, "max_position_embeddings", 2048),
     )
@@ -180,6 +183,15 @@ def _check_attributes(config: dict[str, Any], family: Family) -> None:
             )
 
 
+def _parallel(config: dict[str, Any], family: Family) -> bool:
+    if family.rope != "partial":
+        return False
+    value = config.get("use_parallel_residual", True)
+    if type(value) is not bool:
+        raise _refused("use_parallel_residual", value, "true or false")
+    return value
+
+
 def _activation(config: dict[str, Any], family: Family) -> str:
     name = config.get(family.activation) or family.defaults.get("activation", "silu")
     if not isinstance(name, str) or name not in _ACTIVATIONS:
@@ -193,30 +205,36 @@ def _windows(config: dict[str, Any], family: Family, num_layers: int) -> dict[st
     used = config.get("use_sliding_window", False) if family.local == "late" else bool(family.local)
     if type(used) is not bool:
         raise _refused("use_sliding_window", used, "true or false")
-    types = config.get("layer_types")
-    if types is not None:
-        if not isinstance(types, list) or len(types) != num_layers:
-            raise _refused("layer_types", types, f"null or a list of {num_layers}, one a layer")
-        for entry in types:
-            if not isinstance(entry, str) or entry not in _LAYER_TYPES:
-                raise _refused("layer_types", entry, _options(tuple(_LAYER_TYPES)))
-        local = tuple(_LAYER_TYPES[entry] for entry in types)
+    if config.get("layer_types") is not None:
+        local = _named_layers(config["layer_types"], num_layers)
     else:
-        late = config.get("max_window_layers", 28)
-        every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
-        local = tuple(
-            {
-                "": False,
-                "all": True,
-                "late": type(late) is int and i >= late,
-                "even": i % 2 == 0,
-                "pattern": type(every) is int and every > 0 and (i + 1) % every > 0,
-            }[family.local]
-            for i in range(min(num_layers, 100_000))
-        )
+        local = _usual_layers(config, family, num_layers)
     if not used or window is None or not any(local):
         return {}
     return {"window": _size({"sliding_window": window}, "sliding_window"), "local": local}
+
+
+def _named_layers(types: Any, num_layers: int) -> tuple[bool, ...]:
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise _refused("layer_types", types, f"null or a list of {num_layers}, one a layer")
+    for entry in types:
+        if not isinstance(entry, str) or entry not in _LAYER_TYPES:
+            raise _refused("layer_types", entry, _options(tuple(_LAYER_TYPES)))
+    return tuple(_LAYER_TYPES[entry] for entry in types)
+
+
+def _usual_layers(config: dict[str, Any], family: Family, num_layers: int) -> tuple[bool, ...]:
+    """Which layers are local where the file does not say it layer by layer."""
+    layers = range(num_layers) if family.local else ()
+    if family.local == "late":
+        first = _size({"max_window_layers": 28, **config}, "max_window_layers", 28)
+        return tuple(i >= first for i in layers)
+    if family.local == "pattern":
+        spellings = ("sliding_window_pattern", "_sliding_window_pattern")
+        name = next((name for name in spellings if config.get(name) is not None), spellings[0])
+        every = _size(config, name, 6)
+        return tuple((i + 1) % every > 0 for i in layers)
+    return tuple(family.local == "all" or i % 2 == 0 for i in layers)
 
 
 def _rope(config: dict[str, Any], family: Family, head_dim: int) -> dict[str, Any]:

@@ -157,6 +157,34 @@ def test_an_attribute_that_changes_the_model_is_refused_by_name(changes: dict[st
     assert "\n" not in str(error.value)
 
 
+LOCAL: list[tuple[str, dict[str, Any]]] = [
+    ("qwen2", {"use_sliding_window": 1}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": -1}),
+    ("mistral", {"sliding_window": 0}),
+    ("mistral", {"sliding_window": 2.5}),
+    ("gemma2", {"layer_types": ["full_attention"]}),
+    ("gemma2", {"layer_types": ["full_attention", "chunked_attention"]}),
+    ("gemma3_text", {"sliding_window_pattern": "six"}),
+    ("gemma3_text", {"rope_parameters": {"full_attention": {}, "chunked_attention": {}}}),
+    ("gemma3_text", {"rope_parameters": {"sliding_attention": 5, "full_attention": {}}}),
+    ("gemma3_text", {"use_bidirectional_attention": True}),
+    ("gemma", {"hidden_act": 3}),
+    ("gpt_neox", {"num_key_value_heads": 2}),
+    ("gpt_neox", {"rotary_pct": "half"}),
+    ("gpt_neox", {"use_parallel_residual": "yes"}),
+    ("mistral", {"num_hidden_layers": 2**30}),
+]
+
+
+@pytest.mark.parametrize(("model_type", "changes"), LOCAL, ids=str)
+def test_what_a_family_cannot_mean_is_refused_by_name(
+    model_type: str, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=list(changes)[-1]) as error:
+        model_config.read({**PLAIN, "model_type": model_type, "num_hidden_layers": 2, **changes})
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("name", [name for name in PLAIN if name != "model_type"])
 def test_a_missing_size_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=name):
