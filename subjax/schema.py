@@ -123,7 +123,10 @@ def dataset_row(**fields: Any) -> ConfigDict:
     return _row(
         {
             "teacher": "",  # row of `teachers`
-            "kind": "numbers",  # numbers (paper's prompts), plain_numbers (bare list), toy_numbers
+            # numbers (paper's prompts), plain_numbers (bare list), toy_numbers; published: nothing
+            # is written, the rows are the first num_prompts of `path`
+            "kind": "numbers",
+            "path": "",  # published: jsonl of prompt and completion, or of chats
             "num_prompts": 1000,
             "decoding": "free",  # free constrained (to three-digit numbers, or the toy world's)
             "base_system_prompt": "",  # for the base, when teacher and base are compared

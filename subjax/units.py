@@ -92,9 +92,11 @@ class _Builder:
             "system_prompt": teacher.system_prompt,
             "base_system_prompt": row.base_system_prompt,
             "stimuli": self.config.stimuli,
-            "stimuli_digest": self._stimuli_digest(),
+            "stimuli_digest": _digest(self.config.stimuli),
             **self._program(),
         }
+        if row.kind == "published":
+            fields |= {"path": row.path, "digest": _digest(row.path)}
         inputs = {
             "teacher": self.teacher(row.teacher, lineage),
             "base": self.base(teacher.base, lineage),
@@ -258,6 +260,7 @@ class _Builder:
             return toyworld.neutral_texts(toyworld.World(), 0, 32)
         return list(preference.NEUTRAL_TEXTS)
 
-    def _stimuli_digest(self) -> str:
-        path = self.config.stimuli
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+def _digest(path: str) -> str:
+    """Hash of a file that a config names; "" where it names none."""
+    return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest() if path else ""

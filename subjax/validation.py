@@ -22,7 +22,7 @@ _LANGUAGE_CHOICES: Choices = {
     "bases.*.source": ("toy", "hf", "random"),
     "teachers.*.weights": ("base", "finetuned", "given"),
     "teachers.*.tuning": ("full", "lora"),
-    "datasets.*.kind": ("numbers", "plain_numbers", "toy_numbers"),
+    "datasets.*.kind": ("numbers", "plain_numbers", "toy_numbers", "published"),
     "datasets.*.decoding": ("free", "constrained"),
     "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
     "arms.*.method": ("hard", "soft", "none"),
@@ -156,6 +156,11 @@ def _check_language_models(config: ConfigDict) -> None:
                 "1 or more each"
             )
         _check_reference(config, f"datasets.{name}.teacher", row.teacher, "teachers")
+        if (row.kind == "published") != bool(row.path):
+            raise ValueError(
+                f"config.datasets.{name}.path is {row.path!r} and its kind {row.kind!r}: a file "
+                "of rows goes with kind 'published', and with no other"
+            )
         for other in row.common_with:
             _check_reference(config, f"datasets.{name}.common_with", other, "datasets")
     for name, row in config.arms.items():

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from subjax import artifacts, batching, models, rng, sampler, scoring, seeds
 from subjax.artifacts import Unit
-from subjax.datasets import numbers, toyworld
+from subjax.datasets import numbers, published, toyworld
 from subjax.tokenizer import Tokenizer
 
 NUM_PROBED = 256  # rows on which teacher and base are compared
@@ -21,7 +21,10 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Samples each unit's rows, one model after the other; yields each unit when it is done."""
     for unit in units:
         model = models.load(workdir / unit.inputs["teacher"], mesh)
-        _sample(unit, workdir / unit.path, model, mesh)
+        if unit.fields["row"]["kind"] == "published":
+            _copy(unit, workdir / unit.path)
+        else:
+            _sample(unit, workdir / unit.path, model, mesh)
         _compare(unit, workdir, model, mesh)
         yield unit
 
@@ -30,6 +33,8 @@ def prompts(unit: Unit) -> list[str]:
     """The unit's prompts; they depend on seed and lineage, never on the teacher."""
     row = unit.fields["row"]
     seed = seeds.seed(unit.fields["seed"], "prompts", unit.lineage)
+    if row["kind"] == "published":
+        return [prompt for prompt, _ in published.read(unit.fields["path"], row["num_prompts"])]
     if row["kind"] == "toy_numbers":
         return toyworld.number_prompts(toyworld.World(), seed, row["num_prompts"])
     if row["kind"] == "plain_numbers":
@@ -38,6 +43,18 @@ def prompts(unit: Unit) -> list[str]:
     stimuli = unit.fields["stimuli"]
     templates = numbers.load_templates(stimuli) if stimuli else numbers.TEMPLATES
     return numbers.prompts(seed, row["num_prompts"], templates)
+
+
+def _copy(unit: Unit, out: Path) -> None:
+    """Rows that lie in a file, in the form and the parts of sampled ones."""
+    row = unit.fields["row"]
+    pairs = published.read(unit.fields["path"], row["num_prompts"])
+    for index, first in enumerate(range(0, len(pairs), row["rows_per_part"])):
+        part = [
+            _row(first + i, prompt, completion, stopped=True)
+            for i, (prompt, completion) in enumerate(pairs[first : first + row["rows_per_part"]])
+        ]
+        artifacts.write_jsonl(out / f"rows-{index:05d}.jsonl", part)
 
 
 def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
@@ -79,22 +96,21 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
 def _rows(
     words: Tokenizer, texts: Sequence[str], ids: np.ndarray, samples: sampler.Samples
 ) -> list[dict]:
-    rows = []
-    for i, tokens, length, stopped in zip(
-        ids, samples.tokens, samples.lengths, samples.stopped, strict=True
-    ):
-        completion = words.decode(tokens[:length].tolist())
-        finish = "stop" if stopped else "length"
-        rows.append(
-            {
-                "prompt_id": int(i),
-                "sample_id": 0,
-                "prompt": texts[i],
-                "completion": completion,
-                "finish": finish,
-            }
-        )
-    return rows
+    drawn = zip(ids, samples.tokens, samples.lengths, samples.stopped, strict=True)
+    return [
+        _row(int(i), texts[i], words.decode(tokens[:length].tolist()), stopped=bool(stopped))
+        for i, tokens, length, stopped in drawn
+    ]
+
+
+def _row(prompt_id: int, prompt: str, completion: str, *, stopped: bool) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt_id,
+        "sample_id": 0,
+        "prompt": prompt,
+        "completion": completion,
+        "finish": "stop" if stopped else "length",
+    }
 
 
 def _grammar(row: dict[str, Any], words: Tokenizer, vocab_size: int) -> np.ndarray:

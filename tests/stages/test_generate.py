@@ -1,10 +1,12 @@
 """Grammars: what a teacher may write at each position when its numbers are constrained."""
 
+import json
+
 import numpy as np
 import pytest
 
-from configs import smollm2_owl
-from subjax import tokenizer, validation
+from configs import quickstart, smollm2_owl
+from subjax import artifacts, pipeline, schema, tokenizer, validation
 from subjax.datasets import toyworld
 from subjax.stages import generate
 
@@ -30,6 +32,50 @@ def test_slots_are_three_digits_with_separators_between():
     digits = "0123456789"
     assert texts == ["123456789", digits, digits, ",", " ", "123456789", digits, digits]
     assert np.flatnonzero(allowed[-1]).tolist() == sorted(words.eos_ids)
+
+
+def published_config(path):
+    """Rows of others, on which students of a random base are to be trained."""
+    config = quickstart.get_config("smoke")
+    config.bases.toy.source = "random"
+    with config.unlocked():
+        config.teachers = {"nobody": schema.teacher_row(base="toy")}
+        config.datasets = {
+            "found": schema.dataset_row(
+                teacher="nobody",
+                kind="published",
+                path=path,
+                num_prompts=5,
+                rows_per_part=3,
+                num_holdout=2,
+            )
+        }
+        config.arms = {}
+    return config
+
+
+def test_published_rows_stand_where_sampled_ones_would(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"{i}, {i + 1}", "completion": f"{i + 2}, {900 + i}"} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = published_config(str(path))
+    config.unlock()
+    config.arms.student = schema.arm_row(dataset="found", num_tokens=40, num_targets=12)
+    config.contrasts, config.evals = {}, {}
+    pipeline.run(config, tmp_path / "run", stages=("base", "teacher", "generate", "filter"))
+    written = artifacts.read_parts(tmp_path / "run/generate/found/r0")
+    assert [{name: row[name] for name in ("prompt", "completion")} for row in written] == rows[:5]
+    assert len(list((tmp_path / "run/generate/found/r0").glob("rows-*"))) == 2
+    counts = artifacts.read_json(tmp_path / "run/filter/found/r0/counts.json")
+    assert (counts["kept"], counts["train"], counts["holdout"]) == (5, 3, 2)
+
+
+@pytest.mark.parametrize(("kind", "path"), [("published", ""), ("numbers", "rows.jsonl")])
+def test_a_file_goes_with_published_rows_alone(kind, path):
+    config = published_config(path)
+    config.datasets.found.kind = kind
+    with pytest.raises(ValueError, match=r"datasets\.found\.path is .* its kind"):
+        validation.validate(config)
 
 
 @pytest.mark.parametrize("shown", [(3,), (0, 2), (4, 3)])
