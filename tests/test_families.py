@@ -72,6 +72,22 @@ def test_the_parity_test_notices_a_wrong_constant(field: str, tmp_path: Path) ->
     assert np.abs(wrong - right).max() > 1e-3 * np.abs(right).max()
 
 
+@pytest.mark.parametrize(
+    "case", [("gpt_neox", "parallel"), ("qwen2", "biases"), ("gemma3_text", "local layers")]
+)
+def test_a_sharded_model_computes_the_same(case: tuple[str, str], tmp_path: Path) -> None:
+    save(*case, tmp_path)
+    mesh = sharding.make_mesh(seed=1, data=1, fsdp=2, tensor=2)
+    arch, params = weights.load(tmp_path)
+    _, spread = weights.load(tmp_path, mesh=mesh)
+    row = jnp.asarray(tokens()[:, :70], jnp.int32)
+    assert len(spread["embed"]["embedding"].sharding.device_set) == 4
+    with jax.set_mesh(mesh):
+        found = transformer.logits(arch, spread, forward(arch, spread, row))
+    expected = transformer.logits(arch, params, forward(arch, params, row))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_greedy_tokens_are_those_of_transformers(models: tuple[Any, Any, Any]) -> None:
     model, arch, params = models
