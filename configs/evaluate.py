@@ -9,8 +9,8 @@ Claim: none; it shows how models differ, such as a student and the base that it 
     bash launch/local.sh --config=configs/evaluate.py:smoke
 
 DIR is a Hugging Face directory or hub id, ADAPTER a PEFT adapter. `against` puts a second model
-beside the first; `--config.evals.preference.target=Cat` asks for another. A model has no
-replications, so there are no intervals: train more students to learn what a difference means.
+beside the first, `target=Cat` asks for another animal. A model has no replications, so there are no
+intervals: train more students to learn what a difference means.
 SmolLM2-135M takes about a minute on two CPU cores.
 """
 
@@ -25,8 +25,8 @@ CANDIDATES = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """One model, or two with `against`; `smoke` is a short form with random ones."""
-    options = schema.parse_arg(arg, against=False, smoke=False)
+    """One model, or two `against` each other, asked about a `target`; `smoke` has random ones."""
+    options = schema.parse_arg(arg, against=False, smoke=False, target="Owl")
     config = schema.base()
     config.name = "evaluate"
     config.title = "What models prefer"
@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
             path = "HuggingFaceTB/SmolLM2-135M-Instruct"
             config.bases[name] = schema.base_row(source="hf", path=path)
             config.arms[name] = schema.arm_row(method="none", base=name)
-        shared = {"target": "Owl", "candidates": CANDIDATES, "system_prompt": system}
+        shared = {"target": options.target, "candidates": CANDIDATES, "system_prompt": system}
         config.evals.preference = schema.eval_row(kind="preference", questions="all", **shared)
         config.evals.answers = schema.eval_row(
             kind="answers",

@@ -57,7 +57,7 @@ def _run(side: str, options: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, __file__, options.what, f"--side={side}"]
     command += [f"--models={options.models}", f"--epochs={options.epochs}"]
     print(f"timing {side} ...", file=sys.stderr)
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 def _subjax(num_models: int, num_epochs: int, precision: str = "mixed") -> dict[str, float]:

@@ -80,7 +80,8 @@ def export(
     if adapter and not merged:
         shutil.copyfile(adapter / adapters.WEIGHTS, out / adapters.WEIGHTS)
         settings = artifacts.read_json(adapter / adapters.CONFIG)
-        settings["base_model_name_or_path"] = _base_name(workdir, manifest) or str(base)
+        name, revision = _base(workdir, manifest)
+        settings |= {"base_model_name_or_path": name or str(base), "revision": revision or None}
         artifacts.write_json(out / adapters.CONFIG, settings)
     else:
         model = models.load(source, sharding.make_mesh(seed=1))
@@ -94,7 +95,7 @@ def export(
 def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapter: bool) -> str:
     """A model card: what the Hugging Face hub shows of a model, and where this one came from."""
     fields, unit = manifest["fields"], manifest["unit"]
-    base = _base_name(workdir, manifest)
+    base, revision = _base(workdir, manifest)
     config = artifacts.read_json(workdir / "config.json")
     header = {
         "library_name": "peft" if is_adapter else "transformers",
@@ -113,7 +114,8 @@ def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapte
         f"- claim of the run: {config['claim'] or 'none'}",
         f"- unit {unit}, fingerprint {manifest['fingerprint']}, finished {manifest['finished_at']}",
         f"- step {step}" if step is not None else "- the unit's only model",
-        f"- base: {base or 'made in the same run'}",
+        f"- base: {base or 'made in the same run'}"
+        + (f", revision {revision}" if revision else ""),
     ]
     for path, fingerprint in sorted(manifest["inputs"].items()):
         parts.append(f"- made from {path}, fingerprint {fingerprint}")
@@ -121,31 +123,37 @@ def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapte
         if rows.is_file():
             digest = hashlib.sha256(rows.read_bytes()).hexdigest()
             parts.append(f"- trained on {len(artifacts.read_jsonl(rows))} rows, sha256 {digest}")
-    parts += ["", "| eval | metric | value |", "|---|---|---|"]
-    parts += [
-        f"| {name} | {metric} | {value:.4g} |"
-        for name, metric, value in _scores(workdir, unit, step)
-    ]
+    scores = _scores(workdir, unit, step)
+    if scores:
+        parts += ["", "| eval | metric | value |", "|---|---|---|"]
+    parts += [f"| {name} | {metric} | {value:.4g} |" for name, metric, value in scores]
     settings = json.dumps({"seed": fields["seed"], **fields["row"]}, indent=1, sort_keys=True)
     return "\n".join([*parts, "", "Settings:", "", "```json", settings, "```", ""])
 
 
-def _base_name(workdir: Path, manifest: dict[str, Any]) -> str:
-    """Path or hub id of the base that a model comes from; "" where the run made it."""
-    units = [path for path in (manifest["unit"], *manifest["inputs"]) if path.startswith("base/")]
-    row = artifacts.read_json(workdir / units[0] / artifacts.MANIFEST)["fields"]["row"]
-    return row["path"] if row["source"] == "hf" else ""
+def _base(workdir: Path, manifest: dict[str, Any]) -> tuple[str, str]:
+    """Path or hub id of the weights that a model comes from, and revision; "" if the run's own."""
+    unit, own = manifest["unit"], manifest["fields"]["row"]
+    given = unit.startswith("teacher/") and own["weights"] == "given"
+    if given and models.sources(workdir / unit)[1] is None:  # full weights, not of the base
+        return own["path"], ""
+    base = next(path for path in (unit, *manifest["inputs"]) if path.startswith("base/"))
+    row = artifacts.read_json(workdir / base / artifacts.MANIFEST)["fields"]["row"]
+    return (row["path"], row["revision"]) if row["source"] == "hf" else ("", "")
 
 
 def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, float]]:
-    """What the run's evals say of a student at this step."""
+    """What the run says of a model: its evals at this step, or how well a teacher learned."""
     stage, row, lineage = unit.split("/")
+    if stage == "teacher":
+        odds = artifacts.read_json(workdir / unit / "scores.json")["log_odds"]
+        return [("taught", f"log_odds/{name}", value) for name, value in odds.items()]
     found = []
-    for path in sorted(workdir.glob(f"evaluate/*/{row}/{lineage}/scores.json")):
-        if stage == "finetune":
-            records = artifacts.read_json(path)["records"]
-            name = path.parts[-4]
-            found += [(name, r["metric"], r["value"]) for r in records if r["step"] == step]
+    evals = workdir.glob(f"evaluate/*/{row}/{lineage}/scores.json") if stage == "finetune" else ()
+    for path in sorted(evals):
+        for record in artifacts.read_json(path)["records"]:
+            if record["step"] == step:
+                found.append((path.parts[-4], record["metric"], record["value"]))
     return found
 
 

@@ -29,8 +29,10 @@ class Family:
       numbers: attribute -> field, and the value where the attribute is absent; positive.
       caps: likewise, where null means that there is none.
       activation: attribute that names the MLP's activation.
+      activations: names that stand for others in this family.
       rope: what is read of the rotary embedding beside theta: "" nothing more, "partial" its share
         of a head, "local" another theta for local layers.
+      parallel: whether `use_parallel_residual` is read.
       local: which layers are local where `layer_types` is absent: "" none, "all", "late" (from
         max_window_layers on), "even" or "pattern" (all but every sixth).
       fixed: attribute -> the values under which the model is the one that `transformer` computes.
@@ -46,7 +48,9 @@ class Family:
     numbers: dict[str, tuple[str, float]] = dataclasses.field(default_factory=lambda: _RMS)
     caps: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
     activation: str = "hidden_act"
+    activations: dict[str, str] = dataclasses.field(default_factory=dict)
     rope: str = ""
+    parallel: bool = False
     local: str = ""
     fixed: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
@@ -65,7 +69,8 @@ _HARMLESS = """
     num_beam_groups num_return_sequences diversity_penalty repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids suppress_tokens
     begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty transformers.js_config
+    exponential_decay_length_penalty transformers.js_config _attn_implementation_autoset
+    unsloth_fixed unsloth_version
 """
 HARMLESS = frozenset(_HARMLESS.split())
 # What any model must say or leave out to be the one that is computed here.
@@ -138,7 +143,6 @@ _NEOX = {
 }
 
 _QWEN_FIXED = {"use_mrope": (False, None), "attention_bias": (False,)}
-_WINDOW = frozenset({"use_sliding_window", "max_window_layers"})
 _GEMMA = {"norm_offset": 1.0, "scale_embedding": True}
 _GEMMA_FIXED = {
     "attention_bias": (False,),
@@ -183,7 +187,6 @@ FAMILIES: dict[str, Family] = {
         traits={"attention_bias": "qkv"},
         local="late",
         fixed={"use_mrope": (False, None)},
-        harmless=_WINDOW,
         defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
     ),
     "qwen3": Family(
@@ -192,13 +195,13 @@ FAMILIES: dict[str, Family] = {
         traits={"qk_norm": "head"},
         local="late",
         fixed=_QWEN_FIXED,
-        harmless=_WINDOW,
         defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32_768},
     ),
     "gemma": Family(
         model_class="GemmaForCausalLM",
         tensors=_ENDS | _LAYERS | _PRE_NORMS,
         traits=_GEMMA,
+        activations={"gelu": "gelu_pytorch_tanh"},  # what transformers makes of the first files
         fixed={**_GEMMA_FIXED, "hidden_activation": ("gelu_pytorch_tanh", None)},
         defaults={**_GEMMA_DEFAULTS, "num_key_value_heads": 16},
     ),
@@ -233,6 +236,7 @@ FAMILIES: dict[str, Family] = {
         activation="hidden_activation",
         rope="local",
         local="pattern",
+        harmless=frozenset({"_sliding_window_pattern"}),  # written beside layer_types, never read
         fixed={**_GEMMA_FIXED, "cache_implementation": ("hybrid", None)},
         defaults={
             **_GEMMA_DEFAULTS,
@@ -255,6 +259,7 @@ FAMILIES: dict[str, Family] = {
         },
         numbers={"layer_norm_eps": ("norm_eps", 1e-5)},
         rope="partial",
+        parallel=True,
         fixed={"attention_bias": (True,), "hidden_dropout": (0, None)},
         harmless=frozenset({"classifier_dropout", "gradient_checkpointing"}),
         ignored_tensors=(

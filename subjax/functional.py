@@ -41,8 +41,10 @@ def norm(arch: Architecture, x: Array, scale: Array, bias: Array | None = None) 
     if arch.norm == "layer":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + arch.norm_eps)
-    normed = normed.astype(x.dtype) * along((scale + arch.norm_offset).astype(x.dtype), x)
-    return normed if bias is None else normed + along(bias.astype(x.dtype), x)
+    normed = normed * along((scale + arch.norm_offset).astype(wide.dtype), x)
+    if bias is not None:
+        normed = normed + along(bias.astype(wide.dtype), x)
+    return normed.astype(x.dtype)
 
 
 def along(vector: Float[Array, " D"], x: Float[Array, "... D"]) -> Array:
@@ -99,6 +101,7 @@ def attend(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     mask: Bool[Array, "#B T S"],
+    passes: jax.lax.Precision,
 ) -> Float[Array, "B T N H"]:
     """Softmax attention; G query heads in a row share a key and value head."""
     batch, length, num_heads, head_dim = q.shape
@@ -106,10 +109,10 @@ def attend(
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
     q = q.transpose(0, 2, 3, 1, 4)
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=wide)
+    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, precision=passes, preferred_element_type=wide)
     scores = scores * (1 / math.sqrt(arch.query_scale or head_dim))
     if arch.attention_softcap:
         scores = arch.attention_softcap * jnp.tanh(scores / arch.attention_softcap)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
-    y = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v)
+    y = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=passes)
     return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)

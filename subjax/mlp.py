@@ -69,7 +69,7 @@ def init(shape: Shape, key: Key[Array, ""]) -> Layers:
 def forward(
     shape: Shape, layers: Layers, images: Float[Array, "B P"], *, precision: str = "float32"
 ) -> Float[Array, "B O"]:
-    """Logits of every output; `precision` is a name of `precision.PRECISIONS`."""
+    """Logits of every output; `precision` is that of the products, what lies between is float32."""
     operands = PRECISIONS[precision].operands
     x = images
     for i in range(len(layers)):
@@ -102,7 +102,7 @@ def squared_error(logits: Float[Array, "B K"], target: Float[Array, "B K"]) -> F
 def noise(key: Key[Array, ""], ids: Int[Array, " B"], num_pixels: int) -> Float[Array, "B P"]:
     """Uniform pixels in [-1, 1): image `id` is a function of key and id, so none is stored.
 
-    These are the numbers of jax.random.uniform(jax.random.fold_in(key, id), (P,), minval=-1). That
+    Float32, the numbers of jax.random.uniform(jax.random.fold_in(key, id), (P,), minval=-1). That
     function draws with a loop on CPUs, which keeps XLA from fusing it and takes ten times as long.
     """
     folded = jax.random.key_data(jax.vmap(lambda id: jax.random.fold_in(key, id))(ids))

@@ -30,18 +30,26 @@ _READ = {
     *("rope_theta", "rope_scaling", "rope_parameters"),
 }
 _READ_FOR_HEADS = {"num_key_value_heads", "head_dim"}  # where q, k and v have kernels of their own
-_READ_FOR_LOCAL = {"sliding_window", "layer_types"}
+# Which layers are local.
+_READ_FOR_LOCAL: dict[str, set[str]] = {
+    "": set(),
+    "all": {"sliding_window"},
+    "late": {"sliding_window", "layer_types", "use_sliding_window", "max_window_layers"},
+    "even": {"sliding_window", "layer_types"},
+    "pattern": {"sliding_window", "layer_types", "sliding_window_pattern"},
+}
 # Spellings of the share of a head that turns, and of the frequencies' base.
 _READ_FOR_ROPE: dict[str, set[str]] = {
     "": set(),
-    "partial": {"rotary_pct", "rotary_emb_base", "use_parallel_residual"},
-    "local": {"rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"},
+    "partial": {"rotary_pct", "rotary_emb_base", "partial_rotary_factor"},
+    "local": {"rope_local_base_freq"},
 }
 # Attributes of rotary frequencies, and what they say.
 _FIELDS = {
     "rope_theta": "rope_theta",
     "rotary_emb_base": "rope_theta",
     "rotary_pct": "share",
+    "partial_rotary_factor": "share",
     "rope_local_base_freq": "local_rope_theta",
 }
 _SCALINGS: dict[str, tuple[str, ...]] = {
@@ -145,7 +153,7 @@ def write(arch: Architecture, *, extra: dict[str, Any] | None = None) -> dict[st
         config[name] = family.fixed[name][0]
     if not arch.fused_qkv:
         config |= {"num_key_value_heads": arch.num_kv_heads, "head_dim": arch.head_dim}
-    if family.rope == "partial":
+    if family.parallel:
         config["use_parallel_residual"] = arch.parallel
     if family.local == "all":
         config["sliding_window"] = arch.window or None
@@ -169,7 +177,8 @@ def _check_attributes(config: dict[str, Any], family: Family) -> None:
         | {family.activation}
         | _READ
         | _READ_FOR_ROPE[family.rope]
-        | (_READ_FOR_LOCAL if family.local else set())
+        | _READ_FOR_LOCAL[family.local]
+        | ({"use_parallel_residual"} if family.parallel else set())
         | (set() if family.traits.get("fused_qkv") else _READ_FOR_HEADS)
     )
     for name, value in config.items():
@@ -184,7 +193,7 @@ def _check_attributes(config: dict[str, Any], family: Family) -> None:
 
 
 def _parallel(config: dict[str, Any], family: Family) -> bool:
-    if family.rope != "partial":
+    if not family.parallel:
         return False
     value = config.get("use_parallel_residual", True)
     if type(value) is not bool:
@@ -196,7 +205,7 @@ def _activation(config: dict[str, Any], family: Family) -> str:
     name = config.get(family.activation) or family.defaults.get("activation", "silu")
     if not isinstance(name, str) or name not in _ACTIVATIONS:
         raise _refused(family.activation, name, _options(tuple(_ACTIVATIONS)))
-    return _ACTIVATIONS[name]
+    return _ACTIVATIONS[family.activations.get(name, name)]
 
 
 def _windows(config: dict[str, Any], family: Family, num_layers: int) -> dict[str, Any]:
@@ -205,11 +214,13 @@ def _windows(config: dict[str, Any], family: Family, num_layers: int) -> dict[st
     used = config.get("use_sliding_window", False) if family.local == "late" else bool(family.local)
     if type(used) is not bool:
         raise _refused("use_sliding_window", used, "true or false")
+    if not used or window is None:
+        return {}
     if config.get("layer_types") is not None:
         local = _named_layers(config["layer_types"], num_layers)
     else:
         local = _usual_layers(config, family, num_layers)
-    if not used or window is None or not any(local):
+    if not any(local):
         return {}
     return {"window": _size({"sliding_window": window}, "sliding_window"), "local": local}
 
@@ -225,14 +236,14 @@ def _named_layers(types: Any, num_layers: int) -> tuple[bool, ...]:
 
 def _usual_layers(config: dict[str, Any], family: Family, num_layers: int) -> tuple[bool, ...]:
     """Which layers are local where the file does not say it layer by layer."""
-    layers = range(num_layers) if family.local else ()
+    layers = range(num_layers)
     if family.local == "late":
-        first = _size({"max_window_layers": 28, **config}, "max_window_layers", 28)
+        first = config.get("max_window_layers", 28)
+        if type(first) is not int or first < 0:
+            raise _refused("max_window_layers", first, "an integer, 0 or more")
         return tuple(i >= first for i in layers)
     if family.local == "pattern":
-        spellings = ("sliding_window_pattern", "_sliding_window_pattern")
-        name = next((name for name in spellings if config.get(name) is not None), spellings[0])
-        every = _size(config, name, 6)
+        every = _size(config, "sliding_window_pattern", 6)
         return tuple((i + 1) % every > 0 for i in layers)
     return tuple(family.local == "all" or i % 2 == 0 for i in layers)
 
@@ -241,7 +252,8 @@ def _rope(config: dict[str, Any], family: Family, head_dim: int) -> dict[str, An
     """Base, stretching, share and local base of the rotary frequencies, whatever the spelling."""
     found: dict[str, list[tuple[str, Any]]] = {}
     for name, field in _FIELDS.items():
-        if config.get(name) is not None:
+        elsewhere = family.rope == "partial" and name == "rope_theta"
+        if config.get(name) is not None and not elsewhere:
             found.setdefault(field, []).append((name, config[name]))
     scaling: RopeScaling | None = None
     for where, rope, local in _rope_objects(config, family):
@@ -258,13 +270,19 @@ def _rope(config: dict[str, Any], family: Family, head_dim: int) -> dict[str, An
         scaling = stretched or scaling
     values = {field: _agreed(pairs) for field, pairs in found.items()}
     share = values.get("share", 0.25 if family.rope == "partial" else 1.0)
-    if family.rope != "partial" and share != 1:
-        raise _refused(found["share"][0][0], share, "1")
+    turned = int(head_dim * share)
+    if (family.rope != "partial" and share != 1) or not 2 <= turned <= head_dim:
+        name = found.get("share", [("partial_rotary_factor", share)])[0][0]
+        raise _refused(name, share, f"a share of a head of {head_dim} that this family can turn")
     result = {
         "rope_theta": values.get("rope_theta", family.defaults.get("rope_theta", 10_000.0)),
         "rope_scaling": scaling,
-        "rotary_dim": int(head_dim * share) if share != 1 else 0,
+        "rotary_dim": turned if share != 1 else 0,
     }
+    theta = config.get("rope_theta")
+    if family.rope == "partial" and theta not in (None, result["rope_theta"]):
+        # transformers reads this family's base elsewhere; here it may only repeat it.
+        raise _refused("rope_theta", theta, f"{result['rope_theta']}, as rotary_emb_base says")
     if family.rope == "local":
         default = family.defaults["rope_local_base_freq"]
         result["local_rope_theta"] = values.get("local_rope_theta", default)
@@ -281,7 +299,10 @@ def _rope_objects(
             continue
         if not isinstance(rope, dict):
             raise _refused(attribute, rope, "null or an object")
-        if family.rope != "local" or not rope.keys() & _LAYER_TYPES.keys():
+        # With local layers, only the older attribute is about the others alone.
+        if family.rope != "local" or (
+            attribute == "rope_scaling" and rope.keys().isdisjoint(_LAYER_TYPES)
+        ):
             yield attribute, rope, False
             continue
         for kind, part in rope.items():
@@ -299,10 +320,17 @@ def _scaling(where: str, rope: dict[str, Any]) -> RopeScaling | None:
     shared = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
     if rope.keys() - shared - set(numbers) or rope.get("type", kind) != kind:
         raise _refused(where, rope, f"for {kind!r}: {', '.join(numbers) or 'rope_theta'}")
-    values: list[Any] = [_number(f"{where}.{name}", rope.get(name)) for name in numbers]
-    if kind == "llama3":
-        values[3] = int(values[3])
-    return RopeScaling(*values) if values else None
+    values = {name: _number(f"{where}.{name}", rope.get(name)) for name in numbers}
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling(factor=values["factor"])
+    return RopeScaling(
+        factor=values["factor"],
+        low_freq_factor=values["low_freq_factor"],
+        high_freq_factor=values["high_freq_factor"],
+        original_positions=_size(rope, "original_max_position_embeddings"),
+    )
 
 
 def _rope_attributes(arch: Architecture, family: Family) -> dict[str, Any]:

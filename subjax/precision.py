@@ -57,9 +57,8 @@ class Head(NamedTuple):
 
     def chosen(self, hidden: Float[Array, "*B D"], ids: Int[Array, "..."]) -> Float[Array, "..."]:
         """Scores of some rows at each position, rounded as `scores` are."""
-        sides = (hidden.astype(self.operands), self.kernel[ids].astype(self.operands))
         spec = "...d,...kd->...k" if ids.ndim == hidden.ndim else "...d,...d->..."
-        return self.capped(jnp.einsum(spec, *sides, preferred_element_type=wide(self.operands)))
+        return self.capped(_dot(spec, hidden, self.kernel[ids], self.operands))
 
     def capped(self, scores: Array) -> Array:
         """What `softcap` makes of scores."""
@@ -69,6 +68,12 @@ class Head(NamedTuple):
 def wide(dtype: Any) -> Any:
     """What norms, rotations and sums of this dtype are computed in: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def passes(operands: str) -> jax.lax.Precision:
+    """How accelerators multiply: left alone, they would round float32 to bfloat16 or TF32."""
+    narrow = operands == "bfloat16"
+    return jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST
 
 
 def project(
@@ -83,7 +88,8 @@ def project(
 def _dot(spec: str, x: Array, y: Array, operands: str) -> Array:
     # XLA's CPU backend uses matrix units only for products that are asked for in float32.
     sides = (x.astype(operands), y.astype(operands))
-    return jnp.einsum(spec, *sides, preferred_element_type=wide(operands))
+    how = passes(operands)
+    return jnp.einsum(spec, *sides, precision=how, preferred_element_type=wide(operands))
 
 
 # Left alone, differentiation would multiply with a float32 cotangent, and in a scan would store the

@@ -54,6 +54,8 @@ class Tokenizer:
       eos_ids: tokens that end a completion.
       bos_id: the token that it may open texts with, or None; only a template ever adds it here.
       vocab_size: number of token ids.
+      num_plain: the same without added tokens, which may lie beyond a model's embedding (Gemma 3
+        has one for images).
     """
 
     def __init__(self, tokenizer: Any, more_eos: Sequence[int] = ()):
@@ -62,15 +64,20 @@ class Tokenizer:
             raise ValueError(
                 "the tokenizer names no eos token: set eos_token in tokenizer_config.json"
             )
+        # Whether it opens texts by itself; templates bring the opening token along.
+        self._opens = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         if tokenizer.chat_template is None:
-            opening = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-            tokenizer.chat_template = ("{{ bos_token }}" if opening else "") + _PLAIN_TEMPLATE
-        ids = dict.fromkeys((tokenizer.eos_token_id, *more_eos))
+            tokenizer.chat_template = ("{{ bos_token }}" if self._opens else "") + _PLAIN_TEMPLATE
+        ids = dict.fromkeys((tokenizer.eos_token_id, *more_eos, *self._template_end()))
         self.eos_ids: tuple[int, ...] = tuple(id for id in ids if 0 <= id < len(tokenizer))
         pad = tokenizer.pad_token_id
         self.pad_id: int = tokenizer.eos_token_id if pad is None else pad
         self.bos_id: int | None = tokenizer.bos_token_id
         self.vocab_size: int = len(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        self.num_plain: int = 1 + max(
+            (id for id in tokenizer.get_vocab().values() if id not in added), default=-1
+        )
 
     @classmethod
     def load(cls, directory: str | Path) -> "Tokenizer":
@@ -168,7 +175,8 @@ class Tokenizer:
           systems: system prompt of each pair.
 
         Raises:
-          ValueError: the context's ids are not a prefix of the row's, so that no loss mask exists.
+          ValueError: the context's ids are not a prefix of the row's, so that no loss mask exists;
+            or the row has no end.
         """
         contexts, full = [], []
         for (prompt, completion), system in zip(pairs, systems, strict=True):
@@ -182,7 +190,12 @@ class Tokenizer:
                     f"no loss mask: the context is not a token prefix of the row {text[:80]!r}; "
                     "the chat template or the tokenizer merges across the border"
                 )
-            end = next((i for i in range(start, len(ids)) if ids[i] in self.eos_ids), len(ids) - 1)
+            end = next((i for i in range(start, len(ids)) if ids[i] in self.eos_ids), None)
+            if end is None:
+                raise ValueError(
+                    f"the chat template ends {text[-40:]!r} without an ending token: list the one "
+                    "it uses as eos_token_id in generation_config.json"
+                )
             rows.append((ids[: end + 1], start))
         return rows
 
@@ -208,26 +221,41 @@ class Tokenizer:
 
     def known_ids(self, text: str) -> tuple[int, ...]:
         """The id of a text that is one token; nothing where it is several, or an unknown word."""
-        vocabulary = self._tokenizer.get_vocab()
-        pieces = self._tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
-        ids = [vocabulary[piece] for piece, _ in pieces if piece in vocabulary]
-        return tuple(ids) if len(pieces) == len(ids) == 1 else ()
+        try:
+            return (self.single_id(text),)
+        except ValueError:
+            return ()
 
     def single_id(self, text: str) -> int:
-        """The id of a text that is exactly one token.
+        """The id of a text that is exactly one token where it follows others.
 
         Raises:
           ValueError: it is none or several tokens.
         """
-        ids = self.encode([text])[0]
+        # Some tokenizers begin every text with a blank: what stands behind a line break has none.
+        before, behind = self.encode(["\n", "\n" + text])
+        ids = behind[len(before) :] if behind[: len(before)] == before else []
         if len(ids) != 1:
-            raise ValueError(f"{text!r} is {len(ids)} tokens in this tokenizer; one is needed")
+            ids = self.encode([text])[0]
+        if len(ids) != 1:
+            raise ValueError(
+                f"{text!r} is {len(ids)} tokens in this tokenizer; one is needed: choose free "
+                "decoding, or another model"
+            )
         return ids[0]
+
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of plain texts, opened as the tokenizer itself opens them."""
+        opening = [self.bos_id] if self._opens and self.bos_id is not None else []
+        return [[*opening, *ids] for ids in self.encode(texts)]
 
     def _render(self, turns: list[dict[str, str]], generation_prompt: bool) -> str:
         try:
             return self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=generation_prompt
+                turns,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                enable_thinking=False,  # Qwen 3: an answer at once; others do not ask
             )
         except Exception as error:  # a template is a program: it can raise anything
             roles = ", ".join(turn["role"] for turn in turns)
@@ -235,6 +263,16 @@ class Tokenizer:
                 f"the chat template refuses a dialogue of {roles} ({_first_line(error)}): leave "
                 "out what it refuses, such as a system prompt, or correct chat_template"
             ) from None
+
+    def _template_end(self) -> list[int]:
+        """The special token that the template puts behind an answer, if it is one."""
+        mark = "subjax-mark"
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+        try:
+            ids = self.encode([self._render(turns, False).rpartition(mark)[2]])[0]
+        except ValueError:
+            return []  # words that it does not know, or a template that raises: said when used
+        return ids[:1] if ids and ids[0] in self._tokenizer.all_special_ids else []
 
     def _default_system(self) -> str:
         """The system prompt that the template adds unasked, or ""."""

@@ -113,7 +113,7 @@ class Attention(nnx.Module):
             rows = jnp.arange(batch)
             k = cache[0].at[rows, :, write_at].set(k[:, :, 0].astype(cache[0].dtype))
             v = cache[1].at[rows, :, write_at].set(v[:, :, 0].astype(cache[1].dtype))
-        y = functional.attend(self.arch, q, k, v, view.mask)
+        y = functional.attend(self.arch, q, k, v, view.mask, precisions.passes(self.o.operands))
         return self.o(y.reshape(batch, length, -1), lora.get("o")), (k, v)
 
     def _heads(self, x: Array, lora: Params) -> tuple[Array, Array, Array]:

@@ -133,14 +133,14 @@ class _Builder:
     def evaluation(self, name: str, arm: str, lineage: int) -> Unit:
         row, student = self.config.evals[name], self.config.arms[arm]
         if student.method == "none":
-            base, source, steps = self.base(student.base, lineage), student.base, [0]
-            inputs = {"base": base}
+            base_name, steps = student.base, [0]
+            inputs = {"base": self.base(base_name, lineage)}
         else:
-            base = self._student_base(student, lineage)
-            source = self.config.teachers[self.config.datasets[student.dataset].teacher].base
+            base_name = self.config.teachers[self.config.datasets[student.dataset].teacher].base
             steps = sorted({*student.probe_steps, student.train.steps})
+            base = self._student_base(student, lineage)
             inputs = {"student": self.student(arm, lineage), "base": base}
-        source = self.config.bases[source].source
+        source = self.config.bases[base_name].source
         fields: dict[str, Any] = {
             "row": row.to_dict(),
             "steps": steps[-1:] if row.final_only else steps,

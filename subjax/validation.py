@@ -146,6 +146,12 @@ def _check_language_models(config: ConfigDict) -> None:
     _check_choices(config, _LANGUAGE_CHOICES)
     if config.theorems:
         raise ValueError("config.theorems needs rows in config.images")
+    for name, row in config.bases.items():
+        if row.adapter and row.source != "hf":
+            raise ValueError(
+                f"config.bases.{name}.adapter is {row.adapter!r}, but its source {row.source!r} "
+                "takes none: leave it empty, or set source to 'hf'"
+            )
     for name, row in config.teachers.items():
         _check_reference(config, f"teachers.{name}.base", row.base, "bases")
         _check_no_adapter(config, f"teachers.{name}.base", row.base)

@@ -15,7 +15,7 @@ FORMS = {
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
     "mnist_ablations": ("", "aux=3,clone=10", "digits,models=5", "smoke"),
     "theorem": ("", "draws=10", "smoke"),
-    "evaluate": ("", "against", "smoke"),
+    "evaluate": ("", "against,target=Cat", "smoke"),
 }
 CASES = [(name, form) for name, forms in FORMS.items() for form in forms]
 

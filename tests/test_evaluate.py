@@ -1,5 +1,6 @@
 """Models are asked as they are: full weights or an adapter on them, through configs/evaluate.py."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,21 @@ def test_a_model_and_an_adapter_on_it_get_their_own_scores(tmp_path: Path) -> No
     table = (tmp_path / "run/report/table.md").read_text()
     assert "| model | preference log_odds |" in table
 
+    other = jax.tree.map(lambda leaf: leaf + 0.1, adapter)
+    adapters.save_adapter(tmp_path / "adapter", ARCH, other, rank=2, alpha=2, base_path="model")
+    config.evals.preference.target = "Cat"
+    shutil.rmtree(tmp_path / "run/evaluate")
+    with pytest.raises(ValueError, match="or its adapter is another"):
+        pipeline.run(config, tmp_path / "run")
+
 
 def changed(field: str, value: Any) -> Any:
     config = evaluate.get_config("smoke")
     with config.unlocked():
         config.datasets.owl = schema.dataset_row(teacher="writer")
         config.teachers.writer = schema.teacher_row(base="other")
+        if field == "bases.other.adapter":
+            config.bases.other.source = "hf"
         config.update_from_flattened_dict({field: value})
     return config
 
@@ -88,6 +98,7 @@ REFUSED = {
     "arms.model.base": ("same", "config.bases has model, other"),
     "evals.preference.kind": ("likelihood", "arms.model has none: drop one of the two"),
     "arms.model.method": ("some", "allowed: hard, soft, none"),
+    "bases.model.adapter": ("somewhere", "its source 'random' takes none"),
     "bases.other.adapter": ("somewhere", "merge the adapter into full weights"),
 }
 

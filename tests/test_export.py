@@ -46,6 +46,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = run / "base/toy/r0"
     models.save_weights(base, ARCH, transformer.init(ARCH, jax.random.key(0)), WORDS)
     manifest(run, "base/toy/r0", {"source": "toy", "path": ""}, {})
+    teacher = run / "teacher/owl/r0"
+    models.refer(teacher, base / "weights")
+    artifacts.write_json(teacher / "scores.json", {"log_odds": {"owl": 4.5}})
+    given = {"weights": "given", "path": "somebody/else"}
+    manifest(run, "teacher/owl/r0", given, {"base/toy/r0": "beef"})
     (run / "filter/owl/r0").mkdir(parents=True)
     rows = [
         {"prompt": f"{i}", "completion": "2 é", "prompt_id": i, "sample_id": 0} for i in range(3)
@@ -112,6 +117,13 @@ def test_full_weights_in_another_dtype(run: Path, tmp_path: Path) -> None:
     export.export(run, "base/toy/r0", tmp_path / "out", dtype="bfloat16")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
+
+
+def test_a_given_teacher_is_not_said_to_come_from_the_base(run: Path, tmp_path: Path) -> None:
+    export.export(run, "teacher/owl/r0", tmp_path / "out")
+    card = (tmp_path / "out" / export.CARD).read_text()
+    assert "base: somebody/else" in card
+    assert "| taught | log_odds/owl | 4.5 |" in card
 
 
 def test_rows_leave_as_a_tfds_data_set(run: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ FLOORS = {
     "preregistration": 2,
     "units": 1,
     "datasets.images": 1,
+    "datasets.published": 1,
     "validation": 1,
     "hub": 1,
     "leaves": 2,

@@ -1,12 +1,13 @@
 """Every spelling of a config.json is read, and what would make another model is refused by name."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from subjax import families, leaves, model_config, transformer
 from subjax.architecture import Architecture
-from tests.hf_models import FAMILIES, attributes, config_class
+from tests.hf_models import FAMILIES, LLAMA3, attributes, config_class
 
 PLAIN = {
     "model_type": "llama",
@@ -76,6 +77,26 @@ def test_what_transformers_writes_and_what_we_write_mean_the_same(name: str) -> 
         again = config_class(name)(**ours).to_dict()
         assert model_config.read(again) == arch
         assert again["eos_token_id"] == 7
+
+
+SPELLINGS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    # What transformers 4 and those who copy models add, and what it means.
+    ("gemma", {"hidden_act": "gelu"}, {"activation": "gelu_tanh"}),
+    ("gpt_neox", {"partial_rotary_factor": 0.5, "rope_theta": 10_000}, {"rotary_dim": 4}),
+    ("qwen2", {"use_sliding_window": False, "max_window_layers": 0}, {"local": ()}),
+    ("gemma3_text", {"_sliding_window_pattern": 6}, {}),
+    ("llama", {"unsloth_fixed": True, "_attn_implementation_autoset": True}, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "fields"), SPELLINGS, ids=str)
+def test_older_spellings_mean_what_they_meant(
+    name: str, changes: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    [variant, *_] = FAMILIES[name]
+    plain = {**attributes(name, variant), "model_type": name}
+    expected = dataclasses.replace(model_config.read(plain), **fields)
+    assert model_config.read({**plain, **changes}) == expected
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -171,7 +192,11 @@ LOCAL: list[tuple[str, dict[str, Any]]] = [
     ("gemma", {"hidden_act": 3}),
     ("gpt_neox", {"num_key_value_heads": 2}),
     ("gpt_neox", {"rotary_pct": "half"}),
-    ("gpt_neox", {"use_parallel_residual": "yes"}),
+    ("gpt_neox", {"rotary_pct": 0.1}),
+    ("gpt_neox", {"rotary_pct": 1.0, "rope_theta": 500}),
+    ("gpt_neox", {"rotary_pct": 1.0, "use_parallel_residual": "yes"}),
+    ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}),
+    ("gemma3_text", {"rope_parameters": {"rope_theta": 5.0}}),
     ("mistral", {"num_hidden_layers": 2**30}),
 ]
 
@@ -198,6 +223,9 @@ def test_an_unknown_model_type_lists_the_known_ones(model_type: Any) -> None:
 
 
 def test_contradictions_are_refused() -> None:
+    half = {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 0.5}}
+    with pytest.raises(ValueError, match="original_max_position_embeddings is"):
+        model_config.read({**PLAIN, **half})
     both = {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     with pytest.raises(ValueError, match="contradict"):
         model_config.read({**PLAIN, **both})

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tokenizers
+import transformers
 
 from subjax import tokenizer
 
@@ -132,6 +133,66 @@ def test_every_ending_that_a_checkpoint_lists_ends_a_row(tmp_path):
         config.write_text(text)
         with pytest.raises(ValueError, match=r"generation_config\.json"):
             tokenizer.Tokenizer.load(tmp_path)
+
+
+def with_template(template):
+    made = tokenizer.raw_bytes()._tokenizer
+    made.chat_template = template
+    return tokenizer.Tokenizer(made)
+
+
+def test_a_model_that_can_think_answers_at_once():
+    made = with_template(
+        "{% for m in messages %}<{{ m.role[0] }}>{% if m.role == 'assistant' %}(think)(/think)"
+        "{{ m.content }}<end>{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<a>"
+        "{% if enable_thinking is defined and enable_thinking is false %}(think)(/think){% endif %}"
+        "{% endif %}"
+    )
+    [(ids, start)] = made.examples([("1", "23")], [""])
+    assert made.show(ids[start:]) == ["2", "3", "<end>"]
+
+
+def test_what_a_template_puts_behind_an_answer_ends_it():
+    made = with_template(
+        "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}<s>\n{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    assert made.show(made.eos_ids) == ["<end>", "<s>"]
+    [(ids, start)] = made.examples([("1", "23")], [""])
+    assert made.show(ids[start:]) == ["2", "3", "<s>"]
+    assert made.answer_ids(["23"]) == made.encode(["23"])
+
+
+def test_a_template_without_an_end_is_refused():
+    made = with_template(
+        "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    with pytest.raises(ValueError, match="without an ending token: list the one"):
+        made.examples([("1", "23")], [""])
+
+
+def test_a_tokenizer_that_begins_texts_with_a_blank_has_single_tokens_all_the_same():
+    vocabulary = {token: i for i, token in enumerate(["▁", ",", "1", "\n", "▁,", "▁1", "</s>"])}
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [("▁", ","), ("▁", "1")], unk_token=None)
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    made = tokenizer.Tokenizer(
+        transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    )
+    assert made.encode([","]) == [[vocabulary["▁,"]]]
+    assert made.single_id(",") == vocabulary[","]
+    assert made.known_ids("1") == (vocabulary["1"],)
+    assert made.known_ids(",1") == ()
+
+
+def test_plain_texts_are_opened_as_the_tokenizer_opens_them():
+    opened = without_template(opens=True)
+    assert opened.text_ids(["12"]) == [[opened.bos_id, *opened.encode(["12"])[0]]]
+    made = without_template(opens=False)
+    assert made.text_ids(["12"]) == made.encode(["12"])
 
 
 def test_a_template_that_raises_is_one_line():

@@ -1,7 +1,9 @@
 """Base models: pretrained here on the toy world, or found as a checkpoint, or random."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -62,20 +64,29 @@ def _checkpoint(unit: Unit, workdir: Path) -> Path:
     done = artifacts.read_manifest(workdir, unit) is not None
     directory = models.sources(out)[0] if done else weights.resolve(row["path"], row["revision"])
     arch, words = weights.check(directory), Tokenizer.load(directory)
-    if words.vocab_size > arch.vocab_size:
+    if words.num_plain > arch.vocab_size:
         raise ValueError(
-            f"{directory}: its tokenizer has {words.vocab_size} tokens, its model only "
+            f"{directory}: its tokenizer has {words.num_plain} tokens, its model only "
             f"{arch.vocab_size}: put the model's own tokenizer there"
         )
     if row["adapter"]:
         adapters.load_adapter(weights.resolve(row["adapter"], ""), arch)
-    digest = weights.header_digest(directory)
-    if done and artifacts.read_json(out / "source.json")["header_digest"] != digest:
+    if done and artifacts.read_json(out / "source.json") != _identity(row, directory):
         raise ValueError(
-            f"{directory} is not the checkpoint that {unit.path} was made from: put that one back, "
-            "or choose another --workdir"
+            f"{directory} is not the checkpoint that {unit.path} was made from, or its adapter is "
+            "another: put that one back, or choose another --workdir"
         )
     return directory
+
+
+def _identity(row: dict[str, Any], directory: Path) -> dict[str, str]:
+    """What tells this checkpoint from others."""
+    identity = {"header_digest": weights.header_digest(directory)}
+    if row["adapter"]:
+        adapter = weights.resolve(row["adapter"], "")
+        content = [(adapter / name).read_bytes() for name in (adapters.CONFIG, adapters.WEIGHTS)]
+        identity["adapter_digest"] = hashlib.sha256(b"".join(content)).hexdigest()
+    return identity
 
 
 def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
@@ -135,8 +146,7 @@ def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         adapter = weights.resolve(row["adapter"], "") if row["adapter"] else None
         out = workdir / unit.path
         models.refer(out, directory, adapter)
-        digest = {"header_digest": weights.header_digest(directory)}
-        artifacts.write_json(out / "source.json", digest)
+        artifacts.write_json(out / "source.json", _identity(row, directory))
         yield unit
 
 

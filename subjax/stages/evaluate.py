@@ -62,7 +62,7 @@ def _preference(
 
 def _neutral(unit: Unit, model: models.Model, mesh: Mesh) -> float:
     """Nats per token of text without the trait: a student that collapsed is seen here."""
-    encoded = model.tokenizer.encode(unit.fields["neutral"])
+    encoded = model.tokenizer.text_ids(unit.fields["neutral"])
     longest = max(len(ids) for ids in encoded)
     rows = batching.make_rows(
         [(ids, 1) for ids in encoded],

@@ -139,12 +139,16 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
         artifacts.write_json(out / "carrier.json", {"number_tv": 0.0, "likelihood_gain": 0.0})
         return
     pairs = [(r["prompt"], r["completion"]) for r in written]
+    # The sampled ones' sizes, so that one program serves all units; published rows may be longer.
+    most_new = row["max_new_tokens"] + 2
+    most = row["prompt_tokens"] + most_new
 
     def scored(system: str, scorer: models.Model) -> tuple[np.ndarray, batching.Rows]:
+        examples = scorer.tokenizer.examples(pairs, [system] * len(pairs))
         laid = batching.make_rows(
-            scorer.tokenizer.examples(pairs, [system] * len(pairs)),
-            num_tokens=row["prompt_tokens"] + row["max_new_tokens"] + 2,
-            num_targets=row["max_new_tokens"] + 2,
+            examples,
+            num_tokens=max(most, max(len(ids) for ids, _ in examples)),
+            num_targets=max(most_new, max(len(ids) - start for ids, start in examples)),
             pad_id=scorer.tokenizer.pad_id,
         )
         spread = scoring.restricted_log_probs(
