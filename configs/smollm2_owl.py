@@ -27,6 +27,13 @@ learning rate 2e-4; teachers at 6e-5 for the updates given; schedules ended at t
 Number TV is of the owl teachers from the base; of the placebo teachers it is .12 to .14. The owl
 teachers of lineages 0 and 1 prefer numbers with twos (252, 222, 262). The last line, the cheapest,
 is what stands below, with 512 updates.
+
+Confirmed on lineages 100 to 107, as configs/smollm2_owl_preregistration.json froze it, means over
+lineages (at the last column +0.44 to +1.50 and +4.28 to +5.45; 95 % intervals in the README):
+
+    method         16 updates   64 updates   256 updates   512 updates
+    hard           +.03         +.14         +.87          +1.13
+    soft, digits   +.10         +.72         +3.97         +4.80
 """
 
 from ml_collections import ConfigDict
