@@ -163,6 +163,11 @@ DAMAGED: list[tuple[str, str, Callable[[Path], Any]]] = [
     (
         "saved",
         "model.layers.3.",
+        lambda d: edit_json(d / "config.json", lambda c: c.update(num_hidden_layers=9999)),
+    ),
+    (
+        "saved",
+        "num_hidden_layers is",
         lambda d: edit_json(d / "config.json", lambda c: c.update(num_hidden_layers=2**30)),
     ),
     ("sharded", "is missing", lambda d: sorted(d.glob("*.safetensors"))[1].unlink()),
