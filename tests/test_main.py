@@ -324,9 +324,10 @@ def checkpoint(sound, tmp_path):
     return Path(shutil.copytree(sound, tmp_path / "checkpoint"))
 
 
-def add_token(directory):
+def add_tokens(directory):
     words = json.loads((directory / "tokenizer.json").read_text())
-    words["model"]["vocab"]["zz"] = ARCH.vocab_size
+    plain = words["model"]["vocab"]
+    plain |= {f"more {i}": i for i in range(len(plain), ARCH.vocab_size + 1)}
     (directory / "tokenizer.json").write_text(json.dumps(words))
 
 
@@ -346,7 +347,7 @@ CHECKPOINTS = {
     "layers": (lambda d: edit(d / "config.json", num_hidden_layers=2), "no tensor model.layers.1"),
     "model type": (
         lambda d: edit(d / "config.json", model_type="mamba"),
-        *("model_type is 'mamba'; supported: llama", "choose such a model"),
+        *("model_type is 'mamba'; supported: gemma, ", "choose such a model"),
     ),
     "attribute": (
         lambda d: edit(d / "config.json", logit_softcapping=30.0),
@@ -361,7 +362,7 @@ CHECKPOINTS = {
         *("only pickle files (pytorch_model.bin)", "convert the model to safetensors"),
     ),
     "tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "no readable tokenizer", "put token"),
-    "foreign tokenizer": (add_token, "tokenizer has 262 tokens, its model only 261", "own"),
+    "foreign tokenizer": (add_tokens, "tokenizer has 262 tokens, its model only 261", "own"),
 }
 
 
@@ -387,7 +388,7 @@ def test_a_checkpoint_that_changed_under_a_run_is_refused(command, config, check
     tuned[-1] ^= 1
     (checkpoint / "model.safetensors").write_bytes(tuned)
     said = complaint(command(*argv))
-    assert said.startswith(f"{checkpoint} is not the checkpoint that base/toy/r0 was made from: ")
+    assert said.startswith(f"{checkpoint} is not the checkpoint that base/toy/r0 was made from")
     shutil.rmtree(checkpoint)
     assert f"model directory {checkpoint} does not exist" in complaint(command(*argv))
     assert contents(workdir) == before
