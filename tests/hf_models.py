@@ -40,7 +40,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "mistral": {
         "short window": {"sliding_window": 50},
-        "window of one": {"sliding_window": 1},
+        "window of two": {"sliding_window": 2},
         "no window": {"sliding_window": None},
         "longer window than prompt": {"sliding_window": 5000, "head_dim": 8},
     },

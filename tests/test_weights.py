@@ -339,7 +339,7 @@ PROCESS = """
 import sys
 import jax
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from subjax import adapters, leaves, lora, sharding, weights
+from subjax import adapters, leaves, lora, sharding, transformer, weights
 read = []
 reader = leaves._reader
 def counting(slices, shape, dtype, *, stacked):
