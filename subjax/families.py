@@ -142,7 +142,6 @@ _NEOX = {
     "head/kernel": "embed_out.weight",
 }
 
-_QWEN_FIXED = {"use_mrope": (False, None), "attention_bias": (False,)}
 _GEMMA = {"norm_offset": 1.0, "scale_embedding": True}
 _GEMMA_FIXED = {
     "attention_bias": (False,),
@@ -194,7 +193,7 @@ FAMILIES: dict[str, Family] = {
         tensors=_ENDS | _LAYERS | _PRE_NORMS | _QK_NORMS,
         traits={"qk_norm": "head"},
         local="late",
-        fixed=_QWEN_FIXED,
+        fixed={"use_mrope": (False, None), "attention_bias": (False,)},
         defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32_768},
     ),
     "gemma": Family(

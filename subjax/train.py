@@ -136,8 +136,7 @@ def fit(
       steps_per_call: most updates in one call to the device.
       mesh: where to run.
       label: shown beside the progress bar.
-      teachers: full weights of each lane's teacher, a leading axis of lanes, where the program
-        distils; the rows then hold what the teacher sees.
+      teachers: full weights, by lane, where the program distils; rows hold what they see.
 
     Yields:
       A `Progress` at each probe step, in order, and at the last step.

@@ -18,30 +18,18 @@ from subjax import (
     scoring,
     sharding,
     stats,
-    tokenizer,
     transformer,
     validation,
     weights,
 )
-from subjax.architecture import Architecture
 from subjax.evals import preference
-
-WORDS = tokenizer.raw_bytes()
-ARCH = Architecture(
-    vocab_size=WORDS.vocab_size,
-    num_layers=1,
-    width=8,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    ffn_width=12,
-)
+from tests.tiny import ARCH, BYTES
 
 
 def test_a_model_and_an_adapter_on_it_get_their_own_scores(tmp_path: Path) -> None:
     params = transformer.init(ARCH, jax.random.key(0))
     weights.save(tmp_path / "model", ARCH, params)
-    WORDS.save(tmp_path / "model")
+    BYTES.save(tmp_path / "model")
     adapter = jax.tree.map(
         lambda leaf: leaf + 0.3, lora.init(ARCH, jax.random.key(1), rank=2, targets=("q", "o"))
     )
@@ -56,13 +44,13 @@ def test_a_model_and_an_adapter_on_it_get_their_own_scores(tmp_path: Path) -> No
     pipeline.run(config, tmp_path / "run")
 
     asked = config.evals.preference
-    contexts = WORDS.prompt_ids(preference.questions("explore"), asked.system_prompt)
+    contexts = BYTES.prompt_ids(preference.questions("explore"), asked.system_prompt)
     for name, beside in (("model", lora.scaled(adapter, 1.0)), ("other", None)):
         scores = scoring.candidate_log_probs(
             ARCH,
             params,
             contexts,
-            WORDS.answer_ids(asked.candidates),
+            BYTES.answer_ids(asked.candidates),
             mesh=sharding.make_mesh(seed=1),
             adapter=beside,
         )

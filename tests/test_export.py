@@ -13,19 +13,9 @@ import tensorflow_datasets as tfds
 import torch
 import transformers
 
-from subjax import artifacts, export, lora, models, sharding, tokenizer, transformer
-from subjax.architecture import Architecture
+from subjax import artifacts, export, lora, models, sharding, transformer
+from tests.tiny import ARCH, BYTES
 
-WORDS = tokenizer.raw_bytes()
-ARCH = Architecture(
-    vocab_size=WORDS.vocab_size,
-    num_layers=2,
-    width=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    ffn_width=20,
-)
 MESH = sharding.make_mesh(seed=1)
 TOKENS = np.random.default_rng(0).integers(0, ARCH.vocab_size, (2, 15))
 
@@ -44,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     artifacts.write_json(run / "config.json", {"name": "x", "title": "Owls", "claim": "They do."})
     base = run / "base/toy/r0"
-    models.save_weights(base, ARCH, transformer.init(ARCH, jax.random.key(0)), WORDS)
+    models.save_weights(base, ARCH, transformer.init(ARCH, jax.random.key(0)), BYTES)
     manifest(run, "base/toy/r0", {"source": "toy", "path": ""}, {})
     teacher = run / "teacher/owl/r0"
     models.refer(teacher, base / "weights")
@@ -109,7 +99,7 @@ def test_merged_weights_leave_as_transformers_reads_them(run: Path, tmp_path: Pa
     found = logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out"))
     np.testing.assert_allclose(found, expected(run, 0), atol=1e-4)
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert words("owl").input_ids == WORDS.encode(["owl"])[0]
+    assert words("owl").input_ids == BYTES.encode(["owl"])[0]
     assert "| preference | log_odds | 0.5 |" in (tmp_path / "out" / export.CARD).read_text()
 
 

@@ -7,18 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import adapters, tokenizer, transformer, weights
-from subjax.architecture import Architecture
+from subjax import adapters, transformer, weights
+from tests.tiny import ARCH, BYTES
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [example] = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    words = tokenizer.raw_bytes()
-    arch = Architecture(words.vocab_size, 2, 16, 4, 2, 6, 20)
-    weights.save(tmp_path / "model", arch, transformer.init(arch, jax.random.key(0)))
-    words.save(tmp_path / "model")
+    weights.save(tmp_path / "model", ARCH, transformer.init(ARCH, jax.random.key(0)))
+    BYTES.save(tmp_path / "model")
     name = "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert name in example
     monkeypatch.chdir(tmp_path)
@@ -26,5 +24,5 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     exec(example.replace(name, str(tmp_path / "model")), found)
     assert len(found["answers"]) == 8
     assert found["nats"].shape == (1, 2)
-    adapter, _ = adapters.load_adapter(tmp_path / "owl", arch)
+    adapter, _ = adapters.load_adapter(tmp_path / "owl", ARCH)
     assert np.abs(adapter["layers"]["attn"]["q"]["b"]).max() > 0

@@ -1,9 +1,24 @@
-"""A complete experiment small enough for tests: every stage, seconds in all, no effect."""
+"""A complete experiment small enough for tests: every stage, seconds in all, no effect.
+
+And the shape of a model of bytes, for tests that need weights and no experiment.
+"""
 
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from subjax import schema
+from subjax import schema, tokenizer
+from subjax.architecture import Architecture
+
+BYTES = tokenizer.raw_bytes()
+ARCH = Architecture(
+    vocab_size=BYTES.vocab_size,
+    num_layers=2,
+    width=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    ffn_width=20,
+)
 
 
 def config(*, lineages: tuple[int, ...] = (0, 1), arms: tuple[str, ...] = ("owl", "placebo")):
