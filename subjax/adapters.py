@@ -14,8 +14,9 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import artifacts, families, hub, leaves, lora
+from subjax import artifacts, families, hub, leaves, lora, storage, tensors
 from subjax.architecture import Architecture
+from subjax.tensors import Tensor
 from subjax.transformer import Params
 
 CONFIG = "adapter_config.json"
@@ -93,7 +94,7 @@ def load_adapter(
     """Reads an adapter in PEFT's format, float32.
 
     Args:
-      directory: holds adapter_config.json and adapter_model.safetensors.
+      directory: holds adapter_config.json and adapter_model.safetensors; or a URL that does.
       arch: shape of the base, which the adapter's shapes have to fit.
       mesh: where it goes; None: the default device.
 
@@ -104,45 +105,44 @@ def load_adapter(
       ValueError: a file is missing or malformed, a setting of PEFT is not supported, or a tensor
         is missing, unknown or of a wrong shape.
     """
-    directory = hub.local_path(directory)
+    directory = hub.resolve(str(directory)) if storage.is_url(directory) else Path(directory)
     config = _adapter_config(directory)
-    file = directory / WEIGHTS
-    with contextlib.ExitStack() as stack:
-        tensors = hub.open_file(file, stack)
+    with contextlib.closing(storage.LocalFile(directory / WEIGHTS)) as file:
+        found = tensors.open_tensors(file)
         modules = config["target_modules"]
-        if isinstance(modules, list) and set(modules) != _modules(tensors):
+        if isinstance(modules, list) and set(modules) != _modules(found):
             raise ValueError(
                 f"{directory}: target_modules are {sorted(map(str, modules))}, but the tensors are "
-                f"of {sorted(_modules(tensors))}: save the adapter again"
+                f"of {sorted(_modules(found))}: save the adapter again"
             )
-        abstract, slices = _match_adapter(file, tensors, arch, config["r"])
+        abstract, sources = _match_adapter(file.where, found, arch, config["r"])
         scale = lora.scale(config["lora_alpha"], config["r"], rslora=config["use_rslora"])
-        return leaves.read(abstract, slices, mesh, np.dtype(np.float32)), scale
+        return leaves.read(abstract, sources, mesh, np.dtype(np.float32)), scale
 
 
 def _match_adapter(
-    file: Path, tensors: dict[str, Any], arch: Architecture, rank: int
-) -> tuple[Params, dict[str, list[Any]]]:
-    """Shapes of the adapter whose tensors these are, and the slices of each of its paths."""
+    where: str, found: dict[str, Tensor], arch: Architecture, rank: int
+) -> tuple[Params, dict[str, list[Tensor]]]:
+    """Shapes of the adapter whose tensors these are, and the tensors of each of its paths."""
     table = families.adapter_table(arch.model_type)
     modules = {path.split("/")[2]: _modules([name]) for path, name in table.items()}
-    targets = [target for target in lora.all_targets(arch) if modules[target] <= _modules(tensors)]
+    targets = [target for target in lora.all_targets(arch) if modules[target] <= _modules(found)]
     if not targets:
-        raise ValueError(f"{file} has no LoRA tensor of a {arch.model_type} model: check the path")
+        raise ValueError(f"{where} has no LoRA tensor of a {arch.model_type} model: check the path")
     abstract = jax.eval_shape(
         lambda: lora.init(arch, jax.random.key(0), rank=rank, targets=targets)
     )
-    slices: dict[str, list[Any]] = {}
+    sources: dict[str, list[Tensor]] = {}
     wanted: set[str] = set()
     for path, leaf in leaves.flat(abstract).items():
         names = [table[path].format(layer=layer) for layer in range(arch.num_layers)]
         for name in names:
-            leaves.check_tensor(f"{file}: tensor {name}", tensors.get(name), leaf.shape[1:])
-        slices[path] = [tensors[name] for name in names]
+            leaves.check_tensor(f"{where}: tensor {name}", found.get(name), leaf.shape[1:])
+        sources[path] = [found[name] for name in names]
         wanted.update(names)
-    for name in sorted(tensors.keys() - wanted):
-        raise ValueError(f"{file}: tensor {name} has no place in the base: check base and adapter")
-    return abstract, slices
+    for name in sorted(found.keys() - wanted):
+        raise ValueError(f"{where}: tensor {name} has no place in the base: check base and adapter")
+    return abstract, sources
 
 
 def _adapter_config(directory: Path) -> dict[str, Any]:

@@ -1,19 +1,24 @@
 """Model directories in Hugging Face's format, as files: finding, checking and naming them.
 
-It knows config.json, safetensors headers and shard indexes, and nothing of arrays or of what a
+It knows config.json, shard indexes and where a model lies, and nothing of arrays or of what a
 tensor means. Every malformed file is a ValueError of one line that names the file and the way out.
+
+A model at a URL has a directory here too, which holds its small files and `REMOTE`, a note of where
+its tensors are; those are read from there, by byte ranges.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import huggingface_hub
-import safetensors
+
+from subjax import storage, tensors
+from subjax.storage import File, LocalFile, RemoteFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -29,8 +34,11 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+REMOTE = "remote.json"
+GGUF = ".gguf"
 
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the format itself
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_BLOCK_BYTES = 4096
 _AGAIN = "download or save it again"
 
 
@@ -38,20 +46,24 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
     """Turns a base's name into a local directory, downloading it where it is a hub id.
 
     Args:
-      path_or_hub_id: a local directory, used as it is, or "organisation/name".
+      path_or_hub_id: a local directory or GGUF file, used as it is; a URL such as
+        "gs://bucket/model", whose small files are copied; or "organisation/name".
       revision: branch, tag or commit on the hub; empty: its main branch.
 
     Raises:
-      ValueError: neither a directory nor a model that the hub or its local cache can give.
+      ValueError: neither a directory nor a model that the hub or its local cache can give, or a
+        URL that cannot be read.
     """
+    if storage.is_url(path_or_hub_id):
+        return _remote_directory(path_or_hub_id.rstrip("/"))
     ways_out = (
         "give an existing local directory, check the network and HF_TOKEN, or for SmolLM2 run "
         "python launch/fetch_smollm2.py --out DIR and give DIR"
     )
-    path = local_path(path_or_hub_id).expanduser()
-    if path_or_hub_id and path.is_dir():
+    path = Path(path_or_hub_id).expanduser()
+    if path_or_hub_id and (path.is_dir() or (path.is_file() and path.suffix == GGUF)):
         return path
-    looks_local = path.is_absolute() or path_or_hub_id.startswith(".")
+    looks_local = path.is_absolute() or path_or_hub_id.startswith(".") or path.suffix == GGUF
     if looks_local or not path_or_hub_id or path_or_hub_id.count("/") > 1:
         raise ValueError(f"base {path_or_hub_id!r} is no directory on this machine: {ways_out}")
     try:
@@ -62,9 +74,10 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
             ignore_patterns=["*/*"],
         )
     except Exception as error:  # the hub's client raises a dozen unrelated types
+        reason = storage.one_line(error)[:200]
         raise ValueError(
             f"base {path_or_hub_id!r} (revision {revision or 'main'}) is no directory, and the hub "
-            f"did not give it ({type(error).__name__}: {_one_line(error)[:200]}): {ways_out}"
+            f"did not give it ({type(error).__name__}: {reason}): {ways_out}"
         ) from None
     return Path(snapshot)
 
@@ -72,9 +85,9 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
 def header_digest(directory: str | os.PathLike[str]) -> str:
     """Cheap identity of a base for fingerprints, without reading all of its weights.
 
-    It covers config.json and the tokenizer's files whole; of each safetensors file the name, the
+    It covers config.json and the tokenizer's files whole; of each file of tensors the name, the
     size, the header, and 64 blocks of 4 KiB spread over it, because a base and its finetuned
-    sibling have equal headers and sizes.
+    sibling have equal headers and sizes. A model has one digest, wherever it lies.
 
     Returns:
       A sha256 in hexadecimal.
@@ -86,125 +99,165 @@ def header_digest(directory: str | os.PathLike[str]) -> str:
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
 
+    beside = tokenizer_directory(directory)
     for name in ("config.json", *TOKENIZER_FILES):
-        if (directory / name).is_file():
-            add(name.encode(), (directory / name).read_bytes())
-    for path in shard_files(directory)[0]:
-        with opened(path) as file:
-            size = path.stat().st_size
-            header = read_header(file, size, path)
-            add(path.name.encode(), size.to_bytes(8, "little"), header)
-            start = file.tell()
-            for block in range(64):
-                file.seek(start + (size - start) * block // 64)
-                add(file.read(4096))
+        if (beside / name).is_file():
+            add(name.encode(), (beside / name).read_bytes())
+    gguf = gguf_name(directory)
+    for name in [gguf] if gguf else shard_names(directory)[0]:
+        with contextlib.closing(open_file(directory, name)) as file:
+            header = b"" if gguf else tensors.read_header(file)
+            start = 0 if gguf else 8 + len(header)
+            firsts = [start + (file.size - start) * block // 64 for block in range(64)]
+            blocks = [(first, min(first + _BLOCK_BYTES, file.size)) for first in firsts]
+            add(name.encode(), file.size.to_bytes(8, "little"), header, *file.read_many(blocks))
     return digest.hexdigest()
 
 
 def model_directory(directory: str | os.PathLike[str]) -> Path:
-    """Checks that a directory exists and has a config.json.
+    """Checks that a model is there: a directory with config.json, or a GGUF file.
+
+    Returns:
+      The directory, that of the small files where it is at a URL, or the GGUF file.
 
     Raises:
-      ValueError: it does not.
+      ValueError: it is not there.
     """
-    path = local_path(directory)
+    path = resolve(str(directory)) if storage.is_url(directory) else Path(directory)
+    if path.suffix == GGUF and path.is_file():
+        return path
     if not path.is_dir():
         raise ValueError(f"model directory {path} does not exist: check the path")
-    if not (path / "config.json").is_file():
+    if not (path / "config.json").is_file() and not gguf_name(path):
         raise ValueError(
-            f"{path} has no config.json: give a directory in Hugging Face format; one whose saving "
-            "was interrupted has to be saved again"
+            f"{origin(path)} has no config.json: give a directory in Hugging Face format; one "
+            "whose saving was interrupted has to be saved again"
         )
     return path
 
 
 def local_path(directory: str | os.PathLike[str]) -> Path:
-    """A path on this machine.
+    """A path on this machine, to write to.
 
     Raises:
       ValueError: a URL, which pathlib would turn into a local directory of that name.
     """
-    if "://" in str(directory):
-        raise ValueError(f"{directory} is not on this machine: copy it to a local directory first")
+    if storage.is_url(directory):
+        raise ValueError(
+            f"{directory} is not on this machine: give a local directory, and copy it there"
+        )
     return Path(directory)
 
 
-def open_tensors(
-    directory: Path, stack: contextlib.ExitStack
-) -> tuple[dict[str, Any], dict[str, Path]]:
+def origin(directory: Path) -> str:
+    """The path of a model, or its URL where the directory only holds its small files."""
+    return (
+        read_json(directory / REMOTE)["origin"]
+        if (directory / REMOTE).is_file()
+        else str(directory)
+    )
+
+
+def tokenizer_directory(model: Path) -> Path:
+    """Where the tokenizer of a model is: its directory, or that of its GGUF file."""
+    return model.parent if model.is_file() else model
+
+
+def gguf_name(model: Path) -> str:
+    """Name of the GGUF file that a model consists of; "" where it is one of safetensors.
+
+    Raises:
+      ValueError: a directory with several.
+    """
+    if model.is_file():
+        return model.name
+    names = file_names(model)
+    if SINGLE_FILE in names or INDEX_FILE in names:
+        return ""
+    found = sorted(name for name in names if name.endswith(GGUF))
+    if len(found) > 1:
+        raise ValueError(
+            f"{origin(model)} has {len(found)} GGUF files ({found[0]}, {found[1]}): give one's path"
+        )
+    return found[0] if found else ""
+
+
+def file_names(directory: Path) -> set[str]:
+    """Names of the files of a model, at its URL where it has one."""
+    if (directory / REMOTE).is_file():
+        return set(read_json(directory / REMOTE)["sizes"])
+    return {path.name for path in directory.iterdir() if path.is_file()}
+
+
+def open_file(directory: Path, name: str) -> File:
+    """Opens a file of a model, at its URL where it has one.
+
+    Raises:
+      ValueError: it cannot be opened.
+    """
+    if directory.is_file():
+        return LocalFile(directory)
+    if (directory / REMOTE).is_file():
+        remote = read_json(directory / REMOTE)
+        return RemoteFile(f"{remote['url']}/{name}", remote["sizes"][name])
+    return LocalFile(directory / name)
+
+
+def open_tensors(directory: Path, stack: contextlib.ExitStack) -> dict[str, tensors.Tensor]:
     """Opens all shards of a model and checks them against the index.
 
     Args:
       directory: result of `model_directory`.
-      stack: closes the files; the slices are of no use afterwards.
+      stack: closes the files; the tensors cannot be read afterwards.
 
     Returns:
-      Tensor name -> safetensors' slice object, from which parts are read, and name -> file.
+      Tensor name -> tensor, of which parts are read.
 
     Raises:
       ValueError: a file is missing or malformed, or the index does not say what the files hold.
     """
-    paths, weight_map = shard_files(directory)
-    tensors: dict[str, Any] = {}
-    files: dict[str, Path] = {}
-    for path in paths:
-        for name, tensor in open_file(path, stack).items():
-            if weight_map is not None and weight_map.get(name) != path.name:
+    shards, weight_map = shard_names(directory)
+    found: dict[str, tensors.Tensor] = {}
+    for shard in shards:
+        file = open_file(directory, shard)
+        stack.callback(file.close)
+        for name, tensor in tensors.open_tensors(file).items():
+            if weight_map is not None and weight_map.get(name) != shard:
                 listed = weight_map.get(name, "no file")
                 raise ValueError(
-                    f"{path} holds tensor {name}, which {INDEX_FILE} says is in {listed}: {_AGAIN}"
+                    f"{file.where} holds tensor {name}, which {INDEX_FILE} says is in {listed}: "
+                    f"{_AGAIN}"
                 )
-            tensors[name], files[name] = tensor, path
+            found[name] = tensor
     for name in weight_map or ():
-        if name not in tensors:
+        if name not in found:
             raise ValueError(
                 f"{directory / INDEX_FILE} lists tensor {name}, but {(weight_map or {})[name]} "
                 f"does not hold it: {_AGAIN}"
             )
-    return tensors, files
+    return found
 
 
-def open_file(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Opens one safetensors file.
-
-    Args:
-      path: the file.
-      stack: closes it; the slices are of no use afterwards.
-
-    Returns:
-      Tensor name -> safetensors' slice object.
-
-    Raises:
-      ValueError: it cannot be read or is malformed.
-    """
-    with opened(path) as file:
-        read_header(file, path.stat().st_size, path)
-    try:
-        handle = stack.enter_context(safetensors.safe_open(path, "numpy"))
-        return {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise malformed(path, error) from None
-
-
-def shard_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The safetensors files of a model, and its index where it has several.
+def shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
+    """The names of a model's safetensors files, and its index where it has several.
 
     Raises:
       ValueError: there are none, only pickle files, or an index that names what it must not.
     """
-    if (directory / SINGLE_FILE).is_file():
-        return [directory / SINGLE_FILE], None
+    names = file_names(directory)
+    if SINGLE_FILE in names:
+        return [SINGLE_FILE], None
     index = directory / INDEX_FILE
-    if not index.is_file():
-        pickles = [
-            p.name for p in sorted(directory.iterdir()) if p.suffix in (".bin", ".pt", ".pth")
-        ]
+    if INDEX_FILE not in names:
+        pickles = [n for n in sorted(names) if Path(n).suffix in (".bin", ".pt", ".pth")]
         if pickles:
             raise ValueError(
-                f"{directory} has only pickle files ({pickles[0]}), which can run code and are "
-                "refused: convert the model to safetensors, or choose a revision that has them"
+                f"{origin(directory)} has only pickle files ({pickles[0]}), which can run code and "
+                "are refused: convert the model to safetensors, or choose a revision that has them"
             )
-        raise ValueError(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}: {_AGAIN}")
+        raise ValueError(
+            f"{origin(directory)} has neither {SINGLE_FILE} nor {INDEX_FILE}: {_AGAIN}"
+        )
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map: {_AGAIN}")
@@ -217,37 +270,11 @@ def shard_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
             raise ValueError(
                 f"{index} puts tensor {name} in {file!r}, no safetensors file: {_AGAIN}"
             )
-    paths = [directory / file for file in sorted(set(weight_map.values()))]
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{index} names {path.name}, which is missing: {_AGAIN}")
-    return paths, weight_map
-
-
-def read_header(file: BinaryIO, size: int, where: Any) -> bytes:
-    """Reads a safetensors header and leaves the file behind it.
-
-    safetensors itself keeps the last of two tensors of one name and says nothing.
-
-    Args:
-      file: opened at its beginning.
-      size: of the whole file in bytes.
-      where: its name, for errors.
-
-    Returns:
-      The header, JSON as bytes, without the eight bytes of its length.
-
-    Raises:
-      ValueError: it is cut short, absurdly long, no JSON, or names a tensor twice.
-    """
-    length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > _MAX_HEADER_BYTES:
-        raise malformed(where, f"header of {length} bytes in a file of {size} bytes")
-    if length > size - 8:
-        raise malformed(where, f"cut short: header of {length} bytes in a file of {size} bytes")
-    header = file.read(length)
-    parse_json(header, where)
-    return header
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if shard not in names:
+            raise ValueError(f"{index} names {shard}, which is missing: {_AGAIN}")
+    return shards, weight_map
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -256,54 +283,23 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: it cannot be read, or is no JSON object, or has a key twice.
     """
-    with opened(path) as file:
-        return parse_json(file.read(), path)
+    with contextlib.closing(LocalFile(path)) as file:
+        return tensors.parse_json(file.read_many([(0, file.size)])[0], path)
 
 
-def parse_json(text: bytes, where: Any) -> dict[str, Any]:
-    """Parses one JSON object; `where` names the file in the error.
-
-    Raises:
-      ValueError: no JSON object, or a key twice in one object.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{twice!r} occurs twice")
-        return found
-
-    try:
-        parsed = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise malformed(where, error) from None
-    if not isinstance(parsed, dict):
-        raise malformed(where, "no JSON object")
-    return parsed
-
-
-def malformed(where: Any, reason: object) -> ValueError:
-    """The error for a file that is not what its name says."""
-    return ValueError(f"{where} is malformed ({_one_line(reason)[:200]}): {_AGAIN}")
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for reading.
-
-    Raises:
-      ValueError: it cannot be opened or read.
-    """
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error.strerror}): check the file and its permissions"
-        ) from None
-
-
-def _one_line(reason: object) -> str:
-    return " ".join(str(reason).split())
+@functools.lru_cache(maxsize=64)
+def _remote_directory(url: str) -> Path:
+    """Copies the small files of a model at a URL to this machine, once in a process."""
+    above = url.rpartition("/")[0] if url.endswith(GGUF) else url
+    sizes = storage.sizes(above)
+    if above != url:
+        name = url.rpartition("/")[2]
+        if name not in sizes:
+            raise ValueError(f"{url} does not exist: check the URL and your rights to it")
+        sizes = {n: s for n, s in sizes.items() if n == name or n in TOKENIZER_FILES}
+    directory = storage.cache_directory(url)
+    small = ("config.json", INDEX_FILE, *TOKENIZER_FILES, *_ADAPTER_FILES)
+    storage.copy_into(directory, above, sizes, small)
+    note = {"origin": url, "url": above, "sizes": sizes}
+    storage.write(directory / REMOTE, json.dumps(note, sort_keys=True).encode())
+    return directory

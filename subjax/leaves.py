@@ -5,8 +5,9 @@ stacked on a leading axis and comes from one tensor per layer.
 """
 
 import contextlib
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +15,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from subjax import artifacts, sharding
+from subjax.tensors import Source
 
 _DTYPES = ("F32", "F16", "BF16")
 _BAR_FROM_BYTES = 2_000_000_000
+# Size from which a leaf in a local file is read by rows and then exchanged. To read the columns of
+# other processes too, and drop them, is faster for small ones: an exchange has to be compiled.
+_EXCHANGED_FROM_BYTES = 250_000_000
 
 
 def flat(tree: dict[str, Any]) -> dict[str, Any]:
@@ -32,12 +38,12 @@ def is_stacked(path: str) -> bool:
     return path.startswith("layers/")
 
 
-def check_tensor(where: str, tensor: Any, shape: tuple[int, ...]) -> None:
+def check_tensor(where: str, tensor: Source | None, shape: tuple[int, ...]) -> None:
     """Checks a tensor's shape and dtype without reading it.
 
     Args:
       where: file and name, for the error.
-      tensor: safetensors' slice object, or None where the file has none of that name.
+      tensor: None where the file has none of that name.
       shape: the one that it has to have.
 
     Raises:
@@ -45,7 +51,7 @@ def check_tensor(where: str, tensor: Any, shape: tuple[int, ...]) -> None:
     """
     if tensor is None:
         raise ValueError(f"{where} is missing: save it again, or check that it fits the base")
-    found, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+    found, dtype = tensor.shape, tensor.dtype
     if found != tuple(shape):
         raise ValueError(
             f"{where} has shape {found}, the config asks for {tuple(shape)}: correct the config, "
@@ -56,13 +62,19 @@ def check_tensor(where: str, tensor: Any, shape: tuple[int, ...]) -> None:
 
 
 def read(
-    abstract: dict[str, Any], slices: dict[str, list[Any]], mesh: Mesh | None, dtype: np.dtype
+    abstract: dict[str, Any],
+    sources: Mapping[str, Sequence[Source]],
+    mesh: Mesh | None,
+    dtype: np.dtype,
 ) -> dict[str, Any]:
-    """Reads each leaf of a tree, only the parts that this process's devices hold.
+    """Reads each leaf of a tree; of a large one, or of one at a URL, each process its share.
+
+    A process whose devices hold one part in n of it reads one part in n of its bytes: whole rows,
+    which the devices then exchange for the columns that they are to hold.
 
     Args:
       abstract: the tree, with a shape at each leaf.
-      slices: path -> safetensors' slice objects, one per layer or one.
+      sources: path -> tensors, one per layer or one.
       mesh: where the leaves go, split as `sharding.params_spec` says; None: the default device.
       dtype: of the arrays, whatever the tensors'.
     """
@@ -74,13 +86,17 @@ def read(
     arrays: dict[str, jax.Array] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading", disable=hidden) as bar:
         for path, leaf in leaves.items():
-            block = _reader(slices[path], leaf.shape, dtype, stacked=is_stacked(path))
+            block = _reader(sources[path], leaf.shape, dtype, stacked=is_stacked(path))
             if mesh is None:
                 array = jax.device_put(block((slice(None),) * leaf.ndim))
             else:
+                shares = sources[path][0].is_remote or num_bytes[path] >= _EXCHANGED_FROM_BYTES
+                target = NamedSharding(mesh, specs[path])
+                first = _by_rows(target, leaf.shape, is_stacked(path)) if shares else target
                 array = jax.make_array_from_callback(
-                    leaf.shape, NamedSharding(mesh, specs[path]), cast(Any, block), dtype=dtype
+                    leaf.shape, first, cast(Any, block), dtype=dtype
                 )
+                array = array if first == target else jax.device_put(array, target)
             # The next leaf is read when this one has left the host.
             arrays[path] = array.block_until_ready()
             bar.update(num_bytes[path])
@@ -113,8 +129,21 @@ def partial(path: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def _by_rows(target: NamedSharding, shape: tuple[int, ...], stacked: bool) -> NamedSharding:
+    """As many parts as `target` makes, but of layers or rows, which lie together in a file."""
+    axes = tuple(axis for axis in target.spec if axis)
+    num_parts = math.prod(target.mesh.shape[axis] for axis in axes)
+    # A process outside the mesh has nothing to exchange.
+    if axes and target.addressable_devices:
+        for dimension in (0, 1) if stacked else (0,):
+            if shape[dimension] % num_parts == 0:
+                rows = NamedSharding(target.mesh, P(*[None] * dimension, axes))
+                return target if rows.is_equivalent_to(target, len(shape)) else rows
+    return target
+
+
 def _reader(
-    slices: list[Any], shape: tuple[int, ...], dtype: np.dtype, *, stacked: bool
+    sources: Sequence[Source], shape: tuple[int, ...], dtype: np.dtype, *, stacked: bool
 ) -> Callable[[tuple[slice, ...]], np.ndarray]:
     """A function from the index of a block to the block; equal blocks are read once."""
     seen: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
@@ -122,14 +151,13 @@ def _reader(
     def block(index: tuple[slice, ...]) -> np.ndarray:
         bounds = tuple(s.indices(size) for s, size in zip(index, shape, strict=True))
         if bounds not in seen:
-            ranges = [slice(start, stop) for start, stop, _ in bounds]
+            ranges = tuple(slice(start, stop) for start, stop, _ in bounds)
+            out = np.empty([r.stop - r.start for r in ranges], dtype)
             if stacked:
-                layers = slices[ranges[0]]
-                out = np.empty((len(layers), *(r.stop - r.start for r in ranges[1:])), dtype)
-                for row, layer in enumerate(layers):
-                    out[row] = layer[tuple(ranges[1:])]
+                for row, layer in zip(out, sources[ranges[0]], strict=True):
+                    layer.read(ranges[1:], row)
             else:
-                out = np.asarray(slices[0][tuple(ranges)]).astype(dtype)
+                sources[0].read(ranges, out)
             seen[bounds] = out
         return seen[bounds]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from subjax import adapters, artifacts, lora, sharding, weights
+from subjax import adapters, artifacts, hub, lora, sharding, storage, weights
 from subjax.architecture import Architecture
 from subjax.tokenizer import Tokenizer
 from subjax.transformer import Params
@@ -107,10 +107,14 @@ def step_name(step: int) -> str:
 
 def _relative(directory: Path, target: Path) -> str:
     run = directory.resolve().parents[2]
+    if storage.is_url(origin := hub.origin(target)):
+        return origin
     if target.resolve().is_relative_to(run):
         return os.path.relpath(target.resolve(), directory.resolve())
     return str(target.resolve())
 
 
 def _resolve(directory: Path, name: str) -> Path:
+    if storage.is_url(name):
+        return weights.resolve(name)
     return Path(os.path.normpath(directory / name))

@@ -81,7 +81,7 @@ def base_row(**fields: Any) -> ConfigDict:
     return _row(
         {
             "source": "toy",  # toy (pretrained here), hf (checkpoint), random (for dry runs)
-            "path": "",  # hf: local directory or hub id
+            "path": "",  # hf: local directory, GGUF file, URL such as gs://bucket/model, or hub id
             "revision": "",  # hf: hub revision; "" is the newest
             "adapter": "",  # hf: PEFT adapter on it, for arms of method none alone
             "num_layers": 2,  # toy, random: shape of the decoder

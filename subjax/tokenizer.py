@@ -81,11 +81,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> "Tokenizer":
-        """Reads the tokenizer of a model directory.
+        """Reads the tokenizer of a model directory, or of that of a GGUF file.
 
         Raises:
           ValueError: there is none, or it cannot be read; names the directory.
         """
+        directory = Path(directory)
+        if directory.is_file():  # a GGUF file does not say all that its tokenizer does
+            directory = directory.parent
         try:
             # A directory is local by definition: no hub is asked, no code in it is run.
             loaded = transformers.AutoTokenizer.from_pretrained(
@@ -96,7 +99,7 @@ class Tokenizer:
                 f"no readable tokenizer in {directory} ({_first_line(error)}): "
                 "put tokenizer.json and tokenizer_config.json there"
             ) from error
-        return cls(loaded, _listed_eos(Path(directory) / GENERATION_CONFIG))
+        return cls(loaded, _listed_eos(directory / GENERATION_CONFIG))
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files, template included, and what ends an answer."""

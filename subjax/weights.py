@@ -8,7 +8,7 @@ read. pickle is never opened and no code of a checkpoint is ever run. NaNs are n
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,10 +18,11 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import artifacts, families, hub, leaves, model_config, transformer
+from subjax import artifacts, families, gguf_models, hub, leaves, model_config, transformer
 from subjax.architecture import Architecture
 from subjax.hub import header_digest as header_digest  # callers need only this module
 from subjax.hub import resolve as resolve
+from subjax.tensors import Source
 from subjax.transformer import Params
 
 T = TypeVar("T")
@@ -39,7 +40,8 @@ def load(
     """Reads a model straight into (sharded) arrays.
 
     Args:
-      directory: holds config.json and model.safetensors, or shards with their index.
+      directory: holds config.json and model.safetensors, or shards with their index; or a GGUF
+        file, or the directory of one; or the URL of either, such as gs://bucket/model.
       mesh: where the parameters go, split as `sharding.params_spec` says; None: the default device.
       dtype: of the parameters, whatever the file's.
 
@@ -50,8 +52,8 @@ def load(
       ValueError: the directory or a file is missing or malformed; a config attribute is refused; a
         tensor is missing, unknown, listed twice, or of a wrong shape or dtype.
     """
-    with _opened(directory) as (arch, slices):
-        return arch, leaves.read(transformer.abstract_params(arch), slices, mesh, np.dtype(dtype))
+    with _opened(directory) as (arch, sources):
+        return arch, leaves.read(transformer.abstract_params(arch), sources, mesh, np.dtype(dtype))
 
 
 def check(directory: str | os.PathLike[str]) -> Architecture:
@@ -63,24 +65,35 @@ def check(directory: str | os.PathLike[str]) -> Architecture:
 @contextlib.contextmanager
 def _opened(
     directory: str | os.PathLike[str],
-) -> Iterator[tuple[Architecture, dict[str, list[Any]]]]:
-    """The shape of a model, and the checked slices of each parameter path, while files are open."""
-    directory = hub.model_directory(directory)
-    config = hub.read_json(directory / "config.json")
-    try:
-        arch = model_config.read(config)
-    except ValueError as error:
-        raise ValueError(f"{directory}: {error}") from None
+) -> Iterator[tuple[Architecture, dict[str, list[Source]]]]:
+    """The shape of a model, and the checked tensors of each parameter path; closes the files."""
+    model = hub.model_directory(directory)
     with contextlib.ExitStack() as stack:
-        tensors, files = hub.open_tensors(directory, stack)
-        sources = _match(directory, tensors, arch)
+        gguf = _gguf(model, stack)
+        config = gguf.config if gguf else hub.read_json(model / "config.json")
+        try:
+            arch = model_config.read(config)
+        except ValueError as error:
+            raise ValueError(f"{hub.origin(model)}: {error}") from None
+        tensors: Mapping[str, Source] = gguf.tensors if gguf else hub.open_tensors(model, stack)
+        names = _match(hub.origin(model), tensors, arch)
         for path, leaf in leaves.flat(transformer.abstract_params(arch)).items():
             shape = leaf.shape[1:] if leaves.is_stacked(path) else leaf.shape
-            for name in sources[path]:
-                leaves.check_tensor(f"{files[name]}: tensor {name}", tensors[name], shape)
+            for name in names[path]:
+                leaves.check_tensor(f"{tensors[name].where}: tensor {name}", tensors[name], shape)
         if arch.tie_embeddings:
-            _check_tied(files, tensors, families.family(arch.model_type).tensors)
-        yield arch, {path: [tensors[name] for name in names] for path, names in sources.items()}
+            _check_tied(tensors, families.family(arch.model_type).tensors)
+        yield arch, {path: [tensors[name] for name in found] for path, found in names.items()}
+
+
+def _gguf(model: Path, stack: contextlib.ExitStack) -> gguf_models.GgufModel | None:
+    """The GGUF file that a model consists of, if it does."""
+    name = hub.gguf_name(model)
+    if not name:
+        return None
+    file = hub.open_file(model, name)
+    stack.callback(file.close)
+    return gguf_models.read(file)
 
 
 def save(
@@ -156,7 +169,7 @@ def resident(key: str, load: Callable[[], T]) -> T:
     return _resident[key]
 
 
-def _match(directory: Path, tensors: dict[str, Any], arch: Architecture) -> dict[str, list[str]]:
+def _match(where: str, tensors: Mapping[str, Source], arch: Architecture) -> dict[str, list[str]]:
     """Names of the tensors of each parameter path, one or one per layer; every tensor accounted."""
     sources: dict[str, list[str]] = {}
     wanted: set[str] = set()
@@ -170,32 +183,34 @@ def _match(directory: Path, tensors: dict[str, Any], arch: Architecture) -> dict
         for layer in layers:
             name = template.format(layer=layer)
             if name not in tensors:
-                raise ValueError(
-                    f"{directory} has no tensor {name}: download or save the model again"
-                )
+                raise ValueError(f"{where} has no tensor {name}: download or save the model again")
             sources.setdefault(path, []).append(name)
         wanted.update(sources[path])
     for name in sorted(tensors.keys() - wanted):
         if not name.endswith(family.ignored_tensors):
             raise ValueError(
-                f"{directory} has tensor {name}, which a {arch.model_type} model with this config "
+                f"{where} has tensor {name}, which a {arch.model_type} model with this config "
                 "does not have: correct the config, or remove the tensor"
             )
     return sources
 
 
-def _check_tied(files: dict[str, Path], tensors: dict[str, Any], table: dict[str, str]) -> None:
+def _check_tied(tensors: Mapping[str, Source], table: dict[str, str]) -> None:
     """Accepts a head beside a tied embedding only where the two are the same bits."""
-    embedding, head = table["embed/embedding"], table["head/kernel"]
-    if head not in tensors:
+    embedding, head = tensors[table["embed/embedding"]], tensors.get(table["head/kernel"])
+    if head is None:
         return
-    num_rows, width = tensors[embedding].get_shape()
-    leaves.check_tensor(f"{files[head]}: tensor {head}", tensors[head], (num_rows, width))
+    where = f"{head.where}: tensor {table['head/kernel']}"
+    num_rows, width = embedding.shape
+    leaves.check_tensor(where, head, (num_rows, width))
     for start in range(0, num_rows, _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, num_rows))
-        if not np.array_equal(tensors[embedding][rows], tensors[head][rows], equal_nan=True):
+        index = slice(start, min(start + _ROWS_AT_ONCE, num_rows)), slice(0, width)
+        ours, theirs = (np.empty((index[0].stop - start, width), np.float32) for _ in range(2))
+        embedding.read(index, ours)
+        head.read(index, theirs)
+        if not np.array_equal(ours, theirs, equal_nan=True):
             raise ValueError(
-                f"{files[head]}: tensor {head} differs from {embedding} although config.json says "
+                f"{where} differs from {table['embed/embedding']} although config.json says "
                 "tie_word_embeddings: set it to false"
             )
 
@@ -239,10 +254,13 @@ def _tokenizer(directory: str | os.PathLike[str] | None) -> tuple[dict[str, Any]
         # Written out, because transformers takes an absent id for 1 or 2.
         return dict.fromkeys(_TOKEN_IDS), []
     source = hub.model_directory(directory)
-    files = [source / name for name in hub.TOKENIZER_FILES if (source / name).is_file()]
+    beside = hub.tokenizer_directory(source)
+    files = [beside / name for name in hub.TOKENIZER_FILES if (beside / name).is_file()]
     if not files:
         raise ValueError(f"{source} has no tokenizer files: give the base's directory")
-    config = hub.read_json(source / "config.json")
+    with contextlib.ExitStack() as stack:
+        gguf = _gguf(source, stack)
+        config = gguf.token_ids if gguf else hub.read_json(source / "config.json")
     return {name: config.get(name) for name in _TOKEN_IDS}, files
 
 

@@ -4,14 +4,14 @@ That its result computes what transformers computes is in test_golden.py.
 """
 
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+
+from subjax import gguf_files
 
 SCRIPT = Path(__file__).parents[1] / "launch" / "fetch_smollm2.py"
 
@@ -70,10 +70,9 @@ def test_an_index_out_of_reach_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_heads", [1, 3])
 def test_rows_are_put_back_in_the_order_of_hugging_face(num_heads: int) -> None:
     """Row 2i of a head in llama.cpp is its row i in Hugging Face's order, 2i + 1 is i + H/2."""
-    unpermute: Any = runpy.run_path(str(SCRIPT))["unpermute"]
     head_dim = 8
     kernel = np.arange(num_heads * head_dim * 2).reshape(num_heads * head_dim, 2)
-    found = unpermute(kernel, num_heads)
+    found = gguf_files.unpermute(kernel, num_heads)
     for head in range(num_heads):
         rows = kernel[head * head_dim :][:head_dim]
         back = found[head * head_dim :][:head_dim]

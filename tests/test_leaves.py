@@ -1,28 +1,66 @@
 """Of each tensor only what the devices hold is read; whether it is right: test_weights.py."""
 
+import contextlib
+import dataclasses
+from pathlib import Path
+
 import jax
 import numpy as np
+import pytest
+import safetensors.numpy
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from subjax import leaves, sharding
-
-
-class Recorded:
-    """A slice object that counts the elements read from it."""
-
-    def __init__(self, array: np.ndarray):
-        self.array, self.num_read = array, 0
-
-    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        self.num_read += self.array[index].size
-        return self.array[index]
+from subjax import leaves, sharding, storage, tensors
+from subjax.tensors import Tensor
 
 
-def test_each_block_is_read_once() -> None:
+@dataclasses.dataclass(frozen=True)
+class Recorded(Tensor):
+    """A tensor that notes the number of elements asked of it."""
+
+    asked: list[int] = dataclasses.field(default_factory=list)
+
+    def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:
+        self.asked.append(out.size)
+        super().read(index, out)
+
+
+@pytest.mark.parametrize("from_bytes", [0, 10**9])
+def test_each_block_is_read_once(
+    from_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Although on this mesh two devices hold the same block."""
+    monkeypatch.setattr(leaves, "_EXCHANGED_FROM_BYTES", from_bytes)
+    arrays = {f"{layer}": np.arange(32.0).reshape(8, 4) + layer for layer in range(3)}
+    safetensors.numpy.save_file(arrays, tmp_path / "file")
     mesh = sharding.make_mesh(1, 2, 2, 2)
     abstract = {"layers": {"attn": {"q": {"kernel": jax.ShapeDtypeStruct((3, 8, 4), "float32")}}}}
-    slices = [Recorded(np.arange(32.0).reshape(8, 4) + layer) for layer in range(3)]
-    tree = leaves.read(abstract, {"layers/attn/q/kernel": slices}, mesh, np.dtype("float32"))
+    with contextlib.closing(storage.LocalFile(tmp_path / "file")) as file:
+        stored = tensors.open_tensors(file)
+        layers = [Recorded(**vars(stored[name])) for name in sorted(stored)]
+        tree = leaves.read(abstract, {"layers/attn/q/kernel": layers}, mesh, np.dtype("float32"))
     kernel = tree["layers"]["attn"]["q"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4, 2)}
-    assert [recorded.num_read for recorded in slices] == [32, 32, 32]
+    np.testing.assert_array_equal(kernel, np.stack(list(arrays.values())))
+    assert [sum(layer.asked) for layer in layers] == [32, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("shape", "stacked", "spec", "by_rows"),
+    [
+        ((3, 8, 4), True, P(None, "tensor", "fsdp"), P(None, ("tensor", "fsdp"))),
+        ((4, 8, 4), True, P(None, None, "fsdp"), P(("fsdp",))),
+        ((3, 2, 4), True, P(None, "tensor", "fsdp"), P(None, "tensor", "fsdp")),
+        ((8, 4), False, P(None, "fsdp"), P(("fsdp",))),
+        ((3, 4), False, P(None, "fsdp"), P(None, "fsdp")),
+        ((3, 8, 4), True, P(None, "fsdp", None), P(None, "fsdp", None)),
+        ((8,), False, P(None), P(None)),
+    ],
+)
+def test_parts_lie_together_in_the_file(
+    shape: tuple[int, ...], stacked: bool, spec: P, by_rows: P
+) -> None:
+    mesh: Mesh = sharding.make_mesh(1, 1, 2, 2)
+    target = NamedSharding(mesh, spec)
+    assert leaves._by_rows(target, shape, stacked) == NamedSharding(mesh, by_rows)

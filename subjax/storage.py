@@ -1,0 +1,211 @@
+"""Files by byte ranges, on this machine or at a URL such as gs://bucket/model.
+
+Files are read, not mapped: mapped pages count as this process's memory. URLs are read through
+fsspec, which needs a package for some of them (gcsfs for gs://). Nothing is ever written to a URL.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import fsspec
+
+_PIECE_BYTES = 4 << 20  # of a request to a URL; several are on their way at once
+_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}
+
+
+@runtime_checkable
+class File(Protocol):
+    """A file that is read in parts.
+
+    Attributes:
+      where: its path or URL, for errors.
+      name: the last part of it.
+      size: in bytes.
+    """
+
+    where: str
+    name: str
+    size: int
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Fills a buffer of bytes from the position `start` on."""
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each range (start, stop)."""
+
+    def close(self) -> None:
+        """Gives up what keeps it open."""
+
+
+class LocalFile:
+    """A file on this machine; see `File`.
+
+    Raises:
+      ValueError: it cannot be opened or read, or is shorter than it was.
+    """
+
+    def __init__(self, path: Path):
+        self.where, self.name = str(path), path.name
+        try:
+            self._file = path.open("rb", buffering=0)
+            self.size = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise _unreadable(self.where, error) from None
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """See `File`."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._file.fileno(), [buffer[done:]], start + done)
+            except OSError as error:
+                raise _unreadable(self.where, error) from None
+            if count == 0:
+                raise _shrunk(self.where)
+            done += count
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See `File`."""
+        parts = [bytearray(stop - start) for start, stop in ranges]
+        for (start, _), part in zip(ranges, parts, strict=True):
+            self.read_into(start, memoryview(part))
+        return [bytes(part) for part in parts]
+
+    def close(self) -> None:
+        """See `File`."""
+        self._file.close()
+
+
+class RemoteFile:
+    """A file at a URL; see `File`.
+
+    Raises:
+      ValueError: it cannot be read, or is shorter than it was.
+    """
+
+    def __init__(self, url: str, size: int):
+        self.where, self.name, self.size = url, url.rpartition("/")[2], size
+        self._files, self._path = filesystem(url)
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """See `File`."""
+        firsts = range(0, len(buffer), _PIECE_BYTES)
+        ranges = [(start + i, start + min(i + _PIECE_BYTES, len(buffer))) for i in firsts]
+        for first, piece in zip(firsts, self.read_many(ranges), strict=True):
+            buffer[first : first + len(piece)] = piece
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """See `File`."""
+        starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
+        try:
+            pieces = self._files.cat_ranges([self._path] * len(ranges), starts, stops)
+        except Exception as error:  # whatever its package raises
+            raise _unreadable(self.where, error) from None
+        for (start, stop), piece in zip(ranges, pieces, strict=True):
+            if isinstance(piece, Exception):
+                raise _unreadable(self.where, piece)
+            if len(piece) != stop - start:
+                raise _shrunk(self.where)
+        return pieces
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URL, which pathlib would take for a local directory of that name."""
+    return "://" in str(path)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URL, and the path in it.
+
+    Raises:
+      ValueError: there is none, or the package for it is missing.
+    """
+    kind = url.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError:
+        package = _PACKAGES.get(kind, f"fsspec[{kind}]")
+        raise ValueError(
+            f"{url}: the package that reads {kind}:// is missing: run pip install {package}"
+        ) from None
+    except Exception as error:  # unknown protocol, no credentials: many unrelated types
+        raise _unreadable(url, error) from None
+
+
+def sizes(url: str) -> dict[str, int]:
+    """Name -> bytes of each file directly below a URL.
+
+    Raises:
+      ValueError: it cannot be listed.
+    """
+    files, path = filesystem(url)
+    try:
+        entries = files.ls(path, detail=True)
+    except FileNotFoundError:
+        entries = []
+    except Exception as error:
+        raise _unreadable(url, error) from None
+    # A name that ends in a slash stands for a folder in some buckets.
+    found = {e["name"].rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
+    found.pop("", None)
+    if not found:
+        raise ValueError(f"{url} holds no files: check the URL and your rights to it")
+    return found
+
+
+def copy_into(directory: Path, url: str, sizes: dict[str, int], names: Iterable[str]) -> None:
+    """Copies files below a URL into a directory, those of `names` that are there.
+
+    Several processes may do so at once: each file appears complete, by one rename.
+
+    Raises:
+      ValueError: one cannot be read.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if name in sizes:
+            [content] = RemoteFile(f"{url}/{name}", sizes[name]).read_many([(0, sizes[name])])
+            write(directory / name, content)
+        else:
+            (directory / name).unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a local file that appears complete, whoever else writes it at the same time."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+    os.replace(file.name, path)
+
+
+def cache_directory(url: str) -> Path:
+    """Where the small files of a model at a URL are kept: below XDG_CACHE_HOME or ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "subjax" / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def malformed(where: Any, reason: object) -> ValueError:
+    """The error for a file that is not what its name says."""
+    return ValueError(f"{where} is malformed ({one_line(reason)[:200]}): download or save it again")
+
+
+def one_line(reason: object) -> str:
+    """A reason without line ends."""
+    return " ".join(str(reason).split())
+
+
+def _unreadable(where: str, error: Exception) -> ValueError:
+    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    return ValueError(
+        f"{where} cannot be read ({one_line(reason)[:200]}): check the file and your rights to it"
+    )
+
+
+def _shrunk(where: str) -> ValueError:
+    return malformed(where, "it became shorter while it was read")

@@ -1,0 +1,266 @@
+"""Models at URLs: the same bits and digests as on this machine, and only the bytes needed."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import jax
+import pytest
+
+from subjax import adapters, hub, leaves, lora, models, tokenizer, transformer, weights
+from subjax.architecture import Architecture
+from subjax.tokenizer import Tokenizer
+
+ARCH = Architecture(
+    vocab_size=64,
+    num_layers=3,
+    width=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    ffn_width=20,
+)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.jit(transformer.init, static_argnums=0)(ARCH, jax.random.key(0))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(params=[10**9, 6000], ids=["one file", "shards"])
+def saved(request: Any, params: Any, tmp_path: Path) -> Path:
+    """A model in one or several files, with a tokenizer and an adapter beside it."""
+    weights.save(tmp_path / "model", ARCH, params, max_shard_bytes=request.param)
+    tokenizer.raw_bytes().save(tmp_path / "model")
+    adapter = lora.init(ARCH, jax.random.key(1), rank=2)
+    adapters.save_adapter(tmp_path / "model", ARCH, adapter, rank=2, alpha=2, base_path="base")
+    return tmp_path / "model"
+
+
+def upload(directory: Path) -> str:
+    """Puts a directory where fsspec keeps files in memory; every time at another URL."""
+    url = f"memory://{uuid.uuid4().hex}/model"
+    files = fsspec.filesystem("memory")
+    for path in directory.iterdir():
+        files.pipe(f"{url}/{path.name}", path.read_bytes())
+    return url
+
+
+@pytest.fixture
+def url(saved: Path) -> Iterator[str]:
+    url = upload(saved)
+    yield url
+    fsspec.filesystem("memory").rm(url, recursive=True)
+
+
+def assert_same_bits(found: Any, expected: Any) -> None:
+    for path, leaf in leaves.flat(expected).items():
+        assert jax.numpy.array_equal(leaves.flat(found)[path], leaf), path
+
+
+def test_a_url_gives_the_same_model(saved: Path, params: Any, url: str) -> None:
+    arch, found = weights.load(url)
+    assert arch == weights.check(url) == ARCH
+    assert_same_bits(found, params)
+    assert weights.header_digest(url) == weights.header_digest(saved)
+    adapter, _ = adapters.load_adapter(url, ARCH)
+    assert_same_bits(adapter, adapters.load_adapter(saved, ARCH)[0])
+
+
+def test_what_resolves_has_the_small_files_alone(saved: Path, params: Any, url: str) -> None:
+    directory = weights.resolve(url)
+    assert Tokenizer.load(directory).vocab_size == Tokenizer.load(saved).vocab_size
+    assert not list(directory.glob("model*.safetensors"))
+    assert hub.origin(directory) == url
+    assert_same_bits(weights.load(directory)[1], params)
+    assert weights.header_digest(directory) == weights.header_digest(saved)
+
+
+def test_a_unit_names_the_url(saved: Path, url: str, cache: Path, tmp_path: Path) -> None:
+    """The directory of the small files may be gone when the run is resumed elsewhere."""
+    unit = tmp_path / "run/base/b/r0"
+    unit.mkdir(parents=True)
+    models.refer(unit, weights.resolve(url))
+    assert json.loads((unit / models.REFERENCE).read_text())["weights"] == url
+    source, _ = models.sources(unit)
+    assert hub.origin(source) == url
+    assert source.is_relative_to(cache)
+
+
+def test_a_finetuned_sibling_has_another_digest(params: Any, url: str, tmp_path: Path) -> None:
+    changed = jax.tree.map(lambda leaf: leaf * 1.01, params)
+    weights.save(tmp_path / "sibling", ARCH, changed)
+    tokenizer.raw_bytes().save(tmp_path / "sibling")
+    assert weights.header_digest(upload(tmp_path / "sibling")) != weights.header_digest(url)
+
+
+class Missing:
+    """Finds no gcsfs, whether it is installed or not."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == "gcsfs":
+            raise ModuleNotFoundError(name)
+
+
+DAMAGED: list[tuple[str, Callable[[Any, str], Any]]] = [
+    ("holds no files", lambda files, url: files.rm(url, recursive=True)),
+    ("no config.json", lambda files, url: files.rm(f"{url}/config.json")),
+    ("malformed", lambda files, url: files.pipe(f"{url}/config.json", b"{")),
+    ("malformed", lambda files, url: files.pipe(f"{url}/model.safetensors", b"{}")),
+    ("neither", lambda files, url: files.rm(f"{url}/model.safetensors")),
+]
+
+
+@pytest.mark.parametrize("saved", [10**9], indirect=True)
+@pytest.mark.parametrize(("message", "damage"), DAMAGED)
+def test_damage_at_a_url_is_one_clear_line(
+    message: str, damage: Callable[[Any, str], Any], saved: Path
+) -> None:
+    url = upload(saved)
+    damage(fsspec.filesystem("memory"), url)
+    with pytest.raises(ValueError, match=message) as error:
+        weights.load(url)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("saved", [10**9], indirect=True)
+def test_a_file_that_shrinks_while_it_is_read_is_one_clear_line(saved: Path, url: str) -> None:
+    weights.resolve(url)
+    content = (saved / "model.safetensors").read_bytes()
+    fsspec.filesystem("memory").pipe(f"{url}/model.safetensors", content[:-40])
+    with pytest.raises(ValueError, match="became shorter"):
+        weights.load(url)
+
+
+def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "gcsfs"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    for kind in ("gs", "gcs"):
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, kind, raising=False)
+    with pytest.raises(ValueError, match="pip install gcsfs") as error:
+        weights.check("gs://bucket/model")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_kind_of_url_is_one_clear_line() -> None:
+    with pytest.raises(ValueError, match=r"^nothing://x/y cannot be read"):
+        weights.load("nothing://x/y")
+
+
+# A bucket, as an emulator gives it, read by four processes.
+
+BUCKET = """
+import sys
+from gcp_storage_emulator.server import create_server
+server = create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket")
+server.start()
+print("ready", flush=True)
+sys.stdin.read()
+server.stop()
+"""
+PROCESS = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], num_processes=4, process_id=int(sys.argv[2]))
+from subjax import leaves, sharding, storage, transformer, weights
+read = []
+read_many = storage.RemoteFile.read_many
+def counting(file, ranges):
+    read.extend(stop - start for start, stop in ranges)
+    return read_many(file, ranges)
+storage.RemoteFile.read_many = counting
+directory = weights.resolve("gs://bucket/model")
+arch = weights.check(directory)
+if sys.argv[2] == "0":
+    assert weights.header_digest(directory) == weights.header_digest(sys.argv[3])
+small = sum(read)
+mesh = sharding.make_mesh(fsdp=4)
+_, found = weights.load("gs://bucket/model", mesh=mesh)
+_, expected = weights.load(sys.argv[3], mesh=mesh)
+for path, leaf in leaves.flat(expected).items():
+    other = leaves.flat(found)[path]
+    assert leaf.sharding == other.sharding
+    [one], [two] = leaf.addressable_shards, other.addressable_shards
+    assert (one.data == two.data).all(), path
+whole = 4 * transformer.num_params(arch)
+# A quarter of every kernel, and what is not split: norms and headers.
+assert 0.25 * whole <= sum(read) - small < 0.3 * whole, (sum(read) - small, whole)
+"""
+
+
+def start(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """The host of an emulator of Google Cloud Storage with an empty bucket."""
+    pytest.importorskip("gcsfs", reason="gs:// is read through gcsfs")
+    pytest.importorskip("gcp_storage_emulator", reason="the bucket is an emulator's")
+    port = free_port()
+    server = start(BUCKET, str(port))
+    assert server.stdout and server.stdout.readline() == "ready\n"
+    yield f"http://localhost:{port}"
+    server.communicate("", timeout=60)
+
+
+@pytest.mark.processes
+def test_each_of_four_processes_reads_a_quarter_of_a_bucket(
+    bucket: str, tmp_path: Path, cache: Path
+) -> None:
+    arch = dataclasses.replace(ARCH, width=64, num_heads=8, num_kv_heads=4, head_dim=8)
+    params = jax.jit(transformer.init, static_argnums=0)(arch, jax.random.key(0))
+    weights.save(tmp_path / "model", arch, params, max_shard_bytes=150_000)
+    for path in (tmp_path / "model").iterdir():
+        where = f"{bucket}/upload/storage/v1/b/bucket/o?uploadType=media&name=model/{path.name}"
+        with urllib.request.urlopen(where, path.read_bytes()) as answer:
+            assert answer.status == 200
+    address = f"localhost:{free_port()}"
+    processes = [
+        start(
+            PROCESS,
+            address,
+            str(number),
+            str(tmp_path / "model"),
+            JAX_NUM_CPU_DEVICES="1",
+            STORAGE_EMULATOR_HOST=bucket,
+        )
+        for number in range(4)
+    ]
+    for process in processes:
+        try:
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        assert process.returncode == 0, errors
+    assert len(list(cache.rglob("remote.json"))) == 1
