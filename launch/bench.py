@@ -2,6 +2,7 @@
 
     python launch/bench.py mlp                       # 10 models, the paper's students, 2 epochs
     python launch/bench.py mlp --models=20 --epochs=1
+    python launch/bench.py load --model=DIR          # see bench_load.py
 
 `mlp` trains the four students of configs/mnist.py on noise: by subjax as that config does (noise
 rebuilt from its key, products of bfloat16, two lanes at once) and in float32; and by PyTorch as the
@@ -20,9 +21,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import bench_load
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # subjax, where it is not installed
 
 NUM_IMAGES, NUM_PIXELS, BATCH = 60_000, 784, 1024
 SIZES = (NUM_PIXELS, 256, 256, 13)
@@ -33,11 +38,21 @@ LANES = 2  # models side by side in subjax
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["mlp"])
-    parser.add_argument("--models", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--side", choices=sorted(SIDES), help="run one side alone, print JSON")
+    tasks = parser.add_subparsers(dest="what", required=True)
+    mlp = tasks.add_parser("mlp", help="the students of configs/mnist.py against PyTorch")
+    mlp.add_argument("--models", type=int, default=10)
+    mlp.add_argument("--epochs", type=int, default=2)
+    mlp.add_argument("--side", choices=sorted(SIDES), help="run one side alone, print JSON")
+    load = tasks.add_parser("load", help="memory and time of loading a checkpoint")
+    load.add_argument("--model", default="", help="a model directory")
+    load.add_argument("--gigabytes", type=float, default=3, help="of random weights; 0: none")
+    load.add_argument("--repeats", type=int, default=3)
+    load.add_argument("--scratch", help="where the random weights go for a while")
+    load.add_argument("--side", nargs="+", help="one measurement alone, print JSON")
     options = parser.parse_args()
+    if options.what == "load":
+        bench_load.side(options.side) if options.side else bench_load.run(options)
+        return
     if options.models % LANES:
         parser.error(f"--models={options.models}: subjax trains {LANES} side by side")
     if options.side:
