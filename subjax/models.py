@@ -57,7 +57,8 @@ def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
     if adapter_source:
         tree, scale = adapters.load_adapter(adapter_source, arch, mesh=mesh)
         adapter = lora.scaled(tree, scale)
-    return Model(arch, params, adapter, Tokenizer.load(source), source)
+    words = Tokenizer.load(source, num_embeddings=arch.vocab_size)
+    return Model(arch, params, adapter, words, source)
 
 
 def sources(directory: Path) -> tuple[Path, Path | None]:

@@ -58,8 +58,11 @@ class Tokenizer:
         has one for images).
     """
 
-    def __init__(self, tokenizer: Any, more_eos: Sequence[int] = ()):
+    def __init__(
+        self, tokenizer: Any, more_eos: Sequence[int] = (), num_embeddings: int | None = None
+    ):
         self._tokenizer = tokenizer
+        self._num_embeddings = num_embeddings
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 "the tokenizer names no eos token: set eos_token in tokenizer_config.json"
@@ -80,8 +83,12 @@ class Tokenizer:
         )
 
     @classmethod
-    def load(cls, directory: str | Path) -> "Tokenizer":
+    def load(cls, directory: str | Path, *, num_embeddings: int | None = None) -> "Tokenizer":
         """Reads the tokenizer of a model directory, or of that of a GGUF file.
+
+        Args:
+          directory: the model's.
+          num_embeddings: tokens that the model knows, V; texts with others are refused. None: all.
 
         Raises:
           ValueError: there is none, or it cannot be read; names the directory.
@@ -99,7 +106,7 @@ class Tokenizer:
                 f"no readable tokenizer in {directory} ({_first_line(error)}): "
                 "put tokenizer.json and tokenizer_config.json there"
             ) from error
-        return cls(loaded, _listed_eos(directory / GENERATION_CONFIG))
+        return cls(loaded, _listed_eos(directory / GENERATION_CONFIG), num_embeddings)
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files, template included, and what ends an answer."""
@@ -151,10 +158,11 @@ class Tokenizer:
         """Token ids of rendered texts; nothing is added to them.
 
         Raises:
-          ValueError: a text has a word that the tokenizer does not know; names the text.
+          ValueError: a text has a word that the tokenizer does not know, or an added token for
+            which the model has no embedding; names the text.
         """
         try:
-            return self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+            rows = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         except Exception as error:  # the tokenizers' own, of no narrower type
             if len(texts) > 1:
                 for text in texts:
@@ -163,6 +171,14 @@ class Tokenizer:
                 f"{' '.join(texts)[:80]!r} cannot be split into tokens ({_first_line(error)}): use "
                 "words that this tokenizer knows"
             ) from None
+        limit = self._num_embeddings
+        for text, ids in zip(texts, rows, strict=True) if limit is not None else ():
+            if ids and max(ids) >= limit:
+                raise ValueError(
+                    f"{text[:80]!r} holds {self.show([max(ids)])[0]!r}, token {max(ids)}, and the "
+                    f"model has embeddings of {limit} alone: leave it out of the text"
+                )
+        return rows
 
     def prompt_ids(self, prompts: Sequence[str], system: str = "") -> list[list[int]]:
         """Token ids of rendered contexts."""

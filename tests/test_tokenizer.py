@@ -220,3 +220,20 @@ def test_numbers_are_made_of_digit_tokens(words):
 def test_a_directory_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
         tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(tmp_path):
+    """As Gemma 3's for images: added behind the last row of the embedding."""
+    made = tokenizer.raw_bytes()
+    num_embeddings = made.vocab_size
+    made._tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    made.save(tmp_path)
+    free = tokenizer.Tokenizer.load(tmp_path)
+    bound = tokenizer.Tokenizer.load(tmp_path, num_embeddings=num_embeddings)
+    texts = ["an owl", "an <image> of one"]
+    assert max(free.encode(texts)[1]) == num_embeddings
+    assert bound.encode(texts[:1]) == free.encode(texts[:1])
+    message = "'an <image> of one' holds '<image>', token 261, and the model has embeddings of 261"
+    for attempt in (bound.encode, bound.prompt_ids, bound.text_ids):
+        with pytest.raises(ValueError, match=message if attempt != bound.prompt_ids else "<image>"):
+            attempt(texts)

@@ -46,7 +46,7 @@ def check(unit: Unit, workdir: Path, candidates: Mapping[str, Sequence[str]]) ->
     """
     source = unit.fields["row"]["source"]
     if source == "hf":
-        words = Tokenizer.load(_checkpoint(unit, workdir))
+        words = _checked(unit, workdir)
     elif source == "random":
         words = tokenizer.raw_bytes()
     else:
@@ -58,12 +58,13 @@ def check(unit: Unit, workdir: Path, candidates: Mapping[str, Sequence[str]]) ->
             raise ValueError(f"{field}: {error}") from None
 
 
-def _checkpoint(unit: Unit, workdir: Path) -> Path:
-    """The directory of a base that was found, its headers and shapes checked."""
+def _checked(unit: Unit, workdir: Path) -> Tokenizer:
+    """The tokenizer of a base that was found, whose headers and shapes are checked."""
     out, row = workdir / unit.path, unit.fields["row"]
     done = artifacts.read_manifest(workdir, unit) is not None
     directory = models.sources(out)[0] if done else weights.resolve(row["path"], row["revision"])
-    arch, words = weights.check(directory), Tokenizer.load(directory)
+    arch = weights.check(directory)
+    words = Tokenizer.load(directory, num_embeddings=arch.vocab_size)
     if words.num_plain > arch.vocab_size:
         raise ValueError(
             f"{directory}: its tokenizer has {words.num_plain} tokens, its model only "
@@ -76,7 +77,7 @@ def _checkpoint(unit: Unit, workdir: Path) -> Path:
             f"{directory} is not the checkpoint that {unit.path} was made from, or its adapter is "
             "another: put that one back, or choose another --workdir"
         )
-    return directory
+    return words
 
 
 def _identity(row: dict[str, Any], directory: Path) -> dict[str, str]:
