@@ -3,7 +3,7 @@
 # so far, and the commands that change either. They read the variables that launch/tpu.sh sets.
 # shellcheck disable=SC2154
 
-worker_script="bash subjax/launch/tpu_worker.sh"
+worker_script="bash subjax/launch/worker.sh"
 
 # Prints one argument as a POSIX shell reads it back.
 quote() {
@@ -151,7 +151,7 @@ launch() {
   local unpack="mkdir -p subjax && find subjax -mindepth 1 -maxdepth 1 ! -name .venv"
   unpack+=" -exec rm -rf {} + && tar -xzf subjax.tar.gz -C subjax"
   tpus tpu-vm scp "$archive" "$name:subjax.tar.gz" --worker=all --quiet &&
-    on_workers "$unpack && $worker_script install" && start_workers
+    on_workers "$unpack && $worker_script install launch/requirements-tpu.txt" && start_workers
 }
 
 start_workers() {

@@ -15,7 +15,7 @@ import pytest
 from test_scripts import make_copy, write_script
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("tpu.sh", "tpu_node.sh", "tpu_worker.sh")
+SCRIPTS = ("tpu.sh", "tpu_node.sh", "worker.sh")
 ZONE = "--zone=us-west4-a"
 TPU = (ZONE, "--type=v5litepod-8", "--poll-s=0.05")
 MAIN = ("--", "--config=configs/x.py", "--workdir=gs://bucket/x")
@@ -107,10 +107,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "launch/requirements-tpu.txt").write_text("-r ../requirements.txt\n")
     (root / ".gitignore").write_text("/runs/\n/.venv/\n")
     subprocess.run(["git", "init", "--quiet", root], check=True)
-    worker = root / "launch/tpu_worker.sh"
+    worker = root / "launch/worker.sh"
     environment = os.environ | {"PYTHON": sys._base_executable, "PIP_NO_INDEX": "1"}
     installed = subprocess.run(
-        ["bash", worker, "install"], cwd=root, env=environment, capture_output=True, check=False
+        ["bash", worker, "install", "launch/requirements-tpu.txt"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        check=False,
     )
     assert installed.returncode == 0, installed.stderr
     (root / ".venv").rename(root.parent / "venv")
@@ -128,12 +132,13 @@ def cloud(tmp_path: Path, checkout: Path):
 
 
 START = (
-    "gcloud compute tpus tpu-vm ssh owl --worker=all '--command=bash subjax/launch/tpu_worker.sh "
+    "gcloud compute tpus tpu-vm ssh owl --worker=all '--command=bash subjax/launch/worker.sh "
     "start --config=configs/x.py --workdir=gs://bucket/x' --quiet --zone=us-west4-a"
 )
 UNPACK = (
     "mkdir -p subjax && find subjax -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + "
-    "&& tar -xzf subjax.tar.gz -C subjax && bash subjax/launch/tpu_worker.sh install"
+    "&& tar -xzf subjax.tar.gz -C subjax && bash subjax/launch/worker.sh install "
+    "launch/requirements-tpu.txt"
 )
 INSTALL = (
     "gcloud compute tpus tpu-vm scp runs/tpu/owl.tar.gz owl:subjax.tar.gz --worker=all --quiet "
@@ -143,7 +148,7 @@ INSTALL = (
     START,
 )
 STATE = (
-    "gcloud compute tpus tpu-vm ssh owl --worker=all '--command=bash subjax/launch/tpu_worker.sh "
+    "gcloud compute tpus tpu-vm ssh owl --worker=all '--command=bash subjax/launch/worker.sh "
     "state || echo subjax-worker: new' --quiet --zone=us-west4-a"
 )
 DRY = {

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What launch/tpu.sh calls on every worker of a TPU, from the copy of the repository that it made.
 #
-#   bash launch/tpu_worker.sh install         Python, .venv, launch/requirements-tpu.txt
-#   bash launch/tpu_worker.sh start ARG...    python -m subjax.main --distributed ARG..., detached
-#   bash launch/tpu_worker.sh state           a line: "subjax-worker: new", "running" or "exit CODE"
-#   bash launch/tpu_worker.sh stop            SIGTERM, so that the run saves; waits for its end
+#   bash launch/worker.sh install FILE     Python, .venv, and into it the requirements file
+#   bash launch/worker.sh start ARG...     python -m subjax.main --distributed ARG..., detached
+#   bash launch/worker.sh state            a line: "subjax-worker: new", "running" or "exit CODE"
+#   bash launch/worker.sh stop             SIGTERM, so that the run saves; waits for its end
 #
 # A run outlives the connection that started it: its output goes to ~/subjax-run/log and its exit
 # code to ~/subjax-run/exit. Not run on a TPU; its tests run it on one machine.
@@ -18,6 +18,7 @@ cd -- "$root"
 
 # TPU images of 2025 carry Python 3.10, so a newer one comes from uv. It is put into $PYTHON.
 install() {
+  [ -f "${1:-}" ] || fail "launch/worker.sh install needs a requirements file, not '${1:-}'"
   local uv=$HOME/.local/bin/uv
   if [ -z "${PYTHON:-}" ] && ! (find_python >/dev/null 2>&1); then
     say "no Python of this machine fits: installing 3.12 with uv"
@@ -25,7 +26,7 @@ install() {
       fail "cannot install Python 3.12 with uv: check the worker's network"
     PYTHON=$("$uv" python find 3.12)
   fi
-  ensure_environment "$root/.venv" launch/requirements-tpu.txt requirements.txt
+  ensure_environment "$root/.venv" "$1" requirements.txt
 }
 
 running() {
@@ -42,7 +43,7 @@ start() {
   fi
   rm -f "$run/exit" "$run/pid"
   printf '%s\n' "$@" >"$run/arguments"
-  setsid nohup bash launch/tpu_worker.sh main "$@" >>"$run/log" 2>&1 </dev/null &
+  setsid nohup bash launch/worker.sh main "$@" >>"$run/log" 2>&1 </dev/null &
   until [ -s "$run/pid" ]; do sleep 0.1; done
 }
 
@@ -82,5 +83,5 @@ stop() {
 
 case "${1:-}" in
   install | start | main | state | stop) "$@" ;;
-  *) fail "launch/tpu_worker.sh is for launch/tpu.sh; commands: install, start, state, stop" ;;
+  *) fail "'${1:-}' is no command of launch/worker.sh: install, start, state, stop" ;;
 esac
