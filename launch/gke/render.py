@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--spot", action="store_true", help="use Spot nodes")
     parser.add_argument("--max-restarts", type=int, default=100)
     parser.add_argument("--service-account", default="default")
-    parser.add_argument("main", nargs="+", metavar="-- --config=... --workdir=gs://...")
+    parser.add_argument("main", nargs="+", metavar="ARG", help="after --: of subjax.main")
     try:
         print(render(parser.parse_args()), end="")
     except ValueError as error:
