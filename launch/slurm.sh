@@ -6,6 +6,7 @@
 #   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh ...         one task a node, all GPUs of it
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...      a task a GPU
 #
+# (Without --gpus-per-task: a task that sees one GPU alone is not what jax expects under SLURM.)
 # Submit it in the repository root, which all nodes must see, as they must see the work directory.
 # The environment is made before, where there is a network:
 #

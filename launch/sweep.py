@@ -125,7 +125,8 @@ def matches(field: str, pattern: str) -> bool:
 
 def split(text: str) -> list[str]:
     """Parts between the commas that stand outside of brackets and quotes."""
-    parts, closing = [""], []
+    parts = [""]
+    closing: list[str] = []
     for letter in text:
         if closing and letter == closing[-1]:
             closing.pop()

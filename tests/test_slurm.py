@@ -73,8 +73,7 @@ class Job:
         for name, text in {"__init__": "", "main": FAKE_MAIN}.items():
             (root / "subjax").mkdir(exist_ok=True)
             (root / f"subjax/{name}.py").write_text(text)
-        (root / ".venv/bin").mkdir(parents=True)
-        (root / ".venv/bin/python").symlink_to(sys.executable)
+        (root / ".venv").symlink_to(sys.prefix)
         self.workdir.mkdir()
         (self.workdir / "plan.json").write_text(json.dumps(plan))
         self.arguments = [

@@ -20,11 +20,15 @@ ZONE = "--zone=us-west4-a"
 TPU = (ZONE, "--type=v5litepod-8", "--poll-s=0.05")
 MAIN = ("--", "--config=configs/x.py", "--workdir=gs://bucket/x")
 
-# Notes its arguments, then follows the plan of its worker: an exit code, or "wait" for SIGTERM.
+# Notes its arguments, then follows the plan of its worker: an exit code, or "wait" for SIGTERM,
+# after which it "saves".
 FAKE_MAIN = """
 import json, os, pathlib, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 home = pathlib.Path(os.environ["HOME"])
+def save(*_):
+    (home.parent / f"saved-{home.name}").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
 calls = home.parent / f"calls-{home.name}.jsonl"
 with calls.open("a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
@@ -329,6 +333,7 @@ def test_the_budget_saves_stops_and_deletes(cloud: Cloud) -> None:
     assert cloud.commands() == ["create", "scp", "install", "start", "stop", "delete"]
     assert "the next look could exceed --max-usd=2500" in failed.stderr
     assert not (cloud.folder / "node").exists()
+    assert len(list(cloud.folder.glob("saved-worker-*"))) == 2
     spent = float(failed.stderr.partition(" USD so far")[0].rpartition("(")[2])
     assert 2000 <= spent <= 5000
     again = cloud.until_done("--usd-per-hour=3600000", "--max-usd=2000")
