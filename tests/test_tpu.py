@@ -316,6 +316,16 @@ def test_a_users_mistake_is_not_tried_again(cloud: Cloud) -> None:
     assert "subjax: failed: step 1" in failed.stderr
 
 
+def test_a_failure_just_before_a_preemption_is_no_users_mistake(cloud: Cloud) -> None:
+    """A worker that loses another one can leave with a traceback, which is exit code 1 as well."""
+    cloud.plan(1, 0)
+    cloud.write("preempt_at", "4")  # state, install, start, state (exit 1), state
+    done = cloud.until_done("--poll-s=1")
+    assert done.returncode == 0, done.stderr
+    launched = ["create", "scp", "install", "start"]
+    assert cloud.commands() == [*launched, "delete", *launched]
+
+
 def test_a_run_that_crashes_is_tried_three_times(cloud: Cloud) -> None:
     cloud.plan(134)
     failed = cloud.until_done()
