@@ -165,7 +165,10 @@ make_node() {
 look_at_workers() {
   local verdict
   # A worker that cannot be reached may be about to go: the node's own state tells, next time.
-  verdict=$(worker_states | verdict) || return 0
+  if ! verdict=$(worker_states | verdict); then
+    note "cannot reach every worker of $name, trying again: $(reason)"
+    return
+  fi
   if [ -z "$launched" ]; then
     begin "$verdict"
     return
