@@ -227,12 +227,13 @@ def forward(
     params: Params,
     tokens: Int[Array, "B T"],
     *,
+    segments: Int[Array, "B T"] | None = None,
     adapter: Params | None = None,
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
     remat: bool = False,
 ) -> Float[Array, "B T D"]:
-    """Runs right-padded rows through all layers, each row from position 0.
+    """Runs right-padded rows through all layers, each row (or segment) from position 0.
 
     Padding needs no mask: attention is causal, so what stands behind a token cannot reach it.
 
@@ -240,6 +241,7 @@ def forward(
       arch: shapes of the model.
       params: the nested dict of this module's docstring.
       tokens: token ids, right-padded.
+      segments: of packed rows: equal where tokens belong together; None: each row is one segment.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       residual_add: a vector added to the residual stream after each layer (steering), or None.
       precision: a name of `precision.PRECISIONS`.
@@ -248,8 +250,8 @@ def forward(
     Returns:
       The final hidden states, normalised; `logits` turns them into scores.
     """
-    hidden, _ = _scan_layers(arch, params, tokens, adapter, residual_add, precision, remat, False)
-    return hidden
+    how = (adapter, residual_add, precision, remat, False)
+    return _scan_layers(arch, params, tokens, segments, *how)[0]
 
 
 def prefill(
@@ -262,7 +264,7 @@ def prefill(
     precision: str = "float32",
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """`forward` that also returns keys and values, each [L, B, K, T, H]."""
-    return _scan_layers(arch, params, tokens, adapter, residual_add, precision, False, True)
+    return _scan_layers(arch, params, tokens, None, adapter, residual_add, precision, False, True)
 
 
 def decode_layers(
@@ -343,6 +345,7 @@ def _scan_layers(
     arch: Architecture,
     params: Params,
     tokens: Array,
+    segments: Array | None,
     adapter: Params | None,
     residual_add: Array | None,
     precision: str,
@@ -351,7 +354,8 @@ def _scan_layers(
 ) -> tuple[Array, Any]:
     dtype, operands = precisions.PRECISIONS[precision]
     length = tokens.shape[1]
-    everywhere, near = functional.views(arch, jnp.arange(length)[None], length)
+    at = jnp.arange(length)[None] if segments is None else functional.segment_positions(segments)
+    everywhere, near = functional.views(arch, at, length, segments)
     # Layers of one kind need no choice in the loop.
     mixed = any(arch.local) and not all(arch.local)
     view = near if arch.local and not mixed and arch.local[0] else everywhere
