@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -134,6 +135,46 @@ def test_a_users_mistake_is_not_tried_again(cluster: slurm_cluster.Cluster, tmp_
     ended = cluster.wait_for(job.number, "FAILED")
     assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "0")
     assert len(job.calls(0)) == 2
+
+
+@pytest.mark.skipif(
+    '"distributed"' not in (ROOT / "subjax/main.py").read_text(),
+    reason="subjax.main has no --distributed",
+)
+def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
+    cluster: slurm_cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quickstart's smoke test, one device a task, interrupted once its bases are there."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    one_device = {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1", "OMP_NUM_THREADS": "1"}
+    monkeypatch.setattr(cluster, "environment", cluster.environment | one_device)
+    config = "--config=configs/quickstart.py:smoke"
+    number = submit(cluster, ROOT, log, config, f"--workdir={workdir}")
+
+    def logged() -> str:
+        # Tasks write into each other's lines, and so into each other's letters.
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def said() -> str:
+        return f"{cluster.job(number)} {logged() or cluster.logs()}"
+
+    wait_until(lambda: any(workdir.glob("base/*/*/manifest.json")), said, seconds=120)
+    assert not (workdir / "report").exists()
+    cluster("scancel", "--batch", "--signal=TERM", number)
+    wait_until(lambda: cluster.job(number)["Restarts"] == "1", said)
+    ended = cluster.wait_for(number, "COMPLETED", "FAILED", seconds=400)
+    assert ended["JobState"] == "COMPLETED", said()
+    assert f"subjax: interrupted: requeueing job {number}" in logged()
+    states = subprocess.run(
+        [sys.executable, "-m", "subjax.main", config, f"--workdir={workdir}", "--list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert states and all(line.startswith("done") for line in states)
+    assert len((workdir / "commands.jsonl").read_text().splitlines()) == 2
+    assert json.loads((workdir / "report/summary.json").read_text())
 
 
 def test_outside_the_repository_the_job_says_so(
