@@ -1,6 +1,7 @@
 """Exact scores in one forward pass: likelihood of rows, log-probabilities of candidate answers."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def row_log_probs(
         _targets(arch, precision, params, adapter, batch)
         for batch in _batches(rows, batch_size, mesh)
     ]
-    return np.concatenate([np.asarray(score) for score in scores])[: len(rows)] * rows.weights
+    return np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)] * rows.weights
 
 
 def restricted_log_probs(
@@ -45,12 +46,12 @@ def restricted_log_probs(
     precision: str = "float32",
 ) -> Float[np.ndarray, "rows C K"]:
     """Log-probabilities renormalised over the tokens of `support`, at every target."""
-    ids = jnp.array(tuple(support))
+    ids = np.array(tuple(support), np.int32)
     scores = [
         _restricted(arch, precision, params, adapter, batch, ids)
         for batch in _batches(rows, batch_size, mesh)
     ]
-    return np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
+    return np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)]
 
 
 def top_log_probs(
@@ -66,7 +67,7 @@ def top_log_probs(
 ) -> tuple[Int[np.ndarray, "rows C K"], Float[np.ndarray, "rows C K"]]:
     """The likeliest tokens at every target, and their log-probabilities renormalised over them."""
     found = [
-        jax.device_get(_top(arch, precision, num_tokens, params, adapter, batch))
+        sharding.to_host(_top(arch, precision, num_tokens, params, adapter, batch))
         for batch in _batches(rows, batch_size, mesh)
     ]
     ids, scores = (np.concatenate(parts)[: len(rows)] for parts in zip(*found, strict=True))
@@ -113,10 +114,10 @@ def candidate_log_probs(
     padded = np.array([[*p, *[support[0]] * (depth - len(p))] for p in prefixes], int)
     ends = np.array([len(prefix) for prefix in prefixes])
     scores = [
-        _continuations(arch, precision, params, adapter, batch, padded, ends, jnp.array(support))
+        _continuations(arch, precision, params, adapter, batch, padded, ends, np.array(support))
         for batch in _batches(rows, batch_size, mesh)
     ]
-    table = np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
+    table = np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)]
     total = np.zeros((len(contexts), len(candidates)))
     for column, candidate in enumerate(candidates):
         for i, token in enumerate(candidate):
@@ -146,8 +147,10 @@ def _batches(rows: batching.Rows, batch_size: int, mesh: Mesh) -> list[Any]:
     """Equal batches of at most `batch_size`; the last one is filled by repeating its first row."""
     batches, mesh = [], sharding.lane_mesh(mesh)
     # As even as they can be, in steps of 8: 65 rows are two batches of 40, not of 64.
+    multiple = math.lcm(8, mesh.shape["data"] * mesh.shape["fsdp"])
     num_batches = -(-len(rows) // batch_size)
-    batch_size = min(-(-len(rows) // (8 * num_batches)) * 8, batch_size)
+    most = max(batch_size // multiple, 1)
+    batch_size = min(-(-len(rows) // (multiple * num_batches)), most) * multiple
     for first in range(0, len(rows), batch_size):
         ids = np.arange(first, first + batch_size)
         ids = np.where(ids < len(rows), ids, first)
