@@ -137,10 +137,6 @@ def test_a_users_mistake_is_not_tried_again(cluster: slurm_cluster.Cluster, tmp_
     assert len(job.calls(0)) == 2
 
 
-@pytest.mark.skipif(
-    '"distributed"' not in (ROOT / "subjax/main.py").read_text(),
-    reason="subjax.main has no --distributed",
-)
 def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
     cluster: slurm_cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
