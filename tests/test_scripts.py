@@ -278,6 +278,14 @@ def test_ci_runs_everything_with_the_stimuli_where_they_are(checks: Path) -> Non
     assert last == "pytest|-m||stimuli=/mine"
 
 
+def test_shellcheck_finds_nothing() -> None:
+    scripts = [ROOT / ".ci/run", *ROOT.glob("tests/*.sh"), *ROOT.glob("launch/**/*.sh")]
+    assert len(scripts) >= 4
+    command = [Path(sys.executable).with_name("shellcheck"), "--external-sources", *scripts]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 def test_every_requirement_of_a_run_is_bounded_and_explained() -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     lines = [line for line in lines if line and not line.startswith("#")]

@@ -1,0 +1,83 @@
+r"""Fills in launch/gke/jobset.yaml for kubectl; after -- stand the arguments of subjax.main.
+
+    python launch/gke/render.py --name=owl --image=REGION-docker.pkg.dev/PROJECT/REPO/subjax \
+        --accelerator=tpu-v5-lite-podslice --topology=4x4 --spot \
+        -- --config=configs/x.py --workdir=gs://BUCKET/x | kubectl apply -f -
+    kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=owl
+    kubectl delete jobset owl
+
+The service account of the pods must be allowed to write to the bucket. xpk makes a cluster, and
+can run the same image without this script:
+
+    xpk cluster create --cluster=C --tpu-type=v5litepod-16 --num-slices=1 --spot
+    xpk workload create --cluster=C --workload=owl --tpu-type=v5litepod-16 --docker-image=IMAGE \
+        --max-restarts=50 --command="python -m subjax.main --distributed --config=... --workdir=..."
+
+GPUs of GKE: xpk with --device-type=h100-80gb-8 --num-nodes=N and an image built with DEVICE=cuda13.
+Not run: neither on GKE nor through xpk.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from pathlib import Path
+from string import Template
+
+TEMPLATE = Path(__file__).with_name("jobset.yaml")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--name", required=True, help="of the JobSet: a-z, 0-9 and -")
+    parser.add_argument("--image", required=True, help="made from launch/gke/Dockerfile")
+    parser.add_argument("--accelerator", required=True, help="such as tpu-v6e-slice")
+    parser.add_argument("--topology", required=True, help="chips of the slice, such as 4x4")
+    parser.add_argument("--chips-per-host", type=int, default=0, help="default: 4, or all if fewer")
+    parser.add_argument("--spot", action="store_true", help="use Spot nodes")
+    parser.add_argument("--max-restarts", type=int, default=100)
+    parser.add_argument("--service-account", default="default")
+    parser.add_argument("main", nargs="+", metavar="ARG", help="after --: of subjax.main")
+    try:
+        print(render(parser.parse_args()), end="")
+    except ValueError as error:
+        print(f"subjax: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def render(options: argparse.Namespace) -> str:
+    """The manifest; ValueError names an option that cannot be."""
+    # Names of its pods add to it: Kubernetes allows 63 letters for them.
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", options.name):
+        raise ValueError(f"--name={options.name}: use up to 40 of a-z, 0-9 and -")
+    for flag in ("--config=", "--workdir=gs://"):
+        if not any(argument.startswith(flag) for argument in options.main):
+            raise ValueError(f"no {flag}... among the arguments of subjax.main, which follow --")
+    if not re.fullmatch(r"\d+(x\d+){1,2}", options.topology):
+        raise ValueError(f"--topology={options.topology}: give chips along each axis, such as 4x4")
+    chips = math.prod(map(int, options.topology.split("x")))
+    per_host = options.chips_per_host or min(chips, 4)
+    if per_host < 1 or chips % per_host:
+        raise ValueError(f"--chips-per-host={per_host} does not divide {chips} chips")
+    lines = TEMPLATE.read_text("utf-8").splitlines()
+    kept = [line.removesuffix(" # spot") for line in lines if options.spot or "# spot" not in line]
+    # JSON is YAML, and so quotes whatever an argument may hold.
+    return Template("\n".join([*kept, ""])).substitute(
+        NAME=options.name,
+        IMAGE=json.dumps(options.image),
+        ACCELERATOR=json.dumps(options.accelerator),
+        TOPOLOGY=json.dumps(options.topology),
+        SERVICE_ACCOUNT=json.dumps(options.service_account),
+        NUM_HOSTS=chips // per_host,
+        CHIPS_PER_HOST=per_host,
+        MAX_RESTARTS=options.max_restarts,
+        ARGUMENTS=json.dumps(["--distributed", *options.main]),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Runs subjax under SLURM on one or more nodes, and puts itself back into the queue when it is
+# interrupted.
+#
+#   sbatch --nodes=2 launch/slurm.sh --config=configs/x.py --workdir=/shared/x
+#   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh ...         one task a node, all GPUs of it
+#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...      a task a GPU
+#
+# (Without --gpus-per-task: a task that sees one GPU alone is not what jax expects under SLURM.)
+# Submit it in the repository root, which all nodes must see, as they must see the work directory.
+# The environment is made before, where there is a network:
+#
+#   bash launch/local.sh --help && .venv/bin/python -m pip install -r launch/requirements-gpu.txt
+#
+# (the second part on a cluster with GPUs). PYTHON=/path/to/python chooses another environment.
+# Options of sbatch stand before launch/slurm.sh, arguments of subjax.main after it. Two minutes
+# before the time limit, or when a higher priority needs the nodes, the tasks get SIGTERM, save and
+# leave with exit code 75; then the job requeues itself and goes on from there. The job's exit code
+# is subjax.main's.
+#
+# Run with two tasks on one node without GPUs, which is what its test does. Not run with GPUs, nor on
+# more than one node.
+#SBATCH --job-name=subjax
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=subjax-%j.log
+#SBATCH --signal=B:TERM@120
+set -euo pipefail
+
+# SLURM runs a copy of this file, so its own place says nothing.
+cd -- "${SLURM_SUBMIT_DIR:?launch/slurm.sh is for sbatch: sbatch --nodes=2 launch/slurm.sh --config=...}"
+if [ ! -f launch/environment.sh ]; then
+  printf 'subjax: error: %s is not the repository root: submit the job there\n' "$PWD" >&2
+  exit 1
+fi
+# shellcheck source=launch/environment.sh
+. launch/environment.sh
+python=${PYTHON:-.venv/bin/python}
+[ -x "$python" ] ||
+  fail "no $python: make the environment before submitting: bash launch/local.sh --help"
+
+# With one task a node jax would use one GPU of it: that of the task's number, which is 0.
+if [ "${SLURM_NTASKS_PER_NODE:-1}" = 1 ] && [ "${SLURM_GPUS_ON_NODE:-0}" -gt 1 ]; then
+  JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
+  export JAX_LOCAL_DEVICE_IDS
+fi
+
+# srun hands the signal on to the tasks. A task that leaves waits for the others, since they all
+# save together; one that is lost ends them after the minutes that --wait grants.
+interrupted=""
+srun --kill-on-bad-exit=0 --wait=300 "$python" -m subjax.main --distributed "$@" &
+step=$!
+trap 'interrupted=yes; kill -TERM "$step" 2>/dev/null || true' TERM
+
+code=0
+wait "$step" || code=$?
+# A signal ends `wait` before the step.
+while kill -0 "$step" 2>/dev/null; do
+  code=0
+  wait "$step" || code=$?
+done
+
+# After a signal a task may also have been killed before it had saved: then it goes on from the
+# checkpoint before. A job that is no longer running was cancelled, or requeued by SLURM.
+if [ "$code" = 75 ] || { [ -n "$interrupted" ] && [ "$code" -ge 128 ]; }; then
+  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+    say "interrupted: requeueing job $SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+fi
+exit "$code"

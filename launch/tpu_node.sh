@@ -1,0 +1,199 @@
+# shellcheck shell=bash
+# Functions of launch/tpu.sh that ask gcloud: the state of a TPU and of its workers, what it cost
+# so far, and the commands that change either. They read the variables that launch/tpu.sh sets.
+# shellcheck disable=SC2154
+
+worker_script="bash subjax/launch/worker.sh"
+
+# Prints one argument as a POSIX shell reads it back.
+quote() {
+  if [[ $1 =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
+    printf '%s' "$1"
+  else
+    printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"
+  fi
+}
+
+quote_all() {
+  local argument separator=""
+  for argument in "$@"; do
+    printf '%s' "$separator"
+    quote "$argument"
+    separator=" "
+  done
+}
+
+# Runs gcloud compute tpus with these arguments in the zone, or prints the command.
+tpus() {
+  set -- gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}
+  if [ -n "$dry_run" ]; then
+    quote_all "$@"
+    printf '\n'
+  else
+    "$@" 2>"$gcloud_stderr" </dev/null
+  fi
+}
+
+# Why the last gcloud failed, in one line: what a worker said of it first of all.
+reason() {
+  local line
+  line=$(grep -E '^subjax: error: |ERROR: ' "$gcloud_stderr" | sort -r | head -n 1 || true)
+  [ -n "$line" ] || line=$(last_line <"$gcloud_stderr")
+  printf '%s' "${line#subjax: error: }"
+}
+
+# Prints the runtime that Google names for a type of TPU.
+runtime_version() {
+  case "$1" in
+    v5litepod-*) printf 'v2-alpha-tpuv5-lite' ;;
+    v5p-*) printf 'v2-alpha-tpuv5' ;;
+    v6e-*) printf 'v2-alpha-tpuv6e' ;;
+    v2-* | v3-* | v4-*) printf 'tpu-ubuntu2204-base' ;;
+    *) fail "no runtime is known for --type=$1: give --version=RUNTIME" ;;
+  esac
+}
+
+create_node() {
+  if [ -n "$queued" ]; then
+    tpus queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" \
+      "--runtime-version=$version" ${spot:+--spot} --quiet
+  else
+    tpus tpu-vm create "$name" "--accelerator-type=$type" "--version=$version" ${spot:+--spot} \
+      --quiet
+  fi
+}
+
+delete_node() {
+  if [ -n "$queued" ]; then
+    tpus queued-resources delete "$name" --force --quiet
+  else
+    tpus tpu-vm delete "$name" --quiet
+  fi
+}
+
+# Prints the state of a resource, or "none"; fails where gcloud cannot tell.
+describe() {
+  local kind=$1 field=$2 state
+  if state=$(tpus "$kind" describe "$name" "--format=value($field)"); then
+    printf '%s\n' "$state"
+  elif grep -q NOT_FOUND "$gcloud_stderr"; then
+    printf 'none\n'
+  else
+    return 1
+  fi
+}
+
+# Prints none, waiting (nothing to pay for yet), coming, ready or ended.
+node_state() {
+  local state
+  if [ -n "$queued" ]; then
+    state=$(describe queued-resources state.state) || return 1
+    case "$state" in
+      none) printf 'none\n' && return ;;
+      FAILED | SUSPENDED) printf 'ended\n' && return ;;
+      ACTIVE) ;;
+      PROVISIONING | SUSPENDING | DELETING) printf 'coming\n' && return ;;
+      *) printf 'waiting\n' && return ;;
+    esac
+  fi
+  state=$(describe tpu-vm state) || return 1
+  case "$state" in
+    none) if [ -n "$queued" ]; then printf 'ended\n'; else printf 'none\n'; fi ;;
+    READY) printf 'ready\n' ;;
+    PREEMPTED | TERMINATED | STOPPED) printf 'ended\n' ;;
+    *) printf 'coming\n' ;;
+  esac
+}
+
+on_workers() {
+  tpus tpu-vm ssh "$name" --worker=all "--command=$1" --quiet
+}
+
+worker_states() {
+  on_workers "$worker_script state || echo subjax-worker: new"
+}
+
+# Reads the workers' states; prints what they mean together. No state at all is a failure.
+verdict() {
+  awk '
+    $1 == "subjax-worker:" { seen++; if ($2 == "exit") code[$3]++; else state[$2]++ }
+    END {
+      if (!seen) exit 1
+      if (code[1] && !code[75]) print "mistake"
+      else if (state["running"]) print "running"
+      else if (state["new"]) print "new"
+      else if (code[0] == seen) print "done"
+      else print (code[75] ? "interrupted" : "crashed")
+    }'
+}
+
+last_words() {
+  local words
+  words=$(tpus tpu-vm ssh "$name" --worker=0 "--command=tail -n 20 subjax-run/log" --quiet) || true
+  last_line <<<"$words"
+}
+
+show_log() {
+  tpus tpu-vm ssh "$name" "--worker=$worker" --quiet \
+    "--command=tail -n 100 ${follow:+-f }subjax-run/log" ||
+    fail "no log of worker $worker of $name: $(reason)"
+}
+
+# Copies the repository, installs, starts.
+launch() {
+  local archive=runs/tpu/$name.tar.gz
+  if [ -z "$dry_run" ]; then
+    say "copying to $name, installing, starting"
+    mkdir -p runs/tpu
+    pack "$archive"
+  fi
+  # The environment of an earlier launch stays.
+  local unpack="mkdir -p subjax && find subjax -mindepth 1 -maxdepth 1 ! -name .venv"
+  unpack+=" -exec rm -rf {} + && tar -xzf subjax.tar.gz -C subjax"
+  tpus tpu-vm scp "$archive" "$name:subjax.tar.gz" --worker=all --quiet &&
+    on_workers "$unpack && $worker_script install launch/requirements-tpu.txt" && start_workers
+}
+
+start_workers() {
+  on_workers "$worker_script start $(quote_all "${main_arguments[@]}")"
+}
+
+# Writes the tracked and the new files of this repository, as they are now, into an archive.
+pack() {
+  local file
+  git rev-parse --git-dir >/dev/null 2>&1 ||
+    fail "$root is no git checkout, which tells what to copy: clone the repository"
+  git ls-files -z --cached --others --exclude-standard |
+    while IFS= read -r -d '' file; do
+      if [ -e "$file" ]; then printf '%s\0' "$file"; fi
+    done | tar -czf "$1" --null -T - || fail "cannot write $root/$1"
+}
+
+ledger() {
+  printf 'runs/tpu/%s.spent' "$name"
+}
+
+# within_budget STATE: adds the time since the last look to the ledger, where the TPU existed in
+# it; fails when the time until the next look could cost more than is left.
+within_budget() {
+  [ -n "$max_usd" ] || return 0
+  local now seconds=0 last=0
+  now=$(date +%s)
+  mkdir -p runs/tpu
+  if [ -s "$(ledger)" ]; then
+    read -r seconds last <"$(ledger)"
+  fi
+  [ "$last" = 0 ] || seconds=$((seconds + now - last))
+  case "$1" in
+    none | waiting | ended) last=0 ;;
+    *) last=$now ;;
+  esac
+  printf '%s %s\n' "$seconds" "$last" >"$(ledger)"
+  # A TPU that does not exist costs nothing until it is made, so it must not be made in vain.
+  awk -v s="$seconds" -v p="$poll_s" -v r="$usd_per_hour" -v m="$max_usd" \
+    'BEGIN { exit (s + p) / 3600 * r > m }'
+}
+
+spent_usd() {
+  awk -v r="$usd_per_hour" '{ printf "%.2f", $1 / 3600 * r }' "$(ledger)"
+}

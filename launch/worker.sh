@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# What launch/tpu.sh calls on every worker of a TPU, from the copy of the repository that it made.
+#
+#   bash launch/worker.sh install FILE     Python, .venv, and into it the requirements file
+#   bash launch/worker.sh start ARG...     python -m subjax.main --distributed ARG..., detached
+#   bash launch/worker.sh state            a line: "subjax-worker: new", "running" or "exit CODE"
+#   bash launch/worker.sh stop             SIGTERM, so that the run saves; waits for its end
+#
+# A run outlives the connection that started it: its output goes to ~/subjax-run/log and its exit
+# code to ~/subjax-run/exit. Not run on a TPU; its tests run it on one machine.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
+# shellcheck source=launch/environment.sh
+. "$root/launch/environment.sh"
+run=$HOME/subjax-run
+cd -- "$root"
+
+# TPU images of 2025 carry Python 3.10, so a newer one comes from uv. It is put into $PYTHON.
+install() {
+  [ -f "${1:-}" ] || fail "launch/worker.sh install needs a requirements file, not '${1:-}'"
+  local uv=$HOME/.local/bin/uv
+  if [ -z "${PYTHON:-}" ] && ! (find_python >/dev/null 2>&1); then
+    say "no Python of this machine fits: installing 3.12 with uv"
+    { python3 -m pip install --user --quiet uv && "$uv" python install --quiet 3.12; } >&2 ||
+      fail "cannot install Python 3.12 with uv: check the worker's network"
+    PYTHON=$("$uv" python find 3.12)
+  fi
+  ensure_environment "$root/.venv" "$1" requirements.txt
+}
+
+running() {
+  [ -s "$run/pid" ] && [ ! -e "$run/exit" ] && kill -0 "$(<"$run/pid")" 2>/dev/null
+}
+
+# The same command twice starts one run, so that whoever watches may be started again.
+start() {
+  mkdir -p "$run"
+  if running; then
+    printf '%s\n' "$@" | cmp -s - "$run/arguments" ||
+      fail "another run is going on on $(hostname): wait for it, or delete the TPU"
+    return 0
+  fi
+  rm -f "$run/exit" "$run/pid"
+  printf '%s\n' "$@" >"$run/arguments"
+  setsid nohup bash launch/worker.sh main "$@" >>"$run/log" 2>&1 </dev/null &
+  until [ -s "$run/pid" ]; do sleep 0.1; done
+}
+
+# What `start` detaches. The exit code appears whole, by a rename.
+main() {
+  local code=0
+  # Since jax 0.8.1 the default port is one that Google Cloud's default firewall does not open.
+  export JAX_COORDINATOR_PORT=${JAX_COORDINATOR_PORT:-8476}
+  "$root/.venv/bin/python" -m subjax.main --distributed "$@" &
+  printf '%s\n' "$!" >"$run/pid"
+  wait "$!" || code=$?
+  printf '%s\n' "$code" >"$run/exit.new"
+  mv "$run/exit.new" "$run/exit"
+}
+
+state() {
+  if running; then
+    printf 'subjax-worker: running\n'
+  elif [ -e "$run/exit" ]; then
+    printf 'subjax-worker: exit %s\n' "$(<"$run/exit")"
+  elif [ -s "$run/pid" ]; then
+    # Gone without a code, as after a reboot.
+    printf 'subjax-worker: exit 137\n'
+  else
+    printf 'subjax-worker: new\n'
+  fi
+}
+
+stop() {
+  local waited=0
+  while running && [ "$waited" -lt 300 ]; do
+    [ "$waited" -gt 0 ] || kill -TERM "$(<"$run/pid")" 2>/dev/null || true
+    waited=$((waited + 1))
+    sleep 1
+  done
+}
+
+case "${1:-}" in
+  install | start | main | state | stop) "$@" ;;
+  *) fail "'${1:-}' is no command of launch/worker.sh: install, start, state, stop" ;;
+esac

@@ -1,0 +1,185 @@
+"""launch/slurm.sh under a real SLURM, one node, two tasks: arguments, signals, requeueing."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import slurm_cluster
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(
+        bool(slurm_cluster.missing()),
+        reason=f"SLURM is not installed here: no {', '.join(slurm_cluster.missing())} "
+        "(Debian: apt install slurmctld slurmd slurm-client munge)",
+    ),
+]
+
+# Notes how it was called, then does what the plan says for this start of the job.
+FAKE_MAIN = """
+import json, os, pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+workdir = pathlib.Path(sys.argv[-1].partition("=")[2])
+start, task = int(os.environ.get("SLURM_RESTART_COUNT", "0")), os.environ["SLURM_PROCID"]
+call = [sys.argv[1:], os.environ["SLURM_NTASKS"], os.environ.get("JAX_LOCAL_DEVICE_IDS")]
+(workdir / f"call-{start}-{task}.json").write_text(json.dumps(call))
+step = json.loads((workdir / "plan.json").read_text())[start]
+while step == "wait":
+    signal.pause()
+sys.exit(step)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[slurm_cluster.Cluster]:
+    # Not pytest's folder: its path can be longer than a socket's may be.
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder:
+        made = slurm_cluster.Cluster(Path(folder))
+        yield made
+        made.close()
+
+
+def submit(cluster: slurm_cluster.Cluster, root: Path, log: Path, *arguments: str) -> str:
+    """Submits launch/slurm.sh with two tasks on the node; the job's number."""
+    options = ["--ntasks-per-node=2", f"--output={log}"]
+    said = cluster("sbatch", *options, "launch/slurm.sh", *arguments, cwd=root)
+    number = re.fullmatch(r"Submitted batch job (\d+)\n", said)
+    assert number, said
+    return number[1]
+
+
+def wait_until(ready, what, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.2)
+
+
+class Job:
+    """A job whose main only notes its calls, in a checkout of its own."""
+
+    def __init__(self, cluster: slurm_cluster.Cluster, root: Path, plan: list[object]):
+        self.cluster, self.workdir, self.log = cluster, root / "run", root / "log"
+        for name in ("slurm.sh", "environment.sh"):
+            (root / "launch").mkdir(exist_ok=True)
+            shutil.copy(ROOT / "launch" / name, root / "launch")
+        for name, text in {"__init__": "", "main": FAKE_MAIN}.items():
+            (root / "subjax").mkdir(exist_ok=True)
+            (root / f"subjax/{name}.py").write_text(text)
+        (root / ".venv").symlink_to(sys.prefix)
+        self.workdir.mkdir()
+        (self.workdir / "plan.json").write_text(json.dumps(plan))
+        self.arguments = [
+            '--config.title=it\'s "two" words; $HOME \\ *',
+            f"--workdir={self.workdir}",
+        ]
+        self.number = submit(cluster, root, self.log, *self.arguments)
+
+    def calls(self, start: int) -> list[list[object]]:
+        paths = sorted(self.workdir.glob(f"call-{start}-*.json"))
+        return [json.loads(path.read_text() or "null") for path in paths]
+
+    def await_calls(self, start: int) -> None:
+        expected = [[["--distributed", *self.arguments], "2", None]] * 2
+        wait_until(
+            lambda: self.calls(start) == expected,
+            lambda: f"{self.calls(start)} {self.logs()} {self.cluster.job(self.number)}",
+        )
+
+    def logs(self) -> str:
+        return (self.log.read_text() if self.log.exists() else "") + self.cluster.logs()
+
+
+def test_a_signal_is_passed_on_and_the_job_requeues_itself(
+    cluster: slurm_cluster.Cluster, tmp_path: Path
+) -> None:
+    """As before a time limit: SLURM signals the batch shell alone."""
+    job = Job(cluster, tmp_path, ["wait", 0])
+    job.await_calls(0)
+    cluster("scancel", "--batch", "--signal=TERM", job.number)
+    job.await_calls(1)
+    ended = cluster.wait_for(job.number, "COMPLETED")
+    assert ended["Restarts"] == "1"
+    assert f"subjax: interrupted: requeueing job {job.number}" in job.logs()
+
+
+def test_a_requeued_job_starts_again(cluster: slurm_cluster.Cluster, tmp_path: Path) -> None:
+    """As for a job of higher priority: SLURM signals everything and requeues by itself."""
+    job = Job(cluster, tmp_path, ["wait", 0])
+    job.await_calls(0)
+    cluster("scontrol", "requeue", job.number)
+    job.await_calls(1)
+    assert cluster.wait_for(job.number, "COMPLETED")["Restarts"] == "1"
+
+
+def test_a_cancelled_job_stays_cancelled(cluster: slurm_cluster.Cluster, tmp_path: Path) -> None:
+    job = Job(cluster, tmp_path, ["wait", 0])
+    job.await_calls(0)
+    cluster("scancel", job.number)
+    cluster.wait_for(job.number, "CANCELLED")
+    time.sleep(8)  # longer than a requeued job waits
+    assert cluster.job(job.number)["JobState"] == "CANCELLED"
+    assert job.calls(1) == []
+
+
+def test_a_users_mistake_is_not_tried_again(cluster: slurm_cluster.Cluster, tmp_path: Path) -> None:
+    job = Job(cluster, tmp_path, [1, 0])
+    ended = cluster.wait_for(job.number, "FAILED")
+    assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "0")
+    assert len(job.calls(0)) == 2
+
+
+def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
+    cluster: slurm_cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quickstart's smoke test, one device a task, interrupted once its bases are there."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    one_device = {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1", "OMP_NUM_THREADS": "1"}
+    monkeypatch.setattr(cluster, "environment", cluster.environment | one_device)
+    config = "--config=configs/quickstart.py:smoke"
+    number = submit(cluster, ROOT, log, config, f"--workdir={workdir}")
+
+    def logged() -> str:
+        # Tasks write into each other's lines, and so into each other's letters.
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def said() -> str:
+        return f"{cluster.job(number)} {logged() or cluster.logs()}"
+
+    wait_until(lambda: any(workdir.glob("base/*/*/manifest.json")), said, seconds=120)
+    assert not (workdir / "report").exists()
+    cluster("scancel", "--batch", "--signal=TERM", number)
+    wait_until(lambda: cluster.job(number)["Restarts"] == "1", said)
+    ended = cluster.wait_for(number, "COMPLETED", "FAILED", seconds=400)
+    assert ended["JobState"] == "COMPLETED", said()
+    assert f"subjax: interrupted: requeueing job {number}" in logged()
+    states = subprocess.run(
+        [sys.executable, "-m", "subjax.main", config, f"--workdir={workdir}", "--list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert states and all(line.startswith("done") for line in states)
+    assert len((workdir / "commands.jsonl").read_text().splitlines()) == 2
+    assert json.loads((workdir / "report/summary.json").read_text())
+
+
+def test_outside_the_repository_the_job_says_so(
+    cluster: slurm_cluster.Cluster, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    said = cluster("sbatch", f"--output={log}", str(ROOT / "launch/slurm.sh"), cwd=tmp_path)
+    number = said.split()[-1]
+    assert cluster.wait_for(number, "FAILED")["ExitCode"] == "1:0"
+    assert log.read_text() == (
+        f"subjax: error: {tmp_path} is not the repository root: submit the job there\n"
+    )
