@@ -80,7 +80,7 @@ class Program:
       distils: whether a teacher runs along and gives its whole distribution.
       excluded: token ids left out of that distribution.
       precision: a name of `precision.PRECISIONS`.
-      remat: recompute layers in the backward pass.
+      remat: a name of `remats.REMATS`.
     """
 
     arch: Architecture
@@ -91,7 +91,7 @@ class Program:
     distils: bool = False
     excluded: tuple[int, ...] = ()
     precision: str = "float32"
-    remat: bool = False
+    remat: str | bool = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +170,44 @@ def fit(
                     # Lanes are cut on the host: on the device each cut would be a collective.
                     yield Progress(first + stride, jax.device_get(state[0]), _joined(collected))
                     collected = []
+
+
+def traced(
+    program: Program, batch: Params, *, mesh: Mesh, lanes: int = 1, lora_rank: int = 0
+) -> jax.stages.Traced:
+    """The update that `fit` runs, on shapes alone: for compiling without devices or weights.
+
+    Args:
+      program: what to compile.
+      batch: name -> shape and dtype [B, ...] of each array of `batching.Rows.take`.
+      mesh: as `fit` would get it.
+      lanes: size of the population.
+      lora_rank: of the adapters; 0 when all weights are trained.
+
+    Returns:
+      One update of all lanes, to be lowered and compiled; `jaxpr` is what it computes.
+    """
+    init, update = _compile(program)
+    base = transformer.abstract_params(program.arch)
+    trained = base
+    if lora_rank:
+        trained = jax.eval_shape(lambda: lora.init(program.arch, jax.random.key(0), rank=lora_rank))
+
+    def many(tree: Params, *leading: int) -> Params:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype), tree)
+
+    def placed(tree: Params, *, lanes: bool) -> Params:
+        return sharding.abstract(tree, sharding.params_spec(tree, mesh, lanes=lanes), mesh)
+
+    with jax.set_mesh(mesh):
+        trainable, moments = jax.eval_shape(init, many(trained, lanes))
+        where = sharding.state_spec(moments, mesh, lanes=True)
+        return update.trace(
+            (placed(trainable, lanes=True), sharding.abstract(moments, where, mesh)),
+            placed(base, lanes=False) if lora_rank else {},
+            placed(many(base, lanes), lanes=True) if program.distils else {},
+            sharding.abstract(many(batch, lanes, 1), sharding.batch_spec(lanes=True), mesh),
+        )
 
 
 def metric_rows(history: Sequence[Progress], lane: int) -> list[dict[str, float]]:
@@ -253,10 +291,12 @@ def _compile(program: Program) -> tuple[Any, Any]:
             return jax.lax.scan(functools.partial(step, frozen, teacher), state, batch)
 
         state, metrics = jax.vmap(lane, spmd_axis_name="seed")(state, teachers, batch)
+        state = (state[0], sharding.constrain_state(state[1], lanes=True))
         return state, jax.tree.map(lambda m: m.swapaxes(0, 1), metrics)
 
     def init(trainable: Params) -> tuple[Params, Any]:
-        return trainable, jax.vmap(transform.init)(trainable)
+        moments = jax.vmap(transform.init)(trainable)
+        return trainable, sharding.constrain_state(moments, lanes=True)
 
     return jax.jit(init), jax.jit(update, donate_argnums=0)
 
