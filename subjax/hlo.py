@@ -113,6 +113,8 @@ def traffic(text: str, mesh: Mesh, *, steps: float = 1, taken: float = 1) -> Tra
                 channels |= {channel[1]} if channel else set()
                 kind = "reduce-scatter" if scatters else collective.opcode.removesuffix("-start")
                 axes, size = _along(collective, mesh)
+                if instruction.opcode == "fusion":
+                    hbm_bytes += times * _fused(collective, source, scatters)
                 here = (kind, axes, size)
                 moved = times * _whole(collective, source, kind)
                 found[here] = found.get(here, 0.0) + moved
@@ -148,7 +150,7 @@ class _Program:
         yield computation, times
         for instruction in computation.values():
             if instruction.opcode == "while":
-                trips = self._trips(instruction.called("condition"), steps)
+                trips = self._trips(instruction, steps)
                 yield from self.runs(instruction.called("body"), times * trips, steps, taken)
             elif instruction.opcode == "conditional":
                 for branch, share in self._branches(instruction, taken):
@@ -157,8 +159,12 @@ class _Program:
                 called = instruction.called("to_apply") or instruction.called("calls")
                 yield from self.runs(called, times, steps, taken)
 
-    def _trips(self, condition: str, steps: float) -> float:
+    def _trips(self, loop: Instruction, steps: float) -> float:
         """Loops count from 0 by 1, as `lax.scan` makes them."""
+        known = re.search(r"known_trip_count\D+(\d+)", loop.rest)
+        if known:
+            return int(known[1])
+        condition = loop.called("condition")
         limits = [
             int(i.rest.split(")")[0])
             for i in self.computations[condition].values()
@@ -307,6 +313,13 @@ def _whole(collective: Instruction, operands: float, kind: str) -> float:
     return sum(sizes) - (operands if collective.opcode.endswith("-start") else 0.0)
 
 
+def _fused(collective: Instruction, operands: float, scatters: bool) -> float:
+    """Bytes of HBM of a collective inside a fusion, which hands its arrays through."""
+    if scatters:  # what is written is the fusion's result
+        return operands
+    return operands + sum(size for size, far in _arrays(collective.shape) if far)
+
+
 def _parse(line: str) -> Instruction | None:
     match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
     if not match:
@@ -360,16 +373,16 @@ def replica_groups(attributes: str, num_devices: int) -> list[Sequence[int]]:
         shape, dims = _ints(iota[1]), _ints(iota[2])
         numbers = np.arange(math.prod(dims)).reshape(dims)
         numbers = numbers.transpose(_ints(iota[3])) if iota[3] else numbers
-        return list(numbers.reshape(shape))
+        return numbers.reshape(shape).tolist()
     named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:,? ?[^{]*)\{([^}]*)\}", attributes)
     if named:
         axes = re.findall(r"'([^']+)'=(\d+)", named[1])
-        along = [name for name in re.findall(r"'([^']+)'", named[2])]
+        along = re.findall(r"'([^']+)'", named[2])
         sizes = [int(size) for _, size in axes]
         kept = [i for i, (name, _) in enumerate(axes) if name not in along]
         moved = [[name for name, _ in axes].index(name) for name in along]
         numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(kept + moved)
-        return list(numbers.reshape(-1, math.prod(sizes[i] for i in moved)))
+        return numbers.reshape(-1, math.prod(sizes[i] for i in moved)).tolist()
     return [range(num_devices)]
 
 

@@ -57,7 +57,7 @@ class Planned:
     beside: float = 0
 
 
-def architecture(name: str, row: Mapping[str, Any]) -> Architecture:
+def architecture(name: str, row: ConfigDict) -> Architecture:
     """The shape of a base that need not be on this machine.
 
     Args:
@@ -67,13 +67,13 @@ def architecture(name: str, row: Mapping[str, Any]) -> Architecture:
     Raises:
       ValueError: the checkpoint is not here and no file describes it.
     """
-    if row["source"] != "hf":
+    if row.source != "hf":
         toy = tokenizer.words(toyworld.vocabulary(toyworld.World())).vocab_size
         sizes = {f: row[f] for f in ("num_layers", "width", "num_heads", "num_kv_heads")}
         sizes |= {f: row[f] for f in ("head_dim", "ffn_width")}
-        vocab_size = toy if row["source"] == "toy" else tokenizer.raw_bytes().vocab_size
+        vocab_size = toy if row.source == "toy" else tokenizer.raw_bytes().vocab_size
         return Architecture(vocab_size=vocab_size, **sizes)
-    for path in (Path(row["path"]).expanduser() / "config.json", Path(row["shape"])):
+    for path in (Path(row.path).expanduser() / "config.json", Path(row.shape)):
         if path.is_file():
             try:
                 return model_config.read(json.loads(path.read_text("utf-8")))

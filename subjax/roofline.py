@@ -5,6 +5,7 @@ FLOPs are never taken from the compiler, whose cost analysis counts the body of 
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,16 +104,29 @@ def seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
 
 
 def num_links(collective: Collective, chip: Chip, mesh: Mesh) -> int:
-    """Links out of a chip that a group can use at once: two a ring, one a line."""
-    index = tuple(slice(None) if name in collective.axes else 0 for name in mesh.axis_names)
-    group = np.array([device.coords for device in mesh.devices[index].flat])
-    every = np.array([device.coords for device in mesh.devices.flat])
-    links = 0
-    for here, there in zip(group.T, every.T, strict=True):
-        size = len(set(here))
-        ring = size == len(set(there)) and size % chip.wraps_from == 0
-        links += 0 if size == 1 else 2 if ring else 1
-    return max(links, 1)
+    """Links out of a chip that a group can use at once."""
+    places = np.array([device.coords for device in mesh.devices.flat])
+    along = [name in collective.axes for name in mesh.axis_names]
+    return links(places.reshape(*mesh.devices.shape, -1), along, chip.wraps_from)
+
+
+def links(places: np.ndarray, along: Sequence[bool], wraps_from: int) -> int:
+    """Links of a group of chips: two for each side of the slice that it fills and that is a ring.
+
+    Args:
+      places: coordinates of the chips, [sizes of the mesh, sides of the slice].
+      along: for each axis of the mesh, whether the group lies along it.
+      wraps_from: as in `Chip`; other sides are lines, of which one link is as good as two.
+    """
+    sides = places.shape[-1]
+    group = places[tuple(slice(None) if on else 0 for on in along)].reshape(-1, sides)
+    every = places.reshape(-1, sides)
+    total = 0
+    for side in range(sides):
+        size = len(set(group[:, side]))
+        ring = size == len(set(every[:, side])) and size % wraps_from == 0
+        total += 0 if size == 1 else 2 if ring else 1
+    return max(total, 1)
 
 
 def training_flops(
