@@ -35,18 +35,35 @@ def usable(length: int, operands: str) -> bool:
     return on_tpu and operands == "bfloat16" and length % _MULTIPLE == 0
 
 
-def causal(arch: Architecture, near: bool | Array) -> Attend:
+def causal(
+    arch: Architecture,
+    length: int,
+    operands: str,
+    *,
+    near: bool | Array,
+    segments: Int[Array, "B T"] | None = None,
+) -> Attend | None:
     """The kernel for a layer, whose queries, keys and values are as in `splash`.
 
     Args:
       arch: window, cap and scale.
+      length: as in `usable`.
+      operands: as in `usable`.
       near: whether the layer is local; an array where layers of both kinds share a program.
+      segments: as in `splash`.
+
+    Returns:
+      The kernel, or None where it is not usable.
     """
+    if not usable(length, operands):
+        return None
 
     def attend(q: Array, k: Array, v: Array) -> Array:
         if isinstance(near, bool) or arch.window >= q.shape[1]:
-            return splash(arch, q, k, v, local=near is True)
-        kinds = [functools.partial(splash, arch, local=kind) for kind in (True, False)]
+            return splash(arch, q, k, v, local=near is True, segments=segments)
+        kinds = [
+            functools.partial(splash, arch, local=kind, segments=segments) for kind in (True, False)
+        ]
         return jax.lax.cond(near, *kinds, q, k, v)
 
     return attend

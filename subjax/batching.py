@@ -1,7 +1,11 @@
-"""Which rows a step sees, and rows as arrays. The order is a pure function of seed and step."""
+"""Which rows a step sees, and rows as arrays. The order is a pure function of seed and step.
+
+Short rows can share a long one: `Packing` lays a step's rows end to end, as segments that do not
+see each other.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -39,6 +43,148 @@ class Rows:
         """The rows `ids` as a batch, a dict by field name."""
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: array[ids] for name, array in arrays.items() if array is not None}
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " rows"]:
+        """Tokens of each row up to its last prediction; what stands behind cannot matter."""
+        return np.max((self.positions + 1) * (self.weights > 0), axis=1, initial=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Rows of a step laid end to end, each into the first longer row that has room.
+
+    Attributes:
+      num_rows: packed rows a step.
+      num_tokens: length of each.
+    """
+
+    num_rows: int
+    num_tokens: int
+
+    @classmethod
+    def of(cls, fields: Mapping[str, int]) -> "Packing | None":
+        """What a training row asks for; None where each row has its own."""
+        return (
+            cls(fields["packed_rows"], fields["packed_tokens"]) if fields["packed_rows"] else None
+        )
+
+    def check(self, lengths: Int[np.ndarray, " B"], step: int) -> None:
+        """Raises a ValueError where the rows of a step do not fit, with the number that do."""
+        if lengths.max() > self.num_tokens:
+            raise ValueError(
+                f"a row of step {step} has {lengths.max()} tokens, packed_tokens is "
+                f"{self.num_tokens}: raise it"
+            )
+        if (needed := 1 + int(self._places(lengths)[:, 0].max())) > self.num_rows:
+            raise ValueError(
+                f"the rows of step {step} fill {needed} packed rows of {self.num_tokens} tokens, "
+                f"packed_rows is {self.num_rows}: raise packed_rows or packed_tokens"
+            )
+
+    def pack(
+        self, batch: dict[str, np.ndarray], lengths: Int[np.ndarray, " B"]
+    ) -> dict[str, np.ndarray]:
+        """Packs a batch.
+
+        Args:
+          batch: result of `Rows.take`.
+          lengths: `Rows.lengths` of the same rows; they must pass `check`.
+
+        Returns:
+          tokens and segments [num_rows, num_tokens], segments counted from 1 and 0 on padding; the
+          fields of loss positions [num_rows, num_tokens, ...], for any token may predict.
+        """
+        size = (self.num_rows, self.num_tokens)
+        packed = {
+            name: np.zeros((*size, *array.shape[2:]), array.dtype) for name, array in batch.items()
+        }
+        packed["segments"] = np.zeros(size, np.int32)
+        num_segments, num_targets = np.zeros(self.num_rows, int), np.zeros(self.num_rows, int)
+        for at, (row, start) in enumerate(self._places(lengths)):
+            tokens = slice(start, start + lengths[at])
+            packed["tokens"][row, tokens] = batch["tokens"][at, : lengths[at]]
+            num_segments[row] += 1
+            packed["segments"][row, tokens] = num_segments[row]
+            counted = np.flatnonzero(batch["weights"][at])
+            targets = slice(num_targets[row], num_targets[row] + len(counted))
+            for name in packed.keys() - {"tokens", "segments"}:
+                packed[name][row, targets] = batch[name][at, counted]
+            packed["positions"][row, targets] += start
+            num_targets[row] += len(counted)
+        return packed
+
+    def _places(self, lengths: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B 2"]:
+        """Packed row and first token of each row; there may be more rows than `num_rows`."""
+        used: list[int] = []
+        places = []
+        for length in lengths:
+            row = next((i for i, n in enumerate(used) if n + length <= self.num_tokens), len(used))
+            if row == len(used):
+                used.append(0)
+            places.append((row, used[row]))
+            used[row] += int(length)
+        return np.array(places)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of a population.
+
+    Attributes:
+      rows: each lane's data; equal in everything but the number of rows.
+      seeds: each lane's data-order seed.
+      batch_size: rows a step and lane.
+      num_parts: what the number of rows of an array must divide into; zero-weight rows fill up.
+      packing: how rows share longer ones, or None.
+    """
+
+    rows: Sequence[Rows]
+    seeds: Sequence[int]
+    batch_size: int
+    num_parts: int = 1
+    packing: Packing | None = None
+
+    def check(self, num_steps: int) -> None:
+        """Raises a ValueError where the rows of some step do not fit the packing."""
+        if self.packing is None:
+            return
+        for lane, seed in zip(self.rows, self.seeds, strict=True):
+            for step in range(num_steps):
+                self.packing.check(lane.lengths[self._ids(lane, seed, step)], step)
+
+    def of(self, steps: range) -> dict[str, np.ndarray]:
+        """Field name -> array [lanes, steps, B, ...]."""
+        return _stack(
+            [
+                _stack([self._batch(lane, self._ids(lane, seed, step)) for step in steps])
+                for lane, seed in zip(self.rows, self.seeds, strict=True)
+            ]
+        )
+
+    def _ids(self, lane: Rows, seed: int, step: int) -> np.ndarray:
+        return rows(seed, step, num_rows=len(lane), batch_size=self.batch_size)
+
+    def _batch(self, lane: Rows, ids: np.ndarray) -> dict[str, np.ndarray]:
+        batch = lane.take(ids)
+        if self.packing:
+            batch = self.packing.pack(batch, lane.lengths[ids])
+        return pad(batch, self.num_parts)
+
+
+def pad(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
+    """Appends rows that weigh nothing until the number of rows is a multiple."""
+    missing = -len(batch["weights"]) % multiple
+    if not missing:
+        return batch
+    # Copies of a real row: what a model makes of them is finite.
+    padded = {name: np.concatenate([a, np.repeat(a[:1], missing, 0)]) for name, a in batch.items()}
+    padded["weights"][-missing:] = 0.0
+    return padded
+
+
+def _stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def make_rows(

@@ -52,14 +52,37 @@ def along(vector: Float[Array, " D"], x: Float[Array, "... D"]) -> Array:
     return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
-def views(arch: Architecture, positions: Int[Array, "B T"], num_keys: int) -> tuple[View, View]:
-    """What a layer sees that looks everywhere, and what a local one does."""
-    distance = positions[..., None] - jnp.arange(num_keys)[None, None]
-    everywhere = View(*_rope(arch, positions, local=False), distance >= 0)
+def views(
+    arch: Architecture,
+    positions: Int[Array, "B T"],
+    num_keys: int,
+    segments: Int[Array, "B T"] | None = None,
+) -> tuple[View, View]:
+    """What a layer sees that looks everywhere, and what a local one does.
+
+    Args:
+      arch: shapes of the model.
+      positions: of the queries.
+      num_keys: S; keys stand at positions 0 to S - 1, except where there are segments.
+      segments: of the queries, which are the keys as well; none sees another's.
+    """
+    keys = jnp.arange(num_keys)[None] if segments is None else positions
+    distance = positions[..., None] - keys[:, None]
+    seen = distance >= 0
+    if segments is not None:
+        seen = seen & (segments[..., None] == segments[:, None])
+    everywhere = View(*_rope(arch, positions, local=False), seen)
     if not arch.local:
         return everywhere, everywhere
-    near = (distance >= 0) & (distance < arch.window)
+    near = seen & (distance < arch.window)
     return everywhere, View(*_rope(arch, positions, local=True), near)
+
+
+def segment_positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Where each token stands within its segment, from 0; a segment's tokens are neighbours."""
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1])[None], segments.shape)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
 def _rope(arch: Architecture, positions: Int[Array, "B T"], *, local: bool) -> tuple[Array, Array]:

@@ -359,7 +359,7 @@ def _along(collective: Instruction, mesh: Mesh) -> tuple[tuple[str, ...], int]:
     return tuple(mesh.axis_names[i] for i in sorted(varied)), len(groups[0])
 
 
-def replica_groups(attributes: str, num_devices: int) -> list[Sequence[int]]:
+def replica_groups(attributes: str, num_devices: int) -> Sequence[Sequence[int]]:
     """Groups of device numbers, from any of the ways in which HLO spells them.
 
     `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`, `mesh['a'=2,'b'=2] {'b'}`; for permutes

@@ -90,11 +90,6 @@ def full_kl(
     return total
 
 
-def weighted_mean(values: Float[Array, "B C"], weights: Float[Array, "B C"]) -> Float[Array, ""]:
-    """Mean over real targets; padding rows weigh nothing."""
-    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
-
-
 def _logsumexp(
     hidden: Float[Array, "B C D"], head: Head, counted: Bool[Array, " V"] | None = None
 ) -> Float[Array, "B C"]:

@@ -180,19 +180,9 @@ def entries(
             key = (unit.stage, planned.name, size, planned.num_tokens, planned.flops(size))
             groups.setdefault((*key, planned.calls), (planned, []))[1].append(unit)
     for planned, members in groups.values():
-        _check_batch(planned, members[0], mesh)
         compiled = compile_program(planned, planned.batch_size, mesh, chip)
         largest = largest_batch(planned, compiled, mesh, chip) if search and planned.searched else 0
         yield Entry(planned, tuple(members), compiled, largest)
-
-
-def _check_batch(planned: Planned, unit: Unit, mesh: Mesh) -> None:
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    if planned.searched and planned.batch_size % devices:
-        raise ValueError(
-            f"{unit.path}: batch_size {planned.batch_size} is not a multiple of mesh data x fsdp = "
-            f"{devices}: change it, or move devices to config.mesh.tensor"
-        )
 
 
 def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:

@@ -137,6 +137,9 @@ def _training(
     num_targets: int,
 ) -> Planned:
     fields, lanes = row["train"], unit.fields["lanes"]
+    # Any token of a packed row may predict.
+    if packed := fields["packed_rows"]:
+        num_tokens = num_targets = fields["packed_tokens"]
     rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
     soft, distils = _soft(row)
     program = train.Program(
@@ -146,10 +149,14 @@ def _training(
         lora_scale=row["lora_alpha"] / rank if rank else 0.0,
         support=tuple(range(soft)) if soft and row["support"] != "top_k" else (),
         distils=distils,
+        accumulate=fields["accumulate"],
         **unit.fields["program"],
     )
     adapter = jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=rank)) if rank else {}
     lora_params = sum(leaf.size for leaf in jax.tree.leaves(adapter))
+
+    # Rows of no weight fill a batch up to what devices and parts can share.
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * fields["accumulate"]
 
     def trace(batch_size: int) -> jax.stages.Traced:
         shapes: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -164,8 +171,10 @@ def _training(
                 shapes["soft_ids"] = (num_targets, soft), jnp.int32
         if distils:
             shapes |= {f"teacher_{name}": shapes[name] for name in ("tokens", "positions")}
+        if packed:
+            shapes["segments"] = (num_tokens,), jnp.int32
         batch = {
-            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+            name: jax.ShapeDtypeStruct((parts * -(-batch_size // parts), *shape), dtype)
             for name, (shape, dtype) in shapes.items()
         }
         return train.traced(program, batch, mesh=mesh, lanes=lanes, lora_rank=rank)
@@ -175,7 +184,7 @@ def _training(
         learned = roofline.training_flops(arch, **sizes, lora_params=lora_params)
         return learned + (roofline.forward_flops(arch, **sizes) if distils else 0.0)
 
-    size = fields["batch_size"]
+    size = packed or fields["batch_size"]
     tokens = lanes * size * num_tokens
     # A stage keeps the base while a copy of it is trained.
     beside = 0 if rank else 4 * transformer.num_params(arch)

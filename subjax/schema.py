@@ -65,12 +65,17 @@ def training(**fields: Any) -> ConfigDict:
         {
             "steps": 300,  # updates
             "batch_size": 64,  # rows an update
+            "accumulate": 1,  # parts of an update that are computed one after the other
+            "packed_rows": 0,  # longer rows an update that its rows share; 0: each is by itself
+            "packed_tokens": 0,  # length of those
+            "optimizer": "adamw",  # adamw adafactor sgd (no momentum) sign muon
             "learning_rate": 1e-3,  # peak
             "warmup_steps": 10,
             "schedule": "cosine",  # cosine linear constant
             "weight_decay": 0.0,
             "beta1": 0.9,
             "beta2": 0.999,
+            "moment_dtype": "float32",  # of the first moment: float32 bfloat16
             "clip_norm": 1.0,  # global gradient norm; 0 switches clipping off
             "lanes": 0,  # 0 takes compute.lanes; full weights may need fewer for memory
         },

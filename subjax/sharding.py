@@ -100,47 +100,31 @@ def params_spec(params: Any, mesh: Mesh | AbstractMesh, *, lanes: bool) -> Any:
     """
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
-        name = _path_name(path)
+        name = "/".join(str(getattr(part, "key", part)) for part in path)
         rule = _rule(name)
         if rule is None:
             raise ValueError(f"no sharding rule for parameter {name}: add it to sharding._TABLE")
-        return _spec(rule, leaf.shape, mesh, lanes)
+        fitted = _fit(rule, leaf.shape[1:] if lanes else leaf.shape, mesh)
+        return P("seed", *fitted) if lanes else fitted
 
     return jax.tree_util.tree_map_with_path(spec, params)
 
 
-def state_spec(state: Any, mesh: Mesh | AbstractMesh, *, lanes: bool) -> Any:
-    """PartitionSpec of every leaf of an optimizer's state, moments split like their parameters.
+def state_spec(state: Any, mesh: Any, *, lanes: bool) -> Any:
+    """PartitionSpec of every leaf of parameters and optimizer state, as for `params_spec`.
 
-    Args:
-      state: an optax tree; the paths of its moments end like those of the parameters.
-      mesh: where it will live.
-      lanes: as in `params_spec`.
-
-    Returns:
-      The same tree with a PartitionSpec at each leaf; counters, and moments of another number of
-      axes than their parameter (factored ones, which are small), are not split but by lane.
+    A moment lies as its parameter does; what has no parameter's shape (counts, Adafactor's row and
+    column means) is small, and replicated.
     """
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
-        rule = _rule(_path_name(path))
-        if rule is None or leaf.ndim - lanes < len(rule):
-            return P("seed") if lanes else P()
-        return _spec(rule, leaf.shape, mesh, lanes)
+        names = [str(part.key) for part in path if hasattr(part, "key")]
+        shape, rule = leaf.shape[lanes:], _rule("/".join(names))
+        known = rule is not None and len(shape) == len(rule) + ("layers" in names)
+        fitted = _fit(rule, shape, mesh) if rule is not None and known else P()
+        return P("seed", *fitted) if lanes else fitted
 
     return jax.tree_util.tree_map_with_path(spec, state)
-
-
-def constrain_state(state: Any, *, lanes: bool) -> Any:
-    """Splits an optimizer's state as `state_spec` says; outside a mesh it does nothing.
-
-    Moments start as zeros, which depend on nothing: left alone, the compiler puts all of them whole
-    on every device.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return state
-    return jax.lax.with_sharding_constraint(state, state_spec(state, mesh, lanes=lanes))
 
 
 def place(params: Any, mesh: Mesh, *, lanes: bool) -> Any:
@@ -217,11 +201,11 @@ def constrain_cache(tree: Any) -> Any:
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps [B, T, D] activations split by batch alone; outside a mesh it does nothing."""
+    """Keeps [B, ...] arrays split by batch alone; outside a mesh it does nothing."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), None, None))
+    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), *(None,) * (x.ndim - 1)))
 
 
 def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
@@ -233,30 +217,27 @@ def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarr
     return np.array(devices).reshape(shape)
 
 
-def _path_name(path: tuple[Any, ...]) -> str:
-    return "/".join(str(getattr(part, "key", part)) for part in path)
+def constrain_state(state: Any, *, lanes: bool) -> Any:
+    """Keeps parameters and optimizer state as `state_spec` says, inside a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return state
+    return jax.lax.with_sharding_constraint(state, state_spec(state, mesh, lanes=lanes))
 
 
 def _rule(name: str) -> tuple[tuple[str, ...], ...] | None:
-    for pattern, rule in _TABLE:
-        if re.search(f"({pattern})$", name):
-            return rule
-    return None
+    """What the table says of a parameter, or None where it does not know it."""
+    return next((rule for pattern, rule in _TABLE if re.search(f"({pattern})$", name)), None)
 
 
-def _spec(
-    rule: tuple[tuple[str, ...], ...],
-    shape: tuple[int, ...],
-    mesh: Mesh | AbstractMesh,
-    lanes: bool,
-) -> P:
-    dims = shape[len(shape) - len(rule) :]
-    chosen = tuple(_first_fit(axes, d, mesh) for axes, d in zip(rule, dims, strict=True))
-    between = (None,) * (len(shape) - len(rule) - lanes)
-    return P(*((("seed",) if lanes else ()) + between + chosen))
+def _fit(rule: tuple[tuple[str, ...], ...], shape: tuple[int, ...], mesh: Any) -> P:
+    """Picks for each dimension the first axis that divides it; leading ones count layers."""
+    leading = (None,) * (len(shape) - len(rule))
+    dims = shape[len(leading) :]
+    return P(*leading, *(_first_fit(axes, dim, mesh) for axes, dim in zip(rule, dims, strict=True)))
 
 
-def _first_fit(axes: tuple[str, ...], size: int, mesh: Mesh | AbstractMesh) -> str | None:
+def _first_fit(axes: tuple[str, ...], size: int, mesh: Any) -> str | None:
     for axis in axes:
         if mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0:
             return axis

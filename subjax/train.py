@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,49 +21,8 @@ from tqdm import tqdm
 
 from subjax import batching, lora, losses, sharding, transformer
 from subjax.architecture import Architecture
+from subjax.optimizers import Optimizer as Optimizer  # callers need only this module
 from subjax.transformer import Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """AdamW with warm-up, a schedule and global-norm clipping.
-
-    Attributes:
-      learning_rate: peak, reached after `warmup_steps`.
-      warmup_steps: linear from zero.
-      schedule: what follows: "cosine" or "linear" to zero, or "constant".
-      weight_decay: decoupled, on every parameter.
-      beta1: decay of the first moment.
-      beta2: decay of the second moment.
-      clip_norm: largest global gradient norm; 0 switches clipping off.
-    """
-
-    learning_rate: float
-    warmup_steps: int = 0
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    clip_norm: float = 1.0
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "Optimizer":
-        """Picks this class's fields out of a training row."""
-        return cls(**{field.name: fields[field.name] for field in dataclasses.fields(cls)})
-
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a run of `steps` updates."""
-        decay = max(steps - self.warmup_steps, 1)
-        after = {
-            "cosine": optax.cosine_decay_schedule(self.learning_rate, decay),
-            "linear": optax.linear_schedule(self.learning_rate, 0.0, decay),
-            "constant": optax.constant_schedule(self.learning_rate),
-        }[self.schedule]
-        warmup = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
-        rate = optax.join_schedules([warmup, after], [self.warmup_steps])
-        adamw = optax.adamw(rate, self.beta1, self.beta2, weight_decay=self.weight_decay)
-        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
-        return optax.chain(clip, adamw)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +40,7 @@ class Program:
       excluded: token ids left out of that distribution.
       precision: a name of `precision.PRECISIONS`.
       remat: a name of `remats.REMATS`.
+      accumulate: parts that a batch is cut into, whose gradients are added up.
     """
 
     arch: Architecture
@@ -92,6 +52,7 @@ class Program:
     excluded: tuple[int, ...] = ()
     precision: str = "float32"
     remat: str | bool = "none"
+    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +83,7 @@ def fit(
     mesh: Mesh,
     label: str,
     teachers: Params | None = None,
+    packing: batching.Packing | None = None,
 ) -> Iterator[Progress]:
     """Trains a population and hands it out at each probe step and at the end.
 
@@ -137,18 +99,27 @@ def fit(
       mesh: where to run.
       label: shown beside the progress bar.
       teachers: full weights, by lane, where the program distils; rows hold what they see.
+      packing: how many rows share one; None: each has its own. Refused where the program distils.
 
     Yields:
       A `Progress` at each probe step, in order, and at the last step.
 
     Raises:
+      ValueError: the rows of a step do not fit the packing.
       FloatingPointError: a lane's loss is not finite; names the step.
     """
+    if packing and program.distils:
+        raise ValueError(
+            "rows of a student whose teacher runs along are not packed: set packed_rows = 0, or "
+            "choose another support"
+        )
+    batches = batching.Batches(rows, seeds, batch_size, _num_parts(program, mesh), packing)
+    batches.check(program.steps)
     stops = _stops(probe_steps, program.steps)
     stride = _stride(stops, steps_per_call)
-    init, update = _compile(program)
+    _, update = _compile(program)
     with jax.set_mesh(mesh):
-        state = init(sharding.place(trainable, mesh, lanes=True))
+        state = initial_state(program, sharding.place(trainable, mesh, lanes=True))
         frozen = sharding.place(frozen, mesh, lanes=False)
         teachers = sharding.place(teachers, mesh, lanes=True) if teachers else {}
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -157,7 +128,7 @@ def fit(
         collected: list[dict[str, np.ndarray]] = []
         with tqdm(total=program.steps, desc=label, unit="step", leave=False) as bar:
             for first in range(0, program.steps, stride):
-                batch = _batches(rows, seeds, range(first, first + stride), batch_size)
+                batch = batches.of(range(first, first + stride))
                 batch = sharding.place_batch(batch, mesh, lanes=True)
                 state, metrics = update(state, frozen, teachers, batch)
                 # The compiler may spell the same layout otherwise; that would compile anew.
@@ -250,17 +221,9 @@ def _stride(stops: Sequence[int], most: int) -> int:
     return max(d for d in range(1, min(gap, most) + 1) if gap % d == 0)
 
 
-def _batches(
-    rows: Sequence[batching.Rows], seeds: Sequence[int], steps: range, batch_size: int
-) -> dict[str, np.ndarray]:
-    """Batches of all lanes, each array [lanes, steps, B, ...]."""
-    lanes = []
-    for lane, seed in zip(rows, seeds, strict=True):
-        ids = [
-            batching.rows(seed, step, num_rows=len(lane), batch_size=batch_size) for step in steps
-        ]
-        lanes.append(lane.take(np.stack(ids)))
-    return {name: np.stack([lane[name] for lane in lanes]) for name in lanes[0]}
+def _num_parts(program: Program, mesh: Mesh) -> int:
+    """What the rows of a step must divide into: devices across the batch, times parts."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] * program.accumulate
 
 
 def _check_finite(loss: np.ndarray, first: int) -> None:
@@ -279,36 +242,78 @@ def _compile(program: Program) -> tuple[Any, Any]:
     transform = program.optimizer.build(program.steps)
 
     def step(frozen: Params, teacher: Params, state: Any, batch: Params) -> tuple[Any, Params]:
-        value, gradient = jax.value_and_grad(_loss, argnums=1)(
-            program, state[0], frozen, teacher, batch
-        )
+        value, gradient = value_and_grad(program, state[0], frozen, teacher, batch)
         updates, moments = transform.update(gradient, state[1], state[0])
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
-        return (optax.apply_updates(state[0], updates), moments), metrics
+        state = (optax.apply_updates(state[0], updates), moments)
+        return sharding.constrain_state(state, lanes=False), metrics
 
     def update(state: Any, frozen: Params, teachers: Params, batch: Params) -> tuple[Any, Params]:
         def lane(state: Any, teacher: Params, batch: Params) -> tuple[Any, Params]:
             return jax.lax.scan(functools.partial(step, frozen, teacher), state, batch)
 
         state, metrics = jax.vmap(lane, spmd_axis_name="seed")(state, teachers, batch)
-        state = (state[0], sharding.constrain_state(state[1], lanes=True))
         return state, jax.tree.map(lambda m: m.swapaxes(0, 1), metrics)
 
     def init(trainable: Params) -> tuple[Params, Any]:
-        moments = jax.vmap(transform.init)(trainable)
-        return trainable, sharding.constrain_state(moments, lanes=True)
+        state = (trainable, jax.vmap(transform.init)(trainable))
+        return sharding.constrain_state(state, lanes=True)
 
     return jax.jit(init), jax.jit(update, donate_argnums=0)
 
 
-def _loss(
+def initial_state(program: Program, trainable: Params) -> tuple[Params, Any]:
+    """What a run starts from: a placed population, and its optimizer state beside it."""
+    return _compile(program)[0](trainable)
+
+
+def value_and_grad(
     program: Program, trainable: Params, frozen: Params, teacher: Params, batch: Params
+) -> tuple[jax.Array, Params]:
+    """The mean loss over a batch's targets, and its gradient, part by part where asked.
+
+    Args:
+      program: what to compute.
+      trainable: all weights or an adapter of one lane; the gradient has its shape.
+      frozen: the base under an adapter, or {}.
+      teacher: full weights where the program distils, or {}.
+      batch: arrays by field name, as `batching.Batches` makes them, of one lane and step.
+    """
+    # Each part is divided by the targets of all, so that parts of unequal ones add up to the mean.
+    num_targets = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+    of_part = jax.value_and_grad(_loss, argnums=1)
+    if program.accumulate == 1:
+        return of_part(program, trainable, frozen, teacher, batch, num_targets)
+
+    def add(running: Any, part: Params) -> tuple[Any, None]:
+        part = jax.tree.map(sharding.constrain_batch, part)
+        found = of_part(program, trainable, frozen, teacher, part, num_targets)
+        return jax.tree.map(jnp.add, running, found), None
+
+    def cut(array: jax.Array) -> jax.Array:
+        # Neighbours go to different parts: every part lies on all devices as the batch does.
+        return array.reshape(-1, program.accumulate, *array.shape[1:]).swapaxes(0, 1)
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
+    found, _ = jax.lax.scan(add, zeros, jax.tree.map(cut, batch))
+    return found
+
+
+def _loss(
+    program: Program,
+    trainable: Params,
+    frozen: Params,
+    teacher: Params,
+    batch: Params,
+    num_targets: jax.Array,
 ) -> jax.Array:
     if program.lora_scale:
         params, adapter = frozen, lora.scaled(trainable, program.lora_scale)
     else:
         params, adapter = trainable, None
-    hidden = _hidden(program, params, adapter, batch["tokens"], batch["positions"])
+    hidden = _hidden(
+        program, params, adapter, batch["tokens"], batch["positions"], batch.get("segments")
+    )
     head = transformer.head(program.arch, params, precision=program.precision)
     if "soft_ids" in batch:
         student = losses.chosen_log_probs(hidden, head, batch["soft_ids"])
@@ -323,16 +328,22 @@ def _loss(
         nats = losses.full_kl(seen, taught, hidden, head, counted.set(False))
     else:
         nats = -losses.log_probs(hidden, head, batch["targets"])
-    return losses.weighted_mean(nats, batch["weights"])
+    return jnp.sum(nats * batch["weights"]) / num_targets
 
 
 def _hidden(
-    program: Program, params: Params, adapter: Params | None, tokens: jax.Array, at: jax.Array
+    program: Program,
+    params: Params,
+    adapter: Params | None,
+    tokens: jax.Array,
+    at: jax.Array,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
     hidden = transformer.forward(
         program.arch,
         params,
         tokens,
+        segments=segments,
         adapter=adapter,
         precision=program.precision,
         remat=program.remat,

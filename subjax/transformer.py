@@ -230,12 +230,13 @@ def forward(
     params: Params,
     tokens: Int[Array, "B T"],
     *,
+    segments: Int[Array, "B T"] | None = None,
     adapter: Params | None = None,
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
     remat: str | bool = "none",
 ) -> Float[Array, "B T D"]:
-    """Runs right-padded rows through all layers, each row from position 0.
+    """Runs right-padded rows through all layers, each row (or segment) from position 0.
 
     Padding needs no mask: attention is causal, so what stands behind a token cannot reach it.
 
@@ -243,6 +244,7 @@ def forward(
       arch: shapes of the model.
       params: the nested dict of this module's docstring.
       tokens: token ids, right-padded.
+      segments: of packed rows: equal where tokens belong together; None: each row is one segment.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       residual_add: a vector added to the residual stream after each layer (steering), or None.
       precision: a name of `precision.PRECISIONS`.
@@ -251,8 +253,8 @@ def forward(
     Returns:
       The final hidden states, normalised; `logits` turns them into scores.
     """
-    hidden, _ = _scan_layers(arch, params, tokens, adapter, residual_add, precision, remat, False)
-    return hidden
+    how = (adapter, residual_add, precision, remat, False)
+    return _scan_layers(arch, params, tokens, segments, *how)[0]
 
 
 def prefill(
@@ -265,7 +267,7 @@ def prefill(
     precision: str = "float32",
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """`forward` that also returns keys and values, each [L, B, K, T, H]."""
-    return _scan_layers(arch, params, tokens, adapter, residual_add, precision, "none", True)
+    return _scan_layers(arch, params, tokens, None, adapter, residual_add, precision, "none", True)
 
 
 def decode_layers(
@@ -346,6 +348,7 @@ def _scan_layers(
     arch: Architecture,
     params: Params,
     tokens: Array,
+    segments: Array | None,
     adapter: Params | None,
     residual_add: Array | None,
     precision: str,
@@ -354,11 +357,10 @@ def _scan_layers(
 ) -> tuple[Array, Any]:
     dtype, operands = precisions.PRECISIONS[precision]
     length = tokens.shape[1]
-    everywhere, near = functional.views(arch, jnp.arange(length)[None], length)
+    at = jnp.arange(length)[None] if segments is None else functional.segment_positions(segments)
+    everywhere, near = functional.views(arch, at, length, segments)
     mixed = any(arch.local) and not all(arch.local)
-    all_near = all(arch.local) and bool(arch.local)
-    view = near if all_near else everywhere
-    fast = attention.usable(length, operands)
+    view = near if any(arch.local) and not mixed else everywhere
 
     def layer(x: Array, xs: tuple[Params, Params, Array | None, Array | None]) -> tuple[Array, Any]:
         weights, lora, added, local = xs
@@ -367,7 +369,8 @@ def _scan_layers(
         chosen = view
         if local is not None:
             chosen = jax.tree.map(lambda n, e: jnp.where(local, n, e), near, everywhere)
-        attend = attention.causal(arch, all_near if local is None else local) if fast else None
+        kind = any(arch.local) if local is None else local
+        attend = attention.causal(arch, length, operands, near=kind, segments=segments)
         x, keyvalues = _block(arch, operands, weights)(x, chosen, lora=lora, attend=attend)
         if added is not None:
             x = x + added.astype(dtype)[None, None]

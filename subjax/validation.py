@@ -33,6 +33,11 @@ _LANGUAGE_CHOICES: Choices = {
     ),
     "arms.*.tuning": ("full", "lora"),
 }
+_TRAINING_CHOICES: Choices = {
+    "optimizer": ("adamw", "adafactor", "sgd", "sign", "muon"),
+    "schedule": ("cosine", "linear", "constant"),
+    "moment_dtype": ("float32", "bfloat16"),
+}
 _ACTIVATIONS = ("relu", "gelu", "sigmoid")
 _INPUTS = ("noise", "fresh_noise", "images")
 _OPTIMIZERS = ("adam", "sgd")
@@ -62,9 +67,12 @@ _POSITIVE = (
     *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
     *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call"),
     *("data", "fsdp", "tensor", "epochs", "learning_rate", "rate", "num_draws"),
-    *("teacher_batch", "student_batch"),
+    *("teacher_batch", "student_batch", "accumulate"),
 )
-_NOT_NEGATIVE = ("num_aux", "clone_epochs", "num_images", "lanes")
+_NOT_NEGATIVE = (
+    *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
+    *("warmup_steps", "weight_decay", "clip_norm"),
+)
 # What sequences hold; ConfigDict itself checks every other type.
 _ELEMENTS = {
     "epsilons": float,
@@ -145,6 +153,9 @@ def _check_language_models(config: ConfigDict) -> None:
     _check_rows(config, "teachers", schema.teacher_row(), "teacher_row")
     _check_rows(config, "arms", schema.arm_row(), "arm_row")
     _check_choices(config, _LANGUAGE_CHOICES)
+    for table in ("bases", "teachers", "arms"):
+        for name, row in config[table].items():
+            _check_training(f"{table}.{name}.train", row.train)
     if config.theorems:
         raise ValueError("config.theorems needs rows in config.images")
     for name, row in config.bases.items():
@@ -191,6 +202,19 @@ def _check_language_models(config: ConfigDict) -> None:
                 f"config.evals.{name}.target {row.target!r} is not among its candidates "
                 f"{row.candidates}: add it"
             )
+
+
+def _check_training(name: str, row: ConfigDict) -> None:
+    for field, allowed in _TRAINING_CHOICES.items():
+        if row[field] not in allowed:
+            raise ValueError(
+                f"config.{name}.{field} is {row[field]!r}; allowed: {', '.join(allowed)}"
+            )
+    if bool(row.packed_rows) != bool(row.packed_tokens):
+        raise ValueError(
+            f"config.{name} has packed_rows {row.packed_rows} and packed_tokens "
+            f"{row.packed_tokens}: set both, or leave both 0"
+        )
 
 
 def _check_as_it_is(config: ConfigDict, name: str, row: ConfigDict) -> None:

@@ -41,6 +41,7 @@ FLOORS = {
     "families": 1,
     "model_config": 2,
     "losses": 2,
+    "optimizers": 2,
     "batching": 2,
     "lora": 2,
     "mlp": 2,

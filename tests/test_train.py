@@ -24,7 +24,7 @@ def make_rows(seed, num_rows=20):
     return batching.make_rows(examples, num_tokens=8, num_targets=7, pad_id=0)
 
 
-def run(lanes, *, program=PROGRAM, mesh=None, probe_steps=(), rows=make_rows):
+def run(lanes, *, program=PROGRAM, mesh=None, probe_steps=(), rows=make_rows, packing=None):
     trees = [transformer.init(ARCH, jax.random.key(lane)) for lane in lanes]
     history = train.fit(
         program,
@@ -37,12 +37,19 @@ def run(lanes, *, program=PROGRAM, mesh=None, probe_steps=(), rows=make_rows):
         steps_per_call=3,
         mesh=mesh or sharding.make_mesh(seed=1),
         label="test",
+        packing=packing,
     )
     return [(p.step, jax.tree.map(np.asarray, p.trainable), p.metrics) for p in history]
 
 
 def leaves_equal(a, b):
     return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+def assert_same_training(one, other):
+    [(_, trained, metrics)], [(_, again, measured)] = one, other
+    np.testing.assert_allclose(metrics["loss"], measured["loss"], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), trained, again)
 
 
 def test_a_lane_does_not_depend_on_its_place_or_its_neighbours():
@@ -126,28 +133,34 @@ def test_lora_trains_the_adapter_and_leaves_the_base():
     assert not leaves_equal(trained, adapter)
 
 
-def test_padding_rows_and_columns_weigh_nothing():
-    rows = make_rows(0)
-    wide = batching.make_rows([([3, 4, 5], 1)], num_tokens=8, num_targets=7, pad_id=0)
-    assert wide.weights.sum() == 2
-    assert rows.weights.sum() == (rows.weights > 0).sum()
+def test_parts_add_up_to_the_whole_batch():
+    whole, parts = run([0, 1]), run([0, 1], program=dataclasses.replace(PROGRAM, accumulate=2))
+    # Rows have one to six targets, so parts of equal rows are unequal in what they count.
+    assert_same_training(whole, parts)
 
 
-def test_every_row_is_seen_once_per_epoch_whatever_the_batch():
-    for batch_size in (3, 7, 10):
-        seen = np.concatenate(
-            [batching.rows(5, s, num_rows=10, batch_size=batch_size) for s in range(20)]
-        )
-        for epoch in range(len(seen) // 10):
-            assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
-    assert not np.array_equal(
-        batching.rows(5, 0, num_rows=10, batch_size=10),
-        batching.rows(6, 0, num_rows=10, batch_size=10),
+def test_a_batch_that_does_not_divide_the_mesh_is_filled_up():
+    one = run([0])  # four rows a step, on eight devices
+    assert_same_training(one, run([0], mesh=sharding.make_mesh(seed=1, data=2, fsdp=4)))
+    assert_same_training(one, run([0], program=dataclasses.replace(PROGRAM, accumulate=3)))
+
+
+@pytest.mark.parametrize("arch", ["everywhere", "local"])
+def test_packed_rows_train_as_rows_by_themselves(arch):
+    local = {"local": (True, False), "window": 3, "local_rope_theta": 100.0}
+    changed = dataclasses.replace(ARCH, **(local if arch == "local" else {}))
+    program = dataclasses.replace(PROGRAM, arch=changed)
+    packing = batching.Packing(num_rows=2, num_tokens=18)
+    assert_same_training(
+        run([0, 1], program=program), run([0, 1], program=program, packing=packing)
     )
 
 
-def test_rows_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="raise num_tokens"):
-        batching.make_rows([([1] * 9, 1)], num_tokens=8, num_targets=8, pad_id=0)
-    with pytest.raises(ValueError, match="no rows"):
-        batching.make_rows([], num_tokens=8, num_targets=8, pad_id=0)
+def test_packing_is_checked_before_the_first_step():
+    with pytest.raises(ValueError, match="fill 2 packed rows of 18 tokens"):
+        run([0], packing=batching.Packing(num_rows=1, num_tokens=18))
+    with pytest.raises(ValueError, match="packed_tokens is 3: raise it"):
+        run([0], packing=batching.Packing(num_rows=9, num_tokens=3))
+    distils = dataclasses.replace(PROGRAM, distils=True)
+    with pytest.raises(ValueError, match="set packed_rows = 0"):
+        run([0], program=distils, packing=batching.Packing(num_rows=1, num_tokens=18))

@@ -109,7 +109,11 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         )
     fields = row["train"]
     program = train.Program(
-        arch, train.Optimizer.of(fields), fields["steps"], **units[0].fields["program"]
+        arch,
+        train.Optimizer.of(fields),
+        fields["steps"],
+        accumulate=fields["accumulate"],
+        **units[0].fields["program"],
     )
     [last] = train.fit(
         program,
@@ -118,6 +122,7 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         rows,
         seeds=[_seed(unit, "order") for unit in units],
         batch_size=fields["batch_size"],
+        packing=batching.Packing.of(fields),
         probe_steps=(),
         steps_per_call=units[0].fields["steps_per_call"],
         mesh=mesh,

@@ -42,6 +42,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         support=support,
         distils=distils,
         excluded=_excluded(units[0], bases[0].tokenizer),
+        accumulate=fields["accumulate"],
         **units[0].fields["program"],
     )
     keys = [jax.random.key(_seed(unit, "adapter")) for unit in units]
@@ -57,6 +58,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         rows,
         seeds=[_seed(unit, "order") for unit in units],
         batch_size=fields["batch_size"],
+        packing=batching.Packing.of(fields),
         probe_steps=row["probe_steps"],
         steps_per_call=units[0].fields["steps_per_call"],
         mesh=mesh,

@@ -60,6 +60,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         train.Optimizer.of(fields),
         fields["steps"],
         lora_scale=0.0 if full else row["lora_alpha"] / row["lora_rank"],
+        accumulate=fields["accumulate"],
         **units[0].fields["program"],
     )
     [last] = train.fit(
@@ -73,6 +74,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         rows,
         seeds=[seeds.seed(u.fields["seed"], "teacher", "order", u.lineage) for u in units],
         batch_size=fields["batch_size"],
+        packing=batching.Packing.of(fields),
         probe_steps=(),
         steps_per_call=units[0].fields["steps_per_call"],
         mesh=mesh,
