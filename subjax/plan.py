@@ -67,7 +67,7 @@ class Compiled:
       temporaries: bytes that the program needs while it runs.
       peak: bytes at most at once, with what a run holds beside.
       fits: whether that is within the chip's memory.
-      moved: HBM and collectives; None where the compiler refused.
+      moved: HBM and collectives; None where the compiler refused, or its text cannot be read.
       bound: the roofline; None likewise.
     """
 
@@ -133,9 +133,14 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     counts = {"steps": planned.loops, "taken": planned.taken}
-    moved = hlo.traffic(compiled.as_text(), mesh, **counts)
     executed = roofline.executed_flops(traced.jaxpr, **counts)
     peak = memory.peak_memory_in_bytes + beside
+    try:
+        moved = hlo.traffic(compiled.as_text(), mesh, **counts)
+        bound = roofline.bound(planned.flops(batch_size), executed, moved, chip, mesh)
+    except jax.errors.JaxRuntimeError:
+        # jaxlib 0.10.2 cannot read some of what libtpu writes for v6e; memory it says all the same.
+        moved = bound = None
     return Compiled(
         seconds,
         memory.argument_size_in_bytes,
@@ -143,7 +148,7 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
         peak,
         fits=peak <= chip.hbm_bytes,
         moved=moved,
-        bound=roofline.bound(planned.flops(batch_size), executed, moved, chip, mesh),
+        bound=bound,
     )
 
 
@@ -241,6 +246,8 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
     if planned.searched and entry.largest:
         lines.append(f"  largest batch that fits: {entry.largest}")
     if compiled.bound is None or compiled.moved is None:
+        if compiled.fits:
+            lines.append("  what it moves is unknown: jaxlib cannot read this program's text")
         return "\n".join(lines)
     for c in compiled.moved.collectives:
         lines.append(

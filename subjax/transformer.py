@@ -114,8 +114,8 @@ class Attention(nnx.Module):
             rows = jnp.arange(batch)
             k = cache[0].at[rows, :, write_at].set(k[:, :, 0].astype(cache[0].dtype))
             v = cache[1].at[rows, :, write_at].set(v[:, :, 0].astype(cache[1].dtype))
-        passes = precisions.passes(self.o.operands)
-        y = attend(q, k, v) if attend else functional.attend(self.arch, q, k, v, view.mask, passes)
+        how = (self.arch, q, k, v, view.mask, precisions.passes(self.o.operands))
+        y = attend(q, k, v) if attend else functional.attend(*how)
         return self.o(y.reshape(batch, length, -1), lora.get("o")), (k, v)
 
     def _heads(self, x: Array, lora: Params) -> tuple[Array, Array, Array]:
@@ -253,8 +253,7 @@ def forward(
     Returns:
       The final hidden states, normalised; `logits` turns them into scores.
     """
-    how = (adapter, residual_add, precision, remat, False)
-    return _scan_layers(arch, params, tokens, segments, *how)[0]
+    return _scan_layers(arch, params, tokens, segments, adapter, residual_add, precision, remat)[0]
 
 
 def prefill(
@@ -267,7 +266,8 @@ def prefill(
     precision: str = "float32",
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """`forward` that also returns keys and values, each [L, B, K, T, H]."""
-    return _scan_layers(arch, params, tokens, None, adapter, residual_add, precision, "none", True)
+    how = (None, adapter, residual_add, precision, "none")
+    return _scan_layers(arch, params, tokens, *how, keep_cache=True)
 
 
 def decode_layers(
@@ -353,7 +353,7 @@ def _scan_layers(
     residual_add: Array | None,
     precision: str,
     remat: str | bool,
-    keep_cache: bool,
+    keep_cache: bool = False,
 ) -> tuple[Array, Any]:
     dtype, operands = precisions.PRECISIONS[precision]
     length = tokens.shape[1]
@@ -376,8 +376,7 @@ def _scan_layers(
             x = x + added.astype(dtype)[None, None]
         return x, keyvalues if keep_cache else None
 
-    x = _embed(arch, params, tokens, dtype)
-    body = remats.wrapped(layer, remat)
+    x, body = _embed(arch, params, tokens, dtype), remats.wrapped(layer, remat)
     lora = (adapter or {}).get("layers", {})
     # A handful of layers runs a third faster unrolled on CPU; more would only compile longer.
     unroll = arch.num_layers if arch.num_layers <= 4 else 1
