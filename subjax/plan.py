@@ -6,6 +6,7 @@ The compiler is the TPU's own, so what it says of memory and of collectives is w
 times are bounds, by the formula that is printed. It needs libtpu and no TPU: see LIBTPU.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -135,12 +136,13 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
     counts = {"steps": planned.loops, "taken": planned.taken}
     executed = roofline.executed_flops(traced.jaxpr, **counts)
     peak = memory.peak_memory_in_bytes + beside
-    try:
+    moved: hlo.Traffic | None = None
+    bound: Bound | None = None
+    # jaxlib 0.10.2 cannot read some of what libtpu writes for v6e; memory it says all the same.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
         moved = hlo.traffic(compiled.as_text(), mesh, **counts)
         bound = roofline.bound(planned.flops(batch_size), executed, moved, chip, mesh)
-    except jax.errors.JaxRuntimeError:
-        # jaxlib 0.10.2 cannot read some of what libtpu writes for v6e; memory it says all the same.
-        moved = bound = None
+
     return Compiled(
         seconds,
         memory.argument_size_in_bytes,

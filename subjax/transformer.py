@@ -87,8 +87,8 @@ class Attention(nnx.Module):
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
         for name, sizes in arch.attention_kernels.items():
-            bias = name in BIASED[arch.attention_bias]
-            setattr(self, name, Linear(*sizes, rngs, operands, bias=bias))
+            biased = name in BIASED[arch.attention_bias]
+            setattr(self, name, Linear(*sizes, rngs, operands, bias=biased))
         if arch.qk_norm != "none":
             each = arch.qk_norm == "head"
             self.q_norm = Norm(arch, arch.head_dim if each else arch.num_queries)
@@ -266,8 +266,9 @@ def prefill(
     precision: str = "float32",
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """`forward` that also returns keys and values, each [L, B, K, T, H]."""
-    how = (None, adapter, residual_add, precision, "none")
-    return _scan_layers(arch, params, tokens, *how, keep_cache=True)
+    return _scan_layers(
+        arch, params, tokens, None, adapter, residual_add, precision, keep_cache=True
+    )
 
 
 def decode_layers(
@@ -352,7 +353,7 @@ def _scan_layers(
     adapter: Params | None,
     residual_add: Array | None,
     precision: str,
-    remat: str | bool,
+    remat: str | bool = "none",
     keep_cache: bool = False,
 ) -> tuple[Array, Any]:
     dtype, operands = precisions.PRECISIONS[precision]
@@ -369,20 +370,19 @@ def _scan_layers(
         chosen = view
         if local is not None:
             chosen = jax.tree.map(lambda n, e: jnp.where(local, n, e), near, everywhere)
-        kind = any(arch.local) if local is None else local
-        attend = attention.causal(arch, length, operands, near=kind, segments=segments)
+        near_here = any(arch.local) if local is None else local
+        attend = attention.causal(arch, length, operands, near=near_here, segments=segments)
         x, keyvalues = _block(arch, operands, weights)(x, chosen, lora=lora, attend=attend)
         if added is not None:
             x = x + added.astype(dtype)[None, None]
         return x, keyvalues if keep_cache else None
 
-    x, body = _embed(arch, params, tokens, dtype), remats.wrapped(layer, remat)
-    lora = (adapter or {}).get("layers", {})
-    # A handful of layers runs a third faster unrolled on CPU; more would only compile longer.
+    x, lora = _embed(arch, params, tokens, dtype), (adapter or {}).get("layers", {})
+    # A few layers run a third faster unrolled on CPU; more would only compile longer.
     unroll = arch.num_layers if arch.num_layers <= 4 else 1
     xs = (params["layers"], lora, residual_add, jnp.array(arch.local) if mixed else None)
-    x, keyvalues = jax.lax.scan(body, x, xs, unroll=unroll)
-    return functional.norm(arch, x, **params["final_norm"]), keyvalues
+    x, kept = jax.lax.scan(remats.wrapped(layer, remat), x, xs, unroll=unroll)
+    return functional.norm(arch, x, **params["final_norm"]), kept
 
 
 @functools.lru_cache(maxsize=16)
