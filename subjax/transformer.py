@@ -105,18 +105,17 @@ class Attention(nnx.Module):
         attend: attention.Attend | None,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         """Attends to this call's own keys, or to a cache after writing one position into it."""
-        batch, length, _ = x.shape
         q, k, v = self._heads(x, lora)
         q = functional.rotate(q, view)
         # Heads before positions: decoding attends to the cache as it lies.
         k, v = functional.rotate(k, view).swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
-            rows = jnp.arange(batch)
+            rows = jnp.arange(len(x))
             k = cache[0].at[rows, :, write_at].set(k[:, :, 0].astype(cache[0].dtype))
             v = cache[1].at[rows, :, write_at].set(v[:, :, 0].astype(cache[1].dtype))
         how = (self.arch, q, k, v, view.mask, precisions.passes(self.o.operands))
         y = attend(q, k, v) if attend else functional.attend(*how)
-        return self.o(y.reshape(batch, length, -1), lora.get("o")), (k, v)
+        return self.o(y.reshape(*x.shape[:2], -1), lora.get("o")), (k, v)
 
     def _heads(self, x: Array, lora: Params) -> tuple[Array, Array, Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H], before they turn."""
@@ -356,8 +355,7 @@ def _scan_layers(
     remat: str | bool = "none",
     keep_cache: bool = False,
 ) -> tuple[Array, Any]:
-    dtype, operands = precisions.PRECISIONS[precision]
-    length = tokens.shape[1]
+    (dtype, operands), length = precisions.PRECISIONS[precision], tokens.shape[1]
     at = jnp.arange(length)[None] if segments is None else functional.segment_positions(segments)
     everywhere, near = functional.views(arch, at, length, segments)
     mixed = any(arch.local) and not all(arch.local)
