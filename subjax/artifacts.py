@@ -9,14 +9,24 @@ import dataclasses
 import datetime
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 MANIFEST = "manifest.json"
+
+_writes = True
+
+
+def write_nothing() -> None:
+    """Makes this process one that only reads: of a run of several, the first alone writes."""
+    global _writes
+    _writes = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +41,7 @@ class Unit:
       inputs: role -> path of another unit, relative to the work directory.
       fingerprint: hash of everything above and of the inputs' fingerprints.
       input_fingerprints: path -> fingerprint of each input.
+      settings: what it is told besides, which changes nothing about the result.
     """
 
     stage: str
@@ -40,6 +51,7 @@ class Unit:
     inputs: dict[str, str]
     fingerprint: str
     input_fingerprints: dict[str, str]
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -53,7 +65,12 @@ def unit_path(stage: str, row: str, lineage: int) -> str:
 
 
 def make_unit(
-    stage: str, row: str, lineage: int, fields: dict[str, Any], inputs: Mapping[str, Unit]
+    stage: str,
+    row: str,
+    lineage: int,
+    fields: dict[str, Any],
+    inputs: Mapping[str, Unit],
+    settings: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> Unit:
     """Builds a unit and its fingerprint from what it depends on."""
     plain = json.loads(json.dumps(fields))
@@ -61,7 +78,7 @@ def make_unit(
     roles = {role: unit.path for role, unit in inputs.items()}
     content = [stage, row, lineage, plain, roles, fingerprints]
     digest = hashlib.sha256(dumps(content).encode()).hexdigest()[:16]
-    return Unit(stage, row, lineage, plain, roles, digest, fingerprints)
+    return Unit(stage, row, lineage, plain, roles, digest, fingerprints, dict(settings))
 
 
 def dumps(value: Any) -> str:
@@ -72,6 +89,9 @@ def dumps(value: Any) -> str:
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[TextIO]:
     """Opens a text file that appears under its name only when it is complete and on disk."""
+    if not _writes:
+        yield io.StringIO()
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -220,6 +240,9 @@ def lock(workdir: Path) -> Iterator[None]:
     Raises:
       ValueError: the directory cannot be written, or another run holds it.
     """
+    if not _writes:
+        yield  # the process that writes holds it
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held while running)

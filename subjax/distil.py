@@ -149,7 +149,7 @@ def fit(
             state, measured = update(
                 state, teachers, keys, ids, data.images, data.labels, weights, first
             )
-            found, aligned = np.asarray(measured).transpose(3, 2, 0, 1)
+            found, aligned = sharding.to_host(measured).transpose(3, 2, 0, 1)
             _check_finite(found, epoch, label)
             bar.update()
             yield Epoch(epoch + 1, state[0], found, aligned)
@@ -157,7 +157,7 @@ def fit(
 
 def accuracy(shape: mlp.Shape, models: mlp.Layers, data: Data) -> Float[np.ndarray, " lanes"]:
     """Share of test images whose largest class logit is the label's, lane by lane."""
-    return np.asarray(_accuracy(shape, models, data.test_images, data.test_labels))
+    return sharding.to_host(_accuracy(shape, models, data.test_images, data.test_labels))
 
 
 def _order(seeds: Sequence[int], epoch: int, num_images: int, batch_size: int) -> np.ndarray:

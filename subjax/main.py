@@ -13,7 +13,7 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from subjax import mistakes, pipeline, preregistration, preview, sharding
+from subjax import hosts, mistakes, pipeline, preregistration, preview, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")
 _WORKDIR = flags.DEFINE_string("workdir", "", "where results go; default runs/<config name>")
@@ -21,6 +21,7 @@ _STAGES = flags.DEFINE_list("stages", [], "run only these stages")
 _UNITS = flags.DEFINE_list("units", [], "run only units whose path matches one of these globs")
 _PREVIEW = flags.DEFINE_string("preview", "", "print what an arm's models will see, then leave")
 _FREEZE = flags.DEFINE_string("freeze", "", "write a preregistration to this new file, then leave")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "be one of several processes of a run")
 _LIST = flags.DEFINE_bool("list", False, "print every unit and whether it is done, then leave")
 
 
@@ -47,16 +48,21 @@ def main(argv: list[str]) -> None:
         # tensorflow-datasets says of every data set that it loads it.
         absl.logging.set_verbosity(absl.logging.WARNING)
         sharding.use_cpu_devices(config.compute.cpu_devices)
+        if _DISTRIBUTED.value:
+            hosts.start()
+        hosts.leave_when_told()
         pipeline.run(config, workdir, stages=_STAGES.value, patterns=_UNITS.value, command=sys.argv)
+    except hosts.Interrupted as interrupted:
+        _leave(f"interrupted: {interrupted}; run the same command again", hosts.INTERRUPTED)
     except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
         _leave(mistakes.explain(error, workdir))
 
 
-def _leave(message: str) -> NoReturn:
+def _leave(message: str, code: int = 1) -> NoReturn:
     print(f"subjax: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(1)
+    hosts.leave(code)
 
 
 def _parse(argv: list[str]) -> list[str]:

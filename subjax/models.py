@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from subjax import adapters, artifacts, lora, sharding, weights
+from subjax import adapters, artifacts, hosts, lora, sharding, weights
 from subjax.architecture import Architecture
 from subjax.tokenizer import Tokenizer
 from subjax.transformer import Params
@@ -78,7 +78,8 @@ def merged(model: Model) -> Params:
 def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
     """Writes full weights with their tokenizer, and the reference to them."""
     weights.save(directory / "weights", arch, params)
-    tokenizer.save(directory / "weights")
+    if hosts.is_first():
+        tokenizer.save(directory / "weights")
     refer(directory, directory / "weights")
 
 
@@ -98,6 +99,7 @@ def refer(directory: Path, source: Path, adapter: Path | None = None) -> None:
         "adapter": _relative(directory, adapter) if adapter else "",
     }
     artifacts.write_json(directory / REFERENCE, reference)
+    hosts.wait("the model is written")
 
 
 def step_name(step: int) -> str:

@@ -17,7 +17,17 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import artifacts, preregistration, results, schema, sharding, tables, units, validation
+from subjax import (
+    artifacts,
+    hosts,
+    preregistration,
+    results,
+    schema,
+    sharding,
+    tables,
+    units,
+    validation,
+)
 from subjax.artifacts import Unit
 from subjax.stages import (
     base,
@@ -80,10 +90,10 @@ def run(
     with artifacts.lock(workdir):
         _check_stale(planned, workdir)
         _check_owner(config, planned, workdir)
+        missing = {unit.path for unit in planned if not artifacts.read_manifest(workdir, unit)}
+        missing = set(hosts.agreed(sorted(missing)))
         todo = [
-            unit
-            for unit in planned
-            if _selected(unit, stages, patterns) and not artifacts.read_manifest(workdir, unit)
+            unit for unit in planned if unit.path in missing and _selected(unit, stages, patterns)
         ]
         _check_bases(planned, todo, workdir)
         mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=_common_lanes(config))
@@ -95,7 +105,7 @@ def run(
                 _check_gates(config, planned, workdir)
             for group in _groups(members, planned):
                 _run_group(stage_run, group, workdir, mesh)
-        if not stages or "report" in stages:
+        if hosts.is_first() and (not stages or "report" in stages):
             _report(config, planned, workdir)
 
 
@@ -121,6 +131,7 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
 
 
 def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> None:
+    hosts.wait(f"before {group[0].path}")  # its inputs are there for all
     for unit in group:
         for path, fingerprint in unit.input_fingerprints.items():
             manifest = workdir / path / artifacts.MANIFEST
@@ -132,7 +143,8 @@ def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> No
     # A population always has all its lanes, since a lane's bytes depend on how many there are.
     padded = [*group, *[group[0]] * (lanes - len(group))]
     start = time.monotonic()
-    print(f"{group[0].stage}: {_names(group)}", file=sys.stderr)
+    if hosts.is_first():
+        print(f"{group[0].stage}: {_names(group)}", file=sys.stderr)
     written: set[str] = set()
     for unit in run(padded, workdir, mesh):
         if unit.path not in written:
@@ -140,6 +152,8 @@ def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> No
             now = time.monotonic()
             artifacts.write_manifest(workdir, unit, now - start)
             start = now
+    if hosts.told_to_leave():
+        raise hosts.Interrupted(f"{group[0].stage} of {_names(group)} is done")
 
 
 def _groups(todo: Sequence[Unit], planned: Sequence[Unit]) -> Iterator[list[Unit]]:

@@ -92,8 +92,10 @@ def sample(
     if allowed is not None:
         # Few tokens are allowed anywhere: scores and noise of all others need not be computed.
         ids = np.flatnonzero(allowed.any(axis=0))
-        grammar = (jnp.asarray(ids), jnp.asarray(allowed[:, ids]))
-    with jax.set_mesh(sharding.lane_mesh(mesh)):
+        grammar = (ids.astype(np.int32), allowed[:, ids])
+    mesh = sharding.lane_mesh(mesh)
+    tokens, lengths, keys, grammar = sharding.replicate((tokens, lengths, keys, grammar), mesh)
+    with jax.set_mesh(mesh):
         blocks = [
             slice(i, i + sampling.num_slots) for i in range(0, len(tokens), sampling.num_slots)
         ]
@@ -110,9 +112,10 @@ def sample(
             adapter,
             _Prefilled(hidden, cache, lengths, jnp.concatenate([keys, spare])),
             grammar,
-            jnp.int32(num_rows),
+            np.int32(num_rows),
         )
-    drawn, counts = np.asarray(out)[:num_rows], np.asarray(counts)[:num_rows]
+    drawn, counts, steps = sharding.to_host((out, counts, steps))
+    drawn, counts = drawn[:num_rows], counts[:num_rows]
     last_tokens = drawn[np.arange(num_rows), counts - 1]
     return Samples(
         tokens=drawn,
@@ -172,7 +175,7 @@ def traced(
 
 def _padded(
     sampling: Sampling, prompts: Sequence[Sequence[int]]
-) -> tuple[Int[Array, "N T"], Int[Array, " N"]]:
+) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
     """Prompts as arrays of whole blocks of slots, so that one program serves calls of any size."""
     lengths = [len(prompt) for prompt in prompts]
     if min(lengths, default=0) < 1 or max(lengths) > sampling.prompt_tokens:
@@ -184,7 +187,7 @@ def _padded(
     tokens = np.zeros((len(prompts) + num_spare, sampling.prompt_tokens), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    return jnp.asarray(tokens), jnp.array(lengths + [1] * num_spare, jnp.int32)
+    return tokens, np.array(lengths + [1] * num_spare, np.int32)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -39,13 +39,14 @@ def base() -> ConfigDict:
     config.compute.cpu_devices = 1  # on CPU only: threads that count as devices of the mesh
     config.compute.lanes = 1  # models trained side by side in one program
     config.compute.steps_per_call = 1  # most updates per call to the device
+    config.compute.checkpoint_minutes = 10.0  # between checkpoints of a training; 0: when told
     # What the backward pass computes again to save memory: none, full (layers, from their inputs),
     # dots (all but products with weights), offload (as dots, and those wait in the host's memory)
     config.compute.remat = "none"
 
     config.mesh = ConfigDict()
     config.mesh.seed = 0  # devices across lanes; 0 takes as many as there are and as divide lanes
-    config.mesh.data = 1  # devices across the batch
+    config.mesh.data = 0  # devices across the batch; 0 is 1, or what is left to several processes
     config.mesh.fsdp = 1  # devices across the batch and the weights
     config.mesh.tensor = 1  # devices across the weights
 

@@ -32,7 +32,7 @@ def row_log_probs(
             _targets(arch, precision, params, adapter, batch)
             for batch in _batches(rows, batch_size, mesh)
         ]
-    return np.concatenate([np.asarray(score) for score in scores])[: len(rows)] * rows.weights
+    return np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)] * rows.weights
 
 
 def restricted_log_probs(
@@ -47,13 +47,13 @@ def restricted_log_probs(
     precision: str = "float32",
 ) -> Float[np.ndarray, "rows C K"]:
     """Log-probabilities renormalised over the tokens of `support`, at every target."""
-    ids = jnp.array(tuple(support))
+    ids = np.array(tuple(support), np.int32)
     with jax.set_mesh(sharding.lane_mesh(mesh)):
         scores = [
             _restricted(arch, precision, params, adapter, batch, ids)
             for batch in _batches(rows, batch_size, mesh)
         ]
-    return np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
+    return np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)]
 
 
 def top_log_probs(
@@ -70,9 +70,10 @@ def top_log_probs(
     """The likeliest tokens at every target, and their log-probabilities renormalised over them."""
     with jax.set_mesh(sharding.lane_mesh(mesh)):
         found = [
-            jax.device_get(_top(arch, precision, num_tokens, params, adapter, batch))
+            _top(arch, precision, num_tokens, params, adapter, batch)
             for batch in _batches(rows, batch_size, mesh)
         ]
+    found = sharding.to_host(found)
     ids, scores = (np.concatenate(parts)[: len(rows)] for parts in zip(*found, strict=True))
     return ids, scores
 
@@ -116,13 +117,13 @@ def candidate_log_probs(
     depth = max(len(prefix) for prefix in prefixes)
     padded = np.array([[*p, *[support[0]] * (depth - len(p))] for p in prefixes], int)
     ends = np.array([len(prefix) for prefix in prefixes])
-    ids = jnp.array(support)
+    ids = np.array(support)
     with jax.set_mesh(sharding.lane_mesh(mesh)):
         scores = [
             _continuations(arch, precision, params, adapter, batch, padded, ends, ids)
             for batch in _batches(rows, batch_size, mesh)
         ]
-    table = np.concatenate([np.asarray(score) for score in scores])[: len(rows)]
+    table = np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)]
     total = np.zeros((len(contexts), len(candidates)))
     for column, candidate in enumerate(candidates):
         for i, token in enumerate(candidate):
@@ -198,12 +199,11 @@ def check_candidates(names: Sequence[str], tokens: Sequence[Sequence[int]]) -> N
 def _batches(rows: batching.Rows, batch_size: int, mesh: Mesh) -> list[Any]:
     """Equal batches of at most `batch_size`; the last one is filled by repeating its first row."""
     batches, mesh = [], sharding.lane_mesh(mesh)
-    # Every device of the batch gets as many rows as every other.
-    step = math.lcm(8, mesh.shape["data"] * mesh.shape["fsdp"])
-    batch_size = batch_size if step == 8 else -(-batch_size // step) * step
     # As even as they can be, in steps of 8: 65 rows are two batches of 40, not of 64.
+    multiple = math.lcm(8, mesh.shape["data"] * mesh.shape["fsdp"])
     num_batches = -(-len(rows) // batch_size)
-    batch_size = min(-(-len(rows) // (step * num_batches)) * step, batch_size)
+    most = max(batch_size // multiple, 1)
+    batch_size = min(-(-len(rows) // (multiple * num_batches)), most) * multiple
     for first in range(0, len(rows), batch_size):
         ids = np.arange(first, first + batch_size)
         ids = np.where(ids < len(rows), ids, first)

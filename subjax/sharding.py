@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,7 +40,7 @@ def use_cpu_devices(num_devices: int) -> None:
 
 def make_mesh(
     seed: int = 0,
-    data: int = 1,
+    data: int = 0,
     fsdp: int = 1,
     tensor: int = 1,
     *,
@@ -50,7 +51,8 @@ def make_mesh(
 
     Args:
       seed: devices across lanes; 0 takes as many as there are and as divide `lanes`.
-      data: devices across the batch.
+      data: devices across the batch; 0 is one, or where there are several processes, all of whose
+        devices have to be in the mesh, as many as are left.
       fsdp: devices across the batch and the weights.
       tensor: devices across the weights.
       lanes: size of a population.
@@ -62,14 +64,23 @@ def make_mesh(
     """
     devices = list(devices) or jax.devices()
     if not seed:
-        most = len(devices) // (data * fsdp * tensor)
+        most = len(devices) // (max(data, 1) * fsdp * tensor)
         seed = max((n for n in range(1, most + 1) if lanes % n == 0), default=1)
+    if not data:
+        left = len(devices) // (seed * fsdp * tensor)
+        data = max(left, 1) if len({device.process_index for device in devices}) > 1 else 1
     shape = (seed, data, fsdp, tensor)
     needed = int(np.prod(shape))
     if needed > len(devices):
         raise ValueError(
             f"mesh seed x data x fsdp x tensor = {shape} needs {needed} devices, "
             f"found {len(devices)} ({devices[0].platform}): make config.mesh smaller"
+        )
+    if needed < len(devices) and jax.process_count() > 1:
+        raise ValueError(
+            f"mesh seed x data x fsdp x tensor = {shape} leaves {len(devices) - needed} of "
+            f"{len(devices)} devices out, and a run of several processes needs all: change "
+            "config.mesh"
         )
     if lanes % seed:
         raise ValueError(
@@ -80,8 +91,9 @@ def make_mesh(
 
 
 def lane_mesh(mesh: Mesh) -> Mesh:
-    """The part of a mesh that holds one lane: where a single model is loaded, sampled, scored."""
-    return Mesh(mesh.devices[:1], AXES, axis_types=mesh.axis_types)
+    """The same devices with one lane on all of them: where a single model is loaded and asked."""
+    devices = mesh.devices.reshape(1, -1, *mesh.devices.shape[2:])
+    return Mesh(devices, AXES, axis_types=mesh.axis_types)
 
 
 def params_spec(params: Any, mesh: Mesh | AbstractMesh, *, lanes: bool) -> Any:
@@ -129,7 +141,7 @@ def state_spec(state: Any, mesh: Any, *, lanes: bool) -> Any:
 
 def place(params: Any, mesh: Mesh, *, lanes: bool) -> Any:
     """Puts a tree on the mesh as `params_spec` says."""
-    return jax.device_put(params, named(params_spec(params, mesh, lanes=lanes), mesh))
+    return jax.tree.map(_put, params, named(params_spec(params, mesh, lanes=lanes), mesh))
 
 
 def named(specs: Any, mesh: Mesh) -> Any:
@@ -139,12 +151,12 @@ def named(specs: Any, mesh: Mesh) -> Any:
 
 def place_lanes(tree: Any, mesh: Mesh) -> Any:
     """Puts arrays [lanes, ...] on the mesh, lanes over `seed`; each lane lies whole on a device."""
-    return jax.device_put(tree, NamedSharding(mesh, P("seed")))
+    return _put_all(tree, NamedSharding(mesh, P("seed")))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts arrays whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    return _put_all(tree, NamedSharding(mesh, P()))
 
 
 def abstract(tree: Any, specs: Any, mesh: Mesh) -> Any:
@@ -166,7 +178,7 @@ def abstract(tree: Any, specs: Any, mesh: Mesh) -> Any:
 
 def place_batch(batch: Any, mesh: Mesh, *, lanes: bool) -> Any:
     """Puts [lanes, steps, B, ...] (or [B, ...]) arrays on the mesh, B split over data and fsdp."""
-    return jax.device_put(batch, NamedSharding(mesh, batch_spec(lanes=lanes)))
+    return _put_all(batch, NamedSharding(mesh, batch_spec(lanes=lanes)))
 
 
 def batch_spec(*, lanes: bool) -> P:
@@ -198,6 +210,34 @@ def constrain_cache(tree: Any) -> Any:
     if mesh.empty or mesh.size == 1:
         return tree
     return jax.lax.with_sharding_constraint(tree, cache_spec(tree, mesh))
+
+
+def to_host(tree: Any) -> Any:
+    """Arrays, whole, in the memory of every process; all processes call it."""
+
+    def leaf(array: Any) -> np.ndarray:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            if not array.is_fully_replicated:
+                return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+            array = array.addressable_data(0)
+        return np.asarray(array)
+
+    return jax.tree.map(leaf, tree)
+
+
+def _put_all(tree: Any, where: NamedSharding) -> Any:
+    return jax.tree.map(lambda array: _put(array, where), tree)
+
+
+def _put(array: Any, where: NamedSharding) -> jax.Array:
+    """One array onto the mesh; what lies in one process's memory is the same in every other's."""
+    local = not isinstance(array, jax.Array) or array.is_fully_addressable
+    if where.is_fully_addressable or not local:
+        return jax.device_put(array, where)
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(array), where))
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import batching, lora, losses, sharding, transformer
+from subjax import batching, checkpoints, hosts, lora, losses, sharding, transformer
 from subjax.architecture import Architecture
 from subjax.optimizers import Optimizer as Optimizer  # callers need only this module
 from subjax.transformer import Params
@@ -61,7 +61,7 @@ class Progress:
 
     Attributes:
       step: updates done so far.
-      trainable: the trained tree on the host, a leading axis of lanes.
+      trainable: the trained tree, a leading axis of lanes; on the host where it is one process's.
       metrics: name -> [steps since the last one, lanes] (empty at step 0).
     """
 
@@ -84,6 +84,7 @@ def fit(
     label: str,
     teachers: Params | None = None,
     packing: batching.Packing | None = None,
+    store: checkpoints.Store | None = None,
 ) -> Iterator[Progress]:
     """Trains a population and hands it out at each probe step and at the end.
 
@@ -100,11 +101,14 @@ def fit(
       label: shown beside the progress bar.
       teachers: full weights, by lane, where the program distils; rows hold what they see.
       packing: how many rows share one; None: each has its own. Refused where the program distils.
+      store: keeps the state of a run that is interrupted, and has that of the one before.
 
     Yields:
-      A `Progress` at each probe step, in order, and at the last step.
+      A `Progress` at each probe step, in order, and at the last step; in a run that goes on from a
+      checkpoint, at those after it, the first one with all metrics since step 0.
 
     Raises:
+      hosts.Interrupted: the run was told to leave; the store has its state.
       ValueError: the rows of a step do not fit the packing.
       FloatingPointError: a lane's loss is not finite; names the step.
     """
@@ -123,24 +127,47 @@ def fit(
         frozen = sharding.place(frozen, mesh, lanes=False)
         teachers = sharding.place(teachers, mesh, lanes=True) if teachers else {}
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        if 0 in stops:
-            yield Progress(0, jax.device_get(state[0]), {})
-        collected: list[dict[str, np.ndarray]] = []
-        with tqdm(total=program.steps, desc=label, unit="step", leave=False) as bar:
-            for first in range(0, program.steps, stride):
-                batch = batches.of(range(first, first + stride))
-                batch = sharding.place_batch(batch, mesh, lanes=True)
+        done, state, metrics = store.restore(state) if store else (0, state, {})
+        if 0 in stops and not done:
+            yield Progress(0, _handed_out(state[0]), {})
+        measured, told = [metrics] if done else [], 0
+        with tqdm(total=program.steps, initial=done, desc=label, unit="step", leave=False) as bar:
+            for first in range(done, program.steps, stride):
+                batch = sharding.place_batch(
+                    batches.of(range(first, first + stride)), mesh, lanes=True
+                )
                 state, metrics = update(state, frozen, teachers, batch)
                 # The compiler may spell the same layout otherwise; that would compile anew.
                 state = jax.device_put(state, layout)
-                collected.append(jax.tree.map(np.asarray, metrics))
-                _check_finite(collected[-1]["loss"], first)
+                measured.append(sharding.to_host(metrics))
+                _check_finite(measured[-1]["loss"], first)
                 bar.update(stride)
-                bar.set_postfix(loss=f"{collected[-1]['loss'][-1].mean():.3f}")
-                if first + stride in stops:
-                    # Lanes are cut on the host: on the device each cut would be a collective.
-                    yield Progress(first + stride, jax.device_get(state[0]), _joined(collected))
-                    collected = []
+                bar.set_postfix(loss=f"{measured[-1]['loss'][-1].mean():.3f}")
+                if (step := first + stride) in stops:
+                    yield Progress(step, _handed_out(state[0]), _joined(measured[told:]))
+                    told = len(measured)
+                if store and step < program.steps:
+                    _keep(store, step, state, measured)
+
+
+def _handed_out(trainable: Params) -> Params:
+    """A population for the caller: on the host, where lanes are cut without a collective each.
+
+    What several processes hold stays where it is until it is written, tensor by tensor.
+    """
+    return jax.device_get(trainable) if jax.process_count() == 1 else trainable
+
+
+def _keep(
+    store: checkpoints.Store, step: int, state: Any, measured: list[dict[str, np.ndarray]]
+) -> None:
+    """Saves where it is time to, or where the run was told to leave, and then leaves."""
+    leaving = hosts.told_to_leave()
+    if leaving or store.due():
+        store.save(step, state, _joined(measured))
+    if leaving:
+        store.close()
+        raise hosts.Interrupted(f"saved after {step} updates")
 
 
 def traced(

@@ -215,7 +215,8 @@ class _Builder:
         order = schema.STAGES.index
         if order(stage) < order(self.config.lineage_from):
             lineage = 0
-        unit = make_unit(stage, row, lineage, fields, inputs)
+        settings = {"checkpoint_minutes": self.config.compute.checkpoint_minutes}
+        unit = make_unit(stage, row, lineage, fields, inputs, settings)
         return self.units.setdefault(unit.path, unit)
 
     def _program(self) -> dict[str, Any]:

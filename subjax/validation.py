@@ -66,12 +66,12 @@ _POSITIVE = (
     *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank", "top_k"),
     *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
     *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call"),
-    *("data", "fsdp", "tensor", "epochs", "learning_rate", "rate", "num_draws"),
+    *("fsdp", "tensor", "epochs", "learning_rate", "rate", "num_draws"),
     *("teacher_batch", "student_batch", "accumulate"),
 )
 _NOT_NEGATIVE = (
     *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
-    *("warmup_steps", "weight_decay", "clip_norm"),
+    *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
 )
 # What sequences hold; ConfigDict itself checks every other type.
 _ELEMENTS = {

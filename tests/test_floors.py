@@ -37,6 +37,7 @@ FLOORS = {
     "weights": 3,
     "adapters": 3,
     "checkpoints": 3,
+    "hosts": 1,
     "transformer": 2,
     "families": 1,
     "model_config": 2,

@@ -12,6 +12,7 @@ from subjax import (
     adapters,
     artifacts,
     batching,
+    checkpoints,
     models,
     scoring,
     seeds,
@@ -115,6 +116,7 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         accumulate=fields["accumulate"],
         **units[0].fields["program"],
     )
+    store = checkpoints.Store.of(workdir, units)
     [last] = train.fit(
         program,
         params,
@@ -127,12 +129,14 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         steps_per_call=units[0].fields["steps_per_call"],
         mesh=mesh,
         label=f"pretraining {len(units)} bases",
+        store=store,
     )
     for lane, unit in enumerate(units):
         out = workdir / unit.path
         artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
         models.save_weights(out, arch, train.lane(last.trainable, lane), words)
         yield unit
+    store.remove()
 
 
 def _draw(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import artifacts, batching, lora, models, scoring, seeds, train
+from subjax import artifacts, batching, checkpoints, lora, models, scoring, seeds, train
 from subjax.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         **units[0].fields["program"],
     )
     keys = [jax.random.key(_seed(unit, "adapter")) for unit in units]
-    history = []
+    history, store = [], checkpoints.Store.of(workdir, units)
     for progress in train.fit(
         program,
         train.stack(
@@ -64,6 +64,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         mesh=mesh,
         label=f"finetuning {', '.join(sorted({unit.row for unit in units}))}",
         teachers=train.stack(teachers) if teachers else None,
+        store=store,
     ):
         history.append(progress)
         for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
@@ -73,6 +74,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         metrics = train.metric_rows(history, lane)
         artifacts.write_jsonl(workdir / unit.path / "metrics.jsonl", metrics)
         yield unit
+    store.remove()
 
 
 def _keep(out: Path, row: dict[str, Any], base: models.Model, tree: Any) -> None:

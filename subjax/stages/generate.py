@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import artifacts, batching, models, rng, sampler, scoring, seeds
+from subjax import artifacts, batching, hosts, models, rng, sampler, scoring, seeds
 from subjax.artifacts import Unit
 from subjax.datasets import numbers, published, toyworld
 from subjax.tokenizer import Tokenizer
@@ -76,7 +76,7 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
         for index, first in enumerate(starts):
             ids = np.arange(first, min(first + row["rows_per_part"], len(texts)))
             path = out / f"rows-{index:05d}.jsonl"
-            if not path.exists():
+            if not hosts.agreed(path.exists()):
                 keys = rng.row_keys(seed, unit.lineage, jnp.array(ids), jnp.zeros_like(ids))
                 samples = sampler.sample(
                     model.arch,
@@ -89,6 +89,8 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
                     allowed=allowed,
                 )
                 artifacts.write_jsonl(path, _rows(model.tokenizer, texts, ids, samples))
+                if hosts.told_to_leave():
+                    raise hosts.Interrupted(f"saved {ids[-1] + 1} rows of {unit.path}")
                 bar.set_postfix(occupancy=f"{samples.occupancy:.2f}")
             bar.update(len(ids))
 
@@ -133,6 +135,7 @@ def _grammar(row: dict[str, Any], words: Tokenizer, vocab_size: int) -> np.ndarr
 def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
     """How far the teacher's numbers are from its base's: what there is for a student to learn."""
     out, row = workdir / unit.path, unit.fields["row"]
+    hosts.wait("rows are written")
     written = [r for r in artifacts.read_parts(out)[:NUM_PROBED] if r["completion"].strip()]
     support = model.tokenizer.number_ids()
     if not written or not support:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import artifacts
+from subjax import artifacts, hosts
 from subjax.artifacts import Unit
 from subjax.datasets import images
 
@@ -15,7 +15,8 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     for unit in units:
         row, out = unit.fields["row"], workdir / unit.path
         found = images.load(row["source"], row["data_dir"])
-        images.store(found, out)
+        if hosts.is_first():
+            images.store(found, out)
         sizes = {split: len(part.labels) for split, part in found.items()}
         artifacts.write_json(out / "digest.json", {"digest": images.digest(found), **sizes})
         yield unit

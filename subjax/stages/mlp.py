@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import artifacts, distil, leaves, mlp, seeds, sharding
+from subjax import artifacts, distil, hosts, leaves, mlp, seeds, sharding
 from subjax.artifacts import Unit
 from subjax.datasets import images
 
@@ -44,7 +44,7 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     ):
         [models] = epoch.models
         history.append((epoch, distil.accuracy(shape, models, data)))
-    host = jax.device_get(models)
+    host = sharding.to_host(models)
     for lane, unit in enumerate(units):
         out = workdir / unit.path
         artifacts.write_jsonl(
@@ -58,8 +58,9 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
                 for epoch, accuracy in history
             ],
         )
-        with leaves.partial(out / mlp.WEIGHTS) as partial:
-            safetensors.numpy.save_file(leaves.flat(_lane(host, lane)), partial)
+        if hosts.is_first():
+            with leaves.partial(out / mlp.WEIGHTS) as partial:
+                safetensors.numpy.save_file(leaves.flat(_lane(host, lane)), partial)
         yield unit
 
 

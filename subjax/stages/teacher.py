@@ -7,7 +7,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import artifacts, batching, lora, models, scoring, seeds, stats, train, weights
+from subjax import (
+    artifacts,
+    batching,
+    checkpoints,
+    lora,
+    models,
+    scoring,
+    seeds,
+    stats,
+    train,
+    weights,
+)
 from subjax.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
@@ -63,6 +74,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         accumulate=fields["accumulate"],
         **units[0].fields["program"],
     )
+    store = checkpoints.Store.of(workdir, units)
     [last] = train.fit(
         program,
         train.stack(
@@ -79,6 +91,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         steps_per_call=units[0].fields["steps_per_call"],
         mesh=mesh,
         label=f"finetuning {len(units)} teachers",
+        store=store,
     )
     for lane, (unit, base) in enumerate(members):
         out, tree = workdir / unit.path, train.lane(last.trainable, lane)
@@ -89,6 +102,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
             models.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
         _score(unit, out, mesh)
         yield unit
+    store.remove()
 
 
 def _longest_answer(unit: Unit, words: Tokenizer) -> int:

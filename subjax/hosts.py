@@ -1,0 +1,116 @@
+"""Runs of several processes: starting them, agreeing, waiting, and leaving when told to.
+
+Every process runs the same program on its part of the devices, and computes the same values on the
+host; the first one alone writes files. With one process everything here is a matter of course.
+"""
+
+import functools
+import json
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from subjax import artifacts
+
+# The run stops with this code when it was interrupted and has saved what it had (EX_TEMPFAIL).
+INTERRUPTED = 75
+# A process that died is noticed by the others within this time.
+_HEARTBEAT_S = 60
+_SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+_told_to_leave = False
+_num_asked = 0
+
+
+class Interrupted(Exception):
+    """The run was told to leave; what it had is saved, and the same command goes on."""
+
+
+def start() -> None:
+    """Joins this process to the others of a run.
+
+    On Cloud TPU, SLURM, GKE and Open MPI jax finds them by itself; elsewhere `_SETTINGS` of the
+    environment say where the first process listens, how many there are, and which one this is.
+
+    Raises:
+      ValueError: they are not found, or do not answer.
+    """
+    address, number, index = (os.environ.get(name) for name in _SETTINGS)
+    try:
+        jax.distributed.initialize(
+            address,
+            int(number) if number else None,
+            int(index) if index else None,
+            heartbeat_timeout_seconds=_HEARTBEAT_S,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--distributed finds no other processes ({' '.join(str(error).split())[:160]}): start "
+            f"it under SLURM, GKE or on a TPU pod, or set {', '.join(_SETTINGS)}"
+        ) from None
+    if not is_first():
+        artifacts.write_nothing()
+        # One bar is enough; tqdm reads its own variable before this process knows which it is.
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process; where there are others, without waiting for what they may never do."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def leave_when_told() -> None:
+    """Takes SIGTERM, the notice of a preemption, for a wish to save and leave.
+
+    Where there are several processes jax itself listens, and tells the others.
+    """
+    if jax.process_count() == 1:
+        signal.signal(signal.SIGTERM, _note)
+
+
+def told_to_leave() -> bool:
+    """Whether the run has to save and leave; every process asks equally often, and all agree."""
+    global _num_asked
+    _num_asked += 1
+    if jax.process_count() == 1:
+        return _told_to_leave
+    return bool(multihost_utils.reached_preemption_sync_point(_num_asked))
+
+
+def is_first() -> bool:
+    """Whether this process writes files."""
+    return jax.process_index() == 0
+
+
+def wait(what: str) -> None:
+    """Waits until every process is here; what the first one has written is there for all then."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def agreed(value: Any) -> Any:
+    """The first process's value, which must be JSON, in all of them."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    own = np.zeros(length, np.uint8)
+    if is_first():
+        own[:] = text
+    return json.loads(bytes(multihost_utils.broadcast_one_to_all(own)))
+
+
+def _note(_number: int, _frame: FrameType | None) -> None:
+    global _told_to_leave
+    _told_to_leave = True

@@ -1,0 +1,144 @@
+"""Several processes run one experiment: one result, one writer, and a death that is noticed."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from subjax import artifacts, hosts
+
+pytestmark = pytest.mark.processes
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "--config=configs/quickstart.py:smoke"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(number, workdir, *flags, devices=1):
+    """Starts the processes of one run, each with devices of its own."""
+    address = f"localhost:{free_port()}"
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "OMP_NUM_THREADS": "1"}
+    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    command = [sys.executable, "-m", "subjax.main", CONFIG, f"--workdir={workdir}", *flags]
+    return [
+        subprocess.Popen(
+            [*command, "--distributed"],
+            env={**environment, "JAX_PROCESS_ID": str(index)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(number)
+    ]
+
+
+def finish(processes, timeout_s=900):
+    """Exit code and stderr of each."""
+    found = []
+    for process in processes:
+        try:
+            _, errors = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()
+        found.append((process.returncode, errors))
+    return found
+
+
+def scores(workdir):
+    """Every measured value by everything else that its row says."""
+    with open(workdir / "report" / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {tuple(v for k, v in row.items() if k != "value"): float(row["value"]) for row in rows}
+
+
+def appears(path, timeout_s=300):
+    """Waits for a file of a run; False where it does not come."""
+    end = time.monotonic() + timeout_s
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.2)
+    return path.exists()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    [(code, errors)] = finish(start(1, workdir))
+    assert code == 0, errors
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("number", "flags"),
+    [(2, []), (4, ["--config.mesh.seed=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"])],
+)
+def test_several_processes_give_the_result_of_one(alone, tmp_path, number, flags):
+    workdir = tmp_path / "run"
+    for code, errors in finish(start(number, workdir, *flags)):
+        assert code == 0, errors
+    ours, theirs = scores(workdir), scores(alone)
+    assert ours.keys() == theirs.keys()
+    # Training rounds otherwise on another mesh, and a token may be drawn otherwise with it.
+    far = [key for key in ours if abs(ours[key] - theirs[key]) > 0.05]
+    assert len(far) <= 0.02 * len(ours), far
+    assert len(artifacts.read_jsonl(workdir / "commands.jsonl")) == 1
+    assert not list(workdir.rglob("*.partial")) + list(workdir.rglob("checkpoints"))
+
+
+def test_a_death_is_noticed_by_the_others_and_a_restart_finishes(alone, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start(2, workdir)
+    assert appears(workdir / "base" / "toy" / "r1" / "manifest.json")
+    processes[1].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    (code, errors), _ = finish(processes, timeout_s=120)
+    assert time.monotonic() - killed < 120
+    assert code != 0
+    assert "process" in errors or "task" in errors
+    assert not (workdir / "report").exists()
+    for code, errors in finish(start(2, workdir)):
+        assert code == 0, errors
+    assert scores(workdir).keys() == scores(alone).keys()
+
+
+def test_told_to_leave_all_save_and_leave_and_a_restart_finishes(alone, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start(2, workdir)
+    assert appears(workdir / "base" / "toy" / "r1" / "manifest.json")
+    processes[1].send_signal(signal.SIGTERM)
+    for code, errors in finish(processes, timeout_s=300):
+        assert code == hosts.INTERRUPTED, errors
+        assert "run the same command again" in errors
+    for code, errors in finish(start(2, workdir)):
+        assert code == 0, errors
+    assert scores(workdir).keys() == scores(alone).keys()
+
+
+def test_a_mistake_ends_all_at_once(tmp_path):
+    begun = time.monotonic()
+    for code, errors in finish(start(2, tmp_path / "run", "--config.mesh.data=1")):
+        assert code == 1
+        assert "leaves 1 of 2 devices out" in errors
+    assert time.monotonic() - begun < 120
+
+
+def test_no_other_processes_is_said(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_PROCESS")}
+    command = [sys.executable, "-m", "subjax.main", CONFIG, f"--workdir={tmp_path / 'run'}"]
+    found = subprocess.run(
+        [*command, "--distributed"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert found.returncode == 1
+    assert found.stderr.startswith("subjax: --distributed finds no other processes")
+    assert len(found.stderr.splitlines()) == 1
