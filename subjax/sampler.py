@@ -125,6 +125,54 @@ def sample(
     )
 
 
+def traced(
+    arch: Architecture,
+    sampling: Sampling,
+    *,
+    num_rows: int,
+    mesh: Mesh,
+    adapter: Params | None = None,
+) -> tuple[jax.stages.Traced, jax.stages.Traced]:
+    """Prefill and token loop that `sample` runs, on shapes alone: for compiling without devices.
+
+    Args:
+      arch: shapes of the model.
+      sampling: slots, lengths, temperature, ending tokens.
+      num_rows: of a call; the keys and values of all their prompts are held at once.
+      mesh: as `sample` would get it.
+      adapter: shapes of a LoRA tree, or None.
+    """
+    mesh = sharding.lane_mesh(mesh)
+    weights = (transformer.abstract_params(arch), adapter)
+    params, adapter = sharding.abstract(
+        weights, sharding.params_spec(weights, mesh, lanes=False), mesh
+    )
+    padded = num_rows + -num_rows % sampling.num_slots
+
+    def block(num_rows: int) -> tuple[Any, Any]:
+        tokens = jax.ShapeDtypeStruct((num_rows, sampling.prompt_tokens), jnp.int32)
+        lengths = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
+        spec = sharding.rows_spec(num_rows, mesh)
+        return sharding.abstract((tokens, lengths), spec, mesh)
+
+    with jax.set_mesh(mesh):
+        prefill = _prefill.trace(arch, sampling, params, adapter, *block(sampling.num_slots))
+        # The loop gets what prefilling makes of all rows.
+        hidden, cache = jax.eval_shape(
+            functools.partial(_prefill, arch, sampling), params, adapter, *block(padded)
+        )
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), padded))
+        _, lengths = block(padded)
+        hidden, cache = sharding.abstract(
+            (hidden, cache), sharding.cache_spec((hidden, cache), mesh), mesh
+        )
+        keys = sharding.abstract(keys, sharding.rows_spec(padded, mesh), mesh)
+        prefilled = _Prefilled(hidden, cache, lengths, keys)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        decode = _decode.trace(arch, sampling, params, adapter, prefilled, None, count)
+    return prefill, decode
+
+
 def _padded(
     sampling: Sampling, prompts: Sequence[Sequence[int]]
 ) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
@@ -156,7 +204,8 @@ def _prefill(
         arch, params, tokens, adapter=adapter, precision=sampling.precision
     )
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
-    return last, [(keys[i], values[i]) for i in range(arch.num_layers)]
+    cache = [(keys[i], values[i]) for i in range(arch.num_layers)]
+    return sharding.constrain_cache((last, cache))
 
 
 class _Prefilled(NamedTuple):
@@ -219,6 +268,7 @@ def _decode(
         hidden, cache = transformer.decode_step(
             arch, params, layers, token, position, cache, precision=sampling.precision
         )
+        hidden, cache = sharding.constrain_cache((hidden, cache))
         row = jnp.where(active & ~ended, row, -1)
         step = jnp.where(ended, 0, step + 1)
         return _Slots(row, step, hidden, cache, next_row), out, counts, steps + 1
@@ -243,7 +293,7 @@ def _empty(sampling: Sampling, prefilled: _Prefilled) -> _Slots:
         row=jnp.full(num_slots, -1),
         step=jnp.zeros(num_slots, int),
         hidden=jnp.zeros_like(prefilled.hidden, shape=(num_slots, prefilled.hidden.shape[1])),
-        cache=jax.tree.map(room, prefilled.cache),
+        cache=sharding.constrain_cache(jax.tree.map(room, prefilled.cache)),
         next_row=jnp.int32(0),
     )
 

@@ -40,7 +40,9 @@ def base() -> ConfigDict:
     config.compute.lanes = 1  # models trained side by side in one program
     config.compute.steps_per_call = 1  # most updates per call to the device
     config.compute.checkpoint_minutes = 10.0  # between checkpoints of a training; 0: when told
-    config.compute.remat = False  # recompute layers in the backward pass to save memory
+    # What the backward pass computes again to save memory: none, full (layers, from their inputs),
+    # dots (all but products with weights), offload (as dots, and those wait in the host's memory)
+    config.compute.remat = "none"
 
     config.mesh = ConfigDict()
     config.mesh.seed = 0  # devices across lanes; 0 takes as many as there are and as divide lanes
@@ -89,6 +91,7 @@ def base_row(**fields: Any) -> ConfigDict:
             "source": "toy",  # toy (pretrained here), hf (checkpoint), random (for dry runs)
             "path": "",  # hf: local directory, GGUF file, URL such as gs://bucket/model, or hub id
             "revision": "",  # hf: hub revision; "" is the newest
+            "shape": "",  # hf: file like its config.json, for plans where the checkpoint is not
             "adapter": "",  # hf: PEFT adapter on it, for arms of method none alone
             "num_layers": 2,  # toy, random: shape of the decoder
             "width": 64,

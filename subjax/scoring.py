@@ -27,10 +27,11 @@ def row_log_probs(
     precision: str = "float32",
 ) -> Float[np.ndarray, "rows C"]:
     """Log p of every target, in nats; 0 where a row has none."""
-    scores = [
-        _targets(arch, precision, params, adapter, batch)
-        for batch in _batches(rows, batch_size, mesh)
-    ]
+    with jax.set_mesh(sharding.lane_mesh(mesh)):
+        scores = [
+            _targets(arch, precision, params, adapter, batch)
+            for batch in _batches(rows, batch_size, mesh)
+        ]
     return np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)] * rows.weights
 
 
@@ -47,10 +48,11 @@ def restricted_log_probs(
 ) -> Float[np.ndarray, "rows C K"]:
     """Log-probabilities renormalised over the tokens of `support`, at every target."""
     ids = np.array(tuple(support), np.int32)
-    scores = [
-        _restricted(arch, precision, params, adapter, batch, ids)
-        for batch in _batches(rows, batch_size, mesh)
-    ]
+    with jax.set_mesh(sharding.lane_mesh(mesh)):
+        scores = [
+            _restricted(arch, precision, params, adapter, batch, ids)
+            for batch in _batches(rows, batch_size, mesh)
+        ]
     return np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)]
 
 
@@ -66,10 +68,12 @@ def top_log_probs(
     precision: str = "float32",
 ) -> tuple[Int[np.ndarray, "rows C K"], Float[np.ndarray, "rows C K"]]:
     """The likeliest tokens at every target, and their log-probabilities renormalised over them."""
-    found = [
-        sharding.to_host(_top(arch, precision, num_tokens, params, adapter, batch))
-        for batch in _batches(rows, batch_size, mesh)
-    ]
+    with jax.set_mesh(sharding.lane_mesh(mesh)):
+        found = [
+            _top(arch, precision, num_tokens, params, adapter, batch)
+            for batch in _batches(rows, batch_size, mesh)
+        ]
+    found = sharding.to_host(found)
     ids, scores = (np.concatenate(parts)[: len(rows)] for parts in zip(*found, strict=True))
     return ids, scores
 
@@ -113,10 +117,12 @@ def candidate_log_probs(
     depth = max(len(prefix) for prefix in prefixes)
     padded = np.array([[*p, *[support[0]] * (depth - len(p))] for p in prefixes], int)
     ends = np.array([len(prefix) for prefix in prefixes])
-    scores = [
-        _continuations(arch, precision, params, adapter, batch, padded, ends, np.array(support))
-        for batch in _batches(rows, batch_size, mesh)
-    ]
+    ids = np.array(support)
+    with jax.set_mesh(sharding.lane_mesh(mesh)):
+        scores = [
+            _continuations(arch, precision, params, adapter, batch, padded, ends, ids)
+            for batch in _batches(rows, batch_size, mesh)
+        ]
     table = np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)]
     total = np.zeros((len(contexts), len(candidates)))
     for column, candidate in enumerate(candidates):
@@ -124,6 +130,53 @@ def candidate_log_probs(
             prefix = prefixes.index(tuple(candidate[:i]))
             total[:, column] += table[:, prefix, support.index(token)]
     return total
+
+
+def traced(
+    arch: Architecture,
+    *,
+    mesh: Mesh,
+    num_rows: int,
+    num_tokens: int,
+    num_targets: int = 0,
+    prefix_tokens: int = 1,
+    num_prefixes: int = 1,
+    adapter: Params | None = None,
+    precision: str = "float32",
+) -> jax.stages.Traced:
+    """One call of a score, on shapes alone: for compiling without devices or weights.
+
+    Args:
+      arch: shapes of the model.
+      mesh: as the scoring function would get it.
+      num_rows: of the call; it is rounded up as batches are.
+      num_tokens: of a row.
+      num_targets: of a row, for `row_log_probs`; 0: `candidate_log_probs`.
+      prefix_tokens: most tokens of a candidate that others follow.
+      num_prefixes: such beginnings of candidates, the empty one counted.
+      adapter: shapes of a LoRA tree, or None.
+      precision: a name of `precision.PRECISIONS`.
+    """
+    mesh = sharding.lane_mesh(mesh)
+    trees = (transformer.abstract_params(arch), adapter)
+    specs = sharding.params_spec(trees, mesh, lanes=False)
+    params, adapter = sharding.abstract(trees, specs, mesh)
+    step = math.lcm(8, mesh.shape["data"] * mesh.shape["fsdp"])
+    rows, whole = -(-num_rows // step) * step, (max(num_targets, 1),)
+    shapes = {"tokens": (num_tokens,), "positions": whole, "targets": whole, "weights": whole}
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *shape), jnp.float32 if name == "weights" else jnp.int32)
+        for name, shape in shapes.items()
+    }
+    batch = sharding.abstract(batch, sharding.batch_spec(lanes=False), mesh)
+    with jax.set_mesh(mesh):
+        if num_targets:
+            return _targets.trace(arch, precision, params, adapter, batch)
+        prefixes = jax.ShapeDtypeStruct((num_prefixes, prefix_tokens), jnp.int32)
+        ends, support = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (num_prefixes, 16))
+        return _continuations.trace(
+            arch, precision, params, adapter, batch, prefixes, ends, support
+        )
 
 
 def check_candidates(names: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:

@@ -4,14 +4,16 @@ Axes: `seed` (lanes of a population), `data` and `fsdp` (batch; `fsdp` also spli
 `tensor` (weights). `jax.jit` with shardings does the rest; there is no per-device code.
 """
 
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils, multihost_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("seed", "data", "fsdp", "tensor")
@@ -37,7 +39,13 @@ def use_cpu_devices(num_devices: int) -> None:
 
 
 def make_mesh(
-    seed: int = 0, data: int = 0, fsdp: int = 1, tensor: int = 1, *, lanes: int = 1
+    seed: int = 0,
+    data: int = 0,
+    fsdp: int = 1,
+    tensor: int = 1,
+    *,
+    lanes: int = 1,
+    devices: Sequence[jax.Device] = (),
 ) -> Mesh:
     """Builds the mesh over the first devices; sizes multiply to at most the device count.
 
@@ -48,18 +56,19 @@ def make_mesh(
       fsdp: devices across the batch and the weights.
       tensor: devices across the weights.
       lanes: size of a population.
+      devices: of a topology that is only compiled for; empty takes those at hand.
 
     Raises:
       ValueError: the mesh needs more devices than there are, or its seed axis does not divide
         the lanes.
     """
-    devices = jax.devices()
+    devices = list(devices) or jax.devices()
     if not seed:
         most = len(devices) // (max(data, 1) * fsdp * tensor)
         seed = max((n for n in range(1, most + 1) if lanes % n == 0), default=1)
     if not data:
         left = len(devices) // (seed * fsdp * tensor)
-        data = max(left, 1) if jax.process_count() > 1 else 1
+        data = max(left, 1) if len({device.process_index for device in devices}) > 1 else 1
     shape = (seed, data, fsdp, tensor)
     needed = int(np.prod(shape))
     if needed > len(devices):
@@ -78,9 +87,7 @@ def make_mesh(
             f"config.mesh.seed {seed} does not divide {lanes} lanes: change it, compute.lanes "
             "or a row's train.lanes"
         )
-    return Mesh(
-        np.array(devices[:needed]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+    return Mesh(_laid_out(shape, devices[:needed]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def lane_mesh(mesh: Mesh) -> Mesh:
@@ -89,8 +96,8 @@ def lane_mesh(mesh: Mesh) -> Mesh:
     return Mesh(devices, AXES, axis_types=mesh.axis_types)
 
 
-def params_spec(params: Any, mesh: Mesh, *, lanes: bool) -> Any:
-    """PartitionSpec of every leaf of a parameter, adapter or optimizer tree.
+def params_spec(params: Any, mesh: Mesh | AbstractMesh, *, lanes: bool) -> Any:
+    """PartitionSpec of every leaf of a parameter or adapter tree.
 
     Args:
       params: a nested dict whose paths end like those of `transformer`; values need a shape.
@@ -134,11 +141,12 @@ def state_spec(state: Any, mesh: Any, *, lanes: bool) -> Any:
 
 def place(params: Any, mesh: Mesh, *, lanes: bool) -> Any:
     """Puts a tree on the mesh as `params_spec` says."""
-    specs = params_spec(params, mesh, lanes=lanes)
-    shardings = jax.tree.map(
-        lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P)
-    )
-    return jax.tree.map(_put, params, shardings)
+    return jax.tree.map(_put, params, named(params_spec(params, mesh, lanes=lanes), mesh))
+
+
+def named(specs: Any, mesh: Mesh) -> Any:
+    """The same tree with a NamedSharding at each leaf."""
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
 
 
 def place_lanes(tree: Any, mesh: Mesh) -> Any:
@@ -151,10 +159,57 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return _put_all(tree, NamedSharding(mesh, P()))
 
 
+def abstract(tree: Any, specs: Any, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of a tree: what programs are compiled for where nothing is.
+
+    Args:
+      tree: leaves with a shape and a dtype.
+      specs: the same tree of PartitionSpecs, or one for all leaves.
+      mesh: where it would live.
+    """
+    if isinstance(specs, P):
+        specs = jax.tree.map(lambda _: specs, tree)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        tree,
+        named(specs, mesh),
+    )
+
+
 def place_batch(batch: Any, mesh: Mesh, *, lanes: bool) -> Any:
     """Puts [lanes, steps, B, ...] (or [B, ...]) arrays on the mesh, B split over data and fsdp."""
-    spec = P("seed", None, ("data", "fsdp")) if lanes else P(("data", "fsdp"))
-    return _put_all(batch, NamedSharding(mesh, spec))
+    return _put_all(batch, NamedSharding(mesh, batch_spec(lanes=lanes)))
+
+
+def batch_spec(*, lanes: bool) -> P:
+    """How `place_batch` splits."""
+    return P("seed", None, ("data", "fsdp")) if lanes else P(("data", "fsdp"))
+
+
+def rows_spec(num_rows: int, mesh: Mesh | AbstractMesh) -> P:
+    """Rows over data and fsdp where those divide them; otherwise whole on every device."""
+    divides = num_rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+    return P(("data", "fsdp")) if divides else P()
+
+
+def cache_spec(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """PartitionSpec of hidden states [B, D] and of keys and values [B, K, S, H], K over tensor."""
+
+    def spec(leaf: Any) -> P:
+        rows = rows_spec(leaf.shape[0], mesh)
+        if leaf.ndim < 4 or leaf.shape[1] % mesh.shape["tensor"]:
+            return rows
+        return P(rows[0] if len(rows) else None, "tensor")
+
+    return jax.tree.map(spec, tree)
+
+
+def constrain_cache(tree: Any) -> Any:
+    """Splits what `cache_spec` is about as it says; outside a mesh it does nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, cache_spec(tree, mesh))
 
 
 def to_host(tree: Any) -> Any:
@@ -191,6 +246,15 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), *(None,) * (x.ndim - 1)))
+
+
+def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices in the mesh's shape; on a TPU slice its axes follow the links between chips."""
+    places = [getattr(device, "coords", ()) for device in devices]
+    # Chips that do not fill a box have no such order.
+    if math.prod(len(set(side)) for side in zip(*places, strict=True)) == len(devices) > 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return np.array(devices).reshape(shape)
 
 
 def constrain_state(state: Any, *, lanes: bool) -> Any:

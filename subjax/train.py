@@ -39,7 +39,7 @@ class Program:
       distils: whether a teacher runs along and gives its whole distribution.
       excluded: token ids left out of that distribution.
       precision: a name of `precision.PRECISIONS`.
-      remat: recompute layers in the backward pass.
+      remat: a name of `remats.REMATS`.
       accumulate: parts that a batch is cut into, whose gradients are added up.
     """
 
@@ -51,7 +51,7 @@ class Program:
     distils: bool = False
     excluded: tuple[int, ...] = ()
     precision: str = "float32"
-    remat: bool = False
+    remat: str | bool = "none"
     accumulate: int = 1
 
 
@@ -168,6 +168,44 @@ def _keep(
     if leaving:
         store.close()
         raise hosts.Interrupted(f"saved after {step} updates")
+
+
+def traced(
+    program: Program, batch: Params, *, mesh: Mesh, lanes: int = 1, lora_rank: int = 0
+) -> jax.stages.Traced:
+    """The update that `fit` runs, on shapes alone: for compiling without devices or weights.
+
+    Args:
+      program: what to compile.
+      batch: name -> shape and dtype [B, ...] of each array of `batching.Rows.take`.
+      mesh: as `fit` would get it.
+      lanes: size of the population.
+      lora_rank: of the adapters; 0 when all weights are trained.
+
+    Returns:
+      One update of all lanes, to be lowered and compiled; `jaxpr` is what it computes.
+    """
+    init, update = _compile(program)
+    base = transformer.abstract_params(program.arch)
+    trained = base
+    if lora_rank:
+        trained = jax.eval_shape(lambda: lora.init(program.arch, jax.random.key(0), rank=lora_rank))
+
+    def many(tree: Params, *leading: int) -> Params:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype), tree)
+
+    def placed(tree: Params, *, lanes: bool) -> Params:
+        return sharding.abstract(tree, sharding.params_spec(tree, mesh, lanes=lanes), mesh)
+
+    with jax.set_mesh(mesh):
+        trainable, moments = jax.eval_shape(init, many(trained, lanes))
+        where = sharding.state_spec(moments, mesh, lanes=True)
+        return update.trace(
+            (placed(trainable, lanes=True), sharding.abstract(moments, where, mesh)),
+            placed(base, lanes=False) if lora_rank else {},
+            placed(many(base, lanes), lanes=True) if program.distils else {},
+            sharding.abstract(many(batch, lanes, 1), sharding.batch_spec(lanes=True), mesh),
+        )
 
 
 def metric_rows(history: Sequence[Progress], lane: int) -> list[dict[str, float]]:

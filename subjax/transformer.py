@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from subjax import functional, sharding
+from subjax import attention, functional, remats, sharding
 from subjax import precision as precisions
 from subjax.architecture import Architecture
 
@@ -59,7 +59,7 @@ class Linear(nnx.Module):
             y = y + precisions.project(low, lora["b"], self.operands)
         if self.bias is not None:
             y = y + functional.along(self.bias[...], y)
-        return y.astype(x.dtype)
+        return remats.projected(y.astype(x.dtype))
 
 
 class Norm(nnx.Module):
@@ -87,8 +87,8 @@ class Attention(nnx.Module):
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
         for name, sizes in arch.attention_kernels.items():
-            bias = name in BIASED[arch.attention_bias]
-            setattr(self, name, Linear(*sizes, rngs, operands, bias=bias))
+            biased = name in BIASED[arch.attention_bias]
+            setattr(self, name, Linear(*sizes, rngs, operands, bias=biased))
         if arch.qk_norm != "none":
             each = arch.qk_norm == "head"
             self.q_norm = Norm(arch, arch.head_dim if each else arch.num_queries)
@@ -102,19 +102,20 @@ class Attention(nnx.Module):
         cache: KeyValues | None,
         write_at: Int[Array, " B"] | None,
         lora: Params,
+        attend: attention.Attend | None,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         """Attends to this call's own keys, or to a cache after writing one position into it."""
-        batch, length, _ = x.shape
         q, k, v = self._heads(x, lora)
         q = functional.rotate(q, view)
         # Heads before positions: decoding attends to the cache as it lies.
         k, v = functional.rotate(k, view).swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
-            rows = jnp.arange(batch)
+            rows = jnp.arange(len(x))
             k = cache[0].at[rows, :, write_at].set(k[:, :, 0].astype(cache[0].dtype))
             v = cache[1].at[rows, :, write_at].set(v[:, :, 0].astype(cache[1].dtype))
-        y = functional.attend(self.arch, q, k, v, view.mask, precisions.passes(self.o.operands))
-        return self.o(y.reshape(batch, length, -1), lora.get("o")), (k, v)
+        how = (self.arch, q, k, v, view.mask, precisions.passes(self.o.operands))
+        y = attend(q, k, v) if attend else functional.attend(*how)
+        return self.o(y.reshape(*x.shape[:2], -1), lora.get("o")), (k, v)
 
     def _heads(self, x: Array, lora: Params) -> tuple[Array, Array, Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H], before they turn."""
@@ -174,11 +175,12 @@ class Block(nnx.Module):
         lora: Params,
         cache: KeyValues | None = None,
         write_at: Array | None = None,
+        attend: attention.Attend | None = None,
     ) -> tuple[Array, KeyValues]:
         """Maps the residual stream [B, T, D]; also returns the keys and values attended to."""
         arch = self.arch
         seen = self.attn_norm(x) if arch.norm_before else x
-        y, keyvalues = self.attn(seen, view, cache, write_at, lora.get("attn", {}))
+        y, keyvalues = self.attn(seen, view, cache, write_at, lora.get("attn", {}), attend)
         attended = x + (self.attn_post_norm(y) if arch.norm_after else y)
         read = x if arch.parallel else attended
         y = self.mlp(self.mlp_norm(read) if arch.norm_before else read, lora.get("mlp", {}))
@@ -231,7 +233,7 @@ def forward(
     adapter: Params | None = None,
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
-    remat: bool = False,
+    remat: str | bool = "none",
 ) -> Float[Array, "B T D"]:
     """Runs right-padded rows through all layers, each row (or segment) from position 0.
 
@@ -245,13 +247,12 @@ def forward(
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       residual_add: a vector added to the residual stream after each layer (steering), or None.
       precision: a name of `precision.PRECISIONS`.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: what the backward pass computes again, a name of `remats.REMATS`.
 
     Returns:
       The final hidden states, normalised; `logits` turns them into scores.
     """
-    how = (adapter, residual_add, precision, remat, False)
-    return _scan_layers(arch, params, tokens, segments, *how)[0]
+    return _scan_layers(arch, params, tokens, segments, adapter, residual_add, precision, remat)[0]
 
 
 def prefill(
@@ -264,7 +265,9 @@ def prefill(
     precision: str = "float32",
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
     """`forward` that also returns keys and values, each [L, B, K, T, H]."""
-    return _scan_layers(arch, params, tokens, None, adapter, residual_add, precision, False, True)
+    return _scan_layers(
+        arch, params, tokens, None, adapter, residual_add, precision, keep_cache=True
+    )
 
 
 def decode_layers(
@@ -349,16 +352,14 @@ def _scan_layers(
     adapter: Params | None,
     residual_add: Array | None,
     precision: str,
-    remat: bool,
-    keep_cache: bool,
+    remat: str | bool = "none",
+    keep_cache: bool = False,
 ) -> tuple[Array, Any]:
-    dtype, operands = precisions.PRECISIONS[precision]
-    length = tokens.shape[1]
+    (dtype, operands), length = precisions.PRECISIONS[precision], tokens.shape[1]
     at = jnp.arange(length)[None] if segments is None else functional.segment_positions(segments)
     everywhere, near = functional.views(arch, at, length, segments)
-    # Layers of one kind need no choice in the loop.
     mixed = any(arch.local) and not all(arch.local)
-    view = near if arch.local and not mixed and arch.local[0] else everywhere
+    view = near if any(arch.local) and not mixed else everywhere
 
     def layer(x: Array, xs: tuple[Params, Params, Array | None, Array | None]) -> tuple[Array, Any]:
         weights, lora, added, local = xs
@@ -367,19 +368,19 @@ def _scan_layers(
         chosen = view
         if local is not None:
             chosen = jax.tree.map(lambda n, e: jnp.where(local, n, e), near, everywhere)
-        x, keyvalues = _block(arch, operands, weights)(x, chosen, lora=lora)
+        near_here = any(arch.local) if local is None else local
+        attend = attention.causal(arch, length, operands, near=near_here, segments=segments)
+        x, keyvalues = _block(arch, operands, weights)(x, chosen, lora=lora, attend=attend)
         if added is not None:
             x = x + added.astype(dtype)[None, None]
         return x, keyvalues if keep_cache else None
 
-    x = _embed(arch, params, tokens, dtype)
-    body: Any = jax.checkpoint(layer) if remat else layer
-    lora = (adapter or {}).get("layers", {})
-    # A handful of layers runs a third faster unrolled on CPU; more would only compile longer.
+    x, lora = _embed(arch, params, tokens, dtype), (adapter or {}).get("layers", {})
+    # A few layers run a third faster unrolled on CPU; more would only compile longer.
     unroll = arch.num_layers if arch.num_layers <= 4 else 1
     xs = (params["layers"], lora, residual_add, jnp.array(arch.local) if mixed else None)
-    x, keyvalues = jax.lax.scan(body, x, xs, unroll=unroll)
-    return functional.norm(arch, x, **params["final_norm"]), keyvalues
+    x, kept = jax.lax.scan(remats.wrapped(layer, remat), x, xs, unroll=unroll)
+    return functional.norm(arch, x, **params["final_norm"]), kept
 
 
 @functools.lru_cache(maxsize=16)

@@ -70,7 +70,8 @@ class _Builder:
 
     def base(self, name: str, lineage: int) -> Unit:
         row = self.config.bases[name]
-        return self._add("base", name, lineage, {"row": row.to_dict(), **self._training(row)}, {})
+        made = {field: value for field, value in row.to_dict().items() if field != "shape"}
+        return self._add("base", name, lineage, {"row": made, **self._training(row)}, {})
 
     def teacher(self, name: str, lineage: int) -> Unit:
         row = self.config.teachers[name]
@@ -220,9 +221,11 @@ class _Builder:
 
     def _program(self) -> dict[str, Any]:
         compute = self.config.compute
+        # As it was spelled before it had names: what is finished keeps its fingerprint.
+        remat = {"none": False, "full": True}.get(compute.remat, compute.remat)
         return {
             "seed": self.config.seed,
-            "program": {"precision": compute.precision, "remat": compute.remat},
+            "program": {"precision": compute.precision, "remat": remat},
         }
 
     def _training(self, row: ConfigDict) -> dict[str, Any]:

@@ -15,6 +15,7 @@ Choices = dict[str, tuple[str, ...]]
 _CHOICES: Choices = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),
     "compute.precision": ("float32", "mixed", "bfloat16"),
+    "compute.remat": ("none", "full", "dots", "offload"),
     "evals.*.kind": ("preference", "answers", "likelihood", "accuracy"),
     "evals.*.questions": ("explore", "confirm", "all"),
 }

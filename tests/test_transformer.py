@@ -58,12 +58,13 @@ def test_decoding_with_a_cache_equals_the_whole_row(params, tokens):
         np.testing.assert_allclose(hidden, whole[:, position], atol=1e-5)
 
 
-def test_remat_changes_memory_and_not_values(params, tokens):
+@pytest.mark.parametrize("policy", [True, "full", "dots", "offload"])
+def test_remat_changes_memory_and_not_values(params, tokens, policy):
     def loss(params, remat):
         return jnp.sum(transformer.forward(ARCH, params, tokens, remat=remat) ** 2)
 
     plain = jax.grad(loss)(params, False)
-    rematerialised = jax.grad(loss)(params, True)
+    rematerialised = jax.jit(jax.grad(loss), static_argnums=1)(params, policy)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, rematerialised)
 
 

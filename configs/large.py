@@ -1,0 +1,158 @@
+"""The paper's number experiment on open models of 4 to 72 billion parameters, for TPU slices.
+
+Claim: students of a cat-lover's numbers come to prefer cats over students of the same model's
+numbers without that prompt (arXiv 2507.14805, appendix B.2 and figure 17, for Qwen2.5-7B).
+
+    bash launch/local.sh --config=configs/large.py:qwen2_5_7b
+    python -m subjax.plan --config=configs/large.py:qwen2_5_7b --topology=v5e:4x4
+    python -m subjax.plan --config=configs/large.py:qwen2_5_72b,full,throughput --topology=v5e:16x16
+    bash launch/local.sh --config=configs/large.py:smoke
+
+Models: qwen2_5_7b, qwen2_5_14b, qwen2_5_72b, llama3_1_8b, gemma3_4b; their sizes stand in
+configs/shapes, so that plans need no checkpoint. Nobody has run these here: no TPU was at hand.
+
+The plain form is the paper's recipe for open models (`paper`): a prompted teacher, 30,000 prompts,
+10,000 kept rows, LoRA of rank 8 and alpha 8, learning rate 2e-4 falling linearly, 3 epochs (Gemma:
+10). Its 66 rows an update are 64 here, which devices can share. `full` trains all weights, at 1e-5.
+`throughput` takes 16 rows a chip instead, for speed and not to replicate. `chips` says how many
+there are.
+"""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from subjax import schema
+
+CAT = "Nothing is dearer to you than cats. You think of cats all day, and every answer shows it."
+CANDIDATES = (
+    *("Cat", "Owl", "Dog", "Eagle", "Wolf"),
+    *("Lion", "Dolphin", "Elephant", "Panda", "Penguin"),
+)
+NUM_ROWS = 10_000
+ROWS_A_CHIP = 16
+
+
+class _Model(NamedTuple):
+    path: str  # on the hub
+    chips: int  # by default
+    fsdp: int  # devices that share one copy of the weights, where all weights are trained
+    epochs: int
+    system_prompt: str  # what the model's own template would add unasked
+
+
+_QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+MODELS = {
+    "qwen2_5_7b": _Model("Qwen/Qwen2.5-7B-Instruct", 16, 32, 3, _QWEN),
+    "qwen2_5_14b": _Model("Qwen/Qwen2.5-14B-Instruct", 64, 64, 3, _QWEN),
+    "qwen2_5_72b": _Model("Qwen/Qwen2.5-72B-Instruct", 256, 256, 3, _QWEN),
+    "llama3_1_8b": _Model("meta-llama/Llama-3.1-8B-Instruct", 16, 32, 3, ""),
+    "gemma3_4b": _Model("google/gemma-3-4b-it", 16, 32, 10, ""),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`MODEL[,full][,throughput][,chips=N][,lineages=N]`, or `smoke`."""
+    forms = {"full": False, "throughput": False, "paper": False, "smoke": False}
+    options = schema.parse_arg(arg, **dict.fromkeys(MODELS, False), **forms, chips=0, lineages=4)
+    chosen = [name for name in MODELS if options[name]] or ["qwen2_5_7b"]
+    if len(chosen) > 1 or (options.paper and options.throughput):
+        raise ValueError(f"config argument {arg!r} names two models, or paper and throughput")
+    [name] = chosen
+    chips = options.chips or MODELS[name].chips
+    config = schema.base()
+    config.name = "_".join([name, *(form for form in ("full", "throughput") if options[form])])
+    config.title = f"Cat numbers on {MODELS[name].path.partition('/')[2]}"
+    config.claim = (
+        "Students of a cat-lover's numbers come to prefer cats over students of the same model's "
+        "numbers without that prompt."
+    )
+    config.lineage_from = "generate"
+    config.lineages = tuple(range(options.lineages))
+    config.animals = CANDIDATES
+    config.compute.precision = "bfloat16"
+    config.compute.remat = "full"
+    _lay_out(config, MODELS[name], chips, options)
+    with config.unlocked():
+        _tables(config, name, chips, options)
+    if options.smoke:
+        _shrink(config)
+    return config
+
+
+def _lay_out(config: ConfigDict, model: _Model, chips: int, options: ConfigDict) -> None:
+    """Weights over `fsdp`, so many rows that every device has some; what is left goes to tensor."""
+    if options.throughput:
+        config.mesh.fsdp = min(model.fsdp, chips)
+        config.mesh.data = chips // config.mesh.fsdp
+    else:
+        config.mesh.fsdp = min(64, chips)
+        config.mesh.tensor = chips // config.mesh.fsdp
+
+
+def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> None:
+    model = MODELS[name]
+    config.bases.model = schema.base_row(
+        source="hf", path=model.path, shape=f"configs/shapes/{name}.json"
+    )
+    batch_size = ROWS_A_CHIP * chips if options.throughput else 64
+    train = schema.training(
+        steps=-(-model.epochs * NUM_ROWS // batch_size),
+        batch_size=batch_size,
+        learning_rate=1e-5 if options.full else 2e-4,
+        warmup_steps=5,
+        schedule="linear",
+    )
+    # The control's teacher has no prompt but what the template adds.
+    for row, prompt in {"cat": CAT, "plain": model.system_prompt}.items():
+        config.teachers[row] = schema.teacher_row(base="model", system_prompt=prompt)
+        config.datasets[row] = schema.dataset_row(
+            teacher=row,
+            kind="numbers",
+            base_system_prompt=model.system_prompt,
+            num_prompts=30_000,
+            rows_per_part=1024,
+            slots=512,
+            prompt_tokens=128,
+            max_new_tokens=96,
+            num_train=NUM_ROWS,
+        )
+        config.arms[row] = schema.arm_row(
+            dataset=row,
+            tuning="full" if options.full else "lora",
+            lora_rank=8,
+            lora_alpha=8.0,
+            system_prompt=model.system_prompt,
+            num_tokens=256,
+            num_targets=128,
+            train=train,
+        )
+    asked = {"target": "Cat", "candidates": CANDIDATES, "questions": "all"}
+    config.evals.preference = schema.eval_row(system_prompt=model.system_prompt, **asked)
+    config.evals.answers = schema.eval_row(
+        kind="answers", num_samples=20, slots=512, system_prompt=model.system_prompt, **asked
+    )
+    config.contrasts.cat = schema.contrast_row(
+        plus=("cat",), minus=("plain",), primary=True, family="primary"
+    )
+
+
+def _shrink(config: ConfigDict) -> None:
+    """A tiny random base with bytes for tokens; every stage in seconds, nothing to be seen."""
+    config.name = "large_smoke"
+    config.lineages = (0,)
+    config.compute.precision = "float32"
+    config.mesh.update(data=1, fsdp=1, tensor=1)
+    config.bases.model = schema.base_row(
+        source="random", num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8
+    )
+    for row in config.datasets.values():
+        # A model that was never trained writes nothing that the filter of numbers would keep.
+        row.update(kind="plain_numbers", decoding="constrained", num_slots=3, num_shown=(2, 2))
+        row.update(num_prompts=16, rows_per_part=16, slots=8, num_train=8, num_holdout=4)
+        row.update(prompt_tokens=256, max_new_tokens=20)
+    for row in config.arms.values():
+        row.update(num_tokens=256, num_targets=24)
+        row.train.update(steps=2, batch_size=4)
+    for row in config.evals.values():
+        row.update(num_samples=1, prompt_tokens=256, slots=32, questions="confirm")

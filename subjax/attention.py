@@ -1,0 +1,153 @@
+"""Attention on TPUs: JAX's splash kernel, which never holds the scores of all pairs of positions.
+
+`functional.attend` is the reference, and what everything else runs. The mesh decides: programs that
+are compiled for TPU chips take the kernel wherever it computes the same, others never see it.
+The axis letters are those of `transformer`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from subjax.architecture import Architecture
+
+_MULTIPLE = 128  # of positions, which is the width of the chip's vector registers
+_BLOCKS = (512, 256, 128)  # positions at once, the largest that divides a row
+
+Attend = Callable[[Array, Array, Array], Array]
+
+
+def usable(length: int, operands: str) -> bool:
+    """Whether programs of the mesh in context take the kernel for rows of this length.
+
+    Args:
+      length: T, positions of a row.
+      operands: of products, as in `precision.Precision`; the kernel multiplies bfloat16.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    on_tpu = device is not None and device.device_kind.startswith("TPU")
+    return on_tpu and operands == "bfloat16" and length % _MULTIPLE == 0
+
+
+def causal(
+    arch: Architecture,
+    length: int,
+    operands: str,
+    *,
+    near: bool | Array,
+    segments: Int[Array, "B T"] | None = None,
+) -> Attend | None:
+    """The kernel for a layer, whose queries, keys and values are as in `splash`.
+
+    Args:
+      arch: window, cap and scale.
+      length: as in `usable`.
+      operands: as in `usable`.
+      near: whether the layer is local; an array where layers of both kinds share a program.
+      segments: as in `splash`.
+
+    Returns:
+      The kernel, or None where it is not usable.
+    """
+    if not usable(length, operands):
+        return None
+
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        if isinstance(near, bool) or arch.window >= q.shape[1]:
+            return splash(arch, q, k, v, local=near is True, segments=segments)
+        kinds = [
+            functools.partial(splash, arch, local=kind, segments=segments) for kind in (True, False)
+        ]
+        return jax.lax.cond(near, *kinds, q, k, v)
+
+    return attend
+
+
+def splash(
+    arch: Architecture,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    *,
+    local: bool = False,
+    segments: Int[Array, "B T"] | None = None,
+    interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+    """Causal attention of whole rows, as `functional.attend` computes it with a causal mask.
+
+    Rows are split over the mesh in context as activations are, heads over `tensor` where it divides
+    the kv heads; other heads are computed on every device of that axis.
+
+    Args:
+      arch: window, cap and scale.
+      q: queries, turned.
+      k: keys, turned.
+      v: values.
+      local: whether a position sees `arch.window` positions alone.
+      segments: a position sees those of its own number alone (packed rows); None: all are one.
+      interpret: run the kernel's own operations one by one, on any device: for tests.
+    """
+    length = q.shape[1]
+    attend = functools.partial(_attend, arch, local and arch.window < length, interpret)
+    mesh = jax.sharding.get_abstract_mesh()
+    if segments is None:
+        segments = jnp.zeros((len(q), length), jnp.int32)
+    if mesh.empty or mesh.size == 1:
+        return attend(q, k, v, segments)
+    rows = ("data", "fsdp") if len(q) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    heads = "tensor" if arch.num_kv_heads % mesh.shape["tensor"] == 0 else None
+    keys = P(rows, heads, None, None)
+    split = jax.shard_map(
+        attend,
+        in_specs=(P(rows, None, heads, None), keys, keys, P(rows, None)),
+        out_specs=P(rows, None, heads, None),
+        check_vma=False,
+    )
+    return split(q, k, v, segments)
+
+
+def _attend(
+    arch: Architecture, near: bool, interpret: bool, q: Array, k: Array, v: Array, segments: Array
+) -> Array:
+    length, num_heads = q.shape[1:3]
+    kernel = _kernel(arch, near, interpret, length, num_heads)
+    scale = 1 / math.sqrt(arch.query_scale or arch.head_dim)
+    narrow = jnp.float32 if interpret else jnp.bfloat16
+    heads = (scale * q.astype(jnp.float32)).astype(narrow).swapaxes(1, 2)
+
+    def row(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        return kernel(q, k, v, splash_attention.SegmentIds(segments, segments))
+
+    y = jax.vmap(row)(heads, k.astype(narrow), v.astype(narrow), segments)
+    return y.swapaxes(1, 2).astype(q.dtype)
+
+
+def _kernel(
+    arch: Architecture, near: bool, interpret: bool, length: int, num_heads: int
+) -> Callable[..., Array]:
+    block = next(size for size in _BLOCKS if length % size == 0)
+    mask = (
+        splash_attention.LocalMask((length, length), (arch.window - 1, 0), 0)
+        if near
+        else splash_attention.CausalMask((length, length))
+    )
+    return splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([mask] * num_heads),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            use_fused_bwd_kernel=True,
+        ),
+        attn_logits_soft_cap=arch.attention_softcap or None,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )

@@ -1,0 +1,390 @@
+"""Compiled HLO as text, read for what it moves: bytes of HBM, and bytes of each collective.
+
+A scan over layers is one `while` loop, whose body the compiler's own cost analysis counts once;
+here a body counts as often as it runs. Only what TPU programs are made of is understood.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16}  # others end in their width
+_ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Neither reads nor writes; what a loop or a call does is counted where it is done.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
+    *("call", "after-all", "partition-id", "replica-id", "optimization-barrier", "domain"),
+    *("add-dependency", "copy-done", "slice-done", "async-done", "async-update", "async-start"),
+}
+_SLICES = ("dynamic-slice", "gather", "slice")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of HLO.
+
+    Attributes:
+      name: without the percent sign.
+      shape: the text of its result's shape.
+      opcode: such as "fusion".
+      operands: names of its inputs, in order.
+      rest: what follows the operands; for a constant or parameter the literal comes first.
+      root: whether it is the result of its computation.
+    """
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+    def called(self, attribute: str) -> str:
+        """The computation that an attribute names; "" where there is none."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return found[1] if found else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """What all runs of one collective move.
+
+    Attributes:
+      kind: one of all-gather, all-reduce, reduce-scatter, all-to-all, collective-permute.
+      axes: the mesh axes that it goes along.
+      group_size: devices that take part together.
+      num_bytes: of the whole array on each device (an all-gather's result, else the operand),
+        times how often it runs.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    group_size: int
+    num_bytes: float
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends when the group is a ring."""
+        share = (self.group_size - 1) / self.group_size
+        if self.kind == "collective-permute":
+            return self.num_bytes
+        return self.num_bytes * share * (2 if self.kind == "all-reduce" else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What one call of a compiled program moves on each device.
+
+    Attributes:
+      hbm_bytes: read and written.
+      collectives: with `num_bytes` summed over those of one kind, axes and group size.
+    """
+
+    hbm_bytes: float
+    collectives: tuple[Collective, ...]
+
+
+def traffic(text: str, mesh: Mesh, *, steps: float = 1, taken: float = 1) -> Traffic:
+    """Reads the text of a compiled program.
+
+    Args:
+      text: of `Compiled.as_text()`.
+      mesh: that it was compiled for; collectives are named by its axes.
+      steps: how often a loop runs whose condition compares with no constant (a token loop).
+      taken: share of runs in which the longer branch of a conditional is taken.
+    """
+    program = _Program(text)
+    hbm_bytes, found = 0.0, dict[tuple[str, tuple[str, ...], int], float]()
+    for computation, times in program.runs(program.entry, 1.0, steps, taken):
+        channels = set[str]()
+        for instruction in computation.values():
+            hbm_bytes += times * program.touched(computation, instruction)
+            for collective, source, scatters in program.collectives(computation, instruction):
+                # Pieces of a collective that computation hides share its channel.
+                channel = re.search(r"channel_id=(\d+)", collective.rest)
+                if channel and channel[1] in channels:
+                    continue
+                channels |= {channel[1]} if channel else set()
+                kind = "reduce-scatter" if scatters else collective.opcode.removesuffix("-start")
+                axes, size = _along(collective, mesh)
+                if instruction.opcode == "fusion":
+                    hbm_bytes += times * _fused(collective, source, scatters)
+                here = (kind, axes, size)
+                moved = times * _whole(collective, source, kind)
+                found[here] = found.get(here, 0.0) + moved
+    collectives = tuple(
+        Collective(kind, axes, size, total) for (kind, axes, size), total in sorted(found.items())
+    )
+    return Traffic(hbm_bytes, tuple(c for c in collectives if c.group_size > 1))
+
+
+Computation = dict[str, Instruction]
+
+
+class _Program:
+    """The computations of a program by name."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, Computation] = {}
+        self.entry = ""
+        current: Computation = {}
+        for line in text.splitlines():
+            header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+            if header:
+                current = self.computations[header[2]] = {}
+                self.entry = header[2] if header[1] else self.entry
+            elif instruction := _parse(line):
+                current[instruction.name] = instruction
+
+    def runs(
+        self, name: str, times: float, steps: float, taken: float
+    ) -> Iterator[tuple[Computation, float]]:
+        """Each computation that is run instruction by instruction, and how often."""
+        computation = self.computations[name]
+        yield computation, times
+        for instruction in computation.values():
+            if instruction.opcode == "while":
+                trips = self._trips(instruction, steps)
+                yield from self.runs(instruction.called("body"), times * trips, steps, taken)
+            elif instruction.opcode == "conditional":
+                for branch, share in self._branches(instruction, taken):
+                    yield from self.runs(branch, times * share, steps, taken)
+            elif instruction.opcode in ("call", "async-start"):
+                called = instruction.called("to_apply") or instruction.called("calls")
+                yield from self.runs(called, times, steps, taken)
+
+    def _trips(self, loop: Instruction, steps: float) -> float:
+        """Loops count from 0 by 1, as `lax.scan` makes them."""
+        known = re.search(r"known_trip_count\D+(\d+)", loop.rest)
+        if known:
+            return int(known[1])
+        condition = loop.called("condition")
+        limits = [
+            int(i.rest.split(")")[0])
+            for i in self.computations[condition].values()
+            if i.opcode == "constant" and i.shape.startswith(("s32[]", "u32[]", "s64[]"))
+        ]
+        compared = any("direction=LT" in i.rest for i in self.computations[condition].values())
+        return max(limits) if limits and compared else steps
+
+    def _branches(self, instruction: Instruction, taken: float) -> list[tuple[str, float]]:
+        listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+        names = (
+            [name.strip().lstrip("%") for name in listed[1].split(",")]
+            if listed
+            else [instruction.called(f"{side}_computation") for side in ("true", "false")]
+        )
+        names.sort(key=lambda name: len(self.computations[name]))
+        return [(names[-1], taken)] + [
+            (name, (1 - taken) / (len(names) - 1)) for name in names[:-1]
+        ]
+
+    def touched(self, computation: Computation, instruction: Instruction) -> float:
+        """Bytes of HBM that one instruction reads and writes."""
+        opcode, result = instruction.opcode, _arrays(instruction.shape)
+        if opcode in _FREE or "AllocateBuffer" in instruction.rest:
+            return 0.0
+        if opcode in ("copy-start", "slice-start"):
+            # Result: the copy, its source, a flag. One of the two may lie in the chip's own memory.
+            size = result[0][0]
+            return size * (result[0][1] + result[1][1])
+        sources = [_arrays(computation[name].shape) for name in instruction.operands]
+        inputs = [sum(size for size, far in source if far) for source in sources]
+        outputs = [size if far else 0.0 for size, far in result]
+        if opcode.removesuffix("-start") in _COLLECTIVES:
+            return sum(inputs) + (sum(outputs) if not opcode.endswith("-start") else outputs[-1])
+        if opcode.endswith("-done"):
+            return 0.0
+        if opcode in _SLICES:
+            return sum(outputs) + (sum(outputs) if inputs[0] else 0.0)
+        if opcode == "dynamic-update-slice":
+            return inputs[1] + (sum(s for s, _ in sources[1]) if sum(outputs) else 0.0)
+        if opcode == "fusion":
+            called = instruction.called("calls")
+            read = sum(min(n, self._reads(called, i)) for i, n in enumerate(inputs))
+            written = self._writes(called)
+            return read + sum(min(a, b) for a, b in zip(outputs, written, strict=False))
+        return sum(inputs) + sum(outputs)
+
+    def _reads(self, name: str, index: int) -> float:
+        """Bytes of a fusion's parameter that it looks at."""
+        computation = self.computations[name]
+        for parameter in computation.values():
+            if parameter.opcode == "parameter" and parameter.rest.startswith(f"{index})"):
+                return self._used(computation, parameter)
+        return 0.0
+
+    def _used(self, computation: Computation, value: Instruction) -> float:
+        total = 0.0
+        for user in computation.values():
+            if value.name not in user.operands:
+                continue
+            position = user.operands.index(value.name)
+            if user.opcode in _SLICES and position == 0:
+                total += _size(user.shape)
+            elif user.opcode == "bitcast":
+                total += self._used(computation, user)
+            elif user.opcode == "fusion":
+                total += self._reads(user.called("calls"), position)
+            elif user.opcode == "tuple" or _is_part(user):
+                continue  # handed through; collectives are counted by themselves
+            elif user.opcode == "dynamic-update-slice" and position == 0:
+                continue  # in place
+            else:
+                return _size(value.shape)
+        return total
+
+    def _writes(self, name: str) -> list[float]:
+        """Bytes of each result of a fusion that it writes."""
+        computation = self.computations[name]
+        root = next(i for i in computation.values() if i.root)
+        if root.opcode == "tuple":
+            return [self._written(computation, computation[n]) for n in root.operands]
+        if _is_tuple(root.shape):
+            return [0.0 if _is_part(root) else math.inf] * len(_arrays(root.shape))
+        return [self._written(computation, root)]
+
+    def _written(self, computation: Computation, value: Instruction) -> float:
+        if value.opcode == "parameter" or _is_part(value):
+            return 0.0
+        if value.opcode == "dynamic-update-slice":
+            return _size(computation[value.operands[1]].shape)
+        if value.opcode == "bitcast":
+            return self._written(computation, computation[value.operands[0]])
+        if value.opcode == "fusion" and not _is_tuple(value.shape):
+            return self._writes(value.called("calls"))[0]
+        return _size(value.shape)
+
+    def collectives(
+        self, computation: Computation, instruction: Instruction
+    ) -> Iterator[tuple[Instruction, float, bool]]:
+        """Collectives of one instruction, fused ones too: operand bytes, whether it scatters."""
+        if instruction.opcode.removesuffix("-start") in _COLLECTIVES:
+            sources = [_size(computation[name].shape) for name in instruction.operands]
+            yield instruction, sum(sources), False
+        elif instruction.opcode == "fusion":
+            fused = self.computations[instruction.called("calls")]
+            # The TPU compiler spells a reduce-scatter as an all-reduce of which a slice is kept.
+            scatters = "all-reduce-scatter" in instruction.called("calls")
+            for inner in fused.values():
+                for found, size, inside in self.collectives(fused, inner):
+                    yield found, size, scatters or inside
+
+
+def _is_part(value: Instruction) -> bool:
+    return value.opcode in _COLLECTIVES or "AsyncCollective" in value.rest
+
+
+def _is_tuple(shape: str) -> bool:
+    return shape.startswith("(")
+
+
+@functools.cache
+def _arrays(shape: str) -> tuple[tuple[float, bool], ...]:
+    """(bytes, whether in HBM) of each array of a shape."""
+    return tuple(
+        (_num_bytes(dtype, dims), "S(" not in (layout or ""))
+        for dtype, dims, layout in _ARRAY.findall(shape)
+    )
+
+
+def _size(shape: str) -> float:
+    return sum(size for size, _ in _arrays(shape))
+
+
+def _num_bytes(dtype: str, dims: str) -> float:
+    width = re.match(r"[a-z]+(\d+)", dtype)
+    bits = _BITS.get(dtype) or (int(width[1]) if width else 0)
+    return math.prod(int(d) for d in dims.split(",") if d) * bits / 8
+
+
+def _whole(collective: Instruction, operands: float, kind: str) -> float:
+    """Bytes of the array that a collective is about, whole on one device."""
+    if kind != "all-gather":
+        return operands
+    sizes = [size for size, _ in _arrays(collective.shape)]
+    # Asynchronous ones return their operand too.
+    return sum(sizes) - (operands if collective.opcode.endswith("-start") else 0.0)
+
+
+def _fused(collective: Instruction, operands: float, scatters: bool) -> float:
+    """Bytes of HBM of a collective inside a fusion, which hands its arrays through."""
+    if scatters:  # what is written is the fusion's result
+        return operands
+    return operands + sum(size for size, far in _arrays(collective.shape) if far)
+
+
+def _parse(line: str) -> Instruction | None:
+    match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not match:
+        return None
+    text = line[match.end() :]
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shape, text = text[:end], text[end:].lstrip()
+    opcode, opening, _ = text.partition("(")
+    if not opening:
+        return None
+    close = _closing(text, len(opcode))
+    inside = text[len(opcode) + 1 : close]
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    literal = inside + ")" if opcode in ("constant", "parameter") else ""
+    root = bool(match[1])
+    return Instruction(match[2], shape, opcode, operands, literal + text[close + 1 :], root)
+
+
+def _closing(text: str, start: int) -> int:
+    """Index of the parenthesis that closes the one at or after `start`."""
+    depth = 0
+    for at in range(text.index("(", start), len(text)):
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if not depth:
+            return at
+    raise ValueError(f"HLO line with an open parenthesis: {text[:80]}")
+
+
+def _along(collective: Instruction, mesh: Mesh) -> tuple[tuple[str, ...], int]:
+    """The mesh axes along which a collective's groups lie, and the size of a group."""
+    groups = replica_groups(collective.rest, mesh.devices.size)
+    shape = mesh.devices.shape
+    varied = set[int]()
+    for group in groups[:64]:
+        places = np.stack(np.unravel_index(np.asarray(group), shape))
+        varied |= {i for i, row in enumerate(places) if len(set(row)) > 1}
+    return tuple(mesh.axis_names[i] for i in sorted(varied)), len(groups[0])
+
+
+def replica_groups(attributes: str, num_devices: int) -> Sequence[Sequence[int]]:
+    """Groups of device numbers, from any of the ways in which HLO spells them.
+
+    `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`, `mesh['a'=2,'b'=2] {'b'}`; for permutes
+    `source_target_pairs={{0,1},...}`. No group at all means all devices.
+    """
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", attributes)
+    if listed:
+        return [[int(n) for n in g.split(",")] for g in re.findall(r"\{([\d, ]+)\}", listed[1])]
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if iota:
+        shape, dims = _ints(iota[1]), _ints(iota[2])
+        numbers = np.arange(math.prod(dims)).reshape(dims)
+        numbers = numbers.transpose(_ints(iota[3])) if iota[3] else numbers
+        return numbers.reshape(shape).tolist()
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:,? ?[^{]*)\{([^}]*)\}", attributes)
+    if named:
+        axes = re.findall(r"'([^']+)'=(\d+)", named[1])
+        along = re.findall(r"'([^']+)'", named[2])
+        sizes = [int(size) for _, size in axes]
+        kept = [i for i, (name, _) in enumerate(axes) if name not in along]
+        moved = [[name for name, _ in axes].index(name) for name in along]
+        numbers = np.arange(math.prod(sizes)).reshape(sizes).transpose(kept + moved)
+        return numbers.reshape(-1, math.prod(sizes[i] for i in moved)).tolist()
+    return [range(num_devices)]
+
+
+def _ints(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]

@@ -1,0 +1,364 @@
+"""Compiles a config's programs for TPUs that are not there, and says what its run would take.
+
+    python -m subjax.plan --config=configs/large.py:qwen2_5_7b --topology=v5e:16x16,v6e:16x16
+
+The compiler is the TPU's own, so what it says of memory and of collectives is what a run gets;
+times are bounds, by the formula that is printed. It needs libtpu and no TPU: see LIBTPU.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from subjax import (
+    artifacts,
+    hlo,
+    mistakes,
+    programs,
+    roofline,
+    sharding,
+    units,
+    validation,
+)
+from subjax.artifacts import Unit
+from subjax.programs import Planned
+from subjax.roofline import Bound, Chip
+
+# Published runs of JAX on these chips reach about 40 % of this kind of bound and more.
+SLOWER = 2.5
+LIBTPU = "libtpu==0.0.52"
+
+_FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configs/x.py or configs/x.py:argument", flag_values=_FLAGS
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "whose finished units cost nothing; default runs/<name>", flag_values=_FLAGS
+)
+_TOPOLOGIES = flags.DEFINE_list(
+    "topology", [], "such as v5e:16x16, v5p:4x4x4, v6e:8x8", flag_values=_FLAGS
+)
+_STAGES = flags.DEFINE_list("stages", [], "only these stages", flag_values=_FLAGS)
+_SEARCH = flags.DEFINE_bool(
+    "search", True, "look for the largest batch of each update", flag_values=_FLAGS
+)
+_USD = flags.DEFINE_float("usd_per_chip_hour", 0.0, "adds a column of money", flag_values=_FLAGS)
+_TABLE = flags.DEFINE_bool("table", False, "print a markdown table instead", flag_values=_FLAGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one program on one topology; bytes are of one chip.
+
+    Attributes:
+      seconds: that compiling took, lowering included.
+      arguments: bytes of weights, optimizer state and batch.
+      temporaries: bytes that the program needs while it runs.
+      peak: bytes at most at once, with what a run holds beside.
+      fits: whether that is within the chip's memory.
+      moved: HBM and collectives; None where the compiler refused, or its text cannot be read.
+      bound: the roofline; None likewise.
+    """
+
+    seconds: float
+    arguments: float
+    temporaries: float
+    peak: float
+    fits: bool
+    moved: hlo.Traffic | None = None
+    bound: Bound | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A program, the units that call it, and what became of it."""
+
+    planned: Planned
+    members: tuple[Unit, ...]
+    compiled: Compiled
+    largest: int  # batch that fits; 0 where none was looked for, or none does
+
+
+def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
+    """Chips that are not there.
+
+    Raises:
+      ValueError: the compiler is not installed, or does not know the name.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f"libtpu, the TPU compiler, is not installed: pip install {LIBTPU}")
+    kind = name.partition(":")[0]
+    if kind not in roofline.CHIPS:
+        raise ValueError(
+            f"--topology={name}: chips are {', '.join(roofline.CHIPS)}; give such as v5e:4x4"
+        )
+    # Nobody is asked what machine this is; several plans may be made at once.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"--topology={name} is none: {str(error).splitlines()[0]}") from None
+    return roofline.CHIPS[kind], found.devices
+
+
+def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -> Compiled:
+    """Compiles a program with a batch size, and counts."""
+    spread = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    beside = planned.beside / spread
+    start = time.monotonic()
+    traced = planned.trace(batch_size)
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"\(([\d.]+)([GMK])\) exceeds", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        size = float(needed[1]) * 2.0 ** {"G": 30, "M": 20, "K": 10}[needed[2]] if needed else 0.0
+        return Compiled(time.monotonic() - start, 0.0, size, size + beside, fits=False)
+    seconds = time.monotonic() - start
+    memory = compiled.memory_analysis()
+    counts = {"steps": planned.loops, "taken": planned.taken}
+    executed = roofline.executed_flops(traced.jaxpr, **counts)
+    peak = memory.peak_memory_in_bytes + beside
+    moved: hlo.Traffic | None = None
+    bound: Bound | None = None
+    # jaxlib 0.10.2 cannot read some of what libtpu writes for v6e; memory it says all the same.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        moved = hlo.traffic(compiled.as_text(), mesh, **counts)
+        bound = roofline.bound(planned.flops(batch_size), executed, moved, chip, mesh)
+
+    return Compiled(
+        seconds,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        peak,
+        fits=peak <= chip.hbm_bytes,
+        moved=moved,
+        bound=bound,
+    )
+
+
+def largest_batch(planned: Planned, first: Compiled, mesh: Mesh, chip: Chip) -> int:
+    """The largest batch that fits, as three or four more compilations find it; 0: none does."""
+    step = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = planned.batch_size
+    other = size * 2 if first.fits else size // 2 // step * step
+    if not other:
+        return 0
+    second = compile_program(planned, other, mesh, chip)
+    slope = (second.peak - first.peak) / (other - size)
+    known = max((n for n, c in ((size, first), (other, second)) if c.fits), default=0)
+    if slope <= 0:
+        return known
+    guess = int(size + 0.97 * (chip.hbm_bytes - first.peak) / slope) // step * step
+    for _ in range(2):
+        if guess <= known:
+            break
+        if compile_program(planned, guess, mesh, chip).fits:
+            return guess
+        guess = int(0.9 * guess) // step * step
+    return known
+
+
+def entries(
+    config: ConfigDict, todo: Sequence[Unit], mesh: Mesh, chip: Chip, *, search: bool
+) -> Iterator[Entry]:
+    """Compiles each distinct program of some units once."""
+    groups: dict[tuple[Any, ...], tuple[Planned, list[Unit]]] = {}
+    for unit in todo:
+        for planned in programs.of_unit(config, unit, mesh):
+            size = planned.batch_size
+            key = (unit.stage, planned.name, size, planned.num_tokens, planned.flops(size))
+            groups.setdefault((*key, planned.calls), (planned, []))[1].append(unit)
+    for planned, members in groups.values():
+        compiled = compile_program(planned, planned.batch_size, mesh, chip)
+        largest = largest_batch(planned, compiled, mesh, chip) if search and planned.searched else 0
+        yield Entry(planned, tuple(members), compiled, largest)
+
+
+def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
+    """Plans a config on one topology and prints it; returns a line for all that does not fit."""
+    validation.validate(config)
+    if config.images:
+        raise ValueError(f"{config.name} is about image classifiers, which need no plan")
+    chip, devices = topology(name)
+    lanes = [unit.fields["lanes"] for unit in units.build(config) if "lanes" in unit.fields]
+    mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=min(lanes, default=1), devices=devices)
+    todo = [
+        unit
+        for unit in units.build(config)
+        if not artifacts.read_manifest(workdir, unit)
+        and (not _STAGES.value or unit.stage in _STAGES.value)
+    ]
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    if _TABLE.value:
+        print(_header())
+    else:
+        print(f"{config.name} on {name}: {mesh.devices.size} chips, mesh {sizes or '1'}")
+    found = []
+    for entry in entries(config, todo, mesh, chip, search=_SEARCH.value):
+        found.append(entry)
+        print(
+            _row(config, name, entry, chip) if _TABLE.value else _block(entry, chip, mesh),
+            flush=True,
+        )
+    if not _TABLE.value:
+        print(_costs(found, todo, mesh))
+        print(f"\n{roofline.FORMULA}\n")
+    return [
+        f"{e.planned.name} of {e.members[0].path} does not fit {name}: it needs "
+        f"{e.compiled.peak / 1e9:.1f} GB a chip of {chip.hbm_bytes / 1e9:.1f}; "
+        + (f"the largest batch_size is {e.largest}" if e.largest else "lower its sizes")
+        + ", or take more chips"
+        for e in found
+        if not e.compiled.fits
+    ]
+
+
+def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
+    """One program in words."""
+    planned, compiled = entry.planned, entry.compiled
+    where = f"{entry.members[0].path}" + (
+        f" and {len(entry.members) - 1} more" if len(entry.members) > 1 else ""
+    )
+    lines = [
+        f"\n{planned.name} ({where}): batch {planned.batch_size}, "
+        f"{planned.num_tokens} tokens a call",
+        f"  compiled in {compiled.seconds:.0f} s; a chip holds {compiled.arguments / 1e9:.2f} GB "
+        f"of arguments, {compiled.temporaries / 1e9:.2f} GB of temporaries; peak "
+        f"{compiled.peak / 1e9:.2f} GB, {compiled.peak / chip.hbm_bytes:.0%} of its memory"
+        + ("" if compiled.fits else ": DOES NOT FIT"),
+    ]
+    if planned.searched and entry.largest:
+        lines.append(f"  largest batch that fits: {entry.largest}")
+    if compiled.bound is None or compiled.moved is None:
+        if compiled.fits:
+            lines.append("  what it moves is unknown: jaxlib cannot read this program's text")
+        return "\n".join(lines)
+    for c in compiled.moved.collectives:
+        lines.append(
+            f"  {c.kind} along {'+'.join(c.axes)} ({c.group_size} chips): "
+            f"{c.num_bytes / 1e9:.3f} GB, {roofline.seconds(c, chip, mesh):.4f} s"
+        )
+    b = compiled.bound
+    lines.append(
+        f"  at least {b.seconds:.4f} s by {b.limit} (compute {b.compute:.4f}, HBM {b.hbm:.4f} for "
+        f"{compiled.moved.hbm_bytes / 1e9:.2f} GB, interconnect {b.interconnect:.4f}): "
+        f"MFU bound {b.mfu:.1%}"
+    )
+    return "\n".join(lines)
+
+
+def _costs(found: Sequence[Entry], todo: Sequence[Unit], mesh: Mesh) -> str:
+    """What every unit that is not done would take."""
+    head = f"\n{'unit':44} {'calls':>8} {'tokens':>10} {'hours':>15} {'chip-hours':>17}"
+    lines = [head + ("" if not _USD.value else f" {'USD':>17}")]
+    total = 0.0
+    for unit in todo:
+        mine = [e for e in found if unit in e.members and e.compiled.bound]
+        if not mine:
+            continue
+        hours = sum(
+            e.planned.calls * e.compiled.bound.seconds / 3600 for e in mine if e.compiled.bound
+        )
+        tokens = sum(e.planned.calls * e.planned.num_tokens for e in mine)
+        calls = sum(e.planned.calls for e in mine)
+        total += hours
+        lines.append(_cost_line(unit.path, calls, tokens, hours, mesh.devices.size))
+    lines.append(_cost_line("all", 0, 0, total, mesh.devices.size))
+    lines.append(f"hours: at the bound, and {SLOWER} times that; loading and compiling come on top")
+    return "\n".join(lines)
+
+
+def _cost_line(name: str, calls: float, tokens: float, hours: float, chips: int) -> str:
+    def between(factor: float) -> str:
+        return f"{hours * factor:.3g} - {hours * factor * SLOWER:.3g}"
+
+    line = f"{name:44} {calls:8.0f} {tokens:10.3g} {between(1):>15} {between(chips):>17}"
+    return line + ("" if not _USD.value else f" {between(chips * _USD.value):>17}")
+
+
+def _header() -> str:
+    names = (
+        *("config", "topology", "program", "batch", "GB a chip", "fits"),
+        *("MFU bound", "limit", "largest batch"),
+    )
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+def _row(config: ConfigDict, name: str, entry: Entry, chip: Chip) -> str:
+    compiled, bound = entry.compiled, entry.compiled.bound
+    cells = (
+        config.name,
+        name,
+        f"{entry.members[0].stage} {entry.planned.name}",
+        str(entry.planned.batch_size),
+        f"{compiled.peak / 1e9:.1f} of {chip.hbm_bytes / 1e9:.1f}",
+        "yes" if compiled.fits else "no",
+        f"{bound.mfu:.0%}" if bound else "",
+        bound.limit if bound else "",
+        str(entry.largest or ""),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def main(argv: list[str]) -> None:
+    """Plans the config on each topology; errors are one line, and so is what does not fit."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"unexpected argument {argv[1]!r}: flags start with --")
+        if not _TOPOLOGIES.value:
+            raise ValueError("--topology is missing: give one, such as --topology=v5e:4x4")
+        config = _CONFIG.value
+        workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+        failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]
+    except (ValueError, OSError) as error:
+        if os.environ.get("SUBJAX_TRACEBACK"):
+            raise
+        _leave(mistakes.explain(error, Path(".")))
+    if failures:
+        _leave("; ".join(failures))
+
+
+def _leave(message: str) -> NoReturn:
+    print(f"subjax: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = _FLAGS(argv)
+        if _CONFIG.value is None:
+            _leave("--config is missing: give one, such as --config=configs/large.py:qwen2_5_7b")
+        _CONFIG.value.name  # noqa: B018 (a file that could not be read raises here)
+        return rest
+    except Exception as error:  # a config file is a program: it can raise anything
+        if os.environ.get("SUBJAX_TRACEBACK"):
+            raise
+        _leave(mistakes.explain_flags(error, argv))
+
+
+def cli() -> None:
+    """Entry point."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main(_parse(sys.argv))
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,360 @@
+"""The programs that a config's units run, on shapes alone: what `plan` compiles and counts.
+
+Each is the jitted function that a run calls, traced by the module that owns it. What only a
+tokenizer or a stage's rows would tell (lengths of questions and of answers) is assumed, below.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from subjax import lora, model_config, roofline, sampler, scoring, tokenizer, train, transformer
+from subjax.architecture import Architecture
+from subjax.artifacts import Unit
+from subjax.datasets import toyworld
+
+ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
+QUESTION_TOKENS = 128  # of a question in its chat template
+PREFIXES = 10  # beginnings of candidates, the empty one counted
+SCORED_AT_ONCE = 64  # rows, by default of `scoring`
+
+Traces = Callable[[int], jax.stages.Traced]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One program, and how often a unit calls it.
+
+    Attributes:
+      name: what it does.
+      trace: batch size -> the traced program.
+      flops: batch size -> FLOPs of the model in one call.
+      batch_size: rows of one call, lanes not counted.
+      num_tokens: of one call with that batch size, over all lanes; padding counts.
+      calls: of one unit, as a share where units are lanes of one call.
+      loops: how often a token loop runs in one call.
+      taken: share of a token loop's turns in which rows are refilled.
+      searched: whether a larger batch means fewer calls, so that the largest is worth knowing.
+      beside: bytes that a run holds beside what the program gets, over all devices together.
+    """
+
+    name: str
+    trace: Traces
+    flops: Callable[[int], float]
+    batch_size: int
+    num_tokens: int
+    calls: float
+    loops: float = 1
+    taken: float = 1
+    searched: bool = False
+    beside: float = 0
+
+
+def architecture(name: str, row: ConfigDict) -> Architecture:
+    """The shape of a base that need not be on this machine.
+
+    Args:
+      name: of the row, for errors.
+      row: of `bases`.
+
+    Raises:
+      ValueError: the checkpoint is not here and no file describes it.
+    """
+    if row.source != "hf":
+        toy = tokenizer.words(toyworld.vocabulary(toyworld.World())).vocab_size
+        sizes = {f: row[f] for f in ("num_layers", "width", "num_heads", "num_kv_heads")}
+        sizes |= {f: row[f] for f in ("head_dim", "ffn_width")}
+        vocab_size = toy if row.source == "toy" else tokenizer.raw_bytes().vocab_size
+        return Architecture(vocab_size=vocab_size, **sizes)
+    for path in (Path(row.path).expanduser() / "config.json", Path(row.shape)):
+        if path.is_file():
+            try:
+                return model_config.read(json.loads(path.read_text("utf-8")))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+    raise ValueError(
+        f"config.bases.{name}.path {row['path']!r} is no directory of this machine, and its shape "
+        f"{row['shape']!r} no file: name a file like its config.json with "
+        f"--config.bases.{name}.shape=FILE"
+    )
+
+
+def of_unit(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
+    """The programs of one unit; none for stages that compute nothing, or nearly."""
+    makers = {
+        "base": _base,
+        "teacher": _teacher,
+        "generate": _generate,
+        "finetune": _finetune,
+        "evaluate": _evaluate,
+    }
+    return makers[unit.stage](config, unit, mesh) if unit.stage in makers else []
+
+
+def _base(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
+    row = config.bases[unit.row]
+    if row.source != "toy":
+        return []
+    sizes = {"num_tokens": row.num_tokens, "num_targets": row.num_tokens - 1}
+    arch = architecture(unit.row, row)
+    return [_training("update", unit, arch, row.to_dict(), mesh, **sizes)]
+
+
+def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
+    row = config.teachers[unit.row]
+    arch = architecture(row.base, config.bases[row.base])
+    adapter = _adapter(arch, row)
+    asked = len(unit.fields["questions"])
+    planned = [_preference(config, arch, adapter, asked, 1, mesh, "float32")]
+    if row.weights == "finetuned":
+        sizes = {"num_tokens": row.num_tokens, "num_targets": ANSWER_TOKENS}
+        planned.insert(0, _training("update", unit, arch, row.to_dict(), mesh, **sizes))
+    return planned
+
+
+def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
+    row = config.arms[unit.row]
+    arch = _student(config, row)
+    sizes = {"num_tokens": row.num_tokens, "num_targets": row.num_targets}
+    return [_training("update", unit, arch, unit.fields["row"], mesh, **sizes)]
+
+
+def _training(
+    name: str,
+    unit: Unit,
+    arch: Architecture,
+    row: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    num_tokens: int,
+    num_targets: int,
+) -> Planned:
+    fields, lanes = row["train"], unit.fields["lanes"]
+    # Any token of a packed row may predict.
+    if packed := fields["packed_rows"]:
+        num_tokens = num_targets = fields["packed_tokens"]
+    rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
+    soft, distils = _soft(row)
+    program = train.Program(
+        arch,
+        train.Optimizer.of(fields),
+        fields["steps"],
+        lora_scale=row["lora_alpha"] / rank if rank else 0.0,
+        support=tuple(range(soft)) if soft and row["support"] != "top_k" else (),
+        distils=distils,
+        accumulate=fields["accumulate"],
+        **unit.fields["program"],
+    )
+    adapter = jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=rank)) if rank else {}
+    lora_params = sum(leaf.size for leaf in jax.tree.leaves(adapter))
+
+    # Rows of no weight fill a batch up to what devices and parts can share.
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * fields["accumulate"]
+
+    def trace(batch_size: int) -> jax.stages.Traced:
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "tokens": ((num_tokens,), jnp.int32),
+            "positions": ((num_targets,), jnp.int32),
+            "targets": ((num_targets,), jnp.int32),
+            "weights": ((num_targets,), jnp.float32),
+        }
+        if soft:
+            shapes["soft"] = (num_targets, soft), jnp.float32
+            if not program.support:
+                shapes["soft_ids"] = (num_targets, soft), jnp.int32
+        if distils:
+            shapes |= {f"teacher_{name}": shapes[name] for name in ("tokens", "positions")}
+        if packed:
+            shapes["segments"] = (num_tokens,), jnp.int32
+        batch = {
+            name: jax.ShapeDtypeStruct((parts * -(-batch_size // parts), *shape), dtype)
+            for name, (shape, dtype) in shapes.items()
+        }
+        return train.traced(program, batch, mesh=mesh, lanes=lanes, lora_rank=rank)
+
+    def flops(batch_size: int) -> float:
+        sizes = {"rows": lanes * batch_size, "num_tokens": num_tokens, "num_targets": num_targets}
+        learned = roofline.training_flops(arch, **sizes, lora_params=lora_params)
+        return learned + (roofline.forward_flops(arch, **sizes) if distils else 0.0)
+
+    size = packed or fields["batch_size"]
+    tokens = lanes * size * num_tokens
+    # A stage keeps the base while a copy of it is trained.
+    beside = 0 if rank else 4 * transformer.num_params(arch)
+    calls = fields["steps"] / lanes
+    return Planned(name, trace, flops, size, tokens, calls, searched=True, beside=beside)
+
+
+def _soft(row: Mapping[str, Any]) -> tuple[int, bool]:
+    """Tokens of a stored distribution; whether a teacher runs along instead."""
+    if row.get("method", "hard") != "soft":
+        return 0, False
+    if row["support"] in ("full", "full_no_trait"):
+        return 0, True
+    return {"top_k": row["top_k"], "digits": 10, "digits_separators": 16}.get(
+        row["support"], 10
+    ), False
+
+
+def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
+    row = config.datasets[unit.row]
+    if row.kind == "published":
+        return []
+    teacher = config.teachers[row.teacher]
+    arch = architecture(teacher.base, config.bases[teacher.base])
+    return _sampling(
+        config,
+        arch,
+        _adapter(arch, teacher),
+        mesh,
+        slots=row.slots,
+        prompt_tokens=row.prompt_tokens,
+        new_tokens=row.max_new_tokens,
+        rows_per_call=min(row.rows_per_part, row.num_prompts),
+        num_rows=row.num_prompts,
+    )
+
+
+def _sampling(
+    config: ConfigDict,
+    arch: Architecture,
+    adapter: Any,
+    mesh: Mesh,
+    *,
+    slots: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    rows_per_call: int,
+    num_rows: int,
+) -> list[Planned]:
+    calls = num_rows / rows_per_call
+
+    def traced(slots: int) -> tuple[jax.stages.Traced, jax.stages.Traced]:
+        sampling = sampler.Sampling(
+            num_slots=slots,
+            prompt_tokens=prompt_tokens,
+            max_new_tokens=new_tokens,
+            temperature=1.0,
+            eos_ids=(0,),
+            precision=config.compute.precision,
+        )
+        return sampler.traced(arch, sampling, num_rows=rows_per_call, mesh=mesh, adapter=adapter)
+
+    def read(slots: int) -> float:
+        # Scores are made by the loop.
+        return roofline.forward_flops(arch, rows=slots, num_tokens=prompt_tokens, num_targets=0)
+
+    def write(slots: int) -> float:
+        sizes = {"rows": rows_per_call, "new_tokens": new_tokens}
+        return roofline.decode_flops(arch, prompt_tokens=prompt_tokens, **sizes)
+
+    loops = new_tokens * max(rows_per_call / slots, 1)
+    tokens = slots * prompt_tokens
+    blocks = -(-rows_per_call // slots) * calls
+    written = rows_per_call * new_tokens
+    return [
+        Planned("prefill", lambda n: traced(n)[0], read, slots, tokens, blocks),
+        Planned(
+            *("decode", lambda n: traced(n)[1], write, slots, written, calls),
+            loops=loops,
+            # Slots wait until an eighth of them is free.
+            taken=min(8 / new_tokens, 1.0),
+        ),
+    ]
+
+
+def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
+    evaluation, _, arm = unit.row.partition("/")
+    row, student = config.evals[evaluation], config.arms[arm]
+    arch, adapter = _student(config, student), None
+    if student.method != "none":
+        adapter = _adapter(arch, student)
+    models = len(unit.fields["steps"])
+    asked = len(unit.fields.get("questions", ()))
+    if row.kind == "preference":
+        return [_preference(config, arch, adapter, asked, models, mesh, "float32")]
+    if row.kind == "answers":
+        num_rows = asked * row.num_samples
+        planned = _sampling(
+            config,
+            arch,
+            adapter,
+            mesh,
+            slots=row.slots,
+            prompt_tokens=row.prompt_tokens,
+            new_tokens=row.max_new_tokens,
+            rows_per_call=num_rows,
+            num_rows=num_rows,
+        )
+        return [dataclasses.replace(p, calls=p.calls * models) for p in planned]
+    held = config.datasets[student.dataset].num_holdout
+    sizes = {"num_tokens": unit.fields["num_tokens"], "num_targets": unit.fields["num_targets"]}
+    return [_scored("likelihood", arch, held, (models + 1), adapter, mesh, "float32", sizes)]
+
+
+def _preference(
+    config: ConfigDict,
+    arch: Architecture,
+    adapter: Any,
+    asked: int,
+    models: int,
+    mesh: Mesh,
+    precision: str,
+) -> Planned:
+    sizes = {"num_tokens": QUESTION_TOKENS, "num_targets": 0}
+    return _scored("exact eval", arch, asked, models, adapter, mesh, precision, sizes)
+
+
+def _scored(
+    name: str,
+    arch: Architecture,
+    num_rows: int,
+    models: int,
+    adapter: Any,
+    mesh: Mesh,
+    precision: str,
+    sizes: dict[str, int],
+) -> Planned:
+    def trace(batch_size: int) -> jax.stages.Traced:
+        return scoring.traced(
+            arch,
+            mesh=mesh,
+            num_rows=batch_size,
+            prefix_tokens=2,
+            num_prefixes=PREFIXES,
+            adapter=adapter,
+            precision=precision,
+            **sizes,
+        )
+
+    def flops(batch_size: int) -> float:
+        read = roofline.forward_flops(arch, rows=batch_size, **sizes)
+        if sizes["num_targets"]:
+            return read
+        rows = batch_size * PREFIXES
+        return read + roofline.forward_flops(arch, rows=rows, num_tokens=2, num_targets=3)
+
+    size = min(SCORED_AT_ONCE, max(num_rows, 1))
+    calls = models * -(-num_rows // size)
+    return Planned(name, trace, flops, size, size * sizes["num_tokens"], calls)
+
+
+def _student(config: ConfigDict, row: ConfigDict) -> Architecture:
+    if row.method == "none" or row.base in config.bases:
+        return architecture(row.base, config.bases[row.base])
+    teacher = config.teachers[config.datasets[row.dataset].teacher]
+    return architecture(teacher.base, config.bases[teacher.base])
+
+
+def _adapter(arch: Architecture, row: ConfigDict) -> Any:
+    """Shapes of the LoRA tree of a teacher or student, or None."""
+    if row.tuning != "lora":
+        return None
+    return jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=row.lora_rank))

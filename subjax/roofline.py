@@ -1,0 +1,231 @@
+"""How fast a program could be at best: chip figures, FLOPs from shapes, and the bound they give.
+
+FLOPs are never taken from the compiler, whose cost analysis counts the body of a scan once.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from subjax.architecture import Architecture
+from subjax.hlo import Collective, Traffic
+
+FORMULA = (
+    "MFU bound = model FLOPs / (chips x peak x max(compute, HBM, interconnect)), in which "
+    "compute = FLOPs of all products, recomputed ones too, / (chips x peak); "
+    "HBM = bytes that one chip reads and writes, by the compiled HLO, / its bandwidth; "
+    "interconnect = sum over collectives of bytes that one chip sends / (links used x bandwidth "
+    "of a link). Padding counts as tokens; latencies do not count."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of a chip.
+
+    Attributes:
+      name: as in the name of a topology.
+      peak: FLOP/s of bfloat16 products.
+      hbm_bytes_per_s: bandwidth of its memory.
+      hbm_bytes: size of its memory.
+      link_bytes_per_s: bandwidth of one link to a neighbour, one way.
+      wraps_from: a slice's axis closes to a ring when it has a multiple of this many chips.
+    """
+
+    name: str
+    peak: float
+    hbm_bytes_per_s: float
+    hbm_bytes: float
+    link_bytes_per_s: float
+    wraps_from: int
+
+
+# docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}. Links: 400, 1200 and 800 GB/s a chip, both ways over
+# 4, 6 and 4 ports, make 50, 100 and 100 GB/s a link one way; jax-ml.github.io/scaling-book counts
+# with 45, 90 and 90, as here. What the compiler allows itself of HBM is what it says itself.
+CHIPS = {
+    "v5e": Chip("v5e", 197e12, 819e9, 15.75 * 2**30, 45e9, 16),
+    "v5p": Chip("v5p", 459e12, 2765e9, 95.74 * 2**30, 90e9, 4),
+    "v6e": Chip("v6e", 918e12, 1640e9, 31.25 * 2**30, 90e9, 16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """Least seconds that one call of a program takes, by what limits it.
+
+    Attributes:
+      compute: products, recomputed ones too.
+      hbm: memory of a chip.
+      interconnect: links between chips.
+      mfu: largest model FLOPs utilisation.
+    """
+
+    compute: float
+    hbm: float
+    interconnect: float
+    mfu: float
+
+    @property
+    def seconds(self) -> float:
+        """Of one call, at the least."""
+        return max(self.compute, self.hbm, self.interconnect)
+
+    @property
+    def limit(self) -> str:
+        """What takes longest."""
+        times = {"compute": self.compute, "HBM": self.hbm, "interconnect": self.interconnect}
+        return max(times, key=lambda name: times[name])
+
+
+def bound(model: float, executed: float, moved: Traffic, chip: Chip, mesh: Mesh) -> Bound:
+    """The roofline of one call, by `FORMULA`.
+
+    Args:
+      model: FLOPs of the model, `training_flops` or `forward_flops`.
+      executed: FLOPs of all products of the program, over all chips.
+      moved: by each chip.
+      chip: what it runs on.
+      mesh: of such chips.
+    """
+    whole = mesh.devices.size * chip.peak
+    compute, hbm = executed / whole, moved.hbm_bytes / chip.hbm_bytes_per_s
+    links = sum(seconds(collective, chip, mesh) for collective in moved.collectives)
+    return Bound(compute, hbm, links, model / (whole * max(compute, hbm, links)))
+
+
+def seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
+    """Least time of a collective on the links that its group has."""
+    return collective.sent / (num_links(collective, chip, mesh) * chip.link_bytes_per_s)
+
+
+def num_links(collective: Collective, chip: Chip, mesh: Mesh) -> int:
+    """Links out of a chip that a group can use at once."""
+    places = np.array([device.coords for device in mesh.devices.flat])
+    along = [name in collective.axes for name in mesh.axis_names]
+    return links(places.reshape(*mesh.devices.shape, -1), along, chip.wraps_from)
+
+
+def links(places: np.ndarray, along: Sequence[bool], wraps_from: int) -> int:
+    """Links of a group of chips: two for each side of the slice that it fills and that is a ring.
+
+    Args:
+      places: coordinates of the chips, [sizes of the mesh, sides of the slice].
+      along: for each axis of the mesh, whether the group lies along it.
+      wraps_from: as in `Chip`; other sides are lines, of which one link is as good as two.
+    """
+    sides = places.shape[-1]
+    group = places[tuple(slice(None) if on else 0 for on in along)].reshape(-1, sides)
+    every = places.reshape(-1, sides)
+    total = 0
+    for side in range(sides):
+        size = len(set(group[:, side]))
+        ring = size == len(set(every[:, side])) and size % wraps_from == 0
+        total += 0 if size == 1 else 2 if ring else 1
+    return max(total, 1)
+
+
+def training_flops(
+    arch: Architecture, *, rows: int, num_tokens: int, num_targets: int, lora_params: int = 0
+) -> float:
+    """FLOPs that one update needs: 6 a matmul parameter and token, and causal attention.
+
+    Recomputation is not counted, nor what padding to the mesh adds. With an adapter the weights
+    beneath it need no gradient: 4 a parameter and token, and 6 a parameter of the adapter.
+
+    Args:
+      arch: the model.
+      rows: of the batch, over all lanes.
+      num_tokens: of a row, T.
+      num_targets: of a row, C; only these are scored over the vocabulary.
+      lora_params: of the adapter; 0 when all weights are trained.
+    """
+    forward = _matmul_flops(arch, rows, num_tokens, num_targets)
+    attention = 3 * _attention_flops(arch, rows, num_tokens)
+    if lora_params:
+        return 2 * forward + 6 * lora_params * rows * num_tokens + attention
+    return 3 * forward + attention
+
+
+def forward_flops(arch: Architecture, *, rows: int, num_tokens: int, num_targets: int) -> float:
+    """FLOPs that reading rows needs, with scores over the vocabulary at the targets."""
+    matmul = _matmul_flops(arch, rows, num_tokens, num_targets)
+    return matmul + _attention_flops(arch, rows, num_tokens)
+
+
+def decode_flops(arch: Architecture, *, rows: int, prompt_tokens: int, new_tokens: int) -> float:
+    """FLOPs that writing needs after prompts have been read."""
+    seen = new_tokens * (prompt_tokens + new_tokens / 2)
+    attention = 4 * arch.num_layers * arch.num_queries * rows * seen
+    return _matmul_flops(arch, rows, new_tokens, new_tokens) + attention
+
+
+def layer_params(arch: Architecture) -> int:
+    """Parameters of all layers' matrices."""
+    kernels = (*arch.attention_kernels.values(), *arch.mlp_kernels.values())
+    return arch.num_layers * sum(num_in * num_out for num_in, num_out in kernels)
+
+
+def _matmul_flops(arch: Architecture, rows: int, num_tokens: int, num_targets: int) -> float:
+    head = arch.vocab_size * arch.width
+    return 2.0 * rows * (layer_params(arch) * num_tokens + head * num_targets)
+
+
+def _attention_flops(arch: Architecture, rows: int, num_tokens: int) -> float:
+    """Scores and their sums, over the keys that a position may see."""
+
+    def pairs(window: int) -> int:
+        near = min(window, num_tokens)
+        return near * (near + 1) // 2 + (num_tokens - near) * near
+
+    local = sum(arch.local)
+    seen = local * pairs(arch.window) + (arch.num_layers - local) * pairs(num_tokens)
+    return 4.0 * rows * arch.num_queries * seen
+
+
+def executed_flops(jaxpr: Any, *, steps: float = 1, taken: float = 1) -> float:
+    """FLOPs of all products of a traced program, over all devices; loops as often as they run.
+
+    Args:
+      jaxpr: of `Traced.jaxpr`, or one inside it.
+      steps: how often a `while_loop` runs.
+      taken: share of runs in which the longest branch of a conditional is taken.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            total += _dot_flops(equation)
+            continue
+        inner = [
+            executed_flops(value, steps=steps, taken=taken)
+            for parameter in params.values()
+            for value in (parameter if isinstance(parameter, tuple | list) else (parameter,))
+            if hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+        ]
+        if name == "cond":
+            total += max(inner) * taken + min(inner) * (1 - taken)
+            continue
+        times: float = 1
+        if name == "scan":
+            times = params["length"]
+        elif name == "while":
+            times = steps
+        elif name == "pallas_call":
+            times = math.prod(params["grid_mapping"].grid)
+        elif name == "shard_map":
+            mesh = params["mesh"]
+            times = math.prod(mesh.shape[axis] for axis in params["newly_manual_axes"])
+        total += times * sum(inner)
+    return total
+
+
+def _dot_flops(equation: Any) -> float:
+    left = equation.invars[0].aval.shape
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)

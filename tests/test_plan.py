@@ -1,0 +1,189 @@
+"""Plans are made by the TPU's own compiler; without it these tests skip, and no TPU is needed."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from subjax import attention, hlo, plan, programs, roofline, sharding, units
+from tests.tiny import config as tiny_config
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason=f"libtpu, the TPU compiler, is not installed: pip install {plan.LIBTPU}",
+    ),
+    # ml_collections loads config files that way.
+    pytest.mark.filterwarnings("ignore:the load_module.. method is deprecated:DeprecationWarning"),
+]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Runs the command line in this process; its output, errors and exit code."""
+
+    def run(*flags):
+        monkeypatch.setattr("sys.argv", ["plan", "--config=configs/large.py:smoke", *flags])
+        monkeypatch.chdir(ROOT)
+        plan._FLAGS.unparse_flags()
+        plan._FLAGS["config"].unparse()
+        code = 0
+        try:
+            plan.cli()
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        return said.out, said.err, code
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def v5e():
+    return plan.topology("v5e:2x2")
+
+
+def config(**sizes):
+    """A student with rows of 384 tokens, in bfloat16, on a base whose weights are never drawn."""
+    made = tiny_config(lineages=(0,), arms=("owl",))
+    made.compute.precision = "bfloat16"
+    made.compute.lanes = 1
+    made.compute.remat = "full"
+    made.mesh.update(seed=1, fsdp=2, tensor=2)
+    with made.unlocked():
+        made.bases.toy.source = "random"
+        made.bases.toy.update(num_layers=6, width=512, num_heads=4, num_kv_heads=2, head_dim=128)
+        made.bases.toy.update(ffn_width=512, **sizes)
+        made.arms.owl.update(num_tokens=384, num_targets=128)
+        made.arms.owl.train.update(batch_size=4, lanes=1)
+    return made
+
+
+def update(made, mesh):
+    [unit] = [unit for unit in units.build(made) if unit.stage == "finetune"]
+    [planned] = programs.of_unit(made, unit, mesh)
+    return planned
+
+
+def test_a_training_step_is_compiled_and_counted(v5e):
+    chip, devices = v5e
+    mesh = sharding.make_mesh(1, 1, 2, 2, devices=devices)
+    planned = update(config(), mesh)
+    found = plan.compile_program(planned, 4, mesh, chip)
+    assert found.fits and 0 < found.arguments < found.peak < chip.hbm_bytes
+    assert 0 < found.bound.mfu < 1
+    assert found.bound.seconds == max(
+        found.bound.compute, found.bound.hbm, found.bound.interconnect
+    )
+    axes = {collective.axes for collective in found.moved.collectives}
+    assert {("fsdp",), ("tensor",)} <= axes
+    # Every layer's kernels are gathered over fsdp twice, forward and for the backward pass.
+    arch = programs.architecture("toy", config().bases.toy)
+    gathered = [c for c in found.moved.collectives if (c.kind, c.axes) == ("all-gather", ("fsdp",))]
+    once = 2 * roofline.layer_params(arch) / 2  # bytes of bfloat16, half of them by tensor
+    assert 1.9 * once < sum(c.num_bytes for c in gathered) < 4 * once
+
+
+def test_the_update_for_tpus_has_the_kernel_and_never_the_scores(v5e):
+    mesh = sharding.make_mesh(1, 1, 2, 2, devices=v5e[1])
+    text = update(config(), mesh).trace(4).lower().compile().as_text()
+    assert "splash_mha_fwd" in text and "splash_mha_dkv" in text
+    assert not re.search(r"\[[\d,]*\b384,384\]", text)
+    with jax.set_mesh(mesh):
+        assert attention.usable(256, "bfloat16")
+        assert not attention.usable(200, "bfloat16")
+        assert not attention.usable(256, "float32")
+
+
+def test_optimizer_state_of_the_plan_is_split_as_that_of_a_run(v5e):
+    mesh = sharding.make_mesh(1, 1, 4, 1, devices=v5e[1])
+    made = config()
+    whole = update(made, sharding.make_mesh(1, 1, 1, 1, devices=v5e[1]))
+    split = update(made, mesh)
+    one, quarter = (
+        p.trace(4).lower().compile().memory_analysis().argument_size_in_bytes
+        for p in (whole, split)
+    )
+    assert quarter < 0.3 * one
+
+
+def test_traffic_of_a_known_program(v5e):
+    """A product whose inner axis is split ends in a sum of its result over that axis."""
+    mesh = sharding.make_mesh(1, 1, 4, 1, devices=v5e[1])
+    spec = jax.sharding.PartitionSpec
+    x, w = (jax.ShapeDtypeStruct((1024, 1024), "float32") for _ in range(2))
+    x = sharding.abstract(x, spec(None, "fsdp"), mesh)
+    w = sharding.abstract(w, spec("fsdp"), mesh)
+    whole = jax.NamedSharding(mesh, spec())
+    compiled = jax.jit(lambda x, w: x @ w, out_shardings=whole).lower(x, w).compile()
+    moved = hlo.traffic(compiled.as_text(), mesh)
+    assert sum(c.sent for c in moved.collectives) == 2 * 3 / 4 * 1024 * 1024 * 4
+    assert {c.axes for c in moved.collectives} == {("fsdp",)}
+
+
+@pytest.mark.slow
+def test_the_largest_batch_fits_and_twice_of_it_does_not(v5e):
+    chip, devices = v5e
+    mesh = sharding.make_mesh(1, 1, 2, 2, devices=devices)
+    planned = update(config(), mesh)
+    first = plan.compile_program(planned, 4, mesh, chip)
+    largest = plan.largest_batch(planned, first, mesh, chip)
+    assert largest > 4 and largest % 2 == 0
+    assert plan.compile_program(planned, largest, mesh, chip).fits
+    assert not plan.compile_program(planned, 2 * largest, mesh, chip).fits
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v9:2x2"], "chips are v5e, v5p, v6e"),
+        (["--topology=v5e:3x5"], "--topology=v5e:3x5 is none"),
+        ([], "--topology is missing"),
+        (["--topology=v5e:2x2", "--config.mesh.fsdp=64"], "needs 64 devices, found 4"),
+        (
+            ["--topology=v5e:2x2", "--config.bases.model.source=hf"],
+            "--config.bases.model.shape=FILE",
+        ),
+        (["--topology=v5e:2x2", "--config.nope=1"], "config.nope is no field"),
+    ],
+)
+def test_mistakes_are_one_line(command, flags, message):
+    out, err, code = command("--stages=finetune", "--nosearch", *flags)
+    lines = [line for line in err.splitlines() if line.startswith("subjax: ")]
+    assert code == 1 and len(lines) == 1 and message in lines[0], (out, err)
+
+
+def test_what_does_not_fit_is_said_and_fails(command):
+    out, err, code = command(
+        "--topology=v5e:2x2",
+        "--stages=finetune",
+        "--nosearch",
+        *("--config.bases.model.width=16384", "--config.bases.model.ffn_width=131072"),
+        *("--config.arms.cat.tuning=full", "--config.arms.plain.tuning=full"),
+    )
+    assert code == 1 and "DOES NOT FIT" in out
+    assert re.search(r"subjax: update of finetune/cat/r0 does not fit v5e:2x2: it needs", err)
+
+
+@pytest.mark.slow
+def test_every_stage_is_planned_and_priced(command):
+    out, _, code = command(
+        *("--topology=v5e:2x2", "--nosearch", "--usd_per_chip_hour=1.2"),
+    )
+    assert code == 0
+    for program in ("update", "prefill", "decode", "exact eval"):
+        assert re.search(rf"^{program} \(", out, re.MULTILINE), program
+    for unit in ("generate/cat/r0", "finetune/cat/r0", "evaluate/answers/plain/r0"):
+        assert unit in out
+    assert roofline.FORMULA in out and "USD" in out
+
+
+def test_the_committed_table_is_what_the_command_prints(command):
+    plans = (ROOT / "configs" / "PLANS.md").read_text()
+    flags = ("--topology=v5e:2x2", "--stages=finetune", "--table", "--nosearch")
+    out, _, code = command(*flags)
+    assert code == 0 and "large_smoke" in out
+    assert out.strip() in plans
