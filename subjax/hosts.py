@@ -21,6 +21,8 @@ from subjax import artifacts
 
 # The run stops with this code when it was interrupted and has saved what it had (EX_TEMPFAIL).
 INTERRUPTED = 75
+# And with this one where it is not the user's doing (EX_SOFTWARE).
+DEFECT = 70
 # A process that died is noticed by the others within this time.
 _HEARTBEAT_S = 60
 _SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -68,6 +70,11 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether an error says that another process of the run no longer answers."""
+    return jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def leave_when_told() -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,38 +27,51 @@ _LIST = flags.DEFINE_bool("list", False, "print every unit and whether it is don
 
 
 def main(argv: list[str]) -> None:
-    """Runs the config; every error that a user can mend is one line on stderr and exit code 1."""
+    """Runs the config; every error that a user can mend is one line on stderr and exit code 1.
+
+    Exit code 75: the run was interrupted and goes on with the same command; 70: a defect of subjax.
+    """
     if len(argv) > 1:
         _leave(f"unexpected argument {argv[1]!r}: flags start with --")
-    config = _CONFIG.value
-    workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+    workdir = Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
     try:
-        if _LIST.value:
-            for path, state in pipeline.listing(config, workdir):
-                print(f"{state:8} {path}")
-            return
-        if _PREVIEW.value:
-            print(preview.render(config, workdir, _PREVIEW.value))
-            return
-        if _FREEZE.value:
-            preregistration.freeze(config, Path(_FREEZE.value), command=sys.argv)
-            print(f"frozen: {_FREEZE.value}; run with --config.preregistration={_FREEZE.value}")
-            return
-        # JAX says on every start which accelerators it did not find.
-        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-        # tensorflow-datasets says of every data set that it loads it.
-        absl.logging.set_verbosity(absl.logging.WARNING)
-        sharding.use_cpu_devices(config.compute.cpu_devices)
-        if _DISTRIBUTED.value:
-            hosts.start()
-        hosts.leave_when_told()
-        pipeline.run(config, workdir, stages=_STAGES.value, patterns=_UNITS.value, command=sys.argv)
+        _run(workdir)
     except hosts.Interrupted as interrupted:
         _leave(f"interrupted: {interrupted}; run the same command again", hosts.INTERRUPTED)
-    except (ValueError, FloatingPointError, OSError) as error:
+    except Exception as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        _leave(mistakes.explain(error, workdir))
+        if isinstance(error, ValueError | FloatingPointError | OSError):
+            _leave(mistakes.explain(error, workdir))
+        if hosts.lost_another(error):
+            lost = "another process of this run has ended; see what it said, and run all again"
+            _leave(lost, hosts.INTERRUPTED)
+        traceback.print_exc()
+        hosts.leave(hosts.DEFECT)
+
+
+def _run(workdir: Path) -> None:
+    config = _CONFIG.value
+    if _LIST.value:
+        for path, state in pipeline.listing(config, workdir):
+            print(f"{state:8} {path}")
+        return
+    if _PREVIEW.value:
+        print(preview.render(config, workdir, _PREVIEW.value))
+        return
+    if _FREEZE.value:
+        preregistration.freeze(config, Path(_FREEZE.value), command=sys.argv)
+        print(f"frozen: {_FREEZE.value}; run with --config.preregistration={_FREEZE.value}")
+        return
+    # JAX says on every start which accelerators it did not find.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    # tensorflow-datasets says of every data set that it loads it.
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    sharding.use_cpu_devices(config.compute.cpu_devices)
+    if _DISTRIBUTED.value:
+        hosts.start()
+    hosts.leave_when_told()
+    pipeline.run(config, workdir, stages=_STAGES.value, patterns=_UNITS.value, command=sys.argv)
 
 
 def _leave(message: str, code: int = 1) -> NoReturn:

@@ -2,7 +2,11 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -194,3 +198,48 @@ def test_a_finished_training_leaves_no_checkpoints(tmp_path):
     store.save(1, {"x": np.zeros(2)}, {})
     store.remove()
     assert not (tmp_path / "c").exists()
+
+
+KILLED = """
+import tiny
+from pathlib import Path
+from subjax import pipeline
+config = tiny.config(lineages=(0,))
+config.bases.toy.train.steps = 4000
+config.compute.checkpoint_minutes = 0.005
+pipeline.run(config, Path({workdir!r}), stages=["base"])
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_byte(tmp_path):
+    """kill -9 at random moments of a training, each after a checkpoint of its own."""
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+
+    def start(workdir):
+        script = KILLED.format(workdir=str(workdir))
+        return subprocess.Popen(
+            [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
+        )
+
+    def steps(workdir):
+        found = (workdir / "base" / "toy" / "r0" / "checkpoints").glob("*")
+        return max((int(p.name) for p in found if p.name.isdigit()), default=0)
+
+    assert start(tmp_path / "whole").wait() == 0
+    cut, rng, reached = tmp_path / "cut", np.random.default_rng(0), 0
+    for _ in range(20):
+        process = start(cut)
+        while process.poll() is None and steps(cut) <= reached:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.4))
+        assert process.poll() is None, "the training is too short for twenty kills"
+        process.kill()
+        process.wait()
+        reached = steps(cut)
+    assert start(cut).wait() == 0
+    for name in ("weights/model.safetensors", "metrics.jsonl"):
+        whole, again = (tmp_path / run / "base" / "toy" / "r0" / name for run in ("whole", "cut"))
+        assert whole.read_bytes() == again.read_bytes(), name
+    assert not (cut / "base" / "toy" / "r0" / "checkpoints").exists()
