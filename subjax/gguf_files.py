@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subjax.storage import File, is_url, malformed
+from subjax.storage import File, is_url, malformed, one_line
 
 _VERSIONS = (2, 3)
 _CHUNK_BYTES = 1 << 20
@@ -99,16 +99,28 @@ def open_tensors(file: File) -> tuple[dict[str, Any], dict[str, Packed]]:
       ValueError: the package gguf is missing; the file is malformed; a packing is not supported.
     """
     gguf = package(file.where)
-    cursor = _Cursor(file)
-    metadata, infos = _header(cursor)
-    alignment = metadata.get("general.alignment", 32)
-    if type(alignment) is not int or not 0 < alignment <= _CHUNK_BYTES:
-        raise malformed(file.where, f"general.alignment is {alignment!r}")
-    body = -(-cursor.position // alignment) * alignment
+    metadata, infos, body, alignment = _header(_Cursor(file))
     packed = {info[0]: _packed(file, gguf, info, body) for info in infos}
     if len(packed) < len(infos):
         raise malformed(file.where, "two tensors have one name")
+    end = body
+    for name, tensor in sorted(packed.items(), key=lambda item: item[1].start):
+        if (tensor.start - body) % alignment:
+            raise malformed(file.where, f"tensor {name[:80]} does not begin at {alignment} bytes")
+        if tensor.start < end:
+            raise malformed(file.where, f"tensor {name[:80]} begins inside another")
+        end = tensor.start + math.prod(tensor.shape[:-1]) * tensor.row_bytes
     return metadata, packed
+
+
+def read_header(file: File) -> bytes:
+    """The bytes of a GGUF file before those of its tensors; needs no package.
+
+    Raises:
+      ValueError: it is malformed.
+    """
+    _, _, body, _ = _header(_Cursor(file))
+    return file.read_many([(0, min(body, file.size))])[0]
 
 
 def unpermute(kernel: np.ndarray, num_heads: int) -> np.ndarray:
@@ -189,8 +201,8 @@ class _Cursor:
 _Info = tuple[str, tuple[int, ...], int, int]
 
 
-def _header(cursor: _Cursor) -> tuple[dict[str, Any], list[_Info]]:
-    """The metadata; and of each tensor name, shape, packing and position."""
+def _header(cursor: _Cursor) -> tuple[dict[str, Any], list[_Info], int, int]:
+    """The metadata; of each tensor name, shape, packing and offset; its body and its alignment."""
     where = cursor.file.where
     if cursor.take(4) != b"GGUF":
         raise malformed(where, "it does not begin with GGUF")
@@ -214,7 +226,10 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Any], list[_Info]]:
             raise malformed(where, f"tensor {name[:80]} has {num_dimensions} dimensions")
         shape = cursor.numbers("Q", num_dimensions)[::-1]
         infos.append((name, shape, cursor.number("I"), cursor.number()))
-    return metadata, infos
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or not 0 < alignment <= _CHUNK_BYTES:
+        raise malformed(where, f"general.alignment is {one_line(repr(alignment))[:80]}")
+    return metadata, infos, -(-cursor.position // alignment) * alignment, alignment
 
 
 def _packed(file: File, gguf: Any, info: _Info, body: int) -> Packed:

@@ -16,6 +16,8 @@ from subjax.storage import File, malformed, one_line
 from subjax.tensors import Source
 
 _BLOCK = "blk.{layer}."
+# What llama.cpp divides each frequency by; the entries of Llama 3.1's config do not follow from it.
+_STRETCH = "rope_freqs.weight"
 _TENSORS = {
     "embed/embedding": "token_embd.weight",
     "final_norm/scale": "output_norm.weight",
@@ -131,6 +133,11 @@ def read(file: File) -> GgufModel:
     if metadata.get("split.count", 1) not in (0, 1):
         raise ValueError(
             f"{file.where} is one of several files: join them with llama-gguf-split --merge"
+        )
+    if _STRETCH in packed:
+        raise ValueError(
+            f"{file.where} has tensor {_STRETCH}: stretched positions of Llama 3.1 are not read "
+            "from GGUF: use safetensors"
         )
     found = ARCHITECTURES[name]
     config = _config(file, name, found, metadata, packed)

@@ -4,7 +4,8 @@ It knows config.json, shard indexes and where a model lies, and nothing of array
 tensor means. Every malformed file is a ValueError of one line that names the file and the way out.
 
 A model at a URL has a directory here too, which holds its small files and `REMOTE`, a note of where
-its tensors are; those are read from there, by byte ranges.
+its tensors are; those are read from there, by byte ranges. A file of that name is believed in the
+cache alone: any other model could lead to the tensors of another one with it.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import Any
 
 import huggingface_hub
 
-from subjax import storage, tensors
+from subjax import gguf_files, storage, tensors
 from subjax.storage import File, LocalFile, RemoteFile
 
 SINGLE_FILE = "model.safetensors"
@@ -71,7 +72,7 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
             path_or_hub_id,
             revision=revision or None,
             allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES],
-            ignore_patterns=["*/*"],
+            ignore_patterns=["*/*", REMOTE],
         )
     except Exception as error:  # the hub's client raises a dozen unrelated types
         reason = storage.one_line(error)[:200]
@@ -87,7 +88,8 @@ def header_digest(directory: str | os.PathLike[str]) -> str:
 
     It covers config.json and the tokenizer's files whole; of each file of tensors the name, the
     size, the header, and 64 blocks of 4 KiB spread over it, because a base and its finetuned
-    sibling have equal headers and sizes. A model has one digest, wherever it lies.
+    sibling have equal headers and sizes. A model has one digest, wherever it lies. Of a GGUF file
+    neither its name nor a config.json beside it counts, as loading uses neither.
 
     Returns:
       A sha256 in hexadecimal.
@@ -100,17 +102,18 @@ def header_digest(directory: str | os.PathLike[str]) -> str:
             digest.update(len(part).to_bytes(8, "little") + part)
 
     beside = tokenizer_directory(directory)
-    for name in ("config.json", *TOKENIZER_FILES):
+    gguf = gguf_name(directory)
+    for name in TOKENIZER_FILES if gguf else ("config.json", *TOKENIZER_FILES):
         if (beside / name).is_file():
             add(name.encode(), (beside / name).read_bytes())
-    gguf = gguf_name(directory)
     for name in [gguf] if gguf else shard_names(directory)[0]:
         with contextlib.closing(open_file(directory, name)) as file:
-            header = b"" if gguf else tensors.read_header(file)
-            start = 0 if gguf else 8 + len(header)
+            header = gguf_files.read_header(file) if gguf else tensors.read_header(file)
+            start = len(header) if gguf else 8 + len(header)
             firsts = [start + (file.size - start) * block // 64 for block in range(64)]
             blocks = [(first, min(first + _BLOCK_BYTES, file.size)) for first in firsts]
-            add(name.encode(), file.size.to_bytes(8, "little"), header, *file.read_many(blocks))
+            called = GGUF if gguf else name
+            add(called.encode(), file.size.to_bytes(8, "little"), header, *file.read_many(blocks))
     return digest.hexdigest()
 
 
@@ -151,11 +154,8 @@ def local_path(directory: str | os.PathLike[str]) -> Path:
 
 def origin(directory: Path) -> str:
     """The path of a model, or its URL where the directory only holds its small files."""
-    return (
-        read_json(directory / REMOTE)["origin"]
-        if (directory / REMOTE).is_file()
-        else str(directory)
-    )
+    note = _note(directory)
+    return note["origin"] if note else str(directory)
 
 
 def tokenizer_directory(model: Path) -> Path:
@@ -184,8 +184,8 @@ def gguf_name(model: Path) -> str:
 
 def file_names(directory: Path) -> set[str]:
     """Names of the files of a model, at its URL where it has one."""
-    if (directory / REMOTE).is_file():
-        return set(read_json(directory / REMOTE)["sizes"])
+    if note := _note(directory):
+        return set(note["sizes"])
     return {path.name for path in directory.iterdir() if path.is_file()}
 
 
@@ -197,9 +197,8 @@ def open_file(directory: Path, name: str) -> File:
     """
     if directory.is_file():
         return LocalFile(directory)
-    if (directory / REMOTE).is_file():
-        remote = read_json(directory / REMOTE)
-        return RemoteFile(f"{remote['url']}/{name}", remote["sizes"][name])
+    if note := _note(directory):
+        return RemoteFile(f"{note['url']}/{name}", note["sizes"][name])
     return LocalFile(directory / name)
 
 
@@ -232,8 +231,8 @@ def open_tensors(directory: Path, stack: contextlib.ExitStack) -> dict[str, tens
     for name in weight_map or ():
         if name not in found:
             raise ValueError(
-                f"{directory / INDEX_FILE} lists tensor {name}, but {(weight_map or {})[name]} "
-                f"does not hold it: {_AGAIN}"
+                f"{_where(directory / INDEX_FILE)} lists tensor {name}, but "
+                f"{(weight_map or {})[name]} does not hold it: {_AGAIN}"
             )
     return found
 
@@ -247,7 +246,6 @@ def shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
     names = file_names(directory)
     if SINGLE_FILE in names:
         return [SINGLE_FILE], None
-    index = directory / INDEX_FILE
     if INDEX_FILE not in names:
         pickles = [n for n in sorted(names) if Path(n).suffix in (".bin", ".pt", ".pth")]
         if pickles:
@@ -258,7 +256,8 @@ def shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
         raise ValueError(
             f"{origin(directory)} has neither {SINGLE_FILE} nor {INDEX_FILE}: {_AGAIN}"
         )
-    weight_map = read_json(index).get("weight_map")
+    index = _where(directory / INDEX_FILE)
+    weight_map = read_json(directory / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map: {_AGAIN}")
     for name, file in weight_map.items():
@@ -281,10 +280,38 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 
     Raises:
-      ValueError: it cannot be read, or is no JSON object, or has a key twice.
+      ValueError: it cannot be read, or is no JSON object, or has a key twice; names its URL where
+        the path is a copy.
     """
-    with contextlib.closing(LocalFile(path)) as file:
-        return tensors.parse_json(file.read_many([(0, file.size)])[0], path)
+    return _parsed(path, _where(path))
+
+
+def _parsed(path: Path, where: str) -> dict[str, Any]:
+    with contextlib.closing(LocalFile(path, where)) as file:
+        return tensors.parse_json(file.read_many([(0, file.size)])[0], where)
+
+
+def _where(path: Path) -> str:
+    """The path of a small file of a model, or its URL."""
+    note = _note(path.parent)
+    return f"{note['url']}/{path.name}" if note else str(path)
+
+
+def _note(directory: Path) -> dict[str, Any] | None:
+    """What `REMOTE` says in a directory of the cache; None: the model is on this machine."""
+    path = directory / REMOTE
+    if not storage.is_cached(directory) or not path.is_file():
+        return None
+    note = _parsed(path, str(path))
+    kinds = {"origin": str, "url": str, "sizes": dict}
+    if any(type(note.get(key)) is not kind for key, kind in kinds.items()) or any(
+        type(size) is not int or size < 0 for size in note["sizes"].values()
+    ):
+        raise ValueError(
+            f"{path} is malformed (it needs {', '.join(kinds)}): remove {directory} and give the "
+            "model's URL"
+        )
+    return note
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import artifacts, batching, tokenizer, units, validation, weights
+from subjax import artifacts, batching, hub, model_config, tokenizer, units, validation, weights
 from subjax.artifacts import Unit
 from subjax.datasets import toyworld
 from subjax.stages import finetune, generate
@@ -133,7 +133,7 @@ def _invented(row: dict[str, Any]) -> str:
 def _base_tokenizer(base: Unit) -> Tokenizer:
     row = base.fields["row"]
     if row["source"] == "hf":
-        return Tokenizer.load(weights.resolve(row["path"], row["revision"]))
+        return _tokenizer(weights.resolve(row["path"], row["revision"]))
     if row["source"] == "toy":
         return tokenizer.words(toyworld.vocabulary(toyworld.World()))
     return tokenizer.raw_bytes()
@@ -145,8 +145,18 @@ def _teacher_tokenizer(teacher: Unit, base: Unit) -> Tokenizer:
     if row["weights"] == "given":
         given = weights.resolve(row["path"], "")
         if not (given / "adapter_config.json").exists():
-            return Tokenizer.load(given)
+            return _tokenizer(given)
     return _base_tokenizer(base)
+
+
+def _tokenizer(model: Path) -> Tokenizer:
+    """A model's tokenizer, which refuses what its model does not know, if more of it is there."""
+    if hub.gguf_name(model):
+        return Tokenizer.load(model, num_embeddings=weights.check(model).vocab_size)
+    if (model / "config.json").is_file():
+        arch = model_config.read(hub.read_json(model / "config.json"))
+        return Tokenizer.load(model, num_embeddings=arch.vocab_size)
+    return Tokenizer.load(model)
 
 
 def _writing(written: Unit, planned: dict[str, Unit], prompt: str) -> _Context:

@@ -42,14 +42,14 @@ class File(Protocol):
 
 
 class LocalFile:
-    """A file on this machine; see `File`.
+    """A file on this machine; see `File`. `where` is what errors name, if not the path.
 
     Raises:
       ValueError: it cannot be opened or read, or is shorter than it was.
     """
 
-    def __init__(self, path: Path):
-        self.where, self.name = str(path), path.name
+    def __init__(self, path: Path, where: str = ""):
+        self.where, self.name = where or str(path), path.name
         try:
             self._file = path.open("rb", buffering=0)
             self.size = os.fstat(self._file.fileno()).st_size
@@ -108,7 +108,12 @@ class RemoteFile:
         for (start, stop), piece in zip(ranges, pieces, strict=True):
             if isinstance(piece, Exception):
                 raise _unreadable(self.where, piece)
-            if len(piece) != stop - start:
+            if len(piece) > stop - start:
+                raise ValueError(
+                    f"{self.where}: its server does not give parts of files: copy the model to a "
+                    "directory, or to a bucket"
+                )
+            if len(piece) < stop - start:
                 raise _shrunk(self.where)
         return pieces
 
@@ -143,7 +148,7 @@ def sizes(url: str) -> dict[str, int]:
     """Name -> bytes of each file directly below a URL.
 
     Raises:
-      ValueError: it cannot be listed.
+      ValueError: it cannot be listed, or does not say how large a file is.
     """
     files, path = filesystem(url)
     try:
@@ -152,12 +157,35 @@ def sizes(url: str) -> dict[str, int]:
         entries = []
     except Exception as error:
         raise _unreadable(url, error) from None
-    # A name that ends in a slash stands for a folder in some buckets.
-    found = {e["name"].rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
-    found.pop("", None)
+    found = {}
+    for entry in entries:
+        above, _, name = entry["name"].rpartition("/")
+        # A name that ends in a slash stands for a folder in some buckets.
+        if entry["type"] != "file" or not name:
+            continue
+        size = entry["size"]
+        if size is None:  # a web page, whose links may lead elsewhere or sort it
+            if above != path.rstrip("/") or "?" in name or "#" in name:
+                continue
+            size = _size(files, f"{url}/{name}", entry["name"])
+        found[name] = size
     if not found:
         raise ValueError(f"{url} holds no files: check the URL and your rights to it")
     return found
+
+
+def _size(files: Any, url: str, path: str) -> int:
+    """Bytes of one file, where the listing does not say them."""
+    try:
+        size = files.info(path)["size"]
+    except Exception as error:
+        raise _unreadable(url, error) from None
+    if type(size) is not int:
+        raise ValueError(
+            f"{url}: its server does not say how large it is: copy the model to a directory, or to "
+            "a bucket"
+        )
+    return size
 
 
 def copy_into(directory: Path, url: str, sizes: dict[str, int], names: Iterable[str]) -> None:
@@ -186,8 +214,16 @@ def write(path: Path, content: bytes) -> None:
 
 def cache_directory(url: str) -> Path:
     """Where the small files of a model at a URL are kept: below XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "subjax" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return _cache() / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def is_cached(directory: Path) -> bool:
+    """Whether a directory is one that `cache_directory` gives."""
+    return directory.resolve().parent == _cache().resolve()
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "subjax"
 
 
 def malformed(where: Any, reason: object) -> ValueError:

@@ -1,10 +1,12 @@
 """A GGUF file gives the model it was made from, as transformers reads it; damage is one error."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import gguf
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import leaves, sharding, tokenizer, transformer, weights
+from subjax import gguf_files, leaves, sharding, tokenizer, transformer, weights
+from subjax.storage import LocalFile
 from subjax.tokenizer import Tokenizer
 from tests import gguf_writing, hf_models
 
@@ -63,6 +66,11 @@ def make(name: str) -> Any:
 def logits(arch: Any, params: Any, tokens: np.ndarray) -> np.ndarray:
     hidden = transformer.forward(arch, params, jnp.asarray(tokens, jnp.int32))
     return np.asarray(transformer.logits(arch, params, hidden))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(params=MODELS, scope="module")
@@ -140,6 +148,37 @@ def test_a_gguf_file_has_a_digest_that_follows_its_content(tmp_path: Path) -> No
     assert weights.header_digest(tmp_path / "two.gguf") != digest
 
 
+def test_a_gguf_file_has_one_digest_wherever_it_lies(tmp_path: Path) -> None:
+    """Loading ignores a config.json beside it, and what the file is called."""
+    (tmp_path / "alone").mkdir()
+    gguf_writing.write(make("llama"), tmp_path / "alone" / "model.gguf")
+    digest = weights.header_digest(tmp_path / "alone")
+    (tmp_path / "beside").mkdir()
+    content = (tmp_path / "alone" / "model.gguf").read_bytes()
+    (tmp_path / "beside" / "other.gguf").write_bytes(content)
+    (tmp_path / "beside" / "config.json").write_text("{}")
+    url = "memory://one_digest/beside"
+    for path in (tmp_path / "beside").iterdir():
+        fsspec.filesystem("memory").pipe(f"{url}/{path.name}", path.read_bytes())
+    for model in (tmp_path / "beside", tmp_path / "beside/other.gguf", url, f"{url}/other.gguf"):
+        assert weights.header_digest(model) == digest
+
+
+def test_every_byte_of_the_header_counts_in_the_digest(good: bytes, tmp_path: Path) -> None:
+    """An entry far from the blocks that are read of the body."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(good)
+    digest = weights.header_digest(path)
+    with contextlib.closing(LocalFile(path)) as file:
+        header = gguf_files.read_header(file)
+        assert good.startswith(header)
+        first = min(t.start for t in gguf_files.open_tensors(file)[1].values())
+    assert len(header) == first
+    for at in (header.index(b"token 31"), header.rindex(b"blk.")):
+        path.write_bytes(set_bytes(at, b"B")(good))
+        assert weights.header_digest(path) != digest
+
+
 def test_saving_from_a_gguf_file_takes_its_token_ids(tmp_path: Path) -> None:
     (tmp_path / "gguf").mkdir()
     gguf_writing.write(make("llama"), tmp_path / "gguf" / "model.gguf")
@@ -196,6 +235,39 @@ def test_of_several_files_one_has_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"2 GGUF files \(a.gguf, b.gguf\)"):
         weights.load(tmp_path)
     assert weights.check(tmp_path / "a.gguf").num_layers == 3
+
+
+def test_stretched_positions_of_llama_3_1_are_refused(tmp_path: Path) -> None:
+    """Its GGUF files carry only what the frequencies are divided by."""
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("token_embd.weight", np.zeros((61, 64), np.float32))
+    writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=r"Llama 3\.1 are not read from GGUF: use") as error:
+        weights.load(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "offset"),
+    [("begins inside another", 32), ("does not begin at 32 bytes", 33), ("inside another", 0)],
+)
+def test_tensors_lie_one_after_the_other(message: str, offset: int, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    gguf_writing.write(make("llama"), path)
+    content = path.read_bytes()
+    # Of a tensor: name, number of dimensions, sizes, packing, offset.
+    at = content.index(b"blk.1.attn_norm.weight") + len("blk.1.attn_norm.weight") + 4 + 8 + 4
+    path.write_bytes(set_bytes(at, offset.to_bytes(8, "little"))(content))
+    with pytest.raises(ValueError, match=message) as error:
+        weights.load(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def set_bytes(at: int, content: bytes) -> Callable[[bytes], bytes]:
