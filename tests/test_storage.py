@@ -1,11 +1,15 @@
 """Models at URLs: the same bits and digests as on this machine, and only the bytes needed."""
 
+import contextlib
 import dataclasses
+import functools
+import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import huggingface_hub
 import jax
 import pytest
 
@@ -136,6 +141,136 @@ def test_damage_at_a_url_is_one_clear_line(
     with pytest.raises(ValueError, match=message) as error:
         weights.load(url)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("saved", [10**9], indirect=True)
+def test_the_error_of_a_small_file_names_the_url(saved: Path, url: str) -> None:
+    """Not its copy in the cache, which nobody can correct."""
+    fsspec.filesystem("memory").pipe(f"{url}/config.json", b"{")
+    with pytest.raises(ValueError, match=f"^{url}/config.json is malformed"):
+        weights.load(url)
+
+
+@pytest.mark.parametrize("saved", [6000], indirect=True)
+def test_the_error_of_an_index_names_the_url(saved: Path, url: str) -> None:
+    fsspec.filesystem("memory").pipe(f"{url}/{hub.INDEX_FILE}", b"{}")
+    with pytest.raises(ValueError, match=f"^{url}/{hub.INDEX_FILE} has no weight_map"):
+        weights.load(url)
+
+
+# A note of where tensors are is believed in the cache alone.
+
+
+@pytest.mark.parametrize("saved", [10**9], indirect=True)
+@pytest.mark.parametrize("place", ["elsewhere", "cache/subjax/a/b", "cache"])
+def test_a_note_in_a_model_leads_nowhere(
+    place: str, saved: Path, url: str, params: Any, tmp_path: Path
+) -> None:
+    note = (weights.resolve(url) / hub.REMOTE).read_bytes()
+    changed = jax.tree.map(lambda leaf: leaf + 1, params)
+    weights.save(tmp_path / place, ARCH, changed)
+    digest = weights.header_digest(tmp_path / place)
+    (tmp_path / place / hub.REMOTE).write_bytes(note)
+    assert_same_bits(weights.load(tmp_path / place)[1], changed)
+    assert weights.header_digest(tmp_path / place) == digest
+    assert hub.origin(tmp_path / place) == str(tmp_path / place)
+
+
+def test_the_hub_gives_no_such_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(options)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert weights.resolve("organisation/model") == tmp_path
+    patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
+    names = ["config.json", hub.REMOTE, hub.SINGLE_FILE, "onnx/config.json"]
+    kept = list(huggingface_hub.utils.filter_repo_objects(names, **patterns))
+    assert kept == ["config.json", hub.SINGLE_FILE]
+
+
+@pytest.mark.parametrize("saved", [10**9], indirect=True)
+@pytest.mark.parametrize("note", ["{}", '{"origin": "memory://a", "url": 3, "sizes": {}}'])
+def test_a_damaged_note_is_one_clear_line(note: str, saved: Path, url: str) -> None:
+    directory = weights.resolve(url)
+    (directory / hub.REMOTE).write_text(note)
+    with pytest.raises(ValueError, match=r"remote.json is malformed.*: remove ") as error:
+        weights.load(directory)
+    assert "\n" not in str(error.value)
+
+
+# A web server, whose listing is a page of links without sizes.
+
+
+class Page(http.server.SimpleHTTPRequestHandler):
+    """Gives parts of files, and their sizes, as far as it is told to."""
+
+    parts, lengths = True, True
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if self.lengths or keyword != "Content-Length":
+            super().send_header(keyword, value)
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        path = Path(self.translate_path(self.path))
+        if not self.parts or not asked or not path.is_file():
+            return super().do_GET()
+        first, last = (int(number) for number in asked.removeprefix("bytes=").split("-"))
+        content = path.read_bytes()
+        part = content[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(part)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers as many requests at once as blocks are read for a digest."""
+
+    request_queue_size = 256
+
+
+@contextlib.contextmanager
+def website(directory: Path, **told: bool) -> Iterator[str]:
+    handler = functools.partial(type("Told", (Page,), told), directory=directory)
+    with Server(("localhost", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://localhost:{server.server_port}/model"
+        finally:
+            server.shutdown()
+
+
+def test_a_web_server_that_gives_parts_will_do(saved: Path, params: Any) -> None:
+    pytest.importorskip("aiohttp", reason="http:// is read through aiohttp")
+    with website(saved.parent) as url:
+        assert_same_bits(weights.load(url)[1], params)
+        assert weights.header_digest(url) == weights.header_digest(saved)
+
+
+@pytest.mark.parametrize("saved", [10**9], indirect=True)
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("does not say how large it is", {"lengths": False}),
+        ("does not give parts of files", {"parts": False}),
+    ],
+)
+def test_another_web_server_is_one_clear_line(
+    message: str, told: dict[str, bool], saved: Path
+) -> None:
+    pytest.importorskip("aiohttp", reason="http:// is read through aiohttp")
+    with website(saved.parent, **told) as url:
+        with pytest.raises(ValueError, match=f"^{url}/.*{message}") as error:
+            weights.load(url)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("saved", [10**9], indirect=True)
