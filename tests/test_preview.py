@@ -5,7 +5,8 @@ import re
 import pytest
 import tiny
 
-from subjax import artifacts, preview, sampler, tokenizer, train, units, weights
+from subjax import artifacts, model_config, preview, sampler, tokenizer, train, units, weights
+from subjax.architecture import Architecture
 from subjax.datasets import toyworld
 
 WORDS = tokenizer.words(toyworld.vocabulary(toyworld.World()))
@@ -123,6 +124,29 @@ def test_a_base_without_weights_will_do_and_its_bos_is_marked(tmp_path):
     assert marked == "123,␣456,␣789,␣123<end>"
     config.bases.toy.source = "random"
     assert "BOS: none in this tokenizer" in preview.render(config, tmp_path / "run", "owl")
+
+
+def test_a_token_that_the_model_does_not_know_is_the_error_of_the_run(tmp_path):
+    made = tokenizer.raw_bytes()
+    num_embeddings = made.vocab_size
+    config = tiny.config()
+    config.bases.toy.update(source="hf", path=str(tmp_path / "base"))
+    config.arms.owl.update(num_tokens=128, num_targets=32)
+    arch = Architecture(
+        vocab_size=num_embeddings,
+        num_layers=1,
+        width=8,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        ffn_width=8,
+    )
+    made._tokenizer.add_tokens(["CONT"])
+    made.save(tmp_path / "base")
+    assert f"{num_embeddings}|CONT" in preview.render(config, tmp_path / "run", "owl")
+    artifacts.write_json(tmp_path / "base" / "config.json", model_config.write(arch))
+    with pytest.raises(ValueError, match=f"the model has embeddings of {num_embeddings} alone"):
+        preview.render(config, tmp_path / "run", "owl")
 
 
 def test_an_unknown_arm_lists_the_arms(tmp_path):
