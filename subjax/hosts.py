@@ -1,7 +1,8 @@
 """Runs of several processes: starting them, agreeing, waiting, and leaving when told to.
 
 Every process runs the same program on its part of the devices, and computes the same values on the
-host; the first one alone writes files. With one process everything here is a matter of course.
+host; the first one alone writes files, checkpoints excepted, and the work directory is one that all
+share. With one process everything here is a matter of course.
 """
 
 import functools
@@ -121,3 +122,4 @@ def agreed(value: Any) -> Any:
 def _note(_number: int, _frame: FrameType | None) -> None:
     global _told_to_leave
     _told_to_leave = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # told a second time, it ends at once
