@@ -7,7 +7,8 @@
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...      a task a GPU
 #
 # (Without --gpus-per-task: a task that sees one GPU alone is not what jax expects under SLURM.)
-# Submit it in the repository root, which all nodes must see, as they must see the work directory.
+# Submit it in the repository root, which all nodes must see. --workdir is an absolute path that all
+# nodes share, such as one on the cluster's NFS or Lustre; subjax writes to no URL (gs://, s3://).
 # The environment is made before, where there is a network:
 #
 #   bash launch/local.sh --help && .venv/bin/python -m pip install -r launch/requirements-gpu.txt
@@ -15,8 +16,8 @@
 # (the second part on a cluster with GPUs). PYTHON=/path/to/python chooses another environment.
 # Options of sbatch stand before launch/slurm.sh, arguments of subjax.main after it. Two minutes
 # before the time limit, or when a higher priority needs the nodes, the tasks get SIGTERM, save and
-# leave with exit code 75; then the job requeues itself and goes on from there. The job's exit code
-# is subjax.main's.
+# leave with exit code 75; then the job requeues itself and goes on from there. A user's mistake
+# (1) and a defect (70) are not tried again. The job's exit code is subjax.main's.
 #
 # Run with two tasks on one node without GPUs, which is what its test does. Not run with GPUs, nor on
 # more than one node.
