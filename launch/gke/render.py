@@ -17,7 +17,7 @@ xpk makes a cluster, and can run the same image without this script, with storag
 
     xpk cluster create --cluster=C --tpu-type=v5litepod-16 --num-slices=1 --spot
     xpk workload create --cluster=C --workload=owl --tpu-type=v5litepod-16 --docker-image=IMAGE \
-        --max-restarts=50 --command="python -m subjax.main --distributed --config=... --workdir=/mnt/share/x"
+        --max-restarts=50 --command="python -m subjax.main --distributed --config=... --workdir=..."
 
 GPUs of GKE: xpk with --device-type=h100-80gb-8 --num-nodes=N and an image built with DEVICE=cuda13.
 Not run: neither on GKE nor through xpk.
