@@ -49,8 +49,15 @@ fi
 
 # srun hands the signal on to the tasks. A task that leaves waits for the others, since they all
 # save together; one that is lost ends them after the minutes that --wait grants.
+#
+# srun's exit code is the highest of its tasks'. Where one task makes a mistake (1) or meets a defect
+# (70), the others lose it and leave with 75, which is higher: so these two become 102 and 101. The
+# signal reaches every process of a task; its shell only has to outlive it.
+# shellcheck disable=SC2016 # the task's shell expands it
+task='trap : TERM; "$@"; code=$?; case $code in 1) exit 102 ;; 70) exit 101 ;; *) exit $code ;; esac'
 interrupted=""
-srun --kill-on-bad-exit=0 --wait=300 "$python" -m subjax.main --distributed "$@" &
+srun --kill-on-bad-exit=0 --wait=300 bash -c "$task" task \
+  "$python" -m subjax.main --distributed "$@" &
 step=$!
 trap 'interrupted=yes; kill -TERM "$step" 2>/dev/null || true' TERM
 
@@ -61,6 +68,11 @@ while kill -0 "$step" 2>/dev/null; do
   code=0
   wait "$step" || code=$?
 done
+
+case "$code" in
+  101) code=70 ;;
+  102) code=1 ;;
+esac
 
 # After a signal a task may also have been killed before it had saved: then it goes on from the
 # checkpoint before. A job that is no longer running was cancelled, or requeued by SLURM.
