@@ -130,7 +130,9 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         size = float(needed[1]) * 2.0 ** {"G": 30, "M": 20, "K": 10}[needed[2]] if needed else 0.0
-        return Compiled(time.monotonic() - start, 0.0, size, size + beside, fits=False)
+        # More than there is, whatever can be read of it.
+        peak = max(size, chip.hbm_bytes + 1) + beside
+        return Compiled(time.monotonic() - start, 0.0, size, peak, fits=False)
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     counts = {"steps": planned.loops, "taken": planned.taken}
@@ -155,25 +157,34 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
 
 
 def largest_batch(planned: Planned, first: Compiled, mesh: Mesh, chip: Chip) -> int:
-    """The largest batch that fits, as three or four more compilations find it; 0: none does."""
+    """About the largest batch that fits, as at most five more compilations find it; 0: none."""
     step = mesh.shape["data"] * mesh.shape["fsdp"]
     size = planned.batch_size
-    other = size * 2 if first.fits else size // 2 // step * step
-    if not other:
-        return 0
-    second = compile_program(planned, other, mesh, chip)
-    slope = (second.peak - first.peak) / (other - size)
-    known = max((n for n, c in ((size, first), (other, second)) if c.fits), default=0)
-    if slope <= 0:
-        return known
-    guess = int(size + 0.97 * (chip.hbm_bytes - first.peak) / slope) // step * step
-    for _ in range(2):
-        if guess <= known:
+    tried = {size: first}
+    guess = size * 2 if first.fits else size // 2 // step * step
+    for _ in range(5):
+        if guess <= 0 or guess in tried:
             break
-        if compile_program(planned, guess, mesh, chip).fits:
-            return guess
-        guess = int(0.9 * guess) // step * step
-    return known
+        tried[guess] = found = compile_program(planned, guess, mesh, chip)
+        if found.fits and found.peak > 0.9 * chip.hbm_bytes:
+            break
+        guess = _next_batch({n: c.peak for n, c in tried.items()}, chip.hbm_bytes) // step * step
+    return max((n for n, c in tried.items() if c.fits), default=0)
+
+
+def _next_batch(peaks: dict[int, float], limit: float) -> int:
+    """A batch near the limit, on the line through the sizes that are next to it.
+
+    Small batches lie on a flat line of their own, where the state takes more than they do.
+    """
+    below = sorted(n for n, peak in peaks.items() if peak <= limit)
+    above = sorted(n for n, peak in peaks.items() if peak > limit)
+    low, high = (below[-1], above[0]) if below and above else (below[-2:] or above[:2])
+    slope = (peaks[high] - peaks[low]) / (high - low)
+    if slope <= 0:
+        return 2 * high if below else low // 2
+    guess = int(low + 0.97 * (limit - peaks[low]) / slope)
+    return min(guess, int(0.9 * high)) if above else guess
 
 
 def entries(

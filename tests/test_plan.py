@@ -1,5 +1,6 @@
 """Plans are made by the TPU's own compiler; without it these tests skip, and no TPU is needed."""
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
@@ -208,6 +209,8 @@ def test_traffic_of_a_known_program(v5e):
 @pytest.mark.slow
 def test_the_largest_batch_fits_and_twice_of_it_does_not(v5e):
     chip, devices = v5e
+    # A small chip, for which small batches are large: compiling those takes less.
+    chip = dataclasses.replace(chip, hbm_bytes=2**28)
     mesh = sharding.make_mesh(1, 1, 2, 2, devices=devices)
     planned = update(config(), mesh)
     first = plan.compile_program(planned, 4, mesh, chip)
@@ -215,6 +218,21 @@ def test_the_largest_batch_fits_and_twice_of_it_does_not(v5e):
     assert largest > 4 and largest % 2 == 0
     assert plan.compile_program(planned, largest, mesh, chip).fits
     assert not plan.compile_program(planned, 2 * largest, mesh, chip).fits
+
+
+def test_the_next_batch_is_on_the_line_next_to_the_limit():
+    # As measured: 1.4 a row between 4 and 8 rows, 3.6 a row where rows take most.
+    def peak(rows):
+        return max(76 + 1.4 * rows, 3.6 * rows - 20)
+
+    tried = {4: peak(4), 8: peak(8)}
+    for _ in range(2):
+        tried[plan._next_batch(tried, 17_000)] = 0.0
+        tried = {rows: peak(rows) for rows in tried}
+    fits = max(rows for rows in tried if peak(rows) <= 17_000)
+    assert peak(fits) > 0.9 * 17_000
+    assert plan._next_batch({4: 90.0, 8: 90.0}, 100) == 16
+    assert plan._next_batch({8: 300.0, 4: 300.0}, 100) == 2
 
 
 @pytest.mark.parametrize(
