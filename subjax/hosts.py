@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -26,6 +27,8 @@ INTERRUPTED = 75
 DEFECT = 70
 # A process that died is noticed by the others within this time.
 _HEARTBEAT_S = 60
+# The first process waits this long for others that leave for the same reason.
+_LAST_S = 5
 _SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 _told_to_leave = False
@@ -69,6 +72,8 @@ def leave(code: int) -> NoReturn:
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_first():
+            time.sleep(_LAST_S)  # all talk through it: where it goes first, they are aborted
         os._exit(code)
     sys.exit(code)
 
