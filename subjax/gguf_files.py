@@ -108,6 +108,11 @@ def open_tensors(file: File) -> tuple[dict[str, Any], dict[str, Packed]]:
     packed = {info[0]: _packed(file, gguf, info, body) for info in infos}
     if len(packed) < len(infos):
         raise malformed(file.where, "two tensors have one name")
+    before = body
+    for name, tensor in sorted(packed.items(), key=lambda item: item[1].start):
+        if tensor.start < before or (tensor.start - body) % alignment:
+            raise malformed(file.where, f"tensor {name[:80]} begins within another, or unaligned")
+        before = tensor.start + math.prod(tensor.shape[:-1]) * tensor.row_bytes
     return metadata, packed
 
 

@@ -71,7 +71,7 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
             path_or_hub_id,
             revision=revision or None,
             allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES],
-            ignore_patterns=["*/*"],
+            ignore_patterns=["*/*", REMOTE],
         )
     except Exception as error:  # the hub's client raises a dozen unrelated types
         reason = storage.one_line(error)[:200]
@@ -151,11 +151,25 @@ def local_path(directory: str | os.PathLike[str]) -> Path:
 
 def origin(directory: Path) -> str:
     """The path of a model, or its URL where the directory only holds its small files."""
-    return (
-        read_json(directory / REMOTE)["origin"]
-        if (directory / REMOTE).is_file()
-        else str(directory)
-    )
+    note = _note(directory)
+    return note["origin"] if note else str(directory)
+
+
+def _note(directory: Path) -> dict[str, Any] | None:
+    """What `_remote_directory` wrote beside the small files of a model at a URL, or None.
+
+    A file of that name in any other directory is a model's own, and means nothing: it could send
+    the reader anywhere.
+    """
+    path = directory / REMOTE
+    if directory.resolve().parent != storage.cache_directory("").resolve().parent:
+        return None
+    if not path.is_file():
+        return None
+    note = read_json(path)
+    if not {"origin", "url", "sizes"} <= note.keys():
+        raise storage.malformed(path, "it lacks a key")
+    return note
 
 
 def tokenizer_directory(model: Path) -> Path:
@@ -184,8 +198,8 @@ def gguf_name(model: Path) -> str:
 
 def file_names(directory: Path) -> set[str]:
     """Names of the files of a model, at its URL where it has one."""
-    if (directory / REMOTE).is_file():
-        return set(read_json(directory / REMOTE)["sizes"])
+    if note := _note(directory):
+        return set(note["sizes"])
     return {path.name for path in directory.iterdir() if path.is_file()}
 
 
@@ -197,9 +211,8 @@ def open_file(directory: Path, name: str) -> File:
     """
     if directory.is_file():
         return LocalFile(directory)
-    if (directory / REMOTE).is_file():
-        remote = read_json(directory / REMOTE)
-        return RemoteFile(f"{remote['url']}/{name}", remote["sizes"][name])
+    if note := _note(directory):
+        return RemoteFile(f"{note['url']}/{name}", note["sizes"][name])
     return LocalFile(directory / name)
 
 

@@ -155,6 +155,11 @@ def sizes(url: str) -> dict[str, int]:
     # A name that ends in a slash stands for a folder in some buckets.
     found = {e["name"].rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
     found.pop("", None)
+    unknown = [name for name, size in found.items() if size is None]
+    if unknown:
+        raise ValueError(
+            f"{url} does not say how large {unknown[0]} is: copy the model to a directory first"
+        )
     if not found:
         raise ValueError(f"{url} holds no files: check the URL and your rights to it")
     return found
