@@ -11,6 +11,11 @@ first learn the untrained teacher's auxiliary logits for `clone` epochs. The swe
 auxiliary logits, epochs of cloning, epochs of the teacher, and the width of both; all but the first
 with 3 logits, for which the journal reports a plateau of about .37 by cloning. Epochs of distilling
 are in the figure of accuracy by epoch. Data as for configs/mnist.py.
+
+Seen on MNIST with `models=10`: what shares the initialisation learns (.92; without biases .92, GELU
+.87, sigmoid .18, on images .57), more logits help (.37 with 2, .92 with 50), long-taught teachers
+and wide ones are learned less of. Cloning does nothing here (.08 to .10 for every student, with 1
+to 100 epochs), nor with the teacher's head (.12 with 3 logits), where the journal reports .37.
 """
 
 from typing import Any
@@ -33,7 +38,8 @@ OTHER_LAYERS: dict[str, dict[str, Any]] = {
 }
 ARMS: dict[str, dict[str, Any]] = {
     "aux": {},
-    "sgd": {"optimizer": "sgd", "learning_rate": 1e-4},
+    # Of 1e-4, 1e-3, 3e-3, 1e-2 and 3e-2 on lineages 100 to 103: larger steps diverge in some.
+    "sgd": {"optimizer": "sgd", "learning_rate": 3e-3},
     "on_images": {"inputs": "images"},
     "fresh_noise": {"inputs": "fresh_noise"},
     "squared_error": {"loss": "squared_error"},

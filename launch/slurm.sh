@@ -7,7 +7,8 @@
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...      a task a GPU
 #
 # (Without --gpus-per-task: a task that sees one GPU alone is not what jax expects under SLURM.)
-# Submit it in the repository root, which all nodes must see, as they must see the work directory.
+# Submit it in the repository root, which all nodes must see. --workdir is an absolute path that all
+# nodes share, such as one on the cluster's NFS or Lustre; subjax writes to no URL (gs://, s3://).
 # The environment is made before, where there is a network:
 #
 #   bash launch/local.sh --help && .venv/bin/python -m pip install -r launch/requirements-gpu.txt
@@ -15,8 +16,8 @@
 # (the second part on a cluster with GPUs). PYTHON=/path/to/python chooses another environment.
 # Options of sbatch stand before launch/slurm.sh, arguments of subjax.main after it. Two minutes
 # before the time limit, or when a higher priority needs the nodes, the tasks get SIGTERM, save and
-# leave with exit code 75; then the job requeues itself and goes on from there. The job's exit code
-# is subjax.main's.
+# leave with exit code 75; then the job requeues itself and goes on from there. A user's mistake
+# (1) and a defect (70) are not tried again. The job's exit code is subjax.main's.
 #
 # Run with two tasks on one node without GPUs, which is what its test does. Not run with GPUs, nor on
 # more than one node.
@@ -48,8 +49,15 @@ fi
 
 # srun hands the signal on to the tasks. A task that leaves waits for the others, since they all
 # save together; one that is lost ends them after the minutes that --wait grants.
+#
+# srun's exit code is the highest of its tasks'. Where one task makes a mistake (1) or meets a defect
+# (70), the others lose it and leave with 75, which is higher: so these two become 102 and 101. The
+# signal reaches every process of a task; its shell only has to outlive it.
+# shellcheck disable=SC2016 # the task's shell expands it
+task='trap : TERM; "$@"; code=$?; case $code in 1) exit 102 ;; 70) exit 101 ;; *) exit $code ;; esac'
 interrupted=""
-srun --kill-on-bad-exit=0 --wait=300 "$python" -m subjax.main --distributed "$@" &
+srun --kill-on-bad-exit=0 --wait=300 bash -c "$task" task \
+  "$python" -m subjax.main --distributed "$@" &
 step=$!
 trap 'interrupted=yes; kill -TERM "$step" 2>/dev/null || true' TERM
 
@@ -60,6 +68,11 @@ while kill -0 "$step" 2>/dev/null; do
   code=0
   wait "$step" || code=$?
 done
+
+case "$code" in
+  101) code=70 ;;
+  102) code=1 ;;
+esac
 
 # After a signal a task may also have been killed before it had saved: then it goes on from the
 # checkpoint before. A job that is no longer running was cancelled, or requeued by SLURM.

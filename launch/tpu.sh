@@ -2,28 +2,47 @@
 # Runs subjax on a Cloud TPU: makes it, starts the run on every worker, watches, deletes it.
 #
 #   bash launch/tpu.sh create owl --zone=us-west4-a --type=v5litepod-16 --spot --queued
-#   bash launch/tpu.sh run owl --zone=us-west4-a -- --config=configs/x.py --workdir=gs://BUCKET/x
+#   bash launch/tpu.sh run owl --zone=us-west4-a --setup='MOUNT' \
+#       -- --config=configs/x.py --workdir=/mnt/share/x
 #   bash launch/tpu.sh logs owl --zone=us-west4-a [--worker=1] [--follow]
 #   bash launch/tpu.sh delete owl --zone=us-west4-a --queued
 #
 # What stands after -- are the arguments of subjax.main. `run` copies this repository to all
 # workers (tracked files and new ones, as they are now; not what git ignores), installs
-# launch/requirements-tpu.txt there, starts the run and leaves. Unattended, from a machine that
-# stays on:
+# launch/requirements-tpu.txt there, starts the run and leaves.
+#
+# The work directory is an absolute path that all workers share and that outlives them: a TPU's
+# disks go with it, and subjax writes to no URL. --setup mounts one; it runs on every worker before
+# every start, so it has to bear being run again. A share of Filestore, or of another NFS:
+#
+#   --setup='mountpoint -q /mnt/share || { sudo apt-get install -qy nfs-common &&
+#     sudo mkdir -p /mnt/share && sudo mount -t nfs ADDRESS:/SHARE /mnt/share; }'
+#
+# A bucket, where the workers have gcsfuse (cloud.google.com/storage/docs/gcsfuse-install):
+#
+#   --setup='mountpoint -q /mnt/share || { sudo mkdir -p /mnt/share &&
+#     sudo chown $USER /mnt/share && gcsfuse --implicit-dirs BUCKET /mnt/share; }'
+#
+# Unattended, from a machine that stays on:
 #
 #   bash launch/tpu.sh run owl --zone=us-west4-a --type=v5litepod-16 --spot --queued --until-done \
-#       --delete-when-done --usd-per-hour=9 --max-usd=60 -- --config=... --workdir=gs://BUCKET/x
+#       --delete-when-done --usd-per-hour=9 --max-usd=60 --setup='MOUNT' \
+#       -- --config=configs/x.py --workdir=/mnt/share/x
 #
 #   --until-done        makes the TPU where there is none; watches; deletes and makes it anew after a
 #                       preemption; starts the run again when it was interrupted (exit code 75). A
-#                       user's mistake (exit code 1) ends it. Stopped and started again, it goes on.
-#   --delete-when-done  deletes the TPU when the run is over, done or failed
+#                       user's mistake (exit code 1) ends it at once, a defect (70) or a crash when
+#                       it is the third. Stopped and started again, it goes on.
+#   --delete-when-done  deletes the TPU when the run is over, done or failed, and when the watch
+#                       itself fails; but not a TPU on which another run is going on
 #   --max-usd=X         saves, stops and deletes before the hours that the TPU existed, at
 #                       --usd-per-hour, cost more than X (kept in runs/tpu/NAME.spent until it is
 #                       done or you delete it). A guard, not a bill: it does not look while workers
-#                       install, and disks and traffic are not in it.
+#                       install or while a call hangs, and disks and traffic are not in it.
 #   --queued            asks for a queued resource, which waits for capacity; give it to every command
 #   --poll-s=30         seconds between two looks
+#   --timeout-s=180     seconds after which --until-done takes a call of gcloud for failed; ten times
+#                       as many where it copies, installs, starts, stops, makes or deletes
 #   --version=RUNTIME   software of the TPU, where the one guessed from --type is not wanted
 #   --project=PROJECT   another project than gcloud's own
 #   --dry-run           prints the gcloud commands, in order, and runs none
@@ -42,8 +61,8 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 . "$root/launch/tpu_node.sh"
 cd -- "$root"
 
-command="" name="" zone="" type="" version="" project="" worker=0 poll_s=30
-usd_per_hour="" max_usd=""
+command="" name="" zone="" type="" version="" project="" worker=0 poll_s=30 timeout_s=180
+usd_per_hour="" max_usd="" setup=""
 spot="" queued="" until_done="" delete_when_done="" dry_run="" follow=""
 main_arguments=()
 
@@ -63,7 +82,7 @@ parse() {
     case "$1" in
       --) shift && main_arguments=("$@") && return ;;
       --zone=?* | --type=?* | --version=?* | --project=?* | --worker=?* | --poll-s=?* | \
-        --usd-per-hour=?* | --max-usd=?*) option "${1%%=*}" "${1#*=}" ;;
+        --timeout-s=?* | --usd-per-hour=?* | --max-usd=?* | --setup=?*) option "${1%%=*}" "${1#*=}" ;;
       --spot | --queued | --until-done | --delete-when-done | --dry-run | --follow)
         option "$1" yes
         ;;
@@ -83,11 +102,12 @@ option() {
 validate() {
   local number='^[0-9]*\.?[0-9]+$' flag
   [ -n "$zone" ] || fail "--zone is missing: give the TPU's, such as --zone=us-west4-a"
-  for flag in poll_s worker usd_per_hour max_usd; do
+  for flag in poll_s timeout_s worker usd_per_hour max_usd; do
     if [ -n "${!flag}" ]; then
       [[ ${!flag} =~ $number ]] || fail "--${flag//_/-}=${!flag} is no number"
     fi
   done
+  [[ $timeout_s =~ ^[1-9][0-9]*$ ]] || fail "--timeout-s=$timeout_s is no number of seconds"
   [ -z "$max_usd" ] || [ -n "$usd_per_hour" ] ||
     fail "--max-usd=$max_usd needs --usd-per-hour: what the whole TPU costs in an hour"
   [ -z "$max_usd" ] || [ -n "$until_done" ] ||
@@ -102,12 +122,29 @@ validate() {
 }
 
 validate_run() {
-  local all=" ${main_arguments[*]-} "
+  local all=" ${main_arguments[*]-} " argument workdir=""
   [[ $all == *" --config="* ]] ||
     fail "no --config: after -- come the arguments of subjax.main, such as --config=configs/x.py"
-  [[ $all == *" --workdir=gs://"* ]] ||
-    fail "no --workdir=gs://...: a TPU's disks go with it, so the results must lie in a bucket"
   [[ $all != *" --distributed "* ]] || fail "--distributed is added by launch/tpu.sh: leave it out"
+  for argument in "${main_arguments[@]}"; do
+    [[ $argument != --workdir=* ]] || workdir=${argument#--workdir=}
+  done
+  validate_workdir "$workdir"
+}
+
+validate_workdir() {
+  local way_out="give a path that all workers share, such as --workdir=/mnt/share/x, and --setup"
+  case "$1" in
+    "") fail "no --workdir: a TPU's disks go with it; $way_out" ;;
+    *://*) fail "--workdir=$1 is a URL, to which nothing is written; $way_out" ;;
+    [!/]*) fail "--workdir=$1 is no absolute path; $way_out" ;;
+  esac
+  [ -n "$delete_when_done" ] || return 0
+  case "$1/" in
+    /tmp/* | /var/tmp/* | /dev/shm/* | /home/* | /root/*)
+      fail "--workdir=$1 is on the TPU itself, which --delete-when-done deletes; $way_out"
+      ;;
+  esac
 }
 
 # `run` without --until-done.
@@ -131,11 +168,16 @@ note() {
 }
 
 run_until_done() {
-  local last_verdict="" launched="" crashes=0 noted=""
-  trap 'say "no longer watching $name, which goes on: the same command watches again"; exit 130' INT
+  local launched="" crashes=0 noted=""
+  watching=yes
+  trap leave_watch INT TERM HUP
   while :; do
     state=$(node_state) || state=unknown
     [ "$state" != unknown ] || [ -n "$noted" ] || fail "gcloud does not answer: $(reason)"
+    if [ "$state" = plain ]; then
+      queued=""
+      leave_node "$name was made without --queued: leave --queued out, or delete it"
+    fi
     within_budget "$state" || give_up "the next look could exceed --max-usd=$max_usd"
     case "$state" in
       none) make_node ;;
@@ -152,14 +194,33 @@ run_until_done() {
   done
 }
 
-# Creates the node. No capacity is a reason to wait; anything else has to be mended by the user.
+leave_watch() {
+  watching=""
+  say "no longer watching $name, which goes on: the same command watches again"
+  exit 130
+}
+
+# Creates the node. No capacity is a reason to wait; a failure that left nothing behind has to be
+# mended by the user. What exists nevertheless is looked at next time.
 make_node() {
+  local why refusal="" after
+  local passing='RESOURCE_EXHAUSTED|no more capacity|UNAVAILABLE|ALREADY_EXISTS|did not answer'
   launched="" crashes=0
   note "creating $name ($type in $zone)"
   create_node && return
-  grep -qiE 'RESOURCE_EXHAUSTED|no more capacity|UNAVAILABLE|ALREADY_EXISTS' "$gcloud_stderr" ||
-    fail "cannot create $name: $(reason)"
-  note "no capacity for $name, trying again: $(reason)"
+  why=$(reason)
+  refusal=$(grep -oiE "$passing" "$gcloud_stderr" | head -n 1 || true)
+  after=$(node_state) || after=unknown
+  if [ "$after" != none ]; then
+    note "creating $name failed, but it may exist ($after), going on: $why"
+    return
+  fi
+  case "$refusal" in
+    "") watching="" && fail "cannot create $name: $why" ;;
+    ALREADY_EXISTS) note "the name $name is still taken, trying again: $why" ;;
+    "did not answer") note "creating $name again: $why" ;;
+    *) note "no capacity for $name, trying again: $why" ;;
+  esac
 }
 
 look_at_workers() {
@@ -175,8 +236,7 @@ look_at_workers() {
   fi
   case "$verdict" in
     done) finish 0 "done: the results are in the work directory" ;;
-    # Twice, since workers may also fail because another one is being preempted.
-    mistake) [ "$last_verdict" != mistake ] || finish 1 "failed: $(last_words)" ;;
+    mistake) finish 1 "failed: $(last_words)" ;;
     interrupted) again "was interrupted" ;;
     crashed)
       crashes=$((crashes + 1))
@@ -186,20 +246,21 @@ look_at_workers() {
     new) launched="" ;;
     running) note "running on $name" ;;
   esac
-  last_verdict=$verdict
 }
 
-# A run that goes on is only watched; `start` refuses where it is another one.
+# A run that goes on is only watched; `start` refuses where it is another one. What a worker says is
+# final at the third time; a connection that was lost is tried again for as long as the node stands.
 begin() {
   if [ "$1" = running ]; then
-    start_workers || fail "cannot go on on $name: $(reason)"
-  elif ! launch; then
-    crashes=$((crashes + 1))
+    start_workers && launched=yes && return
+    ! grep -q 'another run is going on' "$gcloud_stderr" ||
+      leave_node "cannot go on on $name: $(reason)"
+  else
+    launch && launched=yes && return
+    ! grep -q '^subjax: error: ' "$gcloud_stderr" || crashes=$((crashes + 1))
     [ "$crashes" -lt 3 ] || finish 1 "cannot start on $name: $(reason)"
-    note "cannot start on $name, trying again: $(reason)"
-    return
   fi
-  launched=yes
+  note "cannot start on $name, trying again: $(reason)"
 }
 
 again() {
@@ -210,21 +271,35 @@ again() {
 finish() {
   say "$2"
   # Where one worker failed, others may still wait for it.
-  [ "$1" = 0 ] || on_workers "$worker_script stop" >/dev/null || true
-  if [ -n "$delete_when_done" ]; then
-    delete_or_shout
-    [ "$1" != 0 ] || rm -f "$(ledger)"
-  else
-    say "$name still costs: bash launch/tpu.sh delete $name --zone=$zone${queued:+ --queued}"
-  fi
+  [ "$1" = 0 ] || stop_workers
+  settle
+  [ "$1" != 0 ] || [ -z "$delete_when_done" ] || rm -f "$(ledger)"
   exit "$1"
 }
 
 give_up() {
   say "$1: saving, stopping and deleting $name ($(spent_usd) USD so far)"
-  on_workers "$worker_script stop" >/dev/null || true
-  delete_or_shout
+  [ "$state" != ready ] || stop_workers
+  watching=""
+  [ "$state" = none ] || delete_or_shout
   fail "stopped $name: $1; what was saved is in the work directory, and a larger sum goes on"
+}
+
+# Ends the watch of a node that is not this run's, and so is not deleted.
+leave_node() {
+  watching=""
+  say_it_costs
+  fail "$1"
+}
+
+# The end of a watch, whatever ended it: the node is deleted, or somebody is told of it.
+settle() {
+  watching=""
+  if [ -n "$delete_when_done" ]; then delete_or_shout; else say_it_costs; fi
+}
+
+say_it_costs() {
+  say "$name still costs: bash launch/tpu.sh delete $name --zone=$zone${queued:+ --queued}"
 }
 
 delete_or_shout() {
@@ -232,11 +307,26 @@ delete_or_shout() {
   for try in 1 2 3; do
     say "deleting $name"
     if delete_node || grep -q NOT_FOUND "$gcloud_stderr"; then
+      close_ledger
       return
     fi
     [ "$try" = 3 ] || sleep "$poll_s"
   done
   fail "CANNOT DELETE $name, WHICH COSTS UNTIL IT IS DELETED: $(reason)"
+}
+
+# Where no line above ended the watch (a full disk, a copy that cannot be packed).
+at_exit() {
+  local code=$?
+  if [ -n "$watching" ]; then
+    if [ "$state" = unknown ]; then
+      say "if $name exists, it costs"
+    elif [ "$state" != none ]; then
+      settle
+    fi
+  fi
+  rm -f "$gcloud_stderr"
+  exit "$code"
 }
 
 # What run_until_done does where nothing goes wrong.
@@ -254,9 +344,12 @@ validate
 if [ -z "$dry_run" ]; then
   command -v gcloud >/dev/null ||
     fail "gcloud is missing: install it from https://cloud.google.com/sdk/docs/install"
+  timeout=$(command -v timeout || command -v gtimeout) || [ -z "$until_done" ] ||
+    fail "timeout is missing: install GNU coreutils (on macOS: brew install coreutils)"
 fi
 gcloud_stderr=$(mktemp)
-trap 'rm -f "$gcloud_stderr"' EXIT
+watching="" state=unknown
+trap at_exit EXIT
 case "$command${until_done:+ until done}${dry_run:+ dry}" in
   "run until done") run_until_done ;;
   "run until done dry") print_until_done ;;

@@ -23,14 +23,31 @@ quote_all() {
   done
 }
 
-# Runs gcloud compute tpus with these arguments in the zone, or prints the command.
+# Runs gcloud compute tpus with these arguments in the zone, or prints the command. In a
+# watch, a call that hangs fails after $timeout_s; others are ended by Ctrl-C, which `timeout` keeps
+# from gcloud.
 tpus() {
+  tpus_within "$timeout_s" "$@"
+}
+
+# The same for what takes its time.
+slow_tpus() {
+  tpus_within "${timeout_s}0" "$@"
+}
+
+tpus_within() {
+  local seconds=$1 code=0
+  shift
   set -- gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"}
   if [ -n "$dry_run" ]; then
     quote_all "$@"
     printf '\n'
-  else
+  elif [ -z "$watching" ]; then
     "$@" 2>"$gcloud_stderr" </dev/null
+  else
+    "$timeout" --kill-after=10 "$seconds" "$@" 2>"$gcloud_stderr" </dev/null || code=$?
+    [ "$code" != 124 ] && [ "$code" != 137 ] || printf 'gcloud did not answer in %s s\n' "$seconds" >>"$gcloud_stderr"
+    return "$code"
   fi
 }
 
@@ -55,19 +72,19 @@ runtime_version() {
 
 create_node() {
   if [ -n "$queued" ]; then
-    tpus queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" \
+    slow_tpus queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" \
       "--runtime-version=$version" ${spot:+--spot} --quiet
   else
-    tpus tpu-vm create "$name" "--accelerator-type=$type" "--version=$version" ${spot:+--spot} \
-      --quiet
+    slow_tpus tpu-vm create "$name" "--accelerator-type=$type" "--version=$version" \
+      ${spot:+--spot} --quiet
   fi
 }
 
 delete_node() {
   if [ -n "$queued" ]; then
-    tpus queued-resources delete "$name" --force --quiet
+    slow_tpus queued-resources delete "$name" --force --quiet
   else
-    tpus tpu-vm delete "$name" --quiet
+    slow_tpus tpu-vm delete "$name" --quiet
   fi
 }
 
@@ -83,13 +100,17 @@ describe() {
   fi
 }
 
-# Prints none, waiting (nothing to pay for yet), coming, ready or ended.
+# Prints none, waiting (nothing to pay for yet), coming, ready or ended; with --queued plain, where
+# a TPU of that name was made without.
 node_state() {
   local state
   if [ -n "$queued" ]; then
     state=$(describe queued-resources state.state) || return 1
     case "$state" in
-      none) printf 'none\n' && return ;;
+      none)
+        plain_state
+        return
+        ;;
       FAILED | SUSPENDED) printf 'ended\n' && return ;;
       ACTIVE) ;;
       PROVISIONING | SUSPENDING | DELETING) printf 'coming\n' && return ;;
@@ -105,25 +126,41 @@ node_state() {
   esac
 }
 
+# The state of a node whose queued resource does not exist.
+plain_state() {
+  local state
+  state=$(describe tpu-vm state) || return 1
+  case "$state" in
+    none) printf 'none\n' ;;
+    DELETING) printf 'coming\n' ;;
+    *) printf 'plain\n' ;;
+  esac
+}
+
 on_workers() {
   tpus tpu-vm ssh "$name" --worker=all "--command=$1" --quiet
+}
+
+on_workers_slowly() {
+  slow_tpus tpu-vm ssh "$name" --worker=all "--command=$1" --quiet
 }
 
 worker_states() {
   on_workers "$worker_script state || echo subjax-worker: new"
 }
 
-# Reads the workers' states; prints what they mean together. No state at all is a failure.
+# Reads the workers' states; prints what they mean together. No state at all is a failure. Where one
+# worker makes a mistake (1) or crashes, the others lose it and leave with 75: that one decides.
 verdict() {
   awk '
     $1 == "subjax-worker:" { seen++; if ($2 == "exit") code[$3]++; else state[$2]++ }
     END {
       if (!seen) exit 1
-      if (code[1] && !code[75]) print "mistake"
+      if (code[1]) print "mistake"
       else if (state["running"]) print "running"
       else if (state["new"]) print "new"
       else if (code[0] == seen) print "done"
-      else print (code[75] ? "interrupted" : "crashed")
+      else print (code[0] + code[75] == seen ? "interrupted" : "crashed")
     }'
 }
 
@@ -150,12 +187,23 @@ launch() {
   # The environment of an earlier launch stays.
   local unpack="mkdir -p subjax && find subjax -mindepth 1 -maxdepth 1 ! -name .venv"
   unpack+=" -exec rm -rf {} + && tar -xzf subjax.tar.gz -C subjax"
-  tpus tpu-vm scp "$archive" "$name:subjax.tar.gz" --worker=all --quiet &&
-    on_workers "$unpack && $worker_script install launch/requirements-tpu.txt" && start_workers
+  slow_tpus tpu-vm scp "$archive" "$name:subjax.tar.gz" --worker=all --quiet &&
+    on_workers_slowly "$unpack && $worker_script install launch/requirements-tpu.txt" &&
+    start_workers
 }
 
+# A worker that was restarted has lost its mounts, so --setup goes before every start.
 start_workers() {
-  on_workers "$worker_script start $(quote_all "${main_arguments[@]}")"
+  local before=""
+  if [ -n "$setup" ]; then
+    before="bash -c $(quote "$setup") >&2 || "
+    before+="{ echo \"subjax: error: --setup failed on \$(hostname)\" >&2; exit 1; }; "
+  fi
+  on_workers_slowly "$before$worker_script start $(quote_all "${main_arguments[@]}")"
+}
+
+stop_workers() {
+  on_workers_slowly "$worker_script stop" >/dev/null || true
 }
 
 # Writes the tracked and the new files of this repository, as they are now, into an archive.
@@ -192,6 +240,15 @@ within_budget() {
   # A TPU that does not exist costs nothing until it is made, so it must not be made in vain.
   awk -v s="$seconds" -v p="$poll_s" -v r="$usd_per_hour" -v m="$max_usd" \
     'BEGIN { exit (s + p) / 3600 * r > m }'
+}
+
+# After a successful delete: no time is counted from now on.
+close_ledger() {
+  local seconds last
+  [ -s "$(ledger)" ] || return 0
+  read -r seconds last <"$(ledger)"
+  [ "$last" = 0 ] || seconds=$((seconds + $(date +%s) - last))
+  printf '%s 0\n' "$seconds" >"$(ledger)"
 }
 
 spent_usd() {

@@ -59,6 +59,20 @@ class Unit:
         return unit_path(self.stage, self.row, self.lineage)
 
 
+def work_directory(name: str) -> Path:
+    """The directory that a run writes to.
+
+    Raises:
+      ValueError: a URL, which would become a local directory of that name.
+    """
+    if "://" in name:
+        raise ValueError(
+            f"workdir {name} is a URL: mount it (gcsfuse, NFS) and give the directory, which all "
+            "processes of a run have to share"
+        )
+    return Path(name)
+
+
 def unit_path(stage: str, row: str, lineage: int) -> str:
     """The directory of a unit, relative to the work directory."""
     return f"{stage}/{row}/r{lineage}"

@@ -5,6 +5,7 @@ see each other.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -44,7 +45,7 @@ class Rows:
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: array[ids] for name, array in arrays.items() if array is not None}
 
-    @property
+    @functools.cached_property
     def lengths(self) -> Int[np.ndarray, " rows"]:
         """Tokens of each row up to its last prediction; what stands behind cannot matter."""
         return np.max((self.positions + 1) * (self.weights > 0), axis=1, initial=0)

@@ -5,20 +5,26 @@ they are saved, wherever they lie on the mesh, and again when they are read. A c
 cannot be read or is not what was saved is passed over for the one before it.
 """
 
+import contextlib
+import errno
 import functools
+import hashlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from subjax import hosts, sharding
+from subjax import artifacts, hosts, sharding
 from subjax.artifacts import Unit
+
+FOLDER = "checkpoints"  # of the first of the units that train together
 
 Metrics = dict[str, np.ndarray]
 
@@ -46,7 +52,7 @@ class Store:
         """The checkpoints of units that train together, in the directory of the first."""
         run = " ".join(f"{unit.path} {unit.fingerprint}" for unit in units)
         minutes = units[0].settings["checkpoint_minutes"]
-        return cls(workdir / units[0].path / "checkpoints", run, minutes)
+        return cls(workdir / units[0].path / FOLDER, run, minutes)
 
     @functools.cached_property
     def _checkpointer(self) -> Any:
@@ -67,52 +73,75 @@ class Store:
 
         Returns:
           Updates done so far, the state, and its metrics name -> [updates, lanes]; 0, `state` and
-          none where nothing is left to go on from.
+          none where there are no checkpoints.
 
         Raises:
-          ValueError: the directory holds the checkpoints of another training.
+          ValueError: the checkpoints are of another training, or none of them can be read.
         """
         if not hosts.agreed(self._directory.exists()):
             return 0, state, {}
-        for step in reversed([found.step for found in self._checkpointer.checkpoints]):
-            content, damage = self._load(step, state)
-            if not damage:
-                leaves = [content["state"][_name(i)] for i in range(len(jax.tree.leaves(state)))]
-                metrics = {name: np.asarray(m) for name, m in content["metrics"].items()}
-                return step, jax.tree.unflatten(jax.tree.structure(state), leaves), metrics
-            self._pass_over(step, damage)
+        steps = sorted((found.step for found in self._checkpointer.checkpoints), reverse=True)
+        damaged: dict[int, str] = {}
+        for step in steps:
+            content, damaged[step] = self._load(step, state)
+            if damaged[step]:
+                continue
+            del damaged[step]
+            self._pass_over(damaged)
+            leaves = [content["state"][_name(i)] for i in range(len(jax.tree.leaves(state)))]
+            metrics = {name: np.asarray(m) for name, m in content["metrics"].items()}
+            return step, jax.tree.unflatten(jax.tree.structure(state), leaves), metrics
+        if damaged:
+            raise ValueError(
+                f"no checkpoint in {self._directory} can be read ({damaged[steps[0]]}): free what "
+                "is short and run again, or delete it to start over"
+            )
         return 0, state, {}
 
     def _load(self, step: int, state: Any) -> tuple[Any, str]:
-        """What was saved, and what is wrong with it; "" where nothing is."""
-        try:
-            details = self._checkpointer.metadata(step).custom_metadata
-        except Exception as error:  # Orbax and tensorstore raise many kinds
-            return None, _first_words(error)
-        if not isinstance(details, dict) or "digests" not in details:
-            return None, "its metadata is missing"
+        """What was saved, and what is wrong with it; "" where nothing is, in any process."""
+        details, problem = self._details(step)
+        if problem := _any_problem(problem):
+            return None, problem
         if details["run"] != self._run:
             raise ValueError(
-                f"{self._directory} holds checkpoints of another config or other units: delete it "
-                "to start over, or choose another --workdir"
+                f"{self._directory} holds checkpoints of another config or of other units that "
+                "trained together: delete it to start over, or choose another --workdir"
             )
-        abstract = _abstract(state, details["metrics"])
         try:
-            content = self._checkpointer.load(step, abstract)
-        except Exception as error:
-            return None, _first_words(error)
+            content = self._checkpointer.load(step, _abstract(state, details["metrics"]))
+        except Exception as error:  # Orbax and tensorstore raise many kinds
+            content, problem = None, _first_words(error)
+        if problem := _any_problem(problem):
+            return None, problem
         found = digests(content)
         for name, saved in details["digests"].items():
             if found.get(name) != saved:
                 return None, f"{name} has other bits than were saved"
         return content, ""
 
-    def _pass_over(self, step: int, damage: str) -> None:
-        """Moves a damaged checkpoint out of the way of those to come."""
-        path = self._directory / str(step)
-        if hosts.is_first():
+    def _details(self, step: int) -> tuple[dict[str, Any], str]:
+        """What was written beside a checkpoint, and what is wrong with it."""
+        try:
+            details = self._checkpointer.metadata(step).custom_metadata
+        except Exception as error:
+            return {}, _first_words(error)
+        if not isinstance(details, dict) or not {"run", "digests", "metrics"} <= details.keys():
+            return {}, "its metadata is missing"
+        if details.get("sum") != _sum_of(details):
+            return {}, "its metadata has other bits than were saved"
+        return details, ""
+
+    def _pass_over(self, damaged: dict[int, str]) -> None:
+        """Moves damaged checkpoints out of the way of those to come, now that one is whole."""
+        if not damaged:
+            return
+        for step, damage in damaged.items() if hosts.is_first() else ():
+            path = self._directory / str(step)
             print(f"{path} is damaged ({damage}): the one before it is used", file=sys.stderr)
-            path.replace(path.with_name(f"{step}.damaged"))
+            aside = path.with_name(f"{step}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.replace(aside)
         hosts.wait("passed over")
         self._checkpointer.reload()
 
@@ -123,27 +152,49 @@ class Store:
         return bool(hosts.agreed(time.monotonic() - self._saved_at >= self._every_s))
 
     def save(self, step: int, state: Any, metrics: Metrics) -> None:
-        """Begins to save; the state may be given away once this returns."""
+        """Begins to save; the state may be given away once this returns.
+
+        Raises:
+          OSError: this checkpoint or the one before could not be written.
+        """
         content = _content(state, metrics)
         details = {
             "run": self._run,
             "digests": digests(content),
             "metrics": {name: [list(m.shape), str(m.dtype)] for name, m in metrics.items()},
         }
-        self._checkpointer.save_async(step, content, custom_metadata=details)
+        details["sum"] = _sum_of(details)
+        with self._failures():
+            self._checkpointer.save_async(step, content, custom_metadata=details)
         self._saved_at = time.monotonic()
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until everything is on disk.
+
+        Raises:
+          OSError: the last checkpoint could not be written.
+        """
         if "_checkpointer" in self.__dict__:
-            self._checkpointer.close()
+            with self._failures():
+                self._checkpointer.close()
 
     def remove(self) -> None:
-        """Deletes the checkpoints of a training that is finished."""
-        self.close()
+        """Deletes the checkpoints of a training that is finished, whatever became of the last."""
+        with contextlib.suppress(OSError):
+            self.close()
         hosts.wait("trained")
         if hosts.is_first():
             shutil.rmtree(self._directory, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            text = f"a checkpoint could not be written ({_first_words(error)})"
+            raise OSError(errno.EIO, text, str(self._directory)) from error
 
 
 def digests(tree: Any) -> dict[str, list[int]]:
@@ -151,31 +202,36 @@ def digests(tree: Any) -> dict[str, list[int]]:
 
     The second one weighs each number by where it stands, so that it sees what was swapped.
     """
-    found = sharding.to_host(_sums(tree))
+    # Leaf by leaf: metrics grow, and would compile the sums of all others anew.
     return {
-        jax.tree_util.keystr(path): [int(leaf[0]), int(leaf[1])]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(found, is_leaf=_is_pair)
+        jax.tree_util.keystr(path): [int(part) for part in sharding.to_host(_sums(leaf))]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
 @jax.jit
-def _sums(tree: Any) -> Any:
-    def leaf(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-        array = jnp.asarray(array)
-        bits = array.view(f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
-        place = jnp.zeros(array.shape, jnp.uint32)
-        for axis, size in enumerate(array.shape):
-            place = place * size + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-        weighed = bits * (
-            place * np.uint32(2654435761) | np.uint32(1)
-        )  # odd: no flipped bit is multiplied away
-        return jnp.sum(bits, dtype=jnp.uint32), jnp.sum(weighed, dtype=jnp.uint32)
-
-    return jax.tree.map(leaf, tree)
+def _sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    bits = array.view(f"uint{8 * array.dtype.itemsize}").astype(jnp.uint32)
+    place = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):
+        place = place * size + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    # Odd weights: no flipped bit is multiplied away.
+    weighed = bits * (place * np.uint32(2654435761) | np.uint32(1))
+    return jnp.sum(bits, dtype=jnp.uint32), jnp.sum(weighed, dtype=jnp.uint32)
 
 
-def _is_pair(node: Any) -> bool:
-    return isinstance(node, tuple)
+def _sum_of(details: dict[str, Any]) -> str:
+    """What shows that the metadata itself is as it was written."""
+    plain = {name: details[name] for name in ("run", "digests", "metrics")}
+    return hashlib.sha256(artifacts.dumps(plain).encode()).hexdigest()
+
+
+def _any_problem(problem: str) -> str:
+    """A problem of any process, in all of them, so that all go on alike."""
+    if jax.process_count() == 1:
+        return problem
+    seen = multihost_utils.process_allgather(np.int32(bool(problem)))
+    return problem or ("another process cannot read it" if seen.any() else "")
 
 
 def _first_words(error: Exception) -> str:

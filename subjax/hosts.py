@@ -1,7 +1,8 @@
 """Runs of several processes: starting them, agreeing, waiting, and leaving when told to.
 
 Every process runs the same program on its part of the devices, and computes the same values on the
-host; the first one alone writes files. With one process everything here is a matter of course.
+host; the first one alone writes files, checkpoints excepted, and the work directory is one that all
+share. With one process everything here is a matter of course.
 """
 
 import functools
@@ -9,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -25,6 +27,8 @@ INTERRUPTED = 75
 DEFECT = 70
 # A process that died is noticed by the others within this time.
 _HEARTBEAT_S = 60
+# The first process waits this long for others that leave for the same reason.
+_LAST_S = 5
 _SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 _told_to_leave = False
@@ -68,6 +72,8 @@ def leave(code: int) -> NoReturn:
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
+        if is_first():
+            time.sleep(_LAST_S)  # all talk through it: where it goes first, they are aborted
         os._exit(code)
     sys.exit(code)
 
@@ -121,3 +127,4 @@ def agreed(value: Any) -> Any:
 def _note(_number: int, _frame: FrameType | None) -> None:
     global _told_to_leave
     _told_to_leave = True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # told a second time, it ends at once

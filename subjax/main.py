@@ -14,7 +14,7 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from subjax import hosts, mistakes, pipeline, preregistration, preview, sharding
+from subjax import artifacts, hosts, mistakes, pipeline, preregistration, preview, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")
 _WORKDIR = flags.DEFINE_string("workdir", "", "where results go; default runs/<config name>")
@@ -33,8 +33,9 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         _leave(f"unexpected argument {argv[1]!r}: flags start with --")
-    workdir = Path(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
+    workdir = Path(".")
     try:
+        workdir = artifacts.work_directory(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
         _run(workdir)
     except hosts.Interrupted as interrupted:
         _leave(f"interrupted: {interrupted}; run the same command again", hosts.INTERRUPTED)

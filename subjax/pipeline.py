@@ -8,6 +8,7 @@ import fnmatch
 import itertools
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 
 from subjax import (
     artifacts,
+    checkpoints,
     hosts,
     preregistration,
     results,
@@ -96,12 +98,14 @@ def run(
             unit for unit in planned if unit.path in missing and _selected(unit, stages, patterns)
         ]
         _check_bases(planned, todo, workdir)
+        _clean(planned, workdir)
         mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=_common_lanes(config))
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         artifacts.append_jsonl(workdir / "commands.jsonl", {"argv": list(command)})
         for stage, stage_run in STAGES.items():
             members = [unit for unit in todo if unit.stage == stage]
             if members and stage == "finetune":
+                hosts.wait("before the gates")
                 _check_gates(config, planned, workdir)
             for group in _groups(members, planned):
                 _run_group(stage_run, group, workdir, mesh)
@@ -118,7 +122,7 @@ def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
 def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     """Says before anything is spent that a run which should confirm cannot."""
     status, reason = preregistration.status(config, planned, workdir)
-    if config.preregistration and status == preregistration.EXPLORATORY:
+    if config.preregistration and status == preregistration.EXPLORATORY and hosts.is_first():
         print(f"{status}: {reason}", file=sys.stderr)
 
 
@@ -128,6 +132,13 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     summary = report.write(workdir / "report", found)
     print(tables.console_table(summary))
     print(f"report: {(workdir / 'report' / 'report.html').resolve()}")
+
+
+def _clean(planned: Sequence[Unit], workdir: Path) -> None:
+    """Removes the checkpoints of units that are done, where a run ended before it could."""
+    for unit in planned if hosts.is_first() else ():
+        if artifacts.read_manifest(workdir, unit):
+            shutil.rmtree(workdir / unit.path / checkpoints.FOLDER, ignore_errors=True)
 
 
 def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> None:
@@ -152,6 +163,9 @@ def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> No
             now = time.monotonic()
             artifacts.write_manifest(workdir, unit, now - start)
             start = now
+            # A population's units come all at once; those of other stages one by one.
+            if not lanes and hosts.told_to_leave():
+                raise hosts.Interrupted(f"{unit.path} is done")
     if hosts.told_to_leave():
         raise hosts.Interrupted(f"{group[0].stage} of {_names(group)} is done")
 

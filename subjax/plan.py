@@ -130,11 +130,13 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         size = float(needed[1]) * 2.0 ** {"G": 30, "M": 20, "K": 10}[needed[2]] if needed else 0.0
-        return Compiled(time.monotonic() - start, 0.0, size, size + beside, fits=False)
+        # More than there is, whatever can be read of it.
+        peak = max(size, chip.hbm_bytes + 1) + beside
+        return Compiled(time.monotonic() - start, 0.0, size, peak, fits=False)
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     counts = {"steps": planned.loops, "taken": planned.taken}
-    executed = roofline.executed_flops(traced.jaxpr, **counts)
+    executed = roofline.executed_flops(traced.jaxpr, planned.arch, **counts)
     peak = memory.peak_memory_in_bytes + beside
     moved: hlo.Traffic | None = None
     bound: Bound | None = None
@@ -155,25 +157,34 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
 
 
 def largest_batch(planned: Planned, first: Compiled, mesh: Mesh, chip: Chip) -> int:
-    """The largest batch that fits, as three or four more compilations find it; 0: none does."""
+    """About the largest batch that fits, as at most five more compilations find it; 0: none."""
     step = mesh.shape["data"] * mesh.shape["fsdp"]
     size = planned.batch_size
-    other = size * 2 if first.fits else size // 2 // step * step
-    if not other:
-        return 0
-    second = compile_program(planned, other, mesh, chip)
-    slope = (second.peak - first.peak) / (other - size)
-    known = max((n for n, c in ((size, first), (other, second)) if c.fits), default=0)
-    if slope <= 0:
-        return known
-    guess = int(size + 0.97 * (chip.hbm_bytes - first.peak) / slope) // step * step
-    for _ in range(2):
-        if guess <= known:
+    tried = {size: first}
+    guess = size * 2 if first.fits else size // 2 // step * step
+    for _ in range(5):
+        if guess <= 0 or guess in tried:
             break
-        if compile_program(planned, guess, mesh, chip).fits:
-            return guess
-        guess = int(0.9 * guess) // step * step
-    return known
+        tried[guess] = found = compile_program(planned, guess, mesh, chip)
+        if found.fits and found.peak > 0.9 * chip.hbm_bytes:
+            break
+        guess = _next_batch({n: c.peak for n, c in tried.items()}, chip.hbm_bytes) // step * step
+    return max((n for n, c in tried.items() if c.fits), default=0)
+
+
+def _next_batch(peaks: dict[int, float], limit: float) -> int:
+    """A batch near the limit, on the line through the sizes that are next to it.
+
+    Small batches lie on a flat line of their own, where the state takes more than they do.
+    """
+    below = sorted(n for n, peak in peaks.items() if peak <= limit)
+    above = sorted(n for n, peak in peaks.items() if peak > limit)
+    low, high = (below[-1], above[0]) if below and above else (below[-2:] or above[:2])
+    slope = (peaks[high] - peaks[low]) / (high - low)
+    if slope <= 0:
+        return 2 * high if below else low // 2
+    guess = int(low + 0.97 * (limit - peaks[low]) / slope)
+    return min(guess, int(0.9 * high)) if above else guess
 
 
 def entries(
@@ -183,9 +194,8 @@ def entries(
     groups: dict[tuple[Any, ...], tuple[Planned, list[Unit]]] = {}
     for unit in todo:
         for planned in programs.of_unit(config, unit, mesh):
-            size = planned.batch_size
-            key = (unit.stage, planned.name, size, planned.num_tokens, planned.flops(size))
-            groups.setdefault((*key, planned.calls), (planned, []))[1].append(unit)
+            key = (unit.stage, planned.name, planned.key, planned.batch_size, planned.calls)
+            groups.setdefault(key, (planned, []))[1].append(unit)
     for planned, members in groups.values():
         compiled = compile_program(planned, planned.batch_size, mesh, chip)
         largest = largest_batch(planned, compiled, mesh, chip) if search and planned.searched else 0
@@ -219,7 +229,7 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
             flush=True,
         )
     if not _TABLE.value:
-        print(_costs(found, todo, mesh))
+        print(_costs(found, todo, mesh, _USD.value))
         print(f"\n{roofline.FORMULA}\n")
     return [
         f"{e.planned.name} of {e.members[0].path} does not fit {name}: it needs "
@@ -265,33 +275,41 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
     return "\n".join(lines)
 
 
-def _costs(found: Sequence[Entry], todo: Sequence[Unit], mesh: Mesh) -> str:
+def _costs(found: Sequence[Entry], todo: Sequence[Unit], mesh: Mesh, usd: float) -> str:
     """What every unit that is not done would take."""
     head = f"\n{'unit':44} {'calls':>8} {'tokens':>10} {'hours':>15} {'chip-hours':>17}"
-    lines = [head + ("" if not _USD.value else f" {'USD':>17}")]
-    total = 0.0
+    lines = [head + (f" {'USD':>17}" if usd else "")]
+
+    def priced(hours: float, known: bool) -> str:
+        chips = mesh.devices.size * hours
+        cells = f" {_between(hours, known):>15} {_between(chips, known):>17}"
+        return cells + (f" {_between(chips * usd, known):>17}" if usd else "")
+
+    total, whole = 0.0, True
     for unit in todo:
-        mine = [e for e in found if unit in e.members and e.compiled.bound]
+        mine = [e for e in found if unit in e.members]
         if not mine:
             continue
-        hours = sum(
-            e.planned.calls * e.compiled.bound.seconds / 3600 for e in mine if e.compiled.bound
-        )
+        bounds = [(e.planned.calls, e.compiled.bound) for e in mine if e.compiled.bound]
+        hours = sum(calls * bound.seconds for calls, bound in bounds) / 3600
         tokens = sum(e.planned.calls * e.planned.num_tokens for e in mine)
         calls = sum(e.planned.calls for e in mine)
-        total += hours
-        lines.append(_cost_line(unit.path, calls, tokens, hours, mesh.devices.size))
-    lines.append(_cost_line("all", 0, 0, total, mesh.devices.size))
+        known = len(bounds) == len(mine)
+        total, whole = total + hours, whole and known
+        lines.append(f"{unit.path:44} {calls:8.0f} {tokens:10.3g}" + priced(hours, known))
+    lines.append(f"{'all':44} {0:8} {0:10}" + priced(total, whole))
     lines.append(f"hours: at the bound, and {SLOWER} times that; loading and compiling come on top")
+    if not whole:
+        lines.append(
+            "at least: what a program moves is unknown, or it does not fit; it counts as 0"
+        )
     return "\n".join(lines)
 
 
-def _cost_line(name: str, calls: float, tokens: float, hours: float, chips: int) -> str:
-    def between(factor: float) -> str:
-        return f"{hours * factor:.3g} - {hours * factor * SLOWER:.3g}"
-
-    line = f"{name:44} {calls:8.0f} {tokens:10.3g} {between(1):>15} {between(chips):>17}"
-    return line + ("" if not _USD.value else f" {between(chips * _USD.value):>17}")
+def _between(least: float, known: bool) -> str:
+    if known:
+        return f"{least:.3g} - {least * SLOWER:.3g}"
+    return f"at least {least:.3g}" if least else "unknown"
 
 
 def _header() -> str:
@@ -311,8 +329,8 @@ def _row(config: ConfigDict, name: str, entry: Entry, chip: Chip) -> str:
         str(entry.planned.batch_size),
         f"{compiled.peak / 1e9:.1f} of {chip.hbm_bytes / 1e9:.1f}",
         "yes" if compiled.fits else "no",
-        f"{bound.mfu:.0%}" if bound else "",
-        bound.limit if bound else "",
+        f"{bound.mfu:.0%}" if bound else "unknown",
+        bound.limit if bound else "unknown",
         str(entry.largest or ""),
     )
     return f"| {' | '.join(cells)} |"
@@ -326,7 +344,7 @@ def main(argv: list[str]) -> None:
         if not _TOPOLOGIES.value:
             raise ValueError("--topology is missing: give one, such as --topology=v5e:4x4")
         config = _CONFIG.value
-        workdir = Path(_WORKDIR.value or f"runs/{config.name}")
+        workdir = artifacts.work_directory(_WORKDIR.value or f"runs/{config.name}")
         failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]
     except (ValueError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):

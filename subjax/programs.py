@@ -6,7 +6,7 @@ tokenizer or a stage's rows would tell (lengths of questions and of answers) is 
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Planned:
 
     Attributes:
       name: what it does.
+      key: of the program: two whose keys and batches are equal are compiled to the same.
+      arch: of the model.
       trace: batch size -> the traced program.
       flops: batch size -> FLOPs of the model in one call.
       batch_size: rows of one call, lanes not counted.
@@ -46,6 +48,8 @@ class Planned:
     """
 
     name: str
+    key: Hashable
+    arch: Architecture
     trace: Traces
     flops: Callable[[int], float]
     batch_size: int
@@ -155,26 +159,14 @@ def _training(
     adapter = jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=rank)) if rank else {}
     lora_params = sum(leaf.size for leaf in jax.tree.leaves(adapter))
 
+    shapes = _batch(program, num_tokens, num_targets, soft, packed=bool(packed))
     # Rows of no weight fill a batch up to what devices and parts can share.
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * fields["accumulate"]
 
     def trace(batch_size: int) -> jax.stages.Traced:
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "tokens": ((num_tokens,), jnp.int32),
-            "positions": ((num_targets,), jnp.int32),
-            "targets": ((num_targets,), jnp.int32),
-            "weights": ((num_targets,), jnp.float32),
-        }
-        if soft:
-            shapes["soft"] = (num_targets, soft), jnp.float32
-            if not program.support:
-                shapes["soft_ids"] = (num_targets, soft), jnp.int32
-        if distils:
-            shapes |= {f"teacher_{name}": shapes[name] for name in ("tokens", "positions")}
-        if packed:
-            shapes["segments"] = (num_tokens,), jnp.int32
+        rows = parts * -(-batch_size // parts)
         batch = {
-            name: jax.ShapeDtypeStruct((parts * -(-batch_size // parts), *shape), dtype)
+            name: jax.ShapeDtypeStruct((rows, *shape), dtype)
             for name, (shape, dtype) in shapes.items()
         }
         return train.traced(program, batch, mesh=mesh, lanes=lanes, lora_rank=rank)
@@ -189,7 +181,33 @@ def _training(
     # A stage keeps the base while a copy of it is trained.
     beside = 0 if rank else 4 * transformer.num_params(arch)
     calls = fields["steps"] / lanes
-    return Planned(name, trace, flops, size, tokens, calls, searched=True, beside=beside)
+    return Planned(
+        *(name, (program, tuple(shapes.items()), lanes, rank), arch, trace, flops),
+        *(size, tokens, calls),
+        searched=True,
+        beside=beside,
+    )
+
+
+def _batch(
+    program: train.Program, num_tokens: int, num_targets: int, soft: int, *, packed: bool
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of one row of each array of a batch, as `batching.Rows.take` has them."""
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "tokens": ((num_tokens,), jnp.int32),
+        "positions": ((num_targets,), jnp.int32),
+        "targets": ((num_targets,), jnp.int32),
+        "weights": ((num_targets,), jnp.float32),
+    }
+    if soft:
+        shapes["soft"] = (num_targets, soft), jnp.float32
+        if not program.support:
+            shapes["soft_ids"] = (num_targets, soft), jnp.int32
+    if program.distils:
+        shapes |= {f"teacher_{name}": shapes[name] for name in ("tokens", "positions")}
+    if packed:
+        shapes["segments"] = (num_tokens,), jnp.int32
+    return shapes
 
 
 def _soft(row: Mapping[str, Any]) -> tuple[int, bool]:
@@ -236,16 +254,19 @@ def _sampling(
 ) -> list[Planned]:
     calls = num_rows / rows_per_call
 
+    sampling = sampler.Sampling(
+        num_slots=slots,
+        prompt_tokens=prompt_tokens,
+        max_new_tokens=new_tokens,
+        temperature=1.0,
+        eos_ids=(0,),
+        precision=config.compute.precision,
+    )
+    key = (arch, sampling, rows_per_call, _shapes(adapter))
+
     def traced(slots: int) -> tuple[jax.stages.Traced, jax.stages.Traced]:
-        sampling = sampler.Sampling(
-            num_slots=slots,
-            prompt_tokens=prompt_tokens,
-            max_new_tokens=new_tokens,
-            temperature=1.0,
-            eos_ids=(0,),
-            precision=config.compute.precision,
-        )
-        return sampler.traced(arch, sampling, num_rows=rows_per_call, mesh=mesh, adapter=adapter)
+        now = dataclasses.replace(sampling, num_slots=slots)
+        return sampler.traced(arch, now, num_rows=rows_per_call, mesh=mesh, adapter=adapter)
 
     def read(slots: int) -> float:
         # Scores are made by the loop.
@@ -260,9 +281,9 @@ def _sampling(
     blocks = -(-rows_per_call // slots) * calls
     written = rows_per_call * new_tokens
     return [
-        Planned("prefill", lambda n: traced(n)[0], read, slots, tokens, blocks),
+        Planned("prefill", key, arch, lambda n: traced(n)[0], read, slots, tokens, blocks),
         Planned(
-            *("decode", lambda n: traced(n)[1], write, slots, written, calls),
+            *("decode", key, arch, lambda n: traced(n)[1], write, slots, written, calls),
             loops=loops,
             # Slots wait until an eighth of them is free.
             taken=min(8 / new_tokens, 1.0),
@@ -343,7 +364,8 @@ def _scored(
 
     size = min(SCORED_AT_ONCE, max(num_rows, 1))
     calls = models * -(-num_rows // size)
-    return Planned(name, trace, flops, size, size * sizes["num_tokens"], calls)
+    key = (arch, precision, _shapes(adapter), tuple(sizes.items()))
+    return Planned(name, key, arch, trace, flops, size, size * sizes["num_tokens"], calls)
 
 
 def _student(config: ConfigDict, row: ConfigDict) -> Architecture:
@@ -358,3 +380,8 @@ def _adapter(arch: Architecture, row: ConfigDict) -> Any:
     if row.tuning != "lora":
         return None
     return jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=row.lora_rank))
+
+
+def _shapes(tree: Any) -> Hashable:
+    """Names and shapes of a tree's arrays, to compare trees by."""
+    return jax.tree.structure(tree), tuple(leaf.shape for leaf in jax.tree.leaves(tree))

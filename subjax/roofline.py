@@ -159,8 +159,7 @@ def forward_flops(arch: Architecture, *, rows: int, num_tokens: int, num_targets
 
 def decode_flops(arch: Architecture, *, rows: int, prompt_tokens: int, new_tokens: int) -> float:
     """FLOPs that writing needs after prompts have been read."""
-    seen = new_tokens * (prompt_tokens + new_tokens / 2)
-    attention = 4 * arch.num_layers * arch.num_queries * rows * seen
+    attention = _attention_flops(arch, rows, prompt_tokens + new_tokens, read=prompt_tokens)
     return _matmul_flops(arch, rows, new_tokens, new_tokens) + attention
 
 
@@ -175,54 +174,125 @@ def _matmul_flops(arch: Architecture, rows: int, num_tokens: int, num_targets: i
     return 2.0 * rows * (layer_params(arch) * num_tokens + head * num_targets)
 
 
-def _attention_flops(arch: Architecture, rows: int, num_tokens: int) -> float:
-    """Scores and their sums, over the keys that a position may see."""
+def _attention_flops(arch: Architecture, rows: int, num_tokens: int, read: int = 0) -> float:
+    """Scores and their sums, over the keys that positions from `read` on may see."""
 
-    def pairs(window: int) -> int:
-        near = min(window, num_tokens)
-        return near * (near + 1) // 2 + (num_tokens - near) * near
+    def pairs(window: int, length: int) -> int:
+        near = min(window, length)
+        return near * (near + 1) // 2 + (length - near) * near
+
+    def seen(window: int) -> int:
+        return pairs(window, num_tokens) - pairs(window, read)
 
     local = sum(arch.local)
-    seen = local * pairs(arch.window) + (arch.num_layers - local) * pairs(num_tokens)
-    return 4.0 * rows * arch.num_queries * seen
+    every = local * seen(arch.window) + (arch.num_layers - local) * seen(num_tokens)
+    return 4.0 * rows * arch.num_queries * every
 
 
-def executed_flops(jaxpr: Any, *, steps: float = 1, taken: float = 1) -> float:
+def executed_flops(jaxpr: Any, arch: Architecture, *, steps: float = 1, taken: float = 1) -> float:
     """FLOPs of all products of a traced program, over all devices; loops as often as they run.
 
+    The attention kernel multiplies the blocks that its mask keeps, whole.
+
     Args:
-      jaxpr: of `Traced.jaxpr`, or one inside it.
+      jaxpr: of `Traced.jaxpr`.
+      arch: whose layers are local, and how far those see.
       steps: how often a `while_loop` runs.
       taken: share of runs in which the longest branch of a conditional is taken.
     """
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    total = 0.0
-    for equation in jaxpr.eqns:
+    local = sum(arch.local) / arch.num_layers
+    counting = _Counting(arch.window, local, steps, taken)
+    # Where all layers are of one kind, no conditional chooses it.
+    return counting.flops(jaxpr, arch.window if local == 1 else 0)
+
+
+def kept_blocks(num_blocks: int, block: int, window: int = 0) -> int:
+    """Blocks of the scores of a row with a pair that a causal mask keeps.
+
+    Args:
+      num_blocks: on each side.
+      block: positions of a side of a block.
+      window: positions that a position sees, its own included; 0: all before it.
+    """
+    # Blocks d apart: the nearest two of their positions are a window of (d - 1) * block + 2.
+    apart = range(1, num_blocks)
+    return num_blocks + sum(
+        num_blocks - d for d in apart if not window or (d - 1) * block + 2 <= window
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counting:
+    """How often the parts of a program run, as `executed_flops` has it."""
+
+    window: int
+    local: float  # share of layers
+    steps: float
+    taken: float
+
+    def flops(self, jaxpr: Any, window: int) -> float:
+        """Of a jaxpr, whose attention kernels have a window or (0) none."""
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        return sum(self._equation(equation, window) for equation in jaxpr.eqns)
+
+    def _equation(self, equation: Any, window: int) -> float:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
-            total += _dot_flops(equation)
-            continue
-        inner = [
-            executed_flops(value, steps=steps, taken=taken)
-            for parameter in params.values()
-            for value in (parameter if isinstance(parameter, tuple | list) else (parameter,))
-            if hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
-        ]
+            return _dot_flops(equation)
+        if name == "pallas_call":
+            # A row of scores is skipped block by block, whatever share of turns refills rows.
+            whole = dataclasses.replace(self, taken=1)
+            return _num_blocks(params["grid_mapping"], window) * whole._inside(equation, window)
         if name == "cond":
-            total += max(inner) * taken + min(inner) * (1 - taken)
-            continue
+            return self._conditional(params["branches"], window)
         times: float = 1
         if name == "scan":
             times = params["length"]
         elif name == "while":
-            times = steps
-        elif name == "pallas_call":
-            times = math.prod(params["grid_mapping"].grid)
+            times = self.steps
         elif name == "shard_map":
             mesh = params["mesh"]
             times = math.prod(mesh.shape[axis] for axis in params["newly_manual_axes"])
-        total += times * sum(inner)
-    return total
+        return times * self._inside(equation, window)
+
+    def _inside(self, equation: Any, window: int) -> float:
+        return sum(self.flops(inner, window) for inner in _jaxprs(equation))
+
+    def _conditional(self, branches: Sequence[Any], window: int) -> float:
+        if all(_has_kernel(branch) for branch in branches):
+            # `attention.causal`: a layer is global (false, the first branch) or local.
+            everywhere, near = branches
+            return (1 - self.local) * self.flops(everywhere, 0) + self.local * self.flops(
+                near, self.window
+            )
+        inner = [self.flops(branch, window) for branch in branches]
+        return max(inner) * self.taken + min(inner) * (1 - self.taken)
+
+
+def _num_blocks(grid_mapping: Any, window: int) -> int:
+    """Blocks that a call of the attention kernel multiplies, over all rows and heads."""
+    queries = grid_mapping.block_mappings[0]  # forward and backward
+    *many, length, _ = queries.array_aval.shape
+    block = queries.block_shape[-2].block_size
+    return math.prod(many) * kept_blocks(length // block, block, window)
+
+
+def _jaxprs(equation: Any) -> list[Any]:
+    """All jaxprs among the parameters of an equation."""
+    return [
+        value
+        for parameter in equation.params.values()
+        for value in (parameter if isinstance(parameter, tuple | list) else (parameter,))
+        if hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+    ]
+
+
+def _has_kernel(jaxpr: Any) -> bool:
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return any(
+        equation.primitive.name == "pallas_call" or any(map(_has_kernel, _jaxprs(equation)))
+        for equation in jaxpr.eqns
+    )
 
 
 def _dot_flops(equation: Any) -> float:

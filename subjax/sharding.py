@@ -65,7 +65,9 @@ def make_mesh(
     devices = list(devices) or jax.devices()
     if not seed:
         most = len(devices) // (max(data, 1) * fsdp * tensor)
-        seed = max((n for n in range(1, most + 1) if lanes % n == 0), default=1)
+        every = jax.process_count() == 1  # of several processes each needs its devices in use
+        fits = (n for n in range(1, most + 1) if lanes % n == 0 and (every or most % n == 0))
+        seed = max(fits, default=1)
     if not data:
         left = len(devices) // (seed * fsdp * tensor)
         data = max(left, 1) if len({device.process_index for device in devices}) > 1 else 1

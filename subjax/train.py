@@ -124,6 +124,7 @@ def fit(
     _, update = _compile(program)
     with jax.set_mesh(mesh):
         state = initial_state(program, sharding.place(trainable, mesh, lanes=True))
+        del trainable  # the state has it; the caller must not keep it either
         frozen = sharding.place(frozen, mesh, lanes=False)
         teachers = sharding.place(teachers, mesh, lanes=True) if teachers else {}
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -286,7 +287,7 @@ def _compile(program: Program) -> tuple[Any, Any]:
         state = (trainable, jax.vmap(transform.init)(trainable))
         return sharding.constrain_state(state, lanes=True)
 
-    return jax.jit(init), jax.jit(update, donate_argnums=0)
+    return jax.jit(init, donate_argnums=0), jax.jit(update, donate_argnums=0)
 
 
 def initial_state(program: Program, trainable: Params) -> tuple[Params, Any]:

@@ -4,7 +4,8 @@ It answers as the real one is documented to: states of nodes and queued resource
 stderr, ssh to all workers. What it knows lies in the folder FAKE_GCLOUD: `node` and `queued` hold
 states, `commands.jsonl` every call, `worker-0` and so on the workers' home folders. A test writes
 `num_workers`; `preempt_at`, the call of ssh at which the node is lost; `refuse`, what the next
-create says instead of making a node.
+create says instead of making a node; `fail_after_create`, what it says although it made one;
+`drop_at` and `hang_at`, calls of ssh that fail at once and never end.
 """
 
 import json
@@ -13,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(os.environ["FAKE_GCLOUD"])
@@ -65,6 +67,8 @@ def create(_: str) -> int:
         # As a disk would be on which a run was installed before; installing takes its time.
         (HERE / f"worker-{number}" / "subjax" / ".venv").symlink_to(HERE.parent / "venv")
     (HERE / "node").write_text("READY")
+    if failure := take("fail_after_create"):
+        return fail(failure)
     return 0
 
 
@@ -113,6 +117,10 @@ def ssh(worker: str, command: str) -> int:
         if (HERE / "queued").exists():
             (HERE / "queued").write_text("SUSPENDED")
         return fail("[255] ssh: connect to host: Connection timed out")
+    if (HERE / "drop_at").exists() and int((HERE / "drop_at").read_text()) == count:
+        return fail("[255] ssh: connect to host: Connection refused")
+    if (HERE / "hang_at").exists() and int((HERE / "hang_at").read_text()) == count:
+        time.sleep(600)
     homes = workers() if worker == "all" else [workers()[int(worker)]]
     environment = {k: v for k, v in os.environ.items() if k != "FAKE_GCLOUD"}
     codes = [

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,9 @@ import pytest
 
 from subjax import checkpoints, hosts, sharding, train, transformer
 from tests.test_train import ARCH, PROGRAM, leaves_equal, make_rows
+
+# Orbax leaves tasks behind where it fails to read.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 STEPS = dataclasses.replace(PROGRAM, steps=8)
 
@@ -99,8 +103,6 @@ def data_files(directory: Path):
 
 
 @pytest.mark.slow
-# Orbax leaves tasks behind where it fails to read.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_one_flipped_bit_in_any_file_is_noticed_and_the_checkpoint_before_is_used(tmp_path, capsys):
     run(tmp_path / "cut", ends_after=4)
     store = Store(tmp_path / "cut", "a", 1.0)
@@ -150,9 +152,29 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path, capsys):
     assert leaves_equal(whole.trainable, last.trainable)
 
 
+def test_where_no_checkpoint_can_be_read_nothing_begins_anew(tmp_path):
+    run(tmp_path, ends_after=2)
+    for path in data_files(tmp_path):
+        if "d" in path.parts:
+            path.write_bytes(b"")
+    before = data_files(tmp_path)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read .*delete it to start"):
+        run(tmp_path)
+    assert data_files(tmp_path) == before
+
+
+def test_a_step_can_be_damaged_twice(tmp_path):
+    for _ in range(2):
+        run(tmp_path, begins_at=3 if (tmp_path / "3").exists() else 0, ends_after=4)
+        for path in data_files(tmp_path / "4"):
+            if "d" in path.parts:
+                path.write_bytes(path.read_bytes()[:5])
+    run(tmp_path, begins_at=3)
+
+
 def test_checkpoints_of_another_run_are_refused(tmp_path):
     run(tmp_path, ends_after=2, name="a")
-    with pytest.raises(ValueError, match="another config or other units: delete it to start over"):
+    with pytest.raises(ValueError, match="another config or of other units"):
         run(tmp_path, name="b")
 
 
@@ -200,14 +222,24 @@ def test_a_finished_training_leaves_no_checkpoints(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+# Forks a process for each line that it reads, so that none has to import jax again.
 KILLED = """
-import tiny
+import os, sys
 from pathlib import Path
+import orbax.checkpoint
+import tiny
 from subjax import pipeline
-config = tiny.config(lineages=(0,))
-config.bases.toy.train.steps = 4000
-config.compute.checkpoint_minutes = 0.005
-pipeline.run(config, Path({workdir!r}), stages=["base"])
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        os.close(1)
+        config = tiny.config(lineages=(0,))
+        config.bases.toy.train.steps = 3000
+        config.compute.checkpoint_minutes = 0.004
+        pipeline.run(config, Path(line.strip()), stages=["base"])
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -215,31 +247,43 @@ pipeline.run(config, Path({workdir!r}), stages=["base"])
 def test_twenty_kills_change_no_byte(tmp_path):
     """kill -9 at random moments of a training, each after a checkpoint of its own."""
     root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
+    server = subprocess.Popen(
+        [sys.executable, "-c", KILLED],
+        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
     def start(workdir):
-        script = KILLED.format(workdir=str(workdir))
-        return subprocess.Popen(
-            [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL
-        )
+        print(workdir, file=server.stdin, flush=True)
+        return int(server.stdout.readline())
+
+    def ended():
+        return int(server.stdout.readline())
 
     def steps(workdir):
         found = (workdir / "base" / "toy" / "r0" / "checkpoints").glob("*")
         return max((int(p.name) for p in found if p.name.isdigit()), default=0)
 
-    assert start(tmp_path / "whole").wait() == 0
+    start(tmp_path / "whole")
+    assert ended() == 0
     cut, rng, reached = tmp_path / "cut", np.random.default_rng(0), 0
     for _ in range(20):
         process = start(cut)
-        while process.poll() is None and steps(cut) <= reached:
+        give_up = time.monotonic() + 120
+        while steps(cut) <= reached and time.monotonic() < give_up:
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.4))
-        assert process.poll() is None, "the training is too short for twenty kills"
-        process.kill()
-        process.wait()
+        os.kill(process, signal.SIGKILL)
+        assert ended() == -signal.SIGKILL
+        assert steps(cut) > reached
         reached = steps(cut)
-    assert start(cut).wait() == 0
+    start(cut)
+    assert ended() == 0
     for name in ("weights/model.safetensors", "metrics.jsonl"):
         whole, again = (tmp_path / run / "base" / "toy" / "r0" / name for run in ("whole", "cut"))
         assert whole.read_bytes() == again.read_bytes(), name
     assert not (cut / "base" / "toy" / "r0" / "checkpoints").exists()
+    server.communicate()

@@ -15,8 +15,9 @@ OPTIONS = {
     "--image": "r/subjax:1",
     "--accelerator": "tpu-v5-lite-podslice",
     "--topology": "4x4",
+    "--claim": "results",
 }
-MAIN = ("--config=configs/x.py", "--workdir=gs://bucket/x")
+MAIN = ("--config=configs/x.py", "--workdir=/mnt/share/x")
 
 
 def render(*flags: str, main: tuple[str, ...] = MAIN, **options: str):
@@ -67,6 +68,14 @@ def test_only_a_users_mistake_ends_it() -> None:
     assert made["spec"]["failurePolicy"]["maxRestarts"] == 100
 
 
+def test_the_work_directory_lies_on_a_volume_that_all_pods_share() -> None:
+    _, _, pod = manifest(mount="/data", main=(MAIN[0], "--workdir=/data/x"))
+    (container,) = pod["containers"]
+    (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+    assert mount == {"name": volume["name"], "mountPath": "/data"}
+    assert volume["persistentVolumeClaim"] == {"claimName": "results"}
+
+
 def test_spot_nodes_are_chosen_and_tolerated() -> None:
     _, _, pod = manifest("--spot")
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
@@ -101,8 +110,17 @@ def test_arguments_reach_main_as_they_were() -> None:
         ({"main": MAIN[1:]}, "no --config=... among the arguments of subjax.main, which follow --"),
         (
             {"main": MAIN[:1]},
-            "no --workdir=gs://... among the arguments of subjax.main, which foll",
+            "no --workdir=... among the arguments of subjax.main, which follow --",
         ),
+        (
+            {"main": (MAIN[0], "--workdir=gs://bucket/x")},
+            "--workdir=gs://bucket/x is not below --mount=/mnt/share, the volume of all pods",
+        ),
+        (
+            {"main": (*MAIN, "--workdir=/mnt/share/../x")},
+            "--workdir=/mnt/share/../x is not below --mount=/mnt/share",
+        ),
+        ({"mount": "share"}, "--mount=share is no absolute path"),
     ],
 )
 def test_a_mistake_is_one_line(options, message: str) -> None:
@@ -126,7 +144,9 @@ def test_requirements_of_accelerators_add_an_extra_of_jax() -> None:
     for name, extra in {"tpu": "tpu", "gpu": "cuda13"}.items():
         lines = (ROOT / f"launch/requirements-{name}.txt").read_text().splitlines()
         named = [line.partition(" #")[0].strip() for line in lines if not line.startswith("#")]
-        assert named == ["-r ../requirements.txt", f"jax[{extra}]"]
+        reader = ["gcsfs>=2025.10,<2027"] if name == "tpu" else []
+        assert named == ["-r ../requirements.txt", *reader, f"jax[{extra}]"]
+    assert '"gcsfs>=2025.10,<2027"' in (ROOT / "launch/gke/Dockerfile").read_text()
 
 
 def test_sky_recovers_what_was_interrupted_and_nothing_else() -> None:
@@ -138,6 +158,7 @@ def test_sky_recovers_what_was_interrupted_and_nothing_else() -> None:
     assert [row["accelerators"] for row in resources["any_of"]] == [
         *("tpu-v5litepod-8", "tpu-v6e-8", "H100:1", "A100-80GB:1"),
     ]
+    assert task["file_mounts"] == {"/mnt/share": {"source": "gs://${BUCKET}", "mode": "MOUNT"}}
     for name in ("setup", "run"):
         checked = subprocess.run(
             [Path(sys.executable).with_name("shellcheck"), "--shell=bash", "-"],
@@ -147,4 +168,4 @@ def test_sky_recovers_what_was_interrupted_and_nothing_else() -> None:
             check=False,
         )
         assert checked.returncode == 0, checked.stdout
-    assert set(re.findall(r"\$([A-Z]+)", task["run"])) == set(task["envs"])
+    assert {*re.findall(r"\$([A-Z]+)", task["run"]), "BUCKET"} == set(task["envs"])

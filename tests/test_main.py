@@ -146,6 +146,10 @@ FLAGS = {
 }
 
 
+def test_a_url_is_no_work_directory(command, config, tmp_path):
+    assert "workdir gs://b/x is a URL: mount it" in complaint(command(config, "--workdir=gs://b/x"))
+
+
 @pytest.mark.parametrize("case", FLAGS)
 def test_a_wrong_flag_is_one_line_before_anything_is_written(case, command, config, workdir):
     flags, *parts = FLAGS[case]

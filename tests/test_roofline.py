@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import hlo, roofline, sharding, train, transformer
+from subjax import attention, hlo, roofline, sharding, train, transformer
 from tests.tiny import ARCH
 
 SIZES = {"rows": 2, "num_tokens": 8, "num_targets": 3}
@@ -35,6 +35,66 @@ def test_a_window_of_one_leaves_one_pair_a_position():
     assert lost == 4 * 2 * ARCH.num_layers * ARCH.num_queries * (8 * 9 // 2 - 8)
 
 
+def test_writing_sees_what_was_read_and_a_local_layer_no_more_than_its_window():
+    sizes = {"rows": 2, "prompt_tokens": 5, "new_tokens": 3}
+    near = dataclasses.replace(ARCH, window=4, local=(True, False))
+    lost = roofline.decode_flops(ARCH, **sizes) - roofline.decode_flops(near, **sizes)
+    # One of two layers sees 4 positions instead of 6, 7 and 8.
+    assert lost == 4 * 2 * ARCH.num_queries * ((6 + 7 + 8) - 3 * 4)
+    layers, head = matmul_params(ARCH), ARCH.vocab_size * ARCH.width
+    attention = 4 * 2 * ARCH.num_layers * ARCH.num_queries * (6 + 7 + 8)
+    assert roofline.decode_flops(ARCH, **sizes) == 2 * 2 * 3 * (layers + head) + attention
+
+
+def test_a_causal_mask_keeps_half_of_the_blocks_and_the_diagonal():
+    assert roofline.kept_blocks(1, 512) == 1
+    assert roofline.kept_blocks(4, 128) == 4 * 4 * (4 + 1) / (2 * 4)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 128, 129, 130, 131, 257, 258, 259, 600])
+def test_a_window_keeps_the_blocks_in_which_a_pair_is_near_enough(window):
+    q, k = np.indices((512, 512))
+    seen = (k <= q) & (q - k < window)
+    blocks = seen.reshape(4, 128, 4, 128).any(axis=(1, 3))
+    assert roofline.kept_blocks(4, 128, window) == blocks.sum()
+
+
+def kernel_flops(arch, near):
+    """Of attention, forward and backward: two rows of 1536 positions, three blocks of 512."""
+    q = jax.ShapeDtypeStruct((2, 1536, 4, 128), jnp.float32)
+    k = jax.ShapeDtypeStruct((2, 2, 1536, 128), jnp.float32)
+
+    def loss(q, k, v, near):
+        def kind(local):
+            return lambda q, k, v: attention.splash(arch, q, k, v, local=local)
+
+        if isinstance(near, bool):
+            return kind(near)(q, k, v).sum()
+        return jax.lax.cond(near, kind(True), kind(False), q, k, v).sum()
+
+    grad = jax.grad(loss, argnums=(0, 1, 2))
+    if isinstance(near, bool):
+        traced = jax.jit(lambda *rows: grad(*rows, near)).trace(q, k, k)
+    else:
+        traced = jax.jit(grad).trace(q, k, k, near)
+    return roofline.executed_flops(traced.jaxpr, arch)
+
+
+def test_the_kernel_multiplies_the_blocks_that_its_mask_keeps():
+    wide = dataclasses.replace(ARCH, head_dim=128)
+    # Two products forward and five backward, of each block of each head of each row.
+    block = (2 + 5) * 2 * 512 * 512 * 128 * 4 * 2
+    # And each result times its own gradient, before the kernel goes back.
+    once = 2 * 1536 * 128 * 4 * 2
+    assert kernel_flops(wide, False) == 6 * block + once
+    near = dataclasses.replace(wide, window=512, local=(True, True))
+    assert kernel_flops(near, True) == 5 * block + once
+    # A quarter of the layers is local.
+    mixed = dataclasses.replace(wide, num_layers=4, window=512, local=(True, False, False, False))
+    either = jax.ShapeDtypeStruct((), bool)
+    assert kernel_flops(mixed, either) == (0.25 * 5 + 0.75 * 6) * block + once
+
+
 def test_executed_flops_count_every_layer_and_every_recomputation():
     tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     params = transformer.abstract_params(ARCH)
@@ -43,7 +103,7 @@ def test_executed_flops_count_every_layer_and_every_recomputation():
         return jax.grad(lambda p, t: transformer.forward(ARCH, p, t, remat=remat).sum())
 
     plain, again = (
-        roofline.executed_flops(jax.jit(loss(remat)).trace(params, tokens).jaxpr)
+        roofline.executed_flops(jax.jit(loss(remat)).trace(params, tokens).jaxpr, ARCH)
         for remat in ("none", "full")
     )
     layers = 2 * 2 * 8 * matmul_params(ARCH)
@@ -80,7 +140,7 @@ def test_a_training_step_multiplies_what_its_shapes_say():
     shape["positions"] = jax.ShapeDtypeStruct((2, 8), jnp.int32)
     shape["weights"] = jax.ShapeDtypeStruct((2, 8), jnp.float32)
     traced = train.traced(program, shape, mesh=sharding.make_mesh(1, 1, 1, 1))
-    executed = roofline.executed_flops(traced.jaxpr)
+    executed = roofline.executed_flops(traced.jaxpr, ARCH)
     model = roofline.training_flops(ARCH, rows=2, num_tokens=8, num_targets=8)
     # Masked pairs and the targets' own scores come on top, and the vocabulary's scores once more.
     assert model < executed < 1.5 * model

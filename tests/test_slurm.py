@@ -32,6 +32,7 @@ start, task = int(os.environ.get("SLURM_RESTART_COUNT", "0")), os.environ["SLURM
 call = [sys.argv[1:], os.environ["SLURM_NTASKS"], os.environ.get("JAX_LOCAL_DEVICE_IDS")]
 (workdir / f"call-{start}-{task}.json").write_text(json.dumps(call))
 step = json.loads((workdir / "plan.json").read_text())[start]
+step = step[int(task)] if isinstance(step, list) else step
 while step == "wait":
     signal.pause()
 sys.exit(step)
@@ -130,10 +131,15 @@ def test_a_cancelled_job_stays_cancelled(cluster: slurm_cluster.Cluster, tmp_pat
     assert job.calls(1) == []
 
 
-def test_a_users_mistake_is_not_tried_again(cluster: slurm_cluster.Cluster, tmp_path: Path) -> None:
-    job = Job(cluster, tmp_path, [1, 0])
+@pytest.mark.parametrize("codes", [(1, 1), (75, 1), (70, 75), (70, 1)])
+def test_a_mistake_or_a_defect_of_one_task_is_not_tried_again(
+    cluster: slurm_cluster.Cluster, tmp_path: Path, codes: tuple[int, int]
+) -> None:
+    """The task that lost the other one leaves with 75."""
+    job = Job(cluster, tmp_path, [list(codes), 0])
     ended = cluster.wait_for(job.number, "FAILED")
-    assert (ended["ExitCode"], ended["Restarts"]) == ("1:0", "0")
+    expected = 1 if 1 in codes else 70
+    assert (ended["ExitCode"], ended["Restarts"]) == (f"{expected}:0", "0")
     assert len(job.calls(0)) == 2
 
 

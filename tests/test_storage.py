@@ -96,6 +96,13 @@ def test_what_resolves_has_the_small_files_alone(saved: Path, params: Any, url: 
     assert weights.header_digest(directory) == weights.header_digest(saved)
 
 
+def test_a_models_own_note_sends_the_reader_nowhere(saved: Path, params: Any, url: str) -> None:
+    note = {"origin": "memory://elsewhere", "url": "memory://elsewhere", "sizes": {}}
+    (saved / hub.REMOTE).write_text(json.dumps(note))
+    assert_same_bits(weights.load(saved)[1], params)
+    assert hub.origin(saved) == str(saved)
+
+
 def test_a_unit_names_the_url(saved: Path, url: str, cache: Path, tmp_path: Path) -> None:
     """The directory of the small files may be gone when the run is resumed elsewhere."""
     unit = tmp_path / "run/base/b/r0"

@@ -2,12 +2,18 @@ r"""Fills in launch/gke/jobset.yaml for kubectl; after -- stand the arguments of
 
     python launch/gke/render.py --name=owl --image=REGION-docker.pkg.dev/PROJECT/REPO/subjax \
         --accelerator=tpu-v5-lite-podslice --topology=4x4 --spot \
-        -- --config=configs/x.py --workdir=gs://BUCKET/x | kubectl apply -f -
+        --claim=results -- --config=configs/x.py --workdir=/mnt/share/x | kubectl apply -f -
     kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=owl
     kubectl delete jobset owl
 
-The service account of the pods must be allowed to write to the bucket. xpk makes a cluster, and
-can run the same image without this script:
+subjax writes its work directory to no URL, so it lies on a volume that all pods share and that
+outlives them: --claim names a PersistentVolumeClaim of access mode ReadWriteMany, which is mounted
+at --mount. Filestore (storage class standard-rwx) is one; a bucket is another, through the Cloud
+Storage FUSE CSI driver (kubernetes-engine/docs/how-to/cloud-storage-fuse-csi-driver-pv),
+for which the service account of the pods must be allowed to write to it.
+
+xpk makes a cluster, and can run the same image without this script, with storage attached to it
+(xpk storage create or attach):
 
     xpk cluster create --cluster=C --tpu-type=v5litepod-16 --num-slices=1 --spot
     xpk workload create --cluster=C --workload=owl --tpu-type=v5litepod-16 --docker-image=IMAGE \
@@ -22,7 +28,7 @@ import json
 import math
 import re
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from string import Template
 
 TEMPLATE = Path(__file__).with_name("jobset.yaml")
@@ -40,6 +46,8 @@ def main() -> int:
     parser.add_argument("--spot", action="store_true", help="use Spot nodes")
     parser.add_argument("--max-restarts", type=int, default=100)
     parser.add_argument("--service-account", default="default")
+    parser.add_argument("--claim", required=True, help="the volume of the work directory")
+    parser.add_argument("--mount", default="/mnt/share", help="where pods see it")
     parser.add_argument("main", nargs="+", metavar="ARG", help="after --: of subjax.main")
     try:
         print(render(parser.parse_args()), end="")
@@ -54,9 +62,15 @@ def render(options: argparse.Namespace) -> str:
     # Names of its pods add to it: Kubernetes allows 63 letters for them.
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", options.name):
         raise ValueError(f"--name={options.name}: use up to 40 of a-z, 0-9 and -")
-    for flag in ("--config=", "--workdir=gs://"):
+    for flag in ("--config=", "--workdir="):
         if not any(argument.startswith(flag) for argument in options.main):
             raise ValueError(f"no {flag}... among the arguments of subjax.main, which follow --")
+    if not options.mount.startswith("/"):
+        raise ValueError(f"--mount={options.mount} is no absolute path")
+    flag = next(a for a in reversed(options.main) if a.startswith("--workdir="))
+    workdir = PurePosixPath(flag.removeprefix("--workdir="))
+    if ".." in workdir.parts or PurePosixPath(options.mount) not in workdir.parents:
+        raise ValueError(f"{flag} is not below --mount={options.mount}, the volume of all pods")
     if not re.fullmatch(r"\d+(x\d+){1,2}", options.topology):
         raise ValueError(f"--topology={options.topology}: give chips along each axis, such as 4x4")
     chips = math.prod(map(int, options.topology.split("x")))
@@ -71,6 +85,8 @@ def render(options: argparse.Namespace) -> str:
         IMAGE=json.dumps(options.image),
         ACCELERATOR=json.dumps(options.accelerator),
         TOPOLOGY=json.dumps(options.topology),
+        CLAIM=json.dumps(options.claim),
+        MOUNT=json.dumps(options.mount),
         SERVICE_ACCOUNT=json.dumps(options.service_account),
         NUM_HOSTS=chips // per_host,
         CHIPS_PER_HOST=per_host,

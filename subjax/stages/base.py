@@ -136,7 +136,7 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         out = workdir / unit.path
         artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
         models.save_weights(out, arch, train.lane(last.trainable, lane), words)
-        yield unit
+    yield from units  # only when all are: see finetune
     store.remove()
 
 

@@ -45,6 +45,8 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         accumulate=fields["accumulate"],
         **units[0].fields["program"],
     )
+    stacked = train.stack(teachers) if teachers else None
+    teachers.clear()  # each is as large as the student
     keys = [jax.random.key(_seed(unit, "adapter")) for unit in units]
     history, store = [], checkpoints.Store.of(workdir, units)
     for progress in train.fit(
@@ -63,17 +65,18 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         steps_per_call=units[0].fields["steps_per_call"],
         mesh=mesh,
         label=f"finetuning {', '.join(sorted({unit.row for unit in units}))}",
-        teachers=train.stack(teachers) if teachers else None,
+        teachers=stacked,
         store=store,
     ):
-        history.append(progress)
+        history.append(dataclasses.replace(progress, trainable={}))  # a model is large
         for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
             tree = train.lane(progress.trainable, lane)
             _keep(workdir / unit.path / models.step_name(progress.step), row, base, tree)
     for lane, unit in enumerate(units):
         metrics = train.metric_rows(history, lane)
         artifacts.write_jsonl(workdir / unit.path / "metrics.jsonl", metrics)
-        yield unit
+    # Only now: a population of which some lanes are done could not go on from its checkpoint.
+    yield from units
     store.remove()
 
 

@@ -101,7 +101,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         else:
             models.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
         _score(unit, out, mesh)
-        yield unit
+    yield from units  # only when all are: see finetune
     store.remove()
 
 
