@@ -33,7 +33,7 @@
 #                       preemption; starts the run again when it was interrupted (exit code 75). A
 #                       user's mistake (exit code 1) ends it at once, a defect (70) or a crash when
 #                       it is the third. Stopped and started again, it goes on.
-#   --delete-when-done  deletes the TPU when the run is over, done or failed, and when the watch
+#   --delete-when-done  (--workdir below /mnt) deletes the TPU when the run is over, done or failed, and when the watch
 #                       itself fails; but not a TPU on which another run is going on
 #   --max-usd=X         saves, stops and deletes before the hours that the TPU existed, at
 #                       --usd-per-hour, cost more than X (kept in runs/tpu/NAME.spent until it is
@@ -140,11 +140,9 @@ validate_workdir() {
     [!/]*) fail "--workdir=$1 is no absolute path; $way_out" ;;
   esac
   [ -n "$delete_when_done" ] || return 0
-  case "$1/" in
-    /tmp/* | /var/tmp/* | /dev/shm/* | /home/* | /root/*)
-      fail "--workdir=$1 is on the TPU itself, which --delete-when-done deletes; $way_out"
-      ;;
-  esac
+  # What --setup mounts outlives the TPU; anything else may be the TPU's own disk.
+  [[ $1 == /mnt/?* ]] ||
+    fail "--workdir=$1 may be on the TPU itself, which --delete-when-done deletes; $way_out"
 }
 
 # `run` without --until-done.

@@ -88,11 +88,7 @@ def sample(
     """
     num_rows = len(prompts)
     tokens, lengths = _padded(sampling, prompts)
-    grammar = None
-    if allowed is not None:
-        # Few tokens are allowed anywhere: scores and noise of all others need not be computed.
-        ids = np.flatnonzero(allowed.any(axis=0))
-        grammar = (ids.astype(np.int32), allowed[:, ids])
+    grammar = None if allowed is None else _grammar(allowed)
     mesh = sharding.lane_mesh(mesh)
     tokens, lengths, keys, grammar = sharding.replicate((tokens, lengths, keys, grammar), mesh)
     with jax.set_mesh(mesh):
@@ -171,6 +167,12 @@ def traced(
         count = jax.ShapeDtypeStruct((), jnp.int32)
         decode = _decode.trace(arch, sampling, params, adapter, prefilled, None, count)
     return prefill, decode
+
+
+def _grammar(allowed: Bool[np.ndarray, "new V"]) -> Any:
+    """The tokens allowed anywhere, and where: scores of all others need not be computed."""
+    ids = np.flatnonzero(allowed.any(axis=0))
+    return ids.astype(np.int32), allowed[:, ids]
 
 
 def _padded(

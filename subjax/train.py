@@ -121,34 +121,59 @@ def fit(
     batches.check(program.steps)
     stops = _stops(probe_steps, program.steps)
     stride = _stride(stops, steps_per_call)
-    _, update = _compile(program)
     with jax.set_mesh(mesh):
-        state = initial_state(program, sharding.place(trainable, mesh, lanes=True))
-        del trainable  # the state has it; the caller must not keep it either
-        frozen = sharding.place(frozen, mesh, lanes=False)
-        teachers = sharding.place(teachers, mesh, lanes=True) if teachers else {}
-        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        done, state, metrics = store.restore(state) if store else (0, state, {})
-        if 0 in stops and not done:
-            yield Progress(0, _handed_out(state[0]), {})
-        measured, told = [metrics] if done else [], 0
-        with tqdm(total=program.steps, initial=done, desc=label, unit="step", leave=False) as bar:
-            for first in range(done, program.steps, stride):
-                batch = sharding.place_batch(
-                    batches.of(range(first, first + stride)), mesh, lanes=True
-                )
-                state, metrics = update(state, frozen, teachers, batch)
-                # The compiler may spell the same layout otherwise; that would compile anew.
-                state = jax.device_put(state, layout)
-                measured.append(sharding.to_host(metrics))
-                _check_finite(measured[-1]["loss"], first)
-                bar.update(stride)
-                bar.set_postfix(loss=f"{measured[-1]['loss'][-1].mean():.3f}")
-                if (step := first + stride) in stops:
-                    yield Progress(step, _handed_out(state[0]), _joined(measured[told:]))
-                    told = len(measured)
-                if store and step < program.steps:
-                    _keep(store, step, state, measured)
+        placed = sharding.place(trainable, mesh, lanes=True)
+        del trainable  # the state takes its place; the caller must not keep it either
+        yield from _updates(
+            program,
+            batches,
+            initial_state(program, placed),
+            sharding.place(frozen, mesh, lanes=False),
+            sharding.place(teachers, mesh, lanes=True) if teachers else {},
+            stops=stops,
+            stride=stride,
+            mesh=mesh,
+            label=label,
+            store=store,
+        )
+
+
+def _updates(
+    program: Program,
+    batches: batching.Batches,
+    state: Any,
+    frozen: Params,
+    teachers: Params,
+    *,
+    stops: Sequence[int],
+    stride: int,
+    mesh: Mesh,
+    label: str,
+    store: checkpoints.Store | None,
+) -> Iterator[Progress]:
+    """The loop of `fit`, on what lies on the mesh."""
+    _, update = _compile(program)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    done, state, metrics = store.restore(state) if store else (0, state, {})
+    if 0 in stops and not done:
+        yield Progress(0, _handed_out(state[0]), {})
+    measured, told = [metrics] if done else [], 0
+    with tqdm(total=program.steps, initial=done, desc=label, unit="step", leave=False) as bar:
+        for first in range(done, program.steps, stride):
+            batch = batches.of(range(first, first + stride))
+            batch = sharding.place_batch(batch, mesh, lanes=True)
+            state, metrics = update(state, frozen, teachers, batch)
+            # The compiler may spell the same layout otherwise; that would compile anew.
+            state = jax.device_put(state, layout)
+            measured.append(sharding.to_host(metrics))
+            _check_finite(measured[-1]["loss"], first)
+            bar.update(stride)
+            bar.set_postfix(loss=f"{measured[-1]['loss'][-1].mean():.3f}")
+            if (step := first + stride) in stops:
+                yield Progress(step, _handed_out(state[0]), _joined(measured[told:]))
+                told = len(measured)
+            if store and step < program.steps:
+                _keep(store, step, state, measured)
 
 
 def _handed_out(trainable: Params) -> Params:

@@ -170,6 +170,7 @@ def test_a_step_can_be_damaged_twice(tmp_path):
             if "d" in path.parts:
                 path.write_bytes(path.read_bytes()[:5])
     run(tmp_path, begins_at=3)
+    assert (tmp_path / "4.damaged").exists()
 
 
 def test_checkpoints_of_another_run_are_refused(tmp_path):

@@ -124,9 +124,9 @@ ERRORS = {
         (
             *("run", "owl", *TPU, "--until-done", "--delete-when-done"),
             *MAIN,
-            "--workdir=/home/me/x",
+            "--workdir=/data/x",
         ),
-        "--workdir=/home/me/x is on the TPU itself, which --delete-when-done deletes",
+        "--workdir=/data/x may be on the TPU itself, which --delete-when-done deletes",
     ),
     "timeout": (("run", "owl", ZONE, "--timeout-s=0", *MAIN), "--timeout-s=0 is no number of sec"),
     "flag": (("run", "owl", ZONE, *MAIN, "--distributed"), "--distributed is added by"),

@@ -27,13 +27,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     support = soft_support(units[0], bases[0].tokenizer)
     # The whole distribution is never stored: the teacher runs along.
     distils = row["method"] == "soft" and row["support"] in _WHOLE
-    teachers = []
-    if row["method"] == "soft":
-        for lane, unit in enumerate(units):
-            teacher = models.load(workdir / unit.inputs["teacher"], mesh)
-            rows[lane] = _with_teacher(unit, workdir, rows[lane], teacher, support, mesh)
-            if distils:
-                teachers.append(models.merged(teacher))
+    teachers = _prepare(units, workdir, rows, support, mesh) if row["method"] == "soft" else []
     program = train.Program(
         arch,
         train.Optimizer.of(fields),
@@ -78,6 +72,23 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     # Only now: a population of which some lanes are done could not go on from its checkpoint.
     yield from units
     store.remove()
+
+
+def _prepare(
+    units: Sequence[Unit],
+    workdir: Path,
+    rows: list[batching.Rows],
+    support: tuple[int, ...],
+    mesh: Mesh,
+) -> list[Any]:
+    """Gives each lane's rows what a soft loss needs; returns the teachers that run along."""
+    along = []
+    for lane, unit in enumerate(units):
+        teacher = models.load(workdir / unit.inputs["teacher"], mesh)
+        rows[lane] = _with_teacher(unit, workdir, rows[lane], teacher, support, mesh)
+        if unit.fields["row"]["support"] in _WHOLE:
+            along.append(models.merged(teacher))
+    return along
 
 
 def _keep(out: Path, row: dict[str, Any], base: models.Model, tree: Any) -> None:
