@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import os
 import shutil
 import signal
@@ -19,6 +20,14 @@ from tests.test_train import ARCH, PROGRAM, leaves_equal, make_rows
 
 # Orbax leaves tasks behind where it fails to read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def left_behind():
+    """Collects them here, where they are expected, and not in a test that comes later."""
+    yield
+    gc.collect()
+
 
 STEPS = dataclasses.replace(PROGRAM, steps=8)
 
