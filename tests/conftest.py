@@ -4,9 +4,11 @@ All of it has to be in place before jax or subjax is imported. It is set in the 
 than in jax.config, so that the processes which tests start get it too.
 """
 
+import gc
 import os
 import sys
 
+import pytest
 from jaxtyping import install_import_hook
 
 if "jax" in sys.modules:
@@ -22,3 +24,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # The numeric tower lets an int pass for a float, as mypy does.
 install_import_hook("subjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_leave_with_their_module():
+    """Frees what a module compiled: XLA maps each program's code, and Linux allows 65,530 maps.
+
+    Without it one process for all tests ends in a segmentation fault when mmap fails.
+    """
+    import jax
+
+    yield
+    jax.clear_caches()
+    gc.collect()
