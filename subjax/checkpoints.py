@@ -2,13 +2,15 @@
 
 Orbax reads data whose bits have flipped without a word. So the bits of every leaf are summed when
 they are saved, wherever they lie on the mesh, and again when they are read. A checkpoint that
-cannot be read or is not what was saved is passed over for the one before it.
+cannot be read or is not what was saved is passed over for the one before it. They lie in the work
+directory itself, also where that is a URL: all processes write to them.
 """
 
 import contextlib
 import errno
 import functools
 import hashlib
+import os
 import shutil
 import sys
 import time
@@ -19,12 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
-from subjax import artifacts, hosts, sharding
+from subjax import artifacts, hosts, sharding, storage
 from subjax.artifacts import Unit
 
-FOLDER = "checkpoints"  # of the first of the units that train together
+FOLDER = artifacts.CHECKPOINTS  # of the first of the units that train together
 
 Metrics = dict[str, np.ndarray]
 
@@ -35,16 +38,19 @@ class Store:
     Saving is asynchronous: training goes on while the last state is written.
     """
 
-    def __init__(self, directory: Path, run: str, every_minutes: float, *, keep: int = 2):
+    def __init__(
+        self, directory: str | os.PathLike[str], run: str, every_minutes: float, *, keep: int = 2
+    ):
         """Names a directory of checkpoints; it is made when there is something to save.
 
         Args:
-          directory: of this training alone.
+          directory: of this training alone; a path or a URL.
           run: what tells this training from any other; the checkpoints of another are refused.
           every_minutes: between checkpoints; 0 keeps none but that of an interruption.
           keep: how many to keep.
         """
-        self._directory, self._run, self._keep = directory, run, keep
+        where = directory if storage.is_url(directory) else os.path.abspath(directory)
+        self._directory, self._run, self._keep = epath.Path(where), run, keep
         self._every_s, self._saved_at = 60 * every_minutes, time.monotonic()
 
     @classmethod
@@ -52,14 +58,14 @@ class Store:
         """The checkpoints of units that train together, in the directory of the first."""
         run = " ".join(f"{unit.path} {unit.fingerprint}" for unit in units)
         minutes = units[0].settings["checkpoint_minutes"]
-        return cls(workdir / units[0].path / FOLDER, run, minutes)
+        return cls(artifacts.location(workdir / units[0].path / FOLDER), run, minutes)
 
     @functools.cached_property
     def _checkpointer(self) -> Any:
         from orbax.checkpoint import v1 as ocp  # takes seconds, and most runs need it late or never
 
         return ocp.training.Checkpointer(
-            self._directory.resolve(),
+            self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
             cleanup_tmp_directories=True,
@@ -140,7 +146,8 @@ class Store:
             path = self._directory / str(step)
             print(f"{path} is damaged ({damage}): the one before it is used", file=sys.stderr)
             aside = path.with_name(f"{step}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists():
+                aside.rmtree()
             path.replace(aside)
         hosts.wait("passed over")
         self._checkpointer.reload()
@@ -157,6 +164,7 @@ class Store:
         Raises:
           OSError: this checkpoint or the one before could not be written.
         """
+        artifacts.publish()  # refuses where the work directory is no longer this run's
         content = _content(state, metrics)
         details = {
             "run": self._run,
@@ -184,7 +192,7 @@ class Store:
             self.close()
         hosts.wait("trained")
         if hosts.is_first():
-            shutil.rmtree(self._directory, ignore_errors=True)
+            _remove(self._directory)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -195,6 +203,20 @@ class Store:
         except Exception as error:
             text = f"a checkpoint could not be written ({_first_words(error)})"
             raise OSError(errno.EIO, text, str(self._directory)) from error
+
+
+def clean(workdir: Path, unit: Unit) -> None:
+    """Deletes the checkpoints of a unit that is done, where a run ended before it could."""
+    folder = workdir / unit.path / FOLDER
+    if folder.exists():
+        _remove(epath.Path(artifacts.location(folder)))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(directory: epath.Path) -> None:
+    """Deletes them as far as it can; what is left goes when the run is started again."""
+    with contextlib.suppress(Exception):  # of the system, or whatever gcsfs raises
+        directory.rmtree(missing_ok=True)
 
 
 def digests(tree: Any) -> dict[str, list[int]]:

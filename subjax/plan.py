@@ -26,6 +26,7 @@ from subjax import (
     artifacts,
     hlo,
     mistakes,
+    object_store,
     programs,
     roofline,
     sharding,
@@ -344,8 +345,8 @@ def main(argv: list[str]) -> None:
         if not _TOPOLOGIES.value:
             raise ValueError("--topology is missing: give one, such as --topology=v5e:4x4")
         config = _CONFIG.value
-        workdir = artifacts.work_directory(_WORKDIR.value or f"runs/{config.name}")
-        failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]
+        with object_store.opened(_WORKDIR.value or f"runs/{config.name}") as workdir:
+            failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]
     except (ValueError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise

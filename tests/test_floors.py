@@ -31,6 +31,7 @@ FLOORS = {
     "datasets.published": 1,
     "validation": 1,
     "storage": 0,
+    "object_store": 1,
     "tensors": 1,
     "hub": 2,
     "gguf_files": 1,

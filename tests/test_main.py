@@ -146,8 +146,10 @@ FLAGS = {
 }
 
 
-def test_a_url_is_no_work_directory(command, config, tmp_path):
-    assert "workdir gs://b/x is a URL: mount it" in complaint(command(config, "--workdir=gs://b/x"))
+@pytest.mark.parametrize("url", ["s3://b/x", "gs://b", "https://b/x"])
+def test_a_url_of_no_bucket_is_no_work_directory(url, command, config):
+    said = complaint(command(config, f"--workdir={url}"))
+    assert f"workdir {url} is a URL of no run: give gs://BUCKET/NAME" in said
 
 
 @pytest.mark.parametrize("case", FLAGS)

@@ -246,7 +246,10 @@ def test_the_next_batch_is_on_the_line_next_to_the_limit():
             ["--topology=v5e:2x2", "--config.bases.model.source=hf"],
             "--config.bases.model.shape=FILE",
         ),
-        (["--topology=v5e:2x2", "--workdir=gs://bucket/runs"], "gs://bucket/runs is a URL"),
+        (
+            ["--topology=v5e:2x2", "--workdir=s3://bucket/runs"],
+            "s3://bucket/runs is a URL of no run",
+        ),
         (["--topology=v5e:2x2", "--config.nope=1"], "config.nope is no field"),
     ],
 )

@@ -222,6 +222,7 @@ def _key(unit: Unit, name: str, lineage: int) -> jax.Array:
 
 def _load(directory: Path) -> mlp.Layers:
     layers: mlp.Layers = {}
+    artifacts.fetch(directory)
     for path, array in safetensors.numpy.load_file(directory / mlp.WEIGHTS).items():
         layer, _, leaf = path.partition("/")
         layers.setdefault(layer, {})[leaf] = jnp.asarray(array)
