@@ -54,6 +54,7 @@ FLOORS = {
     "html": 2,
     "attention": 1,
     "remats": 1,
+    "aot": 3,
     "hlo": 1,
     "roofline": 2,
     "programs": 5,
