@@ -69,7 +69,8 @@ class Store:
         """The newest state that is whole.
 
         Args:
-          state: one of the same shapes on the mesh of this run, as training begins.
+          state: one of the same shapes on the mesh of this run, as training begins; it is given
+            away where there are checkpoints, since devices may not hold two.
 
         Returns:
           Updates done so far, the state, and its metrics name -> [updates, lanes]; 0, `state` and
@@ -82,15 +83,18 @@ class Store:
             return 0, state, {}
         steps = sorted((found.step for found in self._checkpointer.checkpoints), reverse=True)
         damaged: dict[int, str] = {}
+        abstract = _abstract(state)
+        for leaf in jax.tree.leaves(state) if steps else ():
+            leaf.delete()
         for step in steps:
-            content, damaged[step] = self._load(step, state)
+            content, damaged[step] = self._load(step, abstract)
             if damaged[step]:
                 continue
             del damaged[step]
             self._pass_over(damaged)
-            leaves = [content["state"][_name(i)] for i in range(len(jax.tree.leaves(state)))]
+            leaves = [content["state"][_name(i)] for i in range(len(jax.tree.leaves(abstract)))]
             metrics = {name: np.asarray(m) for name, m in content["metrics"].items()}
-            return step, jax.tree.unflatten(jax.tree.structure(state), leaves), metrics
+            return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), metrics
         if damaged:
             raise ValueError(
                 f"no checkpoint in {self._directory} can be read ({damaged[steps[0]]}): free what "
@@ -98,7 +102,7 @@ class Store:
             )
         return 0, state, {}
 
-    def _load(self, step: int, state: Any) -> tuple[Any, str]:
+    def _load(self, step: int, abstract: Any) -> tuple[Any, str]:
         """What was saved, and what is wrong with it; "" where nothing is, in any process."""
         details, problem = self._details(step)
         if problem := _any_problem(problem):
@@ -109,7 +113,8 @@ class Store:
                 "trained together: delete it to start over, or choose another --workdir"
             )
         try:
-            content = self._checkpointer.load(step, _abstract(state, details["metrics"]))
+            shapes = {n: np.empty(shape, dtype) for n, (shape, dtype) in details["metrics"].items()}
+            content = self._checkpointer.load(step, _content(abstract, shapes))
         except Exception as error:  # Orbax and tensorstore raise many kinds
             content, problem = None, _first_words(error)
         if problem := _any_problem(problem):
@@ -248,10 +253,8 @@ def _content(state: Any, metrics: dict[str, Any]) -> dict[str, Any]:
     return {"state": leaves, "metrics": metrics}
 
 
-def _abstract(state: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Shapes of what was saved, on this run's mesh."""
-    shapes = {name: np.empty(shape, dtype) for name, (shape, dtype) in metrics.items()}
-    abstract = jax.tree.map(
+def _abstract(state: Any) -> Any:
+    """Shapes of a state, and where on this run's mesh it lies."""
+    return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )
-    return _content(abstract, shapes)

@@ -7,9 +7,6 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-# Before anything imports transformers: it would announce on every start that torch is absent.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
 import absl.logging
 from absl import app, flags
 from ml_collections import config_flags

@@ -224,7 +224,8 @@ def mlp_arm_row(**fields: Any) -> ConfigDict:
             "batch_size": 1024,
             "optimizer": "adam",  # adam sgd
             "learning_rate": 3e-4,  # constant
-            "clone_epochs": 0,  # before: learn the auxiliary logits of the untrained teacher
+            "clone_epochs": 0,  # before: learn the logits of the untrained teacher
+            "clone_logits": "aux",  # which of them: aux all
             "clone_inputs": "noise",  # noise fresh_noise images
             "widths": (),  # of the hidden layers; () takes the teacher's
             "activation": "",  # "" takes the teacher's

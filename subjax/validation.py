@@ -50,6 +50,7 @@ _MLP_CHOICES: Choices = {
     "arms.*.logits": ("aux", "all"),
     "arms.*.loss": ("kl", "squared_error"),
     "arms.*.inputs": _INPUTS,
+    "arms.*.clone_logits": ("aux", "all"),
     "arms.*.clone_inputs": _INPUTS,
     "arms.*.activation": ("", *_ACTIVATIONS),
     "arms.*.optimizer": _OPTIMIZERS,
@@ -299,7 +300,7 @@ def _check_student(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"config.arms.{name} learns {teacher.num_aux} auxiliary logits by {row.loss}, which "
             f"says nothing: give teachers.{row.teacher}.num_aux at least {needed}"
         )
-    if row.clone_epochs and teacher.num_aux < needed:
+    if row.clone_epochs and row.clone_logits == "aux" and teacher.num_aux < needed:
         raise ValueError(
             f"config.arms.{name} clones {teacher.num_aux} auxiliary logits: give "
             f"teachers.{row.teacher}.num_aux at least {needed}, or set clone_epochs to 0"

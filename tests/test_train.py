@@ -125,6 +125,22 @@ def test_adapters_on_one_base_split_over_devices():
     )
 
 
+@pytest.mark.parametrize("shape", [{"seed": 4}, {"seed": 2, "data": 2}, {"seed": 2, "fsdp": 2}])
+def test_each_adapter_of_a_population_equals_its_run_alone(shape):
+    lanes = (3, 5, 8, 9)
+    population = adapted(sharding.make_mesh(lanes=len(lanes), **shape), lanes)
+    for place, lane in enumerate(lanes):
+        alone = adapted(sharding.make_mesh(seed=1), (lane,))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            train.lane(population.trainable, place),
+            train.lane(alone.trainable, 0),
+        )
+        np.testing.assert_allclose(
+            population.metrics["loss"][:, place], alone.metrics["loss"][:, 0], rtol=1e-5
+        )
+
+
 def test_lora_trains_the_adapter_and_leaves_the_base():
     adapter = lora.init(ARCH, jax.random.key(1), rank=2)
     progress = adapted(sharding.make_mesh(seed=1))

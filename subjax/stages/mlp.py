@@ -4,6 +4,7 @@ Arms whose students see the same inputs and learn from the same teacher train in
 always train together, whichever of them is missing, so that a resumed run gives the same bytes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -157,7 +158,11 @@ def _distil(
         )
 
     if row["clone_epochs"]:
-        for epoch in train("clone", learners, untrained, row["clone_inputs"]):
+        cloning = tuple(
+            dataclasses.replace(learner, logits=units[0].fields["row"]["clone_logits"])
+            for units, learner in zip(arms, learners, strict=True)
+        )
+        for epoch in train("clone", cloning, untrained, row["clone_inputs"]):
             models = epoch.models
     models = sharding.place_lanes(models, mesh)
     keep(0)
