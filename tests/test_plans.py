@@ -22,7 +22,7 @@ def percent(cell):
 
 
 def test_the_page_is_what_the_script_writes():
-    assert plans.page(reversed(plans.rows_of(PAGE))) == PAGE
+    assert plans.page(plans.rows_of(PAGE)) == PAGE
 
 
 def test_a_row_belongs_to_one_command():
