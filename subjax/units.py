@@ -240,6 +240,7 @@ class _Builder:
         return {
             "seed": self.config.seed,
             "lanes": compute.lanes,
+            "batched_lanes": compute.batched_lanes,
             "precision": compute.precision,
         }
 
