@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 MANIFEST = "manifest.json"
+TIMINGS = "timings.jsonl"  # of a unit that trains: no bytes to compare
+PLAN = "plan.json"  # of a run: predicted times
 
 _writes = True
 

@@ -73,6 +73,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
     *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
+    "log_seconds",
 )
 # What sequences hold; ConfigDict itself checks every other type.
 _ELEMENTS = {
