@@ -231,6 +231,7 @@ def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         slots=row.slots,
         prompt_tokens=row.prompt_tokens,
         new_tokens=_longest(row),
+        prompts_per_call=min(row.rows_per_part, row.num_prompts),
         rows_per_call=min(row.rows_per_part, row.num_prompts),
         num_rows=row.num_prompts,
     )
@@ -254,6 +255,7 @@ def _sampling(
     slots: int,
     prompt_tokens: int,
     new_tokens: int,
+    prompts_per_call: int,
     rows_per_call: int,
     num_rows: int,
 ) -> list[Planned]:
@@ -267,11 +269,12 @@ def _sampling(
         eos_ids=(-1,),  # no token ends a row early
         precision=config.compute.precision,
     )
-    key = (arch, sampling, rows_per_call, _shapes(adapter))
+    key = (arch, sampling, prompts_per_call, rows_per_call, _shapes(adapter))
+    counts = {"num_prompts": prompts_per_call, "num_rows": rows_per_call}
 
     def traced(slots: int) -> tuple[jax.stages.Traced, jax.stages.Traced]:
         now = dataclasses.replace(sampling, num_slots=slots)
-        return sampler.traced(arch, now, num_rows=rows_per_call, mesh=mesh, adapter=adapter)
+        return sampler.traced(arch, now, **counts, mesh=mesh, adapter=adapter)
 
     def read(slots: int) -> float:
         # Scores are made by the loop.
@@ -283,7 +286,7 @@ def _sampling(
 
     loops = new_tokens * max(rows_per_call / slots, 1)
     tokens = slots * prompt_tokens
-    blocks = -(-rows_per_call // slots) * calls
+    blocks = -(-prompts_per_call // slots) * calls
     written = rows_per_call * new_tokens
     return [
         Planned("prefill", key, arch, lambda n: traced(n)[0], read, slots, tokens, blocks),
@@ -317,6 +320,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
             slots=row.slots,
             prompt_tokens=row.prompt_tokens,
             new_tokens=row.max_new_tokens,
+            prompts_per_call=max(asked, 1),
             rows_per_call=num_rows,
             num_rows=num_rows,
         )

@@ -37,6 +37,7 @@ FLOORS = {
     "gguf_files": 1,
     "gguf_models": 2,
     "leaves": 2,
+    "drawing": 2,
     "sampler": 3,
     "scoring": 3,
     "weights": 3,
