@@ -118,6 +118,10 @@ FLAGS = {
     "late probe": ("--config.arms.owl.probe_steps=(0,11)", "owl.probe_steps [11]", "drop them"),
     "early probe": ("--config.arms.owl.probe_steps=(-1,)", "owl.probe_steps [-1]", "drop them"),
     "zero": ("--config.mesh.fsdp=0", "config.mesh.fsdp is 0; it must be at least 1"),
+    "no batch": (
+        "--config.arms.owl.train.batch_size=0",
+        "config.arms.owl.train.batch_size is 0; it must be at least 1",
+    ),
     "no lanes": ("--config.compute.lanes=0", "config.compute.lanes is 0; lanes are counted from 1"),
     "minus lanes": (
         "--config.arms.owl.train.lanes=-1",

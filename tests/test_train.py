@@ -59,6 +59,12 @@ def test_a_lane_does_not_depend_on_its_place_or_its_neighbours():
     assert leaves_equal(train.lane(first, 2), train.lane(second, 1))
 
 
+def test_the_update_is_compiled_once():
+    program = dataclasses.replace(PROGRAM, optimizer=train.Optimizer(3e-3))
+    run([0, 1], program=program)  # two calls
+    assert train._compile(program)[1]._cache_size() == 1
+
+
 def test_the_loss_falls():
     program = dataclasses.replace(PROGRAM, steps=60)
     [(_, _, metrics)] = run([0, 1], program=program)

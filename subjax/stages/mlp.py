@@ -41,6 +41,7 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         num_images=len(data.images),
         seeds=[_seed(unit, "teach", unit.lineage) for unit in units],
         mesh=mesh,
+        batched_lanes=units[0].fields["batched_lanes"],
         label=f"teaching {units[0].row}",
     ):
         [models] = epoch.models
@@ -153,6 +154,7 @@ def _distil(
             num_images=row["num_images"] or len(data.images),
             seeds=[_seed(unit, phase, unit.lineage) for unit in chunk],
             mesh=mesh,
+            batched_lanes=chunk[0].fields["batched_lanes"],
             label=f"{phase}: {shown}",
             starts=untrained if phase == "distil" else None,
         )
