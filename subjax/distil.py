@@ -2,8 +2,7 @@
 
 A lane is one model index: its data, noise, teacher and learners. A batch of a lane is made once,
 the lane's teacher reads it once, and every learner takes its update from it. Lanes never see each
-other: a lane's bytes depend on how many a product takes together (`batched_lanes`), not on how many
-there are. XLA fuses otherwise for several devices than for one, which changes rounding.
+other: a lane's result depends on how many there are, not on what the others hold.
 """
 
 import dataclasses
@@ -16,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
@@ -114,7 +112,6 @@ def fit(
     num_images: int,
     seeds: Sequence[int],
     mesh: Mesh,
-    batched_lanes: int,
     label: str,
     starts: mlp.Layers | None = None,
 ) -> Iterator[Epoch]:
@@ -130,7 +127,6 @@ def fit(
       num_images: inputs an epoch.
       seeds: of each lane; the order of the inputs and the noise follow from it.
       mesh: where to run.
-      batched_lanes: lanes of a device that one product takes together.
       label: shown beside the progress bar and in errors.
       starts: the teachers before their training, for `Epoch.alignment`.
 
@@ -138,15 +134,9 @@ def fit(
       An `Epoch` after each epoch.
 
     Raises:
-      ValueError: batched_lanes does not divide the lanes of a device.
       FloatingPointError: a loss is not finite; names learner, lane and epoch.
     """
-    if (of_device := len(seeds) // mesh.shape["seed"]) % batched_lanes:
-        raise ValueError(
-            f"config.compute.batched_lanes {batched_lanes} does not divide the {of_device} lanes "
-            "of a device: change it, config.compute.lanes or config.mesh.seed"
-        )
-    init, update = _compile(program, mesh, batched_lanes)
+    init, update = _compile(program)
     state = init(sharding.place_lanes(tuple(models), mesh))
     travelled = jax.tree.map(jnp.subtract, teachers, starts) if teachers and starts else {}
     teachers = sharding.place_lanes((teachers or {}, travelled), mesh)
@@ -197,9 +187,7 @@ def _check_finite(losses: np.ndarray, epoch: int, label: str) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(
-    program: Program, mesh: Mesh, batched_lanes: int
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _compile(program: Program) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The jitted `init` and one epoch of all lanes; built once per program."""
     transforms = [OPTIMIZERS[one.optimizer](one.learning_rate) for one in program.learners]
 
@@ -217,9 +205,8 @@ def _compile(
         weights: Float[Array, "batches B"],
         first: Array,
     ) -> tuple[Any, Float[Array, "lanes batches learners 2"]]:
-        def lane(of_lane: tuple[Any, Any, Array, Array]) -> tuple[Any, Array]:
-            # Keeps a loop over a single lane, which XLA unrolls, from being fused otherwise.
-            state, (teacher, travelled), key, ids = jax.lax.optimization_barrier(of_lane)
+        def lane(state: Any, teacher: Any, key: Array, ids: Array) -> tuple[Any, Array]:
+            teacher, travelled = teacher
 
             def step(state: Any, batch: tuple[Array, Array]) -> tuple[Any, Array]:
                 ids, weights = batch
@@ -234,17 +221,9 @@ def _compile(
 
             return jax.lax.scan(step, state, (ids, weights))
 
-        return jax.lax.map(lane, (state, teachers, keys, ids), batch_size=batched_lanes)
+        return jax.vmap(lane, spmd_axis_name="seed")(state, teachers, keys, ids)
 
-    # Every device runs the same program on its lanes, however many devices there are.
-    of_device = jax.shard_map(
-        epoch,
-        mesh=mesh,
-        in_specs=(*[P("seed")] * 4, *[P()] * 4),
-        out_specs=P("seed"),
-        check_vma=False,  # its scans carry from outside what no device varies
-    )
-    return jax.jit(init), jax.jit(of_device, donate_argnums=0)
+    return jax.jit(init), jax.jit(epoch, donate_argnums=0)
 
 
 def _update(

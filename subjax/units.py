@@ -215,8 +215,7 @@ class _Builder:
         order = schema.STAGES.index
         if order(stage) < order(self.config.lineage_from):
             lineage = 0
-        told = ("checkpoint_minutes", "log_seconds", "tensorboard")
-        settings = {name: self.config.compute[name] for name in told}
+        settings = {"checkpoint_minutes": self.config.compute.checkpoint_minutes}
         unit = make_unit(stage, row, lineage, fields, inputs, settings)
         return self.units.setdefault(unit.path, unit)
 
@@ -241,7 +240,6 @@ class _Builder:
         return {
             "seed": self.config.seed,
             "lanes": compute.lanes,
-            "batched_lanes": compute.batched_lanes,
             "precision": compute.precision,
         }
 

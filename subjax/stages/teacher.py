@@ -16,7 +16,6 @@ from subjax import (
     scoring,
     seeds,
     stats,
-    throughput,
     train,
     weights,
 )
@@ -93,7 +92,6 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         mesh=mesh,
         label=f"finetuning {len(units)} teachers",
         store=store,
-        log=throughput.Log.of(workdir, units),
     )
     for lane, (unit, base) in enumerate(members):
         out, tree = workdir / unit.path, train.lane(last.trainable, lane)
