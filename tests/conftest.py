@@ -30,7 +30,7 @@ install_import_hook("subjax", "beartype.beartype(conf=beartype.BeartypeConf(is_p
 def compiled_programs_leave_with_their_module():
     """Frees what a module compiled: XLA maps each program's code, and Linux allows 65,530 maps.
 
-    Without it one process for all tests ends in a segmentation fault when mmap fails.
+    Without it their number only grows, and one process for all tests ended in a segmentation fault.
     """
     import jax
 
