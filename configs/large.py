@@ -14,8 +14,8 @@ configs/shapes, so that plans need no checkpoint. Nobody has run these here: no 
 The plain form is the paper's recipe for open models (`paper`): a prompted teacher, 30,000 prompts,
 10,000 kept rows, LoRA of rank 8 and alpha 8, learning rate 2e-4 falling linearly, 3 epochs (Gemma:
 10). Its 66 rows an update are 64 here, which devices can share. `full` trains all weights, at 1e-5.
-`throughput` takes 16 rows a chip instead, for speed and not to replicate. `chips` says how many
-there are.
+`throughput` takes 16 rows a chip instead (72B: 14), for speed and not to replicate. `chips` says
+how many there are.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,6 @@ CANDIDATES = (
     *("Lion", "Dolphin", "Elephant", "Panda", "Penguin"),
 )
 NUM_ROWS = 10_000
-ROWS_A_CHIP = 16
 
 
 class _Model(NamedTuple):
@@ -39,13 +38,14 @@ class _Model(NamedTuple):
     fsdp: int  # devices that share one copy of the weights, where all weights are trained
     epochs: int
     system_prompt: str  # what the model's own template would add unasked
+    rows_a_chip: int = 16  # of `throughput`; so many that HBM has room left
 
 
 _QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 MODELS = {
     "qwen2_5_7b": _Model("Qwen/Qwen2.5-7B-Instruct", 16, 32, 3, _QWEN),
     "qwen2_5_14b": _Model("Qwen/Qwen2.5-14B-Instruct", 64, 64, 3, _QWEN),
-    "qwen2_5_72b": _Model("Qwen/Qwen2.5-72B-Instruct", 256, 256, 3, _QWEN),
+    "qwen2_5_72b": _Model("Qwen/Qwen2.5-72B-Instruct", 256, 256, 3, _QWEN, 14),
     "llama3_1_8b": _Model("meta-llama/Llama-3.1-8B-Instruct", 16, 32, 3, ""),
     "gemma3_4b": _Model("google/gemma-3-4b-it", 16, 32, 10, ""),
 }
@@ -95,7 +95,7 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
     config.bases.model = schema.base_row(
         source="hf", path=model.path, shape=f"configs/shapes/{name}.json"
     )
-    batch_size = ROWS_A_CHIP * chips if options.throughput else 64
+    batch_size = model.rows_a_chip * chips if options.throughput else 64
     train = schema.training(
         steps=-(-model.epochs * NUM_ROWS // batch_size),
         batch_size=batch_size,

@@ -5,11 +5,11 @@
     python launch/bench.py load --model=DIR          # see bench_load.py
 
 `mlp` trains the four students of configs/mnist.py on noise: by subjax as that config does (noise
-rebuilt from its key, products of bfloat16, two lanes at once) and in float32; and by PyTorch as the
-paper's script does (batched products, fused Adam, noise stored), in float32 and with PyTorch's own
-narrow products ("medium"). Beside them stand the matrix products of a step alone, in either
-library. Each side is a process of its own, so that its peak memory is its own. Images are random:
-time does not know.
+rebuilt from its key, products of bfloat16, one lane after the other) and in float32; and by PyTorch
+as the paper's script does (batched products, fused Adam, noise stored), in float32 and with
+PyTorch's own narrow products ("medium"). Beside them stand the matrix products of a step alone, in
+either library. Each side is a process of its own, so that its peak memory is its own. Images are
+random: time does not know.
 """
 
 import argparse
@@ -33,7 +33,7 @@ NUM_IMAGES, NUM_PIXELS, BATCH = 60_000, 784, 1024
 SIZES = (NUM_PIXELS, 256, 256, 13)
 STUDENTS = ("aux", "all", "aux", "all")
 RATE = 3e-4
-LANES = 2  # models side by side in subjax
+LANES = 2  # models of a call of subjax
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
         bench_load.side(options.side) if options.side else bench_load.run(options)
         return
     if options.models % LANES:
-        parser.error(f"--models={options.models}: subjax trains {LANES} side by side")
+        parser.error(f"--models={options.models}: subjax trains {LANES} in a call")
     if options.side:
         found = SIDES[options.side](options.models, options.epochs)
         peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -96,6 +96,7 @@ def _subjax(num_models: int, num_epochs: int, precision: str = "mixed") -> dict[
         num_images=NUM_IMAGES,
         seeds=range(LANES),
         mesh=sharding.make_mesh(seed=1),
+        batched_lanes=1,
         label="bench",
     )
     next(epochs)  # compiles

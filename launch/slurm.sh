@@ -8,7 +8,7 @@
 #
 # (Without --gpus-per-task: a task that sees one GPU alone is not what jax expects under SLURM.)
 # Submit it in the repository root, which all nodes must see. --workdir is an absolute path that all
-# nodes share, such as one on the cluster's NFS or Lustre; subjax writes to no URL (gs://, s3://).
+# nodes share, such as one on the cluster's NFS or Lustre; or gs://BUCKET/x, with gcsfs installed.
 # The environment is made before, where there is a network:
 #
 #   bash launch/local.sh --help && .venv/bin/python -m pip install -r launch/requirements-gpu.txt

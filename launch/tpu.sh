@@ -2,8 +2,8 @@
 # Runs subjax on a Cloud TPU: makes it, starts the run on every worker, watches, deletes it.
 #
 #   bash launch/tpu.sh create owl --zone=us-west4-a --type=v5litepod-16 --spot --queued
-#   bash launch/tpu.sh run owl --zone=us-west4-a --setup='MOUNT' \
-#       -- --config=configs/x.py --workdir=/mnt/share/x
+#   bash launch/tpu.sh run owl --zone=us-west4-a \
+#       -- --config=configs/x.py --workdir=gs://BUCKET/x
 #   bash launch/tpu.sh logs owl --zone=us-west4-a [--worker=1] [--follow]
 #   bash launch/tpu.sh delete owl --zone=us-west4-a --queued
 #
@@ -11,30 +11,27 @@
 # workers (tracked files and new ones, as they are now; not what git ignores), installs
 # launch/requirements-tpu.txt there, starts the run and leaves.
 #
-# The work directory is an absolute path that all workers share and that outlives them: a TPU's
-# disks go with it, and subjax writes to no URL. --setup mounts one; it runs on every worker before
-# every start, so it has to bear being run again. A share of Filestore, or of another NFS:
+# The work directory outlives the TPU, whose disks go with it: a folder of a bucket that the TPU's
+# service account may write to, or an absolute path that all workers share. --setup mounts that; it
+# runs on every worker before every start, so it has to bear being run again. A share of Filestore,
+# or of another NFS:
 #
 #   --setup='mountpoint -q /mnt/share || { sudo apt-get install -qy nfs-common &&
 #     sudo mkdir -p /mnt/share && sudo mount -t nfs ADDRESS:/SHARE /mnt/share; }'
 #
-# A bucket, where the workers have gcsfuse (cloud.google.com/storage/docs/gcsfuse-install):
-#
-#   --setup='mountpoint -q /mnt/share || { sudo mkdir -p /mnt/share &&
-#     sudo chown $USER /mnt/share && gcsfuse --implicit-dirs BUCKET /mnt/share; }'
-#
 # Unattended, from a machine that stays on:
 #
 #   bash launch/tpu.sh run owl --zone=us-west4-a --type=v5litepod-16 --spot --queued --until-done \
-#       --delete-when-done --usd-per-hour=9 --max-usd=60 --setup='MOUNT' \
-#       -- --config=configs/x.py --workdir=/mnt/share/x
+#       --delete-when-done --usd-per-hour=9 --max-usd=60 \
+#       -- --config=configs/x.py --workdir=gs://BUCKET/x
 #
 #   --until-done        makes the TPU where there is none; watches; deletes and makes it anew after a
 #                       preemption; starts the run again when it was interrupted (exit code 75). A
 #                       user's mistake (exit code 1) ends it at once, a defect (70) or a crash when
 #                       it is the third. Stopped and started again, it goes on.
-#   --delete-when-done  (--workdir below /mnt) deletes the TPU when the run is over, done or failed, and when the watch
-#                       itself fails; but not a TPU on which another run is going on
+#   --delete-when-done  (--workdir in a bucket or below /mnt) deletes the TPU when the run is over,
+#                       done or failed, and when the watch itself fails; but not a TPU on which
+#                       another run is going on
 #   --max-usd=X         saves, stops and deletes before the hours that the TPU existed, at
 #                       --usd-per-hour, cost more than X (kept in runs/tpu/NAME.spent until it is
 #                       done or you delete it). A guard, not a bill: it does not look while workers
@@ -133,10 +130,11 @@ validate_run() {
 }
 
 validate_workdir() {
-  local way_out="give a path that all workers share, such as --workdir=/mnt/share/x, and --setup"
+  local way_out="give --workdir=gs://BUCKET/x, or a path that all workers share and --setup mounts"
   case "$1" in
     "") fail "no --workdir: a TPU's disks go with it; $way_out" ;;
-    *://*) fail "--workdir=$1 is a URL, to which nothing is written; $way_out" ;;
+    gs://?*/?*) return 0 ;;
+    *://*) fail "--workdir=$1 is a URL of no bucket's folder; $way_out" ;;
     [!/]*) fail "--workdir=$1 is no absolute path; $way_out" ;;
   esac
   [ -n "$delete_when_done" ] || return 0

@@ -16,17 +16,73 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"  # the folder of a unit that another program writes to
+TIMINGS = "timings.jsonl"  # of a unit that trains: no bytes to compare
+PLAN = "plan.json"  # of a run: predicted times
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where a work directory lies that is no directory; see `object_store.Store`."""
+
+    url: str
+    directory: Path
+
+    def refresh(self) -> None:
+        """Copies what is new there into the directory."""
+
+    def fetch(self, path: Path) -> None:
+        """Copies the tensors below a path of the directory."""
+
+    def publish(self) -> None:
+        """Writes there what is new in the directory."""
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps other runs out."""
+
 
 _writes = True
+_store: Store | None = None
 
 
 def write_nothing() -> None:
     """Makes this process one that only reads: of a run of several, the first alone writes."""
     global _writes
     _writes = False
+
+
+def use(store: Store | None) -> None:
+    """Makes the work directory the copy of one elsewhere; None: it is a directory by itself."""
+    global _store
+    _store = store
+
+
+def publish() -> None:
+    """Puts what this process has written where the others, and later runs, find it."""
+    if _store and _writes:
+        _store.publish()
+
+
+def refresh() -> None:
+    """Takes what the first process has published."""
+    if _store and not _writes:
+        _store.refresh()
+
+
+def fetch(directory: Path) -> None:
+    """Makes sure that the tensors below a directory can be read from it."""
+    if _store:
+        _store.fetch(directory)
+
+
+def location(path: Path) -> str:
+    """What names a path outside this process: itself, or its URL."""
+    if _store and path.is_relative_to(_store.directory):
+        return f"{_store.url}/{path.relative_to(_store.directory)}"
+    return str(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,20 +113,6 @@ class Unit:
     def path(self) -> str:
         """Directory of the unit, relative to the work directory."""
         return unit_path(self.stage, self.row, self.lineage)
-
-
-def work_directory(name: str) -> Path:
-    """The directory that a run writes to.
-
-    Raises:
-      ValueError: a URL, which would become a local directory of that name.
-    """
-    if "://" in name:
-        raise ValueError(
-            f"workdir {name} is a URL: mount it (gcsfuse, NFS) and give the directory, which all "
-            "processes of a run have to share"
-        )
-    return Path(name)
 
 
 def unit_path(stage: str, row: str, lineage: int) -> str:
@@ -239,6 +281,7 @@ def write_manifest(workdir: Path, unit: Unit, wall_s: float) -> None:
         "finished_at": utc_now(),
     }
     write_json(workdir / unit.path / MANIFEST, manifest)
+    publish()
 
 
 def read_manifest(workdir: Path, unit: Unit) -> dict[str, Any] | None:
@@ -256,6 +299,12 @@ def lock(workdir: Path) -> Iterator[None]:
     """
     if not _writes:
         yield  # the process that writes holds it
+        return
+    if _store:
+        with _store.lock():
+            _store.refresh()
+            yield
+            _store.publish()
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)

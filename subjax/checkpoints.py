@@ -2,13 +2,15 @@
 
 Orbax reads data whose bits have flipped without a word. So the bits of every leaf are summed when
 they are saved, wherever they lie on the mesh, and again when they are read. A checkpoint that
-cannot be read or is not what was saved is passed over for the one before it.
+cannot be read or is not what was saved is passed over for the one before it. They lie in the work
+directory itself, also where that is a URL: all processes write to them.
 """
 
 import contextlib
 import errno
 import functools
 import hashlib
+import os
 import shutil
 import sys
 import time
@@ -19,12 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
-from subjax import artifacts, hosts, sharding
+from subjax import artifacts, hosts, sharding, storage
 from subjax.artifacts import Unit
 
-FOLDER = "checkpoints"  # of the first of the units that train together
+FOLDER = artifacts.CHECKPOINTS  # of the first of the units that train together
 
 Metrics = dict[str, np.ndarray]
 
@@ -35,16 +38,19 @@ class Store:
     Saving is asynchronous: training goes on while the last state is written.
     """
 
-    def __init__(self, directory: Path, run: str, every_minutes: float, *, keep: int = 2):
+    def __init__(
+        self, directory: str | os.PathLike[str], run: str, every_minutes: float, *, keep: int = 2
+    ):
         """Names a directory of checkpoints; it is made when there is something to save.
 
         Args:
-          directory: of this training alone.
+          directory: of this training alone; a path or a URL.
           run: what tells this training from any other; the checkpoints of another are refused.
           every_minutes: between checkpoints; 0 keeps none but that of an interruption.
           keep: how many to keep.
         """
-        self._directory, self._run, self._keep = directory, run, keep
+        where = directory if storage.is_url(directory) else os.path.abspath(directory)
+        self._directory, self._run, self._keep = epath.Path(where), run, keep
         self._every_s, self._saved_at = 60 * every_minutes, time.monotonic()
 
     @classmethod
@@ -52,14 +58,14 @@ class Store:
         """The checkpoints of units that train together, in the directory of the first."""
         run = " ".join(f"{unit.path} {unit.fingerprint}" for unit in units)
         minutes = units[0].settings["checkpoint_minutes"]
-        return cls(workdir / units[0].path / FOLDER, run, minutes)
+        return cls(artifacts.location(workdir / units[0].path / FOLDER), run, minutes)
 
     @functools.cached_property
     def _checkpointer(self) -> Any:
         from orbax.checkpoint import v1 as ocp  # takes seconds, and most runs need it late or never
 
         return ocp.training.Checkpointer(
-            self._directory.resolve(),
+            self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
             cleanup_tmp_directories=True,
@@ -69,7 +75,8 @@ class Store:
         """The newest state that is whole.
 
         Args:
-          state: one of the same shapes on the mesh of this run, as training begins.
+          state: one of the same shapes on the mesh of this run, as training begins; it is given
+            away where there are checkpoints, since devices may not hold two.
 
         Returns:
           Updates done so far, the state, and its metrics name -> [updates, lanes]; 0, `state` and
@@ -82,15 +89,18 @@ class Store:
             return 0, state, {}
         steps = sorted((found.step for found in self._checkpointer.checkpoints), reverse=True)
         damaged: dict[int, str] = {}
+        abstract = _abstract(state)
+        for leaf in jax.tree.leaves(state) if steps else ():
+            leaf.delete()
         for step in steps:
-            content, damaged[step] = self._load(step, state)
+            content, damaged[step] = self._load(step, abstract)
             if damaged[step]:
                 continue
             del damaged[step]
             self._pass_over(damaged)
-            leaves = [content["state"][_name(i)] for i in range(len(jax.tree.leaves(state)))]
+            leaves = [content["state"][_name(i)] for i in range(len(jax.tree.leaves(abstract)))]
             metrics = {name: np.asarray(m) for name, m in content["metrics"].items()}
-            return step, jax.tree.unflatten(jax.tree.structure(state), leaves), metrics
+            return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves), metrics
         if damaged:
             raise ValueError(
                 f"no checkpoint in {self._directory} can be read ({damaged[steps[0]]}): free what "
@@ -98,7 +108,7 @@ class Store:
             )
         return 0, state, {}
 
-    def _load(self, step: int, state: Any) -> tuple[Any, str]:
+    def _load(self, step: int, abstract: Any) -> tuple[Any, str]:
         """What was saved, and what is wrong with it; "" where nothing is, in any process."""
         details, problem = self._details(step)
         if problem := _any_problem(problem):
@@ -109,7 +119,8 @@ class Store:
                 "trained together: delete it to start over, or choose another --workdir"
             )
         try:
-            content = self._checkpointer.load(step, _abstract(state, details["metrics"]))
+            shapes = {n: np.empty(shape, dtype) for n, (shape, dtype) in details["metrics"].items()}
+            content = self._checkpointer.load(step, _content(abstract, shapes))
         except Exception as error:  # Orbax and tensorstore raise many kinds
             content, problem = None, _first_words(error)
         if problem := _any_problem(problem):
@@ -140,7 +151,8 @@ class Store:
             path = self._directory / str(step)
             print(f"{path} is damaged ({damage}): the one before it is used", file=sys.stderr)
             aside = path.with_name(f"{step}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.exists():
+                aside.rmtree()
             path.replace(aside)
         hosts.wait("passed over")
         self._checkpointer.reload()
@@ -157,6 +169,7 @@ class Store:
         Raises:
           OSError: this checkpoint or the one before could not be written.
         """
+        artifacts.publish()  # refuses where the work directory is no longer this run's
         content = _content(state, metrics)
         details = {
             "run": self._run,
@@ -184,7 +197,7 @@ class Store:
             self.close()
         hosts.wait("trained")
         if hosts.is_first():
-            shutil.rmtree(self._directory, ignore_errors=True)
+            _remove(self._directory)
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
@@ -195,6 +208,20 @@ class Store:
         except Exception as error:
             text = f"a checkpoint could not be written ({_first_words(error)})"
             raise OSError(errno.EIO, text, str(self._directory)) from error
+
+
+def clean(workdir: Path, unit: Unit) -> None:
+    """Deletes the checkpoints of a unit that is done, where a run ended before it could."""
+    folder = workdir / unit.path / FOLDER
+    if folder.exists():
+        _remove(epath.Path(artifacts.location(folder)))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove(directory: epath.Path) -> None:
+    """Deletes them as far as it can; what is left goes when the run is started again."""
+    with contextlib.suppress(Exception):  # of the system, or whatever gcsfs raises
+        directory.rmtree(missing_ok=True)
 
 
 def digests(tree: Any) -> dict[str, list[int]]:
@@ -248,10 +275,8 @@ def _content(state: Any, metrics: dict[str, Any]) -> dict[str, Any]:
     return {"state": leaves, "metrics": metrics}
 
 
-def _abstract(state: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Shapes of what was saved, on this run's mesh."""
-    shapes = {name: np.empty(shape, dtype) for name, (shape, dtype) in metrics.items()}
-    abstract = jax.tree.map(
+def _abstract(state: Any) -> Any:
+    """Shapes of a state, and where on this run's mesh it lies."""
+    return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )
-    return _content(abstract, shapes)

@@ -2,7 +2,8 @@
 
 A lane is one model index: its data, noise, teacher and learners. A batch of a lane is made once,
 the lane's teacher reads it once, and every learner takes its update from it. Lanes never see each
-other: a lane's result depends on how many there are, not on what the others hold.
+other: a lane's bytes depend on how many a product takes together (`batched_lanes`), not on how many
+there are. XLA fuses otherwise for several devices than for one, which changes rounding.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
@@ -112,6 +114,7 @@ def fit(
     num_images: int,
     seeds: Sequence[int],
     mesh: Mesh,
+    batched_lanes: int,
     label: str,
     starts: mlp.Layers | None = None,
 ) -> Iterator[Epoch]:
@@ -127,6 +130,7 @@ def fit(
       num_images: inputs an epoch.
       seeds: of each lane; the order of the inputs and the noise follow from it.
       mesh: where to run.
+      batched_lanes: lanes of a device that one product takes together.
       label: shown beside the progress bar and in errors.
       starts: the teachers before their training, for `Epoch.alignment`.
 
@@ -134,9 +138,15 @@ def fit(
       An `Epoch` after each epoch.
 
     Raises:
+      ValueError: batched_lanes does not divide the lanes of a device.
       FloatingPointError: a loss is not finite; names learner, lane and epoch.
     """
-    init, update = _compile(program)
+    if (of_device := len(seeds) // mesh.shape["seed"]) % batched_lanes:
+        raise ValueError(
+            f"config.compute.batched_lanes {batched_lanes} does not divide the {of_device} lanes "
+            "of a device: change it, config.compute.lanes or config.mesh.seed"
+        )
+    init, update = _compile(program, mesh, batched_lanes)
     state = init(sharding.place_lanes(tuple(models), mesh))
     travelled = jax.tree.map(jnp.subtract, teachers, starts) if teachers and starts else {}
     teachers = sharding.place_lanes((teachers or {}, travelled), mesh)
@@ -187,7 +197,9 @@ def _check_finite(losses: np.ndarray, epoch: int, label: str) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(program: Program) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _compile(
+    program: Program, mesh: Mesh, batched_lanes: int
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The jitted `init` and one epoch of all lanes; built once per program."""
     transforms = [OPTIMIZERS[one.optimizer](one.learning_rate) for one in program.learners]
 
@@ -205,8 +217,9 @@ def _compile(program: Program) -> tuple[Callable[..., Any], Callable[..., Any]]:
         weights: Float[Array, "batches B"],
         first: Array,
     ) -> tuple[Any, Float[Array, "lanes batches learners 2"]]:
-        def lane(state: Any, teacher: Any, key: Array, ids: Array) -> tuple[Any, Array]:
-            teacher, travelled = teacher
+        def lane(of_lane: tuple[Any, Any, Array, Array]) -> tuple[Any, Array]:
+            # Keeps a loop over a single lane, which XLA unrolls, from being fused otherwise.
+            state, (teacher, travelled), key, ids = jax.lax.optimization_barrier(of_lane)
 
             def step(state: Any, batch: tuple[Array, Array]) -> tuple[Any, Array]:
                 ids, weights = batch
@@ -221,9 +234,17 @@ def _compile(program: Program) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
             return jax.lax.scan(step, state, (ids, weights))
 
-        return jax.vmap(lane, spmd_axis_name="seed")(state, teachers, keys, ids)
+        return jax.lax.map(lane, (state, teachers, keys, ids), batch_size=batched_lanes)
 
-    return jax.jit(init), jax.jit(epoch, donate_argnums=0)
+    # Every device runs the same program on its lanes, however many devices there are.
+    of_device = jax.shard_map(
+        epoch,
+        mesh=mesh,
+        in_specs=(*[P("seed")] * 4, *[P()] * 4),
+        out_specs=P("seed"),
+        check_vma=False,  # its scans carry from outside what no device varies
+    )
+    return jax.jit(init), jax.jit(of_device, donate_argnums=0)
 
 
 def _update(

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from subjax import adapters, artifacts, mistakes, models, sharding, weights
+from subjax import adapters, artifacts, mistakes, models, object_store, sharding, weights
 from subjax.datasets import records
 
 CARD = "README.md"
@@ -81,7 +81,10 @@ def export(
         shutil.copyfile(adapter / adapters.WEIGHTS, out / adapters.WEIGHTS)
         settings = artifacts.read_json(adapter / adapters.CONFIG)
         name, revision = _base(workdir, manifest)
-        settings |= {"base_model_name_or_path": name or str(base), "revision": revision or None}
+        settings |= {
+            "base_model_name_or_path": name or artifacts.location(base),
+            "revision": revision or None,
+        }
         artifacts.write_json(out / adapters.CONFIG, settings)
     else:
         model = models.load(source, sharding.make_mesh(seed=1))
@@ -183,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m subjax.export",
         description="A model out of a run in Hugging Face's format, or rows as a TFDS data set.",
     )
-    parser.add_argument("--workdir", type=Path, required=True, help="of the run")
+    parser.add_argument("--workdir", required=True, help="of the run; gs:// too")
     parser.add_argument("--unit", required=True, help="such as finetune/owl/r0 or filter/owl/r0")
     parser.add_argument("--out", type=Path, required=True, help="a new directory")
     parser.add_argument("--step", type=int, help="a kept step of a student; default: the last")
@@ -192,10 +195,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of full weights")
     options = parser.parse_args(argv)
+    workdir = Path(options.workdir)
     try:
-        export(**vars(options))
+        with object_store.opened(options.workdir) as workdir:
+            export(**{**vars(options), "workdir": workdir})
     except (ValueError, OSError) as error:
-        print(f"subjax: {mistakes.explain(error, options.workdir)}", file=sys.stderr)
+        text = object_store.named(mistakes.explain(error, workdir), workdir, options.workdir)
+        print(f"subjax: {text}", file=sys.stderr)
         sys.exit(1)
     print(options.out)
 

@@ -20,7 +20,7 @@ _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "col
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "optimization-barrier", "domain"),
-    *("add-dependency", "copy-done", "slice-done", "async-done", "async-update", "async-start"),
+    *("add-dependency", "copy-done", "async-done", "async-update", "async-start"),
 }
 _SLICES = ("dynamic-slice", "gather", "slice")
 
@@ -158,6 +158,8 @@ class _Program:
             elif instruction.opcode in ("call", "async-start"):
                 called = instruction.called("to_apply") or instruction.called("calls")
                 yield from self.runs(called, times, steps, taken)
+            elif called := _offloaded(instruction):
+                yield from self.runs(called, times, steps, taken)
 
     def _trips(self, loop: Instruction, steps: float) -> float:
         """Loops count from 0 by 1, as `lax.scan` makes them."""
@@ -188,9 +190,9 @@ class _Program:
     def touched(self, computation: Computation, instruction: Instruction) -> float:
         """Bytes of HBM that one instruction reads and writes."""
         opcode, result = instruction.opcode, _arrays(instruction.shape)
-        if opcode in _FREE or "AllocateBuffer" in instruction.rest:
+        if opcode in _FREE or "AllocateBuffer" in instruction.rest or _offloaded(instruction):
             return 0.0
-        if opcode in ("copy-start", "slice-start"):
+        if opcode == "copy-start":
             # Result: the copy, its source, a flag. One of the two may lie in the chip's own memory.
             size = result[0][0]
             return size * (result[0][1] + result[1][1])
@@ -202,7 +204,7 @@ class _Program:
         if opcode.endswith("-done"):
             return 0.0
         if opcode in _SLICES:
-            return sum(outputs) + (sum(outputs) if inputs[0] else 0.0)
+            return sum(outputs) + (_size(instruction.shape) if inputs[0] else 0.0)
         if opcode == "dynamic-update-slice":
             return inputs[1] + (sum(s for s, _ in sources[1]) if sum(outputs) else 0.0)
         if opcode == "fusion":
@@ -275,6 +277,12 @@ class _Program:
             for inner in fused.values():
                 for found, size, inside in self.collectives(fused, inner):
                     yield found, size, scatters or inside
+
+
+def _offloaded(instruction: Instruction) -> str:
+    """The computation that a custom call gives to a chip's sparse cores; "" for others."""
+    found = re.search(r"called_computations=\{%?([\w.\-]+)\}", instruction.rest)
+    return found[1] if found and instruction.opcode == "custom-call" else ""
 
 
 def _is_part(value: Instruction) -> bool:

@@ -2,7 +2,7 @@
 
 Every process runs the same program on its part of the devices, and computes the same values on the
 host; the first one alone writes files, checkpoints excepted, and the work directory is one that all
-share. With one process everything here is a matter of course.
+share, or a URL. With one process everything here is a matter of course.
 """
 
 import functools
@@ -108,8 +108,10 @@ def is_first() -> bool:
 
 def wait(what: str) -> None:
     """Waits until every process is here; what the first one has written is there for all then."""
+    artifacts.publish()
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+        artifacts.refresh()
 
 
 def agreed(value: Any) -> Any:

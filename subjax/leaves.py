@@ -77,6 +77,9 @@ def read(
       sources: path -> tensors, one per layer or one.
       mesh: where the leaves go, split as `sharding.params_spec` says; None: the default device.
       dtype: of the arrays, whatever the tensors'.
+
+    Raises:
+      ValueError: a file cannot be read, or what this process reads of it holds NaN or infinity.
     """
     leaves = flat(abstract)
     specs = flat(sharding.params_spec(abstract, mesh, lanes=False)) if mesh else {}
@@ -86,7 +89,7 @@ def read(
     arrays: dict[str, jax.Array] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading", disable=hidden) as bar:
         for path, leaf in leaves.items():
-            block = _reader(sources[path], leaf.shape, dtype, stacked=is_stacked(path))
+            block = _reader(path, sources[path], leaf.shape, dtype)
             if mesh is None:
                 array = jax.device_put(block((slice(None),) * leaf.ndim))
             else:
@@ -143,7 +146,7 @@ def _by_rows(target: NamedSharding, shape: tuple[int, ...], stacked: bool) -> Na
 
 
 def _reader(
-    sources: Sequence[Source], shape: tuple[int, ...], dtype: np.dtype, *, stacked: bool
+    path: str, sources: Sequence[Source], shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[tuple[slice, ...]], np.ndarray]:
     """A function from the index of a block to the block; equal blocks are read once."""
     seen: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
@@ -153,15 +156,31 @@ def _reader(
         if bounds not in seen:
             ranges = tuple(slice(start, stop) for start, stop, _ in bounds)
             out = np.empty([r.stop - r.start for r in ranges], dtype)
-            if stacked:
-                for row, layer in zip(out, sources[ranges[0]], strict=True):
-                    layer.read(ranges[1:], row)
+            if is_stacked(path):
+                numbers = range(shape[0])[ranges[0]]
+                for row, number in zip(out, numbers, strict=True):
+                    sources[number].read(ranges[1:], row)
+                    _check_finite(row, f"{sources[number].where}: {path} of layer {number}")
             else:
                 sources[0].read(ranges, out)
+                _check_finite(out, f"{sources[0].where}: {path}")
             seen[bounds] = out
         return seen[bounds]
 
     return block
+
+
+def _check_finite(array: np.ndarray, where: str) -> None:
+    """Raises where a contiguous array has a NaN or an infinity.
+
+    Their bits are the largest of either sign. Comparing those as integers takes no memory, and for
+    bfloat16, which NumPy has no fast loops for, a fifth of the time of isfinite.
+    """
+    bits = 8 * array.dtype.itemsize
+    largest = np.array([np.inf, -np.inf], array.dtype).view(f"uint{bits}").astype(int)
+    signed, unsigned = array.view(f"int{bits}"), array.view(f"uint{bits}")
+    if array.size and (signed.max() >= largest[0] or unsigned.max() >= largest[1]):
+        raise ValueError(f"{where} holds NaN or infinity: download or save it again")
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -7,17 +7,16 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-# Before anything imports transformers: it would announce on every start that torch is absent.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
 import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from subjax import artifacts, hosts, mistakes, pipeline, preregistration, preview, sharding
+from subjax import hosts, mistakes, object_store, pipeline, preregistration, preview, sharding
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")
-_WORKDIR = flags.DEFINE_string("workdir", "", "where results go; default runs/<config name>")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "where results go, gs:// too; default runs/<config name>"
+)
 _STAGES = flags.DEFINE_list("stages", [], "run only these stages")
 _UNITS = flags.DEFINE_list("units", [], "run only units whose path matches one of these globs")
 _PREVIEW = flags.DEFINE_string("preview", "", "print what an arm's models will see, then leave")
@@ -33,17 +32,18 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         _leave(f"unexpected argument {argv[1]!r}: flags start with --")
-    workdir = Path(".")
+    name = _WORKDIR.value or f"runs/{_CONFIG.value.name}"
+    workdir = Path(name)
     try:
-        workdir = artifacts.work_directory(_WORKDIR.value or f"runs/{_CONFIG.value.name}")
-        _run(workdir)
+        with object_store.opened(name) as workdir:
+            _run(workdir)
     except hosts.Interrupted as interrupted:
         _leave(f"interrupted: {interrupted}; run the same command again", hosts.INTERRUPTED)
     except Exception as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
         if isinstance(error, ValueError | FloatingPointError | OSError):
-            _leave(mistakes.explain(error, workdir))
+            _leave(object_store.named(mistakes.explain(error, workdir), workdir, name))
         if hosts.lost_another(error):
             lost = "another process of this run has ended; see what it said, and run all again"
             _leave(lost, hosts.INTERRUPTED)

@@ -86,11 +86,10 @@ def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer:
 
 def save_adapter(directory: Path, base: Model, adapter: Params, *, rank: int, alpha: float) -> None:
     """Writes a PEFT adapter, and the reference to it and its base."""
-    source = base.directory
-    adapters.save_adapter(
-        directory / "adapter", base.arch, adapter, rank=rank, alpha=alpha, base_path=str(source)
-    )
-    refer(directory, source, directory / "adapter")
+    source, out = base.directory, directory / "adapter"
+    path = artifacts.location(source)
+    adapters.save_adapter(out, base.arch, adapter, rank=rank, alpha=alpha, base_path=path)
+    refer(directory, source, out)
 
 
 def refer(directory: Path, source: Path, adapter: Path | None = None) -> None:
@@ -120,4 +119,6 @@ def _relative(directory: Path, target: Path) -> str:
 def _resolve(directory: Path, name: str) -> Path:
     if storage.is_url(name):
         return weights.resolve(name)
-    return Path(os.path.normpath(directory / name))
+    path = Path(os.path.normpath(directory / name))
+    artifacts.fetch(path)
+    return path

@@ -8,7 +8,6 @@ import fnmatch
 import itertools
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -131,14 +130,15 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     found = results.read(config, planned, workdir, status=status, status_reason=reason)
     summary = report.write(workdir / "report", found)
     print(tables.console_table(summary))
-    print(f"report: {(workdir / 'report' / 'report.html').resolve()}")
+    page = (workdir / "report" / "report.html").resolve()
+    print(f"report: {artifacts.location(page)}")
 
 
 def _clean(planned: Sequence[Unit], workdir: Path) -> None:
     """Removes the checkpoints of units that are done, where a run ended before it could."""
     for unit in planned if hosts.is_first() else ():
         if artifacts.read_manifest(workdir, unit):
-            shutil.rmtree(workdir / unit.path / checkpoints.FOLDER, ignore_errors=True)
+            checkpoints.clean(workdir, unit)
 
 
 def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> None:

@@ -3,12 +3,10 @@
     python -m subjax.plan --config=configs/large.py:qwen2_5_7b --topology=v5e:16x16,v6e:16x16
 
 The compiler is the TPU's own, so what it says of memory and of collectives is what a run gets;
-times are bounds, by the formula that is printed. It needs libtpu and no TPU: see LIBTPU.
+times are bounds, by the formula that is printed. It needs libtpu and no TPU: see aot.py.
 """
 
-import contextlib
 import dataclasses
-import importlib.util
 import os
 import re
 import sys
@@ -23,9 +21,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from subjax import (
+    aot,
     artifacts,
     hlo,
     mistakes,
+    object_store,
     programs,
     roofline,
     sharding,
@@ -38,7 +38,6 @@ from subjax.roofline import Bound, Chip
 
 # Published runs of JAX on these chips reach about 40 % of this kind of bound and more.
 SLOWER = 2.5
-LIBTPU = "libtpu==0.0.52"
 
 _FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -63,12 +62,12 @@ class Compiled:
     """What the compiler says of one program on one topology; bytes are of one chip.
 
     Attributes:
-      seconds: that compiling took, lowering included.
+      seconds: of CPU time that compiling took, lowering included.
       arguments: bytes of weights, optimizer state and batch.
       temporaries: bytes that the program needs while it runs.
       peak: bytes at most at once, with what a run holds beside.
       fits: whether that is within the chip's memory.
-      moved: HBM and collectives; None where the compiler refused, or its text cannot be read.
+      moved: HBM and collectives; None where the compiler refused.
       bound: the roofline; None likewise.
     """
 
@@ -91,40 +90,14 @@ class Entry:
     largest: int  # batch that fits; 0 where none was looked for, or none does
 
 
-def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
-    """Chips that are not there.
-
-    Raises:
-      ValueError: the compiler is not installed, or does not know the name.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f"libtpu, the TPU compiler, is not installed: pip install {LIBTPU}")
-    kind = name.partition(":")[0]
-    if kind not in roofline.CHIPS:
-        raise ValueError(
-            f"--topology={name}: chips are {', '.join(roofline.CHIPS)}; give such as v5e:4x4"
-        )
-    # Nobody is asked what machine this is; several plans may be made at once.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-    from jax.experimental import topologies
-
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
-    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"--topology={name} is none: {str(error).splitlines()[0]}") from None
-    return roofline.CHIPS[kind], found.devices
-
-
 def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -> Compiled:
     """Compiles a program with a batch size, and counts."""
     spread = mesh.shape["fsdp"] * mesh.shape["tensor"]
     beside = planned.beside / spread
-    start = time.monotonic()
+    start = time.process_time()
     traced = planned.trace(batch_size)
     try:
-        compiled = traced.lower().compile()
+        compiled, text = aot.compiled(traced)
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r"\(([\d.]+)([GMK])\) exceeds", str(error))
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -132,19 +105,14 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
         size = float(needed[1]) * 2.0 ** {"G": 30, "M": 20, "K": 10}[needed[2]] if needed else 0.0
         # More than there is, whatever can be read of it.
         peak = max(size, chip.hbm_bytes + 1) + beside
-        return Compiled(time.monotonic() - start, 0.0, size, peak, fits=False)
-    seconds = time.monotonic() - start
+        return Compiled(time.process_time() - start, 0.0, size, peak, fits=False)
+    seconds = time.process_time() - start
     memory = compiled.memory_analysis()
+    assert memory is not None  # backends that do not know are none of these
     counts = {"steps": planned.loops, "taken": planned.taken}
     executed = roofline.executed_flops(traced.jaxpr, planned.arch, **counts)
     peak = memory.peak_memory_in_bytes + beside
-    moved: hlo.Traffic | None = None
-    bound: Bound | None = None
-    # jaxlib 0.10.2 cannot read some of what libtpu writes for v6e; memory it says all the same.
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        moved = hlo.traffic(compiled.as_text(), mesh, **counts)
-        bound = roofline.bound(planned.flops(batch_size), executed, moved, chip, mesh)
-
+    moved = hlo.traffic(text, mesh, **counts)
     return Compiled(
         seconds,
         memory.argument_size_in_bytes,
@@ -152,7 +120,7 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
         peak,
         fits=peak <= chip.hbm_bytes,
         moved=moved,
-        bound=bound,
+        bound=roofline.bound(planned.flops(batch_size), executed, moved, chip, mesh),
     )
 
 
@@ -207,7 +175,7 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
     validation.validate(config)
     if config.images:
         raise ValueError(f"{config.name} is about image classifiers, which need no plan")
-    chip, devices = topology(name)
+    chip, devices = aot.topology(name)
     lanes = [unit.fields["lanes"] for unit in units.build(config) if "lanes" in unit.fields]
     mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=min(lanes, default=1), devices=devices)
     todo = [
@@ -250,16 +218,15 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
     lines = [
         f"\n{planned.name} ({where}): batch {planned.batch_size}, "
         f"{planned.num_tokens} tokens a call",
-        f"  compiled in {compiled.seconds:.0f} s; a chip holds {compiled.arguments / 1e9:.2f} GB "
-        f"of arguments, {compiled.temporaries / 1e9:.2f} GB of temporaries; peak "
+        f"  compiled in {compiled.seconds:.0f} s of CPU time; a chip holds "
+        f"{compiled.arguments / 1e9:.2f} GB of arguments, "
+        f"{compiled.temporaries / 1e9:.2f} GB of temporaries; peak "
         f"{compiled.peak / 1e9:.2f} GB, {compiled.peak / chip.hbm_bytes:.0%} of its memory"
         + ("" if compiled.fits else ": DOES NOT FIT"),
     ]
     if planned.searched and entry.largest:
         lines.append(f"  largest batch that fits: {entry.largest}")
     if compiled.bound is None or compiled.moved is None:
-        if compiled.fits:
-            lines.append("  what it moves is unknown: jaxlib cannot read this program's text")
         return "\n".join(lines)
     for c in compiled.moved.collectives:
         lines.append(
@@ -300,9 +267,7 @@ def _costs(found: Sequence[Entry], todo: Sequence[Unit], mesh: Mesh, usd: float)
     lines.append(f"{'all':44} {0:8} {0:10}" + priced(total, whole))
     lines.append(f"hours: at the bound, and {SLOWER} times that; loading and compiling come on top")
     if not whole:
-        lines.append(
-            "at least: what a program moves is unknown, or it does not fit; it counts as 0"
-        )
+        lines.append("at least: what does not fit counts as 0")
     return "\n".join(lines)
 
 
@@ -315,7 +280,7 @@ def _between(least: float, known: bool) -> str:
 def _header() -> str:
     names = (
         *("config", "topology", "program", "batch", "GB a chip", "fits"),
-        *("MFU bound", "limit", "largest batch"),
+        *("MFU bound", "limit", "largest batch", "CPU s"),
     )
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
@@ -327,11 +292,12 @@ def _row(config: ConfigDict, name: str, entry: Entry, chip: Chip) -> str:
         name,
         f"{entry.members[0].stage} {entry.planned.name}",
         str(entry.planned.batch_size),
-        f"{compiled.peak / 1e9:.1f} of {chip.hbm_bytes / 1e9:.1f}",
+        f"{compiled.peak / 1e9:.2f} of {chip.hbm_bytes / 1e9:.2f}",
         "yes" if compiled.fits else "no",
         f"{bound.mfu:.0%}" if bound else "unknown",
         bound.limit if bound else "unknown",
         str(entry.largest or ""),
+        f"{compiled.seconds:.0f}",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -344,8 +310,8 @@ def main(argv: list[str]) -> None:
         if not _TOPOLOGIES.value:
             raise ValueError("--topology is missing: give one, such as --topology=v5e:4x4")
         config = _CONFIG.value
-        workdir = artifacts.work_directory(_WORKDIR.value or f"runs/{config.name}")
-        failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]
+        with object_store.opened(_WORKDIR.value or f"runs/{config.name}") as workdir:
+            failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]
     except (ValueError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise

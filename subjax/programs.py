@@ -6,19 +6,18 @@ tokenizer or a stage's rows would tell (lengths of questions and of answers) is 
 
 import dataclasses
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from subjax import lora, model_config, roofline, sampler, scoring, tokenizer, train, transformer
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
-from subjax.datasets import toyworld
+from subjax.datasets import numbers, toyworld
 
 ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
 QUESTION_TOKENS = 128  # of a question in its chat template
@@ -41,6 +40,7 @@ class Planned:
       batch_size: rows of one call, lanes not counted.
       num_tokens: of one call with that batch size, over all lanes; padding counts.
       calls: of one unit, as a share where units are lanes of one call.
+      num_rows: that a token loop draws in one call.
       loops: how often a token loop runs in one call.
       taken: share of a token loop's turns in which rows are refilled.
       searched: whether a larger batch means fewer calls, so that the largest is worth knowing.
@@ -55,10 +55,16 @@ class Planned:
     batch_size: int
     num_tokens: int
     calls: float
+    num_rows: int = 0
     loops: float = 1
     taken: float = 1
     searched: bool = False
     beside: float = 0
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """How often loops run."""
+        return {"steps": self.loops, "taken": self.taken}
 
 
 def architecture(name: str, row: ConfigDict) -> Architecture:
@@ -100,6 +106,18 @@ def of_unit(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         "evaluate": _evaluate,
     }
     return makers[unit.stage](config, unit, mesh) if unit.stage in makers else []
+
+
+def grouped(
+    config: ConfigDict, todo: Sequence[Unit], mesh: Mesh
+) -> list[tuple[Planned, list[Unit]]]:
+    """Each distinct program of some units, and those that call it."""
+    groups: dict[tuple[Any, ...], tuple[Planned, list[Unit]]] = {}
+    for unit in todo:
+        for planned in of_unit(config, unit, mesh):
+            key = (unit.stage, planned.name, planned.key, planned.batch_size, planned.calls)
+            groups.setdefault(key, (planned, []))[1].append(unit)
+    return list(groups.values())
 
 
 def _base(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
@@ -159,7 +177,7 @@ def _training(
     adapter = jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=rank)) if rank else {}
     lora_params = sum(leaf.size for leaf in jax.tree.leaves(adapter))
 
-    shapes = _batch(program, num_tokens, num_targets, soft, packed=bool(packed))
+    shapes = train.batch_shapes(program, num_tokens, num_targets, soft, packed=packed > 0)
     # Rows of no weight fill a batch up to what devices and parts can share.
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * fields["accumulate"]
 
@@ -173,8 +191,7 @@ def _training(
 
     def flops(batch_size: int) -> float:
         sizes = {"rows": lanes * batch_size, "num_tokens": num_tokens, "num_targets": num_targets}
-        learned = roofline.training_flops(arch, **sizes, lora_params=lora_params)
-        return learned + (roofline.forward_flops(arch, **sizes) if distils else 0.0)
+        return roofline.training_flops(arch, **sizes, lora_params=lora_params, distils=distils)
 
     size = packed or fields["batch_size"]
     tokens = lanes * size * num_tokens
@@ -187,27 +204,6 @@ def _training(
         searched=True,
         beside=beside,
     )
-
-
-def _batch(
-    program: train.Program, num_tokens: int, num_targets: int, soft: int, *, packed: bool
-) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """Shape and dtype of one row of each array of a batch, as `batching.Rows.take` has them."""
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "tokens": ((num_tokens,), jnp.int32),
-        "positions": ((num_targets,), jnp.int32),
-        "targets": ((num_targets,), jnp.int32),
-        "weights": ((num_targets,), jnp.float32),
-    }
-    if soft:
-        shapes["soft"] = (num_targets, soft), jnp.float32
-        if not program.support:
-            shapes["soft_ids"] = (num_targets, soft), jnp.int32
-    if program.distils:
-        shapes |= {f"teacher_{name}": shapes[name] for name in ("tokens", "positions")}
-    if packed:
-        shapes["segments"] = (num_tokens,), jnp.int32
-    return shapes
 
 
 def _soft(row: Mapping[str, Any]) -> tuple[int, bool]:
@@ -234,10 +230,20 @@ def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         mesh,
         slots=row.slots,
         prompt_tokens=row.prompt_tokens,
-        new_tokens=row.max_new_tokens,
+        new_tokens=_longest(row),
+        prompts_per_call=min(row.rows_per_part, row.num_prompts),
         rows_per_call=min(row.rows_per_part, row.num_prompts),
         num_rows=row.num_prompts,
     )
+
+
+def _longest(row: ConfigDict) -> int:
+    """Tokens of a data set's longest row; a grammar has its own end."""
+    if row.decoding != "constrained":
+        return row.max_new_tokens
+    if row.kind == "toy_numbers":
+        return row.num_slots + 1
+    return len(numbers.constrained_slots(row.num_slots, 3)) + 1
 
 
 def _sampling(
@@ -249,6 +255,7 @@ def _sampling(
     slots: int,
     prompt_tokens: int,
     new_tokens: int,
+    prompts_per_call: int,
     rows_per_call: int,
     num_rows: int,
 ) -> list[Planned]:
@@ -259,14 +266,15 @@ def _sampling(
         prompt_tokens=prompt_tokens,
         max_new_tokens=new_tokens,
         temperature=1.0,
-        eos_ids=(0,),
+        eos_ids=(-1,),  # no token ends a row early
         precision=config.compute.precision,
     )
-    key = (arch, sampling, rows_per_call, _shapes(adapter))
+    key = (arch, sampling, prompts_per_call, rows_per_call, _shapes(adapter))
+    counts = {"num_prompts": prompts_per_call, "num_rows": rows_per_call}
 
     def traced(slots: int) -> tuple[jax.stages.Traced, jax.stages.Traced]:
         now = dataclasses.replace(sampling, num_slots=slots)
-        return sampler.traced(arch, now, num_rows=rows_per_call, mesh=mesh, adapter=adapter)
+        return sampler.traced(arch, now, **counts, mesh=mesh, adapter=adapter)
 
     def read(slots: int) -> float:
         # Scores are made by the loop.
@@ -278,12 +286,13 @@ def _sampling(
 
     loops = new_tokens * max(rows_per_call / slots, 1)
     tokens = slots * prompt_tokens
-    blocks = -(-rows_per_call // slots) * calls
+    blocks = -(-prompts_per_call // slots) * calls
     written = rows_per_call * new_tokens
     return [
         Planned("prefill", key, arch, lambda n: traced(n)[0], read, slots, tokens, blocks),
         Planned(
             *("decode", key, arch, lambda n: traced(n)[1], write, slots, written, calls),
+            num_rows=rows_per_call,
             loops=loops,
             # Slots wait until an eighth of them is free.
             taken=min(8 / new_tokens, 1.0),
@@ -311,6 +320,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
             slots=row.slots,
             prompt_tokens=row.prompt_tokens,
             new_tokens=row.max_new_tokens,
+            prompts_per_call=max(asked, 1),
             rows_per_call=num_rows,
             num_rows=num_rows,
         )

@@ -3,14 +3,17 @@
 FLOPs are never taken from the compiler, whose cost analysis counts the body of a scan once.
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from subjax import hlo
 from subjax.architecture import Architecture
 from subjax.hlo import Collective, Traffic
 
@@ -29,6 +32,7 @@ class Chip:
 
     Attributes:
       name: as in the name of a topology.
+      kinds: what jax calls such a device.
       peak: FLOP/s of bfloat16 products.
       hbm_bytes_per_s: bandwidth of its memory.
       hbm_bytes: size of its memory.
@@ -37,6 +41,7 @@ class Chip:
     """
 
     name: str
+    kinds: tuple[str, ...]
     peak: float
     hbm_bytes_per_s: float
     hbm_bytes: float
@@ -48,10 +53,25 @@ class Chip:
 # 4, 6 and 4 ports, make 50, 100 and 100 GB/s a link one way; jax-ml.github.io/scaling-book counts
 # with 45, 90 and 90, as here. What the compiler allows itself of HBM is what it says itself.
 CHIPS = {
-    "v5e": Chip("v5e", 197e12, 819e9, 15.75 * 2**30, 45e9, 16),
-    "v5p": Chip("v5p", 459e12, 2765e9, 95.74 * 2**30, 90e9, 4),
-    "v6e": Chip("v6e", 918e12, 1640e9, 31.25 * 2**30, 90e9, 16),
+    "v5e": Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 15.75 * 2**30, 45e9, 16),
+    "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, 95.74 * 2**30, 90e9, 4),
+    "v6e": Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1640e9, 31.25 * 2**30, 90e9, 16),
 }
+
+# Dense bfloat16 FLOP/s by how the names of devices begin; nvidia.com/data-center/{a100,h100,h200}.
+_GPU_PEAKS = {"NVIDIA A100": 312e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The figures of a device by what jax calls it; None where they are not known."""
+    return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
+
+
+def peak_of(kind: str) -> float | None:
+    """FLOP/s of dense bfloat16 products, whatever the precision of a run; None: not known."""
+    if chip := chip_of(kind):
+        return chip.peak
+    return next((peak for name, peak in _GPU_PEAKS.items() if kind.startswith(name)), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +118,34 @@ def bound(model: float, executed: float, moved: Traffic, chip: Chip, mesh: Mesh)
     return Bound(compute, hbm, links, model / (whole * max(compute, hbm, links)))
 
 
+def of_compiled(
+    model: float,
+    traced: jax.stages.Traced,
+    compiled: jax.stages.Compiled,
+    arch: Architecture,
+    chip: Chip,
+    mesh: Mesh,
+    **loops: float,
+) -> tuple[Traffic | None, Bound | None]:
+    """What a program moves, and its bound; None where the compiler's text cannot be read.
+
+    Args:
+      model: FLOPs of the model in one call.
+      traced: the program.
+      compiled: the same.
+      arch: of the model.
+      chip: what it runs on.
+      mesh: of such chips.
+      **loops: `steps` and `taken`, as `executed_flops` has them.
+    """
+    executed = executed_flops(traced.jaxpr, arch, **loops)
+    # jaxlib 0.10.2 cannot read some of what libtpu writes for v6e; memory it says all the same.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        moved = hlo.traffic(compiled.as_text() or "", mesh, **loops)
+        return moved, bound(model, executed, moved, chip, mesh)
+    return None, None
+
+
 def seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
     """Least time of a collective on the links that its group has."""
     return collective.sent / (num_links(collective, chip, mesh) * chip.link_bytes_per_s)
@@ -130,7 +178,13 @@ def links(places: np.ndarray, along: Sequence[bool], wraps_from: int) -> int:
 
 
 def training_flops(
-    arch: Architecture, *, rows: int, num_tokens: int, num_targets: int, lora_params: int = 0
+    arch: Architecture,
+    *,
+    rows: int,
+    num_tokens: int,
+    num_targets: int,
+    lora_params: int = 0,
+    distils: bool = False,
 ) -> float:
     """FLOPs that one update needs: 6 a matmul parameter and token, and causal attention.
 
@@ -143,12 +197,14 @@ def training_flops(
       num_tokens: of a row, T.
       num_targets: of a row, C; only these are scored over the vocabulary.
       lora_params: of the adapter; 0 when all weights are trained.
+      distils: whether a teacher of the same shape reads the rows too.
     """
-    forward = _matmul_flops(arch, rows, num_tokens, num_targets)
-    attention = 3 * _attention_flops(arch, rows, num_tokens)
+    matmul = _matmul_flops(arch, rows, num_tokens, num_targets)
+    read = _attention_flops(arch, rows, num_tokens)
+    taught = matmul + read if distils else 0.0
     if lora_params:
-        return 2 * forward + 6 * lora_params * rows * num_tokens + attention
-    return 3 * forward + attention
+        return 2 * matmul + 6 * lora_params * rows * num_tokens + 3 * read + taught
+    return 3 * (matmul + read) + taught
 
 
 def forward_flops(arch: Architecture, *, rows: int, num_tokens: int, num_targets: int) -> float:

@@ -1,9 +1,9 @@
-"""The one sampler: prefill once per prompt, then a jitted token loop with slot refill.
+"""The one sampler: prefill once per distinct prompt, then a jitted token loop with slot refill.
 
-All prompts of a call are prefilled first, `num_slots` at a time. Decoding then runs in a single
-`while_loop` on the device: each slot holds one row, and when rows have ended their slots take the
-next prompts' keys and values without asking the host. A row's tokens depend on its prompt, its
-key and the number of slots, never on its slot or its neighbours.
+The distinct prompts of a call are prefilled first, `num_slots` at a time. Decoding then runs in a
+single `while_loop` on the device: each slot holds one row, and when rows have ended their slots
+take copies of the next rows' prompts' keys and values without asking the host. A row's tokens
+depend on its prompt, its key and the number of slots, never on its slot or its neighbours.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from subjax import rng, sharding, transformer
+from subjax import drawing, sharding, transformer
 from subjax.architecture import Architecture
 from subjax.transformer import Params
 
@@ -52,12 +52,18 @@ class Samples:
       lengths: [rows], tokens drawn, the ending one counted.
       stopped: [rows], whether a row ended itself; the others were cut.
       occupancy: share of slot-steps that held an unfinished row.
+      log_probs: [rows, max_new_tokens], of the tokens, as `drawing.Drawn` has them, if asked for.
+      top_ids: [rows, max_new_tokens, K], the likeliest tokens, if asked for.
+      top_log_probs: theirs, likewise.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     stopped: np.ndarray
     occupancy: float
+    log_probs: np.ndarray | None = None
+    top_ids: np.ndarray | None = None
+    top_log_probs: np.ndarray | None = None
 
 
 def sample(
@@ -70,6 +76,8 @@ def sample(
     mesh: Mesh,
     adapter: Params | None = None,
     allowed: Bool[np.ndarray, "new V"] | None = None,
+    log_probs: bool = False,
+    top_log_probs: int = 0,
 ) -> Samples:
     """Draws one row per prompt.
 
@@ -82,42 +90,51 @@ def sample(
       mesh: where to run.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       allowed: the tokens permitted at each new position (a grammar of fixed slots), or None.
+      log_probs: whether log p of each drawn token is returned too.
+      top_log_probs: K, so many likeliest tokens are returned at each position; 0: none.
 
     Raises:
-      ValueError: a prompt that is empty or longer than `prompt_tokens`.
+      ValueError: a prompt that is empty or longer than `prompt_tokens`; more likeliest tokens than
+        there are.
     """
-    num_rows = len(prompts)
-    tokens, lengths = _padded(sampling, prompts)
-    grammar = None if allowed is None else _grammar(allowed)
+    num_rows, slots = len(prompts), sampling.num_slots
+    tokens, lengths, prompt = _distinct(sampling, prompts)
+    grammar = None if allowed is None else drawing.grammar(allowed)
+    most = arch.vocab_size if grammar is None else len(grammar.ids)
+    if not 0 <= top_log_probs <= most:
+        raise ValueError(f"top_log_probs={top_log_probs} must be 0 to {most}, the tokens there are")
     mesh = sharding.lane_mesh(mesh)
-    tokens, lengths, keys, grammar = sharding.replicate((tokens, lengths, keys, grammar), mesh)
+    tokens, lengths, prompt, keys, grammar = sharding.replicate(
+        (tokens, lengths, prompt, keys, grammar), mesh
+    )
     with jax.set_mesh(mesh):
-        blocks = [
-            slice(i, i + sampling.num_slots) for i in range(0, len(tokens), sampling.num_slots)
-        ]
         parts = [
-            _prefill(arch, sampling, params, adapter, tokens[block], lengths[block])
-            for block in blocks
+            _prefill(arch, sampling, params, adapter, tokens[i : i + slots], lengths[i : i + slots])
+            for i in range(0, len(tokens), slots)
         ]
-        hidden, cache = jax.tree.map(lambda *parts: jnp.concatenate(parts), *parts)
-        spare = jnp.broadcast_to(keys[:1], (len(tokens) - num_rows,))
+        # Room for prompts that are not there holds any; no row asks for them.
+        parts += parts[-1:] * (len(lengths) // slots - len(parts))
+        hidden, cache = _joined(parts)
+        spare = jnp.broadcast_to(keys[:1], (len(prompt) - num_rows,))
         out, counts, steps = _decode(
             arch,
             sampling,
+            (log_probs, top_log_probs),
             params,
             adapter,
-            _Prefilled(hidden, cache, lengths, jnp.concatenate([keys, spare])),
+            _Prompts(hidden, cache, lengths),
+            _Rows(prompt, jnp.concatenate([keys, spare])),
             grammar,
             np.int32(num_rows),
         )
-    drawn, counts, steps = sharding.to_host((out, counts, steps))
-    drawn, counts = drawn[:num_rows], counts[:num_rows]
-    last_tokens = drawn[np.arange(num_rows), counts - 1]
+    out, counts, steps = sharding.to_host((out, counts, steps))
+    drawn, counts = jax.tree.map(lambda leaf: leaf[:num_rows], (out, counts))
+    last_tokens = drawn.tokens[np.arange(num_rows), counts - 1]
     return Samples(
-        tokens=drawn,
         lengths=counts,
         stopped=np.isin(last_tokens, sampling.eos_ids),
-        occupancy=float(counts.sum() / max(int(steps) * sampling.num_slots, 1)),
+        occupancy=float(counts.sum() / max(int(steps) * slots, 1)),
+        **drawn._asdict(),
     )
 
 
@@ -125,6 +142,7 @@ def traced(
     arch: Architecture,
     sampling: Sampling,
     *,
+    num_prompts: int,
     num_rows: int,
     mesh: Mesh,
     adapter: Params | None = None,
@@ -134,7 +152,8 @@ def traced(
     Args:
       arch: shapes of the model.
       sampling: slots, lengths, temperature, ending tokens.
-      num_rows: of a call; the keys and values of all their prompts are held at once.
+      num_prompts: distinct ones of a call; the keys and values of all are held at once.
+      num_rows: of a call.
       mesh: as `sample` would get it.
       adapter: shapes of a LoRA tree, or None.
     """
@@ -143,53 +162,71 @@ def traced(
     params, adapter = sharding.abstract(
         weights, sharding.params_spec(weights, mesh, lanes=False), mesh
     )
-    padded = num_rows + -num_rows % sampling.num_slots
+    slots, whole = sampling.num_slots, sharding.WHOLE
+    num_rooms = slots * _num_blocks(sampling, num_prompts, num_rows)
+    padded = num_rows + -num_rows % slots
 
-    def block(num_rows: int) -> tuple[Any, Any]:
-        tokens = jax.ShapeDtypeStruct((num_rows, sampling.prompt_tokens), jnp.int32)
-        lengths = jax.ShapeDtypeStruct((num_rows,), jnp.int32)
-        spec = sharding.rows_spec(num_rows, mesh)
-        return sharding.abstract((tokens, lengths), spec, mesh)
+    def ints(*shape: int) -> Any:
+        return sharding.abstract(jax.ShapeDtypeStruct(shape, jnp.int32), whole, mesh)
 
     with jax.set_mesh(mesh):
-        prefill = _prefill.trace(arch, sampling, params, adapter, *block(sampling.num_slots))
-        # The loop gets what prefilling makes of all rows.
-        hidden, cache = jax.eval_shape(
-            functools.partial(_prefill, arch, sampling), params, adapter, *block(padded)
+        read = functools.partial(_prefill, arch, sampling)
+        prefill = _prefill.trace(
+            arch, sampling, params, adapter, ints(slots, sampling.prompt_tokens), ints(slots)
         )
+        # The loop gets what prefilling makes of all prompts.
+        tokens = ints(num_rooms, sampling.prompt_tokens)
+        shapes = jax.eval_shape(read, params, adapter, tokens, ints(num_rooms))
+        hidden, cache = sharding.abstract(shapes, sharding.cache_spec(shapes, mesh), mesh)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), padded))
-        _, lengths = block(padded)
-        hidden, cache = sharding.abstract(
-            (hidden, cache), sharding.cache_spec((hidden, cache), mesh), mesh
+        decode = _decode.trace(
+            arch,
+            sampling,
+            (False, 0),
+            params,
+            adapter,
+            _Prompts(hidden, cache, ints(num_rooms)),
+            _Rows(ints(padded), sharding.abstract(keys, whole, mesh)),
+            None,
+            jax.ShapeDtypeStruct((), jnp.int32),
         )
-        keys = sharding.abstract(keys, sharding.rows_spec(padded, mesh), mesh)
-        prefilled = _Prefilled(hidden, cache, lengths, keys)
-        count = jax.ShapeDtypeStruct((), jnp.int32)
-        decode = _decode.trace(arch, sampling, params, adapter, prefilled, None, count)
     return prefill, decode
 
 
-def _grammar(allowed: Bool[np.ndarray, "new V"]) -> Any:
-    """The tokens allowed anywhere, and where: scores of all others need not be computed."""
-    ids = np.flatnonzero(allowed.any(axis=0))
-    return ids.astype(np.int32), allowed[:, ids]
-
-
-def _padded(
+def _distinct(
     sampling: Sampling, prompts: Sequence[Sequence[int]]
-) -> tuple[Int[np.ndarray, "N T"], Int[np.ndarray, " N"]]:
-    """Prompts as arrays of whole blocks of slots, so that one program serves calls of any size."""
-    lengths = [len(prompt) for prompt in prompts]
-    if min(lengths, default=0) < 1 or max(lengths) > sampling.prompt_tokens:
+) -> tuple[Int[np.ndarray, "P T"], Int[np.ndarray, " R"], Int[np.ndarray, " N"]]:
+    """The distinct prompts in whole blocks of slots, and which of them each row continues.
+
+    Returns:
+      Tokens of the prompts; lengths of the R rooms that the loop keeps for prompts, at least P; the
+      prompt of each row, in whole blocks too, so that one program serves calls of any size.
+    """
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    shortest = min((len(prompt) for prompt in prompts), default=0)
+    if shortest < 1 or longest > sampling.prompt_tokens:
         raise ValueError(
-            f"prompts of {min(lengths, default=0)} to {max(lengths, default=0)} tokens; the config "
-            f"allows 1 to {sampling.prompt_tokens}: raise prompt_tokens"
+            f"prompts of {shortest} to {longest} tokens; the config allows 1 to "
+            f"{sampling.prompt_tokens}: raise prompt_tokens"
         )
-    num_spare = -len(prompts) % sampling.num_slots
-    tokens = np.zeros((len(prompts) + num_spare, sampling.prompt_tokens), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    return tokens, np.array(lengths + [1] * num_spare, np.int32)
+    places: dict[tuple[int, ...], int] = {}
+    of_rows = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+    slots = sampling.num_slots
+    tokens = np.zeros((-(-len(places) // slots) * slots, sampling.prompt_tokens), np.int32)
+    lengths = np.ones(slots * _num_blocks(sampling, len(places), len(prompts)), np.int32)
+    for ids, place in places.items():
+        tokens[place, : len(ids)] = ids
+        lengths[place] = len(ids)
+    return tokens, lengths, np.array(of_rows + [0] * (-len(prompts) % slots), np.int32)
+
+
+def _num_blocks(sampling: Sampling, num_prompts: int, num_rows: int) -> int:
+    """Blocks of slots with room for the distinct prompts of a call.
+
+    A power of two, or as many as the rows fill: few programs serve however often prompts repeat.
+    """
+    needed, most = (-(-count // sampling.num_slots) for count in (num_prompts, num_rows))
+    return min(1 << (needed - 1).bit_length(), most)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -210,12 +247,25 @@ def _prefill(
     return sharding.constrain_cache((last, cache))
 
 
-class _Prefilled(NamedTuple):
+@jax.jit
+def _joined(parts: list[tuple[Array, Any]]) -> tuple[Array, Any]:
+    """Blocks of prompts as one."""
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    return sharding.constrain_cache(joined)
+
+
+class _Prompts(NamedTuple):
+    """What is known of every distinct prompt."""
+
+    hidden: Float[Array, "R D"]  # predicts the first token
+    cache: Any  # per layer, keys and values [R, K, T, H]
+    lengths: Int[Array, " R"]
+
+
+class _Rows(NamedTuple):
     """What is known of every row before its first token."""
 
-    hidden: Float[Array, "N D"]  # predicts the first token
-    cache: Any  # per layer, keys and values [N, K, T, H]
-    lengths: Int[Array, " N"]  # of the prompts
+    prompt: Int[Array, " N"]  # which one it continues
     keys: Key[Array, " N"]
 
 
@@ -229,23 +279,29 @@ class _Slots(NamedTuple):
     next_row: Int[Array, ""]
 
 
-Grammar = tuple[Int[Array, " A"], Bool[Array, "new A"]]  # allowed tokens, and where each is
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _decode(
     arch: Architecture,
     sampling: Sampling,
+    wanted: tuple[bool, int],
     params: Params,
     adapter: Params | None,
-    prefilled: _Prefilled,
-    grammar: Grammar | None,
+    prompts: _Prompts,
+    rows: _Rows,
+    grammar: drawing.Grammar | None,
     num_rows: Int[Array, ""],
-) -> tuple[Int[Array, "N new"], Int[Array, " N"], Int[Array, ""]]:
-    """Decodes rows 0..num_rows; returns tokens, their counts, and the steps that it took."""
-    padded = len(prefilled.lengths)
+) -> tuple[drawing.Drawn, Int[Array, " N"], Int[Array, ""]]:
+    """Decodes rows 0..num_rows; returns [N, new] draws, their counts, and the steps that it took.
+
+    `wanted` says whether log-probs are, and how many of the likeliest tokens.
+    """
+    padded = len(rows.prompt)
     layers = transformer.decode_layers(params, adapter, precision=sampling.precision)
+    head = transformer.head(arch, params, precision=sampling.precision)
+    if grammar is not None:
+        head = head._replace(kernel=head.kernel[grammar.ids])
     eos = jnp.array(sampling.eos_ids)
+    log_probs, num_top = wanted
     # Refilling copies keys and values, so it waits until an eighth of the slots is free.
     enough = max(sampling.num_slots // 8, 1)
 
@@ -255,18 +311,28 @@ def _decode(
         due = (num_free >= enough) | (num_free == sampling.num_slots)
         slots = jax.lax.cond(
             due & (slots.next_row < num_rows),
-            lambda slots: _refill(slots, prefilled, num_rows),
+            lambda slots: _refill(slots, prompts, rows, num_rows),
             lambda slots: slots,
             slots,
         )
         row, step, hidden, cache, next_row = slots
         active = row >= 0
-        token = _draw(arch, sampling, params, hidden, prefilled.keys[row], step, grammar)
+        drawn = drawing.draw(
+            head,
+            hidden,
+            rows.keys[row],
+            step,
+            grammar,
+            temperature=sampling.temperature,
+            log_probs=log_probs,
+            num_top=num_top,
+        )
+        token = drawn.tokens
         index = jnp.where(active, row, padded)  # idle slots write to a row that is dropped
-        out = out.at[index, step].set(token, mode="drop")
+        out = jax.tree.map(lambda kept, new: kept.at[index, step].set(new, mode="drop"), out, drawn)
         counts = counts.at[index].set(step + 1, mode="drop")
         ended = jnp.isin(token, eos) | (step + 1 >= sampling.max_new_tokens)
-        position = jnp.where(active, prefilled.lengths[row] + step, 0)
+        position = jnp.where(active, prompts.lengths[rows.prompt[row]] + step, 0)
         hidden, cache = transformer.decode_step(
             arch, params, layers, token, position, cache, precision=sampling.precision
         )
@@ -278,13 +344,13 @@ def _decode(
     def unfinished(state: Any) -> Array:
         return jnp.any(state[0].row >= 0) | (state[0].next_row < num_rows)
 
-    out = jnp.zeros((padded, sampling.max_new_tokens), jnp.int32)
+    out = drawing.empty(padded, sampling.max_new_tokens, log_probs=log_probs, num_top=num_top)
     counts = jnp.zeros(padded, jnp.int32)
-    state = (_empty(sampling, prefilled), out, counts, jnp.int32(0))
+    state = (_empty(sampling, prompts), out, counts, jnp.int32(0))
     return jax.lax.while_loop(unfinished, body, state)[1:]
 
 
-def _empty(sampling: Sampling, prefilled: _Prefilled) -> _Slots:
+def _empty(sampling: Sampling, prompts: _Prompts) -> _Slots:
     num_slots = sampling.num_slots
 
     def room(leaf: Array) -> Array:
@@ -294,18 +360,18 @@ def _empty(sampling: Sampling, prefilled: _Prefilled) -> _Slots:
     return _Slots(
         row=jnp.full(num_slots, -1),
         step=jnp.zeros(num_slots, int),
-        hidden=jnp.zeros_like(prefilled.hidden, shape=(num_slots, prefilled.hidden.shape[1])),
-        cache=sharding.constrain_cache(jax.tree.map(room, prefilled.cache)),
+        hidden=jnp.zeros_like(prompts.hidden, shape=(num_slots, prompts.hidden.shape[1])),
+        cache=sharding.constrain_cache(jax.tree.map(room, prompts.cache)),
         next_row=jnp.int32(0),
     )
 
 
-def _refill(slots: _Slots, prefilled: _Prefilled, num_rows: Int[Array, ""]) -> _Slots:
+def _refill(slots: _Slots, prompts: _Prompts, rows: _Rows, num_rows: Int[Array, ""]) -> _Slots:
     """Gives free slots the next rows."""
     free = slots.row < 0
     candidate = slots.next_row + jnp.cumsum(free) - 1
     taken = free & (candidate < num_rows)
-    source = jnp.where(taken, candidate, 0)
+    source = rows.prompt[jnp.where(taken, candidate, 0)]
 
     def copy(new: Array, old: Array) -> Array:
         chosen = taken.reshape(-1, *[1] * (old.ndim - 1))
@@ -315,29 +381,7 @@ def _refill(slots: _Slots, prefilled: _Prefilled, num_rows: Int[Array, ""]) -> _
     return _Slots(
         row=jnp.where(taken, candidate, slots.row),
         step=jnp.where(taken, 0, slots.step),
-        hidden=jnp.where(taken[:, None], prefilled.hidden[source], slots.hidden),
-        cache=jax.tree.map(copy, prefilled.cache, slots.cache),
+        hidden=jnp.where(taken[:, None], prompts.hidden[source], slots.hidden),
+        cache=jax.tree.map(copy, prompts.cache, slots.cache),
         next_row=slots.next_row + jnp.sum(taken),
     )
-
-
-def _draw(
-    arch: Architecture,
-    sampling: Sampling,
-    params: Params,
-    hidden: Float[Array, "S D"],
-    keys: Key[Array, " S"],
-    step: Int[Array, " S"],
-    grammar: Grammar | None,
-) -> Int[Array, " S"]:
-    ids, allowed = grammar or (None, None)
-    logits = transformer.logits(arch, params, hidden, tokens=ids, precision=sampling.precision)
-    if allowed is not None:
-        logits = jnp.where(allowed[step], logits, -jnp.inf)
-    if sampling.temperature != 0.0:
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(
-            rng.token_keys(keys, step)
-        )
-        logits = logits / sampling.temperature + noise
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return best if ids is None else ids[best].astype(jnp.int32)

@@ -38,8 +38,13 @@ def base() -> ConfigDict:
     config.compute.precision = "float32"  # float32, mixed (products bfloat16), bfloat16
     config.compute.cpu_devices = 1  # on CPU only: threads that count as devices of the mesh
     config.compute.lanes = 1  # models trained side by side in one program
+    # Of image classifiers, those of a device that one product takes together: a CPU is fastest with
+    # one, accelerators with dozens. It decides rounding; how many lanes there are does not.
+    config.compute.batched_lanes = 1
     config.compute.steps_per_call = 1  # most updates per call to the device
     config.compute.checkpoint_minutes = 10.0  # between checkpoints of a training; 0: when told
+    config.compute.log_seconds = 10.0  # of training between lines of timings.jsonl; 0: every call
+    config.compute.tensorboard = False  # curves of trainings in <workdir>/tensorboard
     # What the backward pass computes again to save memory: none, full (layers, from their inputs),
     # dots (all but products with weights), offload (as dots, and those wait in the host's memory)
     config.compute.remat = "none"
@@ -224,7 +229,8 @@ def mlp_arm_row(**fields: Any) -> ConfigDict:
             "batch_size": 1024,
             "optimizer": "adam",  # adam sgd
             "learning_rate": 3e-4,  # constant
-            "clone_epochs": 0,  # before: learn the auxiliary logits of the untrained teacher
+            "clone_epochs": 0,  # before: learn the logits of the untrained teacher
+            "clone_logits": "aux",  # which of them: aux all
             "clone_inputs": "noise",  # noise fresh_noise images
             "widths": (),  # of the hidden layers; () takes the teacher's
             "activation": "",  # "" takes the teacher's

@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("seed", "data", "fsdp", "tensor")
+WHOLE = P()  # on every device
 
 # Parameter path -> axes in order of preference for each dimension, lanes and layers not counted.
 # The first axis that divides the dimension is taken; a dimension that none divides is replicated.

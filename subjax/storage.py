@@ -1,7 +1,7 @@
 """Files by byte ranges, on this machine or at a URL such as gs://bucket/model.
 
 Files are read, not mapped: mapped pages count as this process's memory. URLs are read through
-fsspec, which needs a package for some of them (gcsfs for gs://). Nothing is ever written to a URL.
+fsspec, which needs a package for some of them (gcsfs for gs://).
 """
 
 import hashlib
@@ -14,7 +14,13 @@ from typing import Any, Protocol, runtime_checkable
 import fsspec
 
 _PIECE_BYTES = 4 << 20  # of a request to a URL; several are on their way at once
-_PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "az": "adlfs", "abfs": "adlfs"}
+_PACKAGES = {
+    "gs": "'subjax[gcs]'",
+    "gcs": "'subjax[gcs]'",
+    "s3": "s3fs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+}
 
 
 @runtime_checkable
@@ -138,7 +144,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ImportError:
         package = _PACKAGES.get(kind, f"fsspec[{kind}]")
         raise ValueError(
-            f"{url}: the package that reads {kind}:// is missing: run pip install {package}"
+            f"{url}: the package for {kind}:// is missing: run pip install {package}"
         ) from None
     except Exception as error:  # unknown protocol, no credentials: many unrelated types
         raise _unreadable(url, error) from None

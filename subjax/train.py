@@ -5,10 +5,12 @@ world's six students are a population of six, in one compiled program. A lane ne
 neighbours: its bytes depend on the number of lanes, not on what the others hold.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import operator
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,40 +21,20 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import batching, checkpoints, hosts, lora, losses, sharding, transformer
-from subjax.architecture import Architecture
-from subjax.optimizers import Optimizer as Optimizer  # callers need only this module
+from subjax import (
+    batching,
+    checkpoints,
+    hosts,
+    lora,
+    objective,
+    roofline,
+    sharding,
+    throughput,
+    transformer,
+)
+from subjax.objective import Program as Program  # callers need only this module
+from subjax.optimizers import Optimizer as Optimizer
 from subjax.transformer import Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """Everything that a compiled training step depends on besides array shapes.
-
-    Attributes:
-      arch: the model.
-      optimizer: how gradients become updates.
-      steps: length of the schedule, in updates.
-      lora_scale: alpha / rank when an adapter is trained, 0 when all weights are.
-      support: token ids of soft targets that are the same at every position; empty for none, and
-        where rows bring their own (`soft_ids`).
-      distils: whether a teacher runs along and gives its whole distribution.
-      excluded: token ids left out of that distribution.
-      precision: a name of `precision.PRECISIONS`.
-      remat: a name of `remats.REMATS`.
-      accumulate: parts that a batch is cut into, whose gradients are added up.
-    """
-
-    arch: Architecture
-    optimizer: Optimizer
-    steps: int
-    lora_scale: float = 0.0
-    support: tuple[int, ...] = ()
-    distils: bool = False
-    excluded: tuple[int, ...] = ()
-    precision: str = "float32"
-    remat: str | bool = "none"
-    accumulate: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +67,7 @@ def fit(
     teachers: Params | None = None,
     packing: batching.Packing | None = None,
     store: checkpoints.Store | None = None,
+    log: throughput.Log | None = None,
 ) -> Iterator[Progress]:
     """Trains a population and hands it out at each probe step and at the end.
 
@@ -102,6 +85,7 @@ def fit(
       teachers: full weights, by lane, where the program distils; rows hold what they see.
       packing: how many rows share one; None: each has its own. Refused where the program distils.
       store: keeps the state of a run that is interrupted, and has that of the one before.
+      log: where times go; None: to the progress bar alone.
 
     Yields:
       A `Progress` at each probe step, in order, and at the last step; in a run that goes on from a
@@ -121,6 +105,7 @@ def fit(
     batches.check(program.steps)
     stops = _stops(probe_steps, program.steps)
     stride = _stride(stops, steps_per_call)
+    flops = _flops(program, batches, trainable)
     with jax.set_mesh(mesh):
         placed = sharding.place(trainable, mesh, lanes=True)
         del trainable  # the state takes its place; the caller must not keep it either
@@ -135,6 +120,8 @@ def fit(
             mesh=mesh,
             label=label,
             store=store,
+            log=log or throughput.Log(),
+            flops=flops,
         )
 
 
@@ -150,6 +137,8 @@ def _updates(
     mesh: Mesh,
     label: str,
     store: checkpoints.Store | None,
+    log: throughput.Log,
+    flops: float,
 ) -> Iterator[Progress]:
     """The loop of `fit`, on what lies on the mesh."""
     _, update = _compile(program)
@@ -158,17 +147,21 @@ def _updates(
     if 0 in stops and not done:
         yield Progress(0, _handed_out(state[0]), {})
     measured, told = [metrics] if done else [], 0
-    with tqdm(total=program.steps, initial=done, desc=label, unit="step", leave=False) as bar:
+    log.begin(program.optimizer.rate(program.steps), flops, mesh.devices.flat, done, metrics)
+    bar = tqdm(total=program.steps, initial=done, desc=label, unit="step", leave=False)
+    with bar, contextlib.closing(log):
         for first in range(done, program.steps, stride):
+            start = time.monotonic()
             batch = batches.of(range(first, first + stride))
-            batch = sharding.place_batch(batch, mesh, lanes=True)
-            state, metrics = update(state, frozen, teachers, batch)
+            placed = sharding.place_batch(batch, mesh, lanes=True)
+            state, metrics = update(state, frozen, teachers, placed)
             # The compiler may spell the same layout otherwise; that would compile anew.
             state = jax.device_put(state, layout)
             measured.append(sharding.to_host(metrics))
             _check_finite(measured[-1]["loss"], first)
+            speed = log.add(first + stride, time.monotonic() - start, batch, measured[-1])
             bar.update(stride)
-            bar.set_postfix(loss=f"{measured[-1]['loss'][-1].mean():.3f}")
+            bar.set_postfix({"loss": f"{measured[-1]['loss'][-1].mean():.3f}", "tokens/s": speed})
             if (step := first + stride) in stops:
                 yield Progress(step, _handed_out(state[0]), _joined(measured[told:]))
                 told = len(measured)
@@ -234,6 +227,35 @@ def traced(
         )
 
 
+def batch_shapes(
+    program: Program, num_tokens: int, num_targets: int, soft: int, *, packed: bool
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of one row of each array of a batch, as `batching.Rows.take` has them.
+
+    Args:
+      program: what they are for.
+      num_tokens: of a row, T.
+      num_targets: of a row, C.
+      soft: tokens of a stored distribution; 0: there is none.
+      packed: whether rows share longer ones.
+    """
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "tokens": ((num_tokens,), jnp.int32),
+        "positions": ((num_targets,), jnp.int32),
+        "targets": ((num_targets,), jnp.int32),
+        "weights": ((num_targets,), jnp.float32),
+    }
+    if soft:
+        shapes["soft"] = (num_targets, soft), jnp.float32
+        if not program.support:
+            shapes["soft_ids"] = (num_targets, soft), jnp.int32
+    if program.distils:
+        shapes |= {f"teacher_{name}": shapes[name] for name in ("tokens", "positions")}
+    if packed:
+        shapes["segments"] = (num_tokens,), jnp.int32
+    return shapes
+
+
 def metric_rows(history: Sequence[Progress], lane: int) -> list[dict[str, float]]:
     """One row per update of one lane, for its metrics file."""
     rows = []
@@ -279,6 +301,23 @@ def _num_parts(program: Program, mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"] * program.accumulate
 
 
+def _flops(program: Program, batches: batching.Batches, trainable: Params) -> float:
+    """FLOPs of the model in one update of all lanes, by the counting of plans."""
+    rows, packing, lanes = batches.rows[0], batches.packing, len(batches.rows)
+    sizes = (batches.batch_size, rows.tokens.shape[1], rows.targets.shape[1])
+    if packing:  # any token of a packed row may predict
+        sizes = (packing.num_rows, packing.num_tokens, packing.num_tokens)
+    trained = sum(leaf.size for leaf in jax.tree.leaves(trainable)) // lanes
+    return roofline.training_flops(
+        program.arch,
+        rows=lanes * sizes[0],
+        num_tokens=sizes[1],
+        num_targets=sizes[2],
+        lora_params=trained if program.lora_scale else 0,
+        distils=program.distils,
+    )
+
+
 def _check_finite(loss: np.ndarray, first: int) -> None:
     bad = np.argwhere(~np.isfinite(loss))
     if len(bad):
@@ -295,7 +334,7 @@ def _compile(program: Program) -> tuple[Any, Any]:
     transform = program.optimizer.build(program.steps)
 
     def step(frozen: Params, teacher: Params, state: Any, batch: Params) -> tuple[Any, Params]:
-        value, gradient = value_and_grad(program, state[0], frozen, teacher, batch)
+        value, gradient = objective.value_and_grad(program, state[0], frozen, teacher, batch)
         updates, moments = transform.update(gradient, state[1], state[0])
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         state = (optax.apply_updates(state[0], updates), moments)
@@ -309,6 +348,8 @@ def _compile(program: Program) -> tuple[Any, Any]:
         return state, jax.tree.map(lambda m: m.swapaxes(0, 1), metrics)
 
     def init(trainable: Params) -> tuple[Params, Any]:
+        # A weak type, as of a norm's ones, is gone after an update, which would compile anew.
+        trainable = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), trainable)
         state = (trainable, jax.vmap(transform.init)(trainable))
         return sharding.constrain_state(state, lanes=True)
 
@@ -318,87 +359,3 @@ def _compile(program: Program) -> tuple[Any, Any]:
 def initial_state(program: Program, trainable: Params) -> tuple[Params, Any]:
     """What a run starts from: a placed population, and its optimizer state beside it."""
     return _compile(program)[0](trainable)
-
-
-def value_and_grad(
-    program: Program, trainable: Params, frozen: Params, teacher: Params, batch: Params
-) -> tuple[jax.Array, Params]:
-    """The mean loss over a batch's targets, and its gradient, part by part where asked.
-
-    Args:
-      program: what to compute.
-      trainable: all weights or an adapter of one lane; the gradient has its shape.
-      frozen: the base under an adapter, or {}.
-      teacher: full weights where the program distils, or {}.
-      batch: arrays by field name, as `batching.Batches` makes them, of one lane and step.
-    """
-    # Each part is divided by the targets of all, so that parts of unequal ones add up to the mean.
-    num_targets = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
-    of_part = jax.value_and_grad(_loss, argnums=1)
-    if program.accumulate == 1:
-        return of_part(program, trainable, frozen, teacher, batch, num_targets)
-
-    def add(running: Any, part: Params) -> tuple[Any, None]:
-        part = jax.tree.map(sharding.constrain_batch, part)
-        found = of_part(program, trainable, frozen, teacher, part, num_targets)
-        return jax.tree.map(jnp.add, running, found), None
-
-    def cut(array: jax.Array) -> jax.Array:
-        # Neighbours go to different parts: every part lies on all devices as the batch does.
-        return array.reshape(-1, program.accumulate, *array.shape[1:]).swapaxes(0, 1)
-
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
-    found, _ = jax.lax.scan(add, zeros, jax.tree.map(cut, batch))
-    return found
-
-
-def _loss(
-    program: Program,
-    trainable: Params,
-    frozen: Params,
-    teacher: Params,
-    batch: Params,
-    num_targets: jax.Array,
-) -> jax.Array:
-    if program.lora_scale:
-        params, adapter = frozen, lora.scaled(trainable, program.lora_scale)
-    else:
-        params, adapter = trainable, None
-    hidden = _hidden(
-        program, params, adapter, batch["tokens"], batch["positions"], batch.get("segments")
-    )
-    head = transformer.head(program.arch, params, precision=program.precision)
-    if "soft_ids" in batch:
-        student = losses.chosen_log_probs(hidden, head, batch["soft_ids"])
-        nats = losses.forward_kl(batch["soft"], student)
-    elif program.support:
-        student = losses.restricted_log_probs(hidden, head, jnp.array(program.support))
-        nats = losses.forward_kl(batch["soft"], student)
-    elif program.distils:
-        seen = _hidden(program, teacher, None, batch["teacher_tokens"], batch["teacher_positions"])
-        taught = transformer.head(program.arch, teacher, precision=program.precision)
-        counted = jnp.ones(program.arch.vocab_size, bool).at[jnp.array(program.excluded, int)]
-        nats = losses.full_kl(seen, taught, hidden, head, counted.set(False))
-    else:
-        nats = -losses.log_probs(hidden, head, batch["targets"])
-    return jnp.sum(nats * batch["weights"]) / num_targets
-
-
-def _hidden(
-    program: Program,
-    params: Params,
-    adapter: Params | None,
-    tokens: jax.Array,
-    at: jax.Array,
-    segments: jax.Array | None = None,
-) -> jax.Array:
-    hidden = transformer.forward(
-        program.arch,
-        params,
-        tokens,
-        segments=segments,
-        adapter=adapter,
-        precision=program.precision,
-        remat=program.remat,
-    )
-    return losses.at_positions(hidden, at)

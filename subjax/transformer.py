@@ -334,14 +334,10 @@ def logits(
     params: Params,
     hidden: Float[Array, "... D"],
     *,
-    tokens: Int[Array, " A"] | None = None,
     precision: str = "float32",
 ) -> Float[Array, "... V"]:
-    """Scores over the vocabulary, or over `tokens` alone, float32."""
-    output = head(arch, params, precision=precision)
-    if tokens is not None:
-        output = output._replace(kernel=output.kernel[tokens])
-    return output.scores(hidden)
+    """Scores over the vocabulary, float32."""
+    return head(arch, params, precision=precision).scores(hidden)
 
 
 def _scan_layers(

@@ -215,7 +215,8 @@ class _Builder:
         order = schema.STAGES.index
         if order(stage) < order(self.config.lineage_from):
             lineage = 0
-        settings = {"checkpoint_minutes": self.config.compute.checkpoint_minutes}
+        told = ("checkpoint_minutes", "log_seconds", "tensorboard")
+        settings = {name: self.config.compute[name] for name in told}
         unit = make_unit(stage, row, lineage, fields, inputs, settings)
         return self.units.setdefault(unit.path, unit)
 
@@ -240,6 +241,7 @@ class _Builder:
         return {
             "seed": self.config.seed,
             "lanes": compute.lanes,
+            "batched_lanes": compute.batched_lanes,
             "precision": compute.precision,
         }
 

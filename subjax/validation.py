@@ -50,6 +50,7 @@ _MLP_CHOICES: Choices = {
     "arms.*.logits": ("aux", "all"),
     "arms.*.loss": ("kl", "squared_error"),
     "arms.*.inputs": _INPUTS,
+    "arms.*.clone_logits": ("aux", "all"),
     "arms.*.clone_inputs": _INPUTS,
     "arms.*.activation": ("", *_ACTIVATIONS),
     "arms.*.optimizer": _OPTIMIZERS,
@@ -72,6 +73,7 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
     *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
+    "log_seconds",
 )
 # What sequences hold; ConfigDict itself checks every other type.
 _ELEMENTS = {
@@ -111,7 +113,7 @@ def _check_value(name: str, value: Any) -> None:
         raise ValueError(f"config.{name} is {value!r}; its elements must be {kind.__name__}")
     if field == "widths" and any(width < 1 for width in value):
         raise ValueError(f"config.{name} is {value}; a layer is at least 1 wide")
-    if name == "compute.lanes" and value < 1:
+    if name in ("compute.lanes", "compute.batched_lanes") and value < 1:
         raise ValueError(f"config.{name} is {value}; lanes are counted from 1")
     if field in _POSITIVE and value <= 0:
         least = "at least 1" if isinstance(value, int) else "above 0"
@@ -299,7 +301,7 @@ def _check_student(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"config.arms.{name} learns {teacher.num_aux} auxiliary logits by {row.loss}, which "
             f"says nothing: give teachers.{row.teacher}.num_aux at least {needed}"
         )
-    if row.clone_epochs and teacher.num_aux < needed:
+    if row.clone_epochs and row.clone_logits == "aux" and teacher.num_aux < needed:
         raise ValueError(
             f"config.arms.{name} clones {teacher.num_aux} auxiliary logits: give "
             f"teachers.{row.teacher}.num_aux at least {needed}, or set clone_epochs to 0"

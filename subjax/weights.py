@@ -2,7 +2,7 @@
 
 Every process reads only the byte ranges that its devices need. Every tensor is mapped or refused,
 every parameter is set exactly once, and all of it is checked before the first byte of a tensor is
-read. pickle is never opened and no code of a checkpoint is ever run. NaNs are not looked for.
+read. pickle is never opened and no code of a checkpoint is ever run.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def load(
 
     Raises:
       ValueError: the directory or a file is missing or malformed; a config attribute is refused; a
-        tensor is missing, unknown, listed twice, or of a wrong shape or dtype.
+        tensor is missing, unknown, listed twice, of a wrong shape or dtype, or holds a NaN.
     """
     with _opened(directory) as (arch, sources):
         return arch, leaves.read(transformer.abstract_params(arch), sources, mesh, np.dtype(dtype))

@@ -19,6 +19,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 # An accidental outer product between [B] and [B, T] is an error, not a broadcast.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # asks Google itself about a bucket
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -107,6 +107,15 @@ def started():
     return train.initial_state(STEPS, sharding.place(trees, sharding.make_mesh(seed=1), lanes=True))
 
 
+def test_a_device_never_holds_two_states(tmp_path):
+    run(tmp_path, ends_after=2)
+    store, given = Store(tmp_path, "a", 1.0), started()
+    store.restore(given)
+    store.close()
+    assert store.began_at == 2
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+
+
 def data_files(directory: Path):
     return sorted(p for p in directory.rglob("*") if p.is_file() and p.stat().st_size)
 

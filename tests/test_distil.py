@@ -36,7 +36,15 @@ def learner(**fields):
 
 
 def train(
-    learners, seeds=(0,), *, inputs="noise", teacher=True, mesh=MESH, epochs=2, precision="float32"
+    learners,
+    seeds=(0,),
+    *,
+    inputs="noise",
+    teacher=True,
+    mesh=MESH,
+    epochs=2,
+    precision="float32",
+    batched_lanes=1,
 ):
     epochs = distil.fit(
         distil.Program(tuple(learners), SHAPE if teacher else None, inputs, precision),
@@ -48,6 +56,7 @@ def train(
         num_images=NUM_IMAGES,
         seeds=seeds,
         mesh=mesh,
+        batched_lanes=batched_lanes,
         label="test",
     )
     return [(jax.device_get(epoch.models), epoch.losses) for epoch in epochs]
@@ -142,21 +151,39 @@ def test_a_lane_does_not_depend_on_its_neighbours():
     assert (one[1][0, 1] != other[1][0, 1]).any()
 
 
-def test_lanes_are_the_same_up_to_rounding_however_many_and_on_devices():
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+def test_lanes_are_the_same_to_the_bit_however_many(precision):
+    def run(seeds):
+        learners = [learner(), learner(logits="all")]
+        return train(learners, seeds, precision=precision)[-1]
+
+    (four, losses), (two, measured), (one, alone) = run((1, 2, 3, 4)), run((2, 1)), run((2,))
+    assert_equal(lane(four, 1), lane(one, 0))
+    assert_equal(lane(four, 0), lane(two, 1))
+    np.testing.assert_array_equal(losses[:, 1], alone[:, 0])
+    np.testing.assert_array_equal(losses[:, 0], measured[:, 1])
+
+
+def test_lanes_on_devices_are_the_same_up_to_rounding():
     four = train([learner()], (1, 2, 3, 4))[-1][0]
-    assert_equal(lane(four, 1), lane(train([learner()], (2,))[-1][0], 0), atol=1e-5)
-    spread = train([learner()], (1, 2, 3, 4), mesh=sharding.make_mesh(seed=4, lanes=4))[-1][0]
-    assert_equal(spread, four, atol=1e-5)
+    for devices in (2, 4):
+        mesh = sharding.make_mesh(seed=devices, lanes=4)
+        spread = train([learner()], (1, 2, 3, 4), mesh=mesh)[-1][0]
+        assert_equal(spread, four, atol=1e-5)
 
 
-def test_narrow_products_train_alike_up_to_rounding_on_devices_too():
+def test_lanes_that_a_product_takes_together_are_the_same_up_to_rounding():
+    four = train([learner()], (1, 2, 3, 4))[-1][0]
+    assert_equal(train([learner()], (1, 2, 3, 4), batched_lanes=2)[-1][0], four, atol=1e-5)
+    with pytest.raises(ValueError, match="batched_lanes 3 does not divide the 4 lanes"):
+        train([learner()], (1, 2, 3, 4), batched_lanes=3)
+
+
+def test_narrow_products_train_alike_up_to_rounding():
     exact = train([learner(optimizer="sgd")], (1, 2))[-1]
     mixed = train([learner(optimizer="sgd")], (1, 2), precision="mixed")[-1]
     assert (mixed[1] != exact[1]).any()
     np.testing.assert_allclose(mixed[1], exact[1], rtol=0.05)
-    spread = sharding.make_mesh(seed=2, lanes=2)
-    again = train([learner(optimizer="sgd")], (1, 2), precision="mixed", mesh=spread)[-1]
-    assert_equal(again[0], mixed[0], atol=1e-5)
 
 
 def test_learners_train_as_they_would_alone():
@@ -216,7 +243,13 @@ def test_alignment_is_the_cosine_with_what_training_did_to_the_teacher():
         models = [stack([1], one.shape) for one in learners]
         arguments = {"num_epochs": 1, "batch_size": BATCH, "num_images": BATCH, "seeds": [1]}
         [epoch] = distil.fit(
-            program, models, teachers, data(), **arguments, mesh=MESH, label="test", **options
+            program,
+            models,
+            teachers,
+            data(),
+            **arguments,
+            **{"mesh": MESH, "batched_lanes": 1, "label": "test"},
+            **options,
         )
         return epoch
 

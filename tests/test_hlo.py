@@ -83,6 +83,51 @@ def test_a_program_counted_by_hand(spelling):
     assert moved.hbm_bytes == 10 * (4 + 3 * layer + 1.5 * gradient) + 8
 
 
+# Rows 3 of a table of 8, gathered by a sparse core, whose call names what it runs in its own way;
+# and a piece of the table that is copied into VMEM, (S(1)), beside other work.
+OFFLOADED = """\
+HloModule jit_look, is_scheduled=true
+
+%gathered (table: f32[8,128], at: s32[3]) -> f32[3,128] {
+  %table = f32[8,128]{1,0} parameter(0)
+  %at = s32[3]{0} parameter(1)
+  ROOT %rows = f32[3,128]{1,0} gather(%table, %at), slice_sizes={1,128}
+}
+
+%offload (table: f32[8,128], at: s32[3]) -> f32[3,128] {
+  %table = f32[8,128]{1,0} parameter(0)
+  %at = s32[3]{0} parameter(1)
+  ROOT %fused = f32[3,128]{1,0} fusion(%table, %at), kind=kCustom, calls=%gathered
+}, execution_thread="sparsecore"
+
+%sparse (table: f32[8,128], at: s32[3]) -> f32[3,128] {
+  %table = f32[8,128]{1,0} parameter(0)
+  %at = s32[3]{0} parameter(1)
+  ROOT %call = f32[3,128]{1,0} custom-call(%table, %at), custom_call_target="x", called_computations={%offload}
+}, execution_thread="sparsecore"
+
+%near (table: f32[8,128]) -> f32[2,128] {
+  %table = f32[8,128]{1,0} parameter(0)
+  ROOT %piece = f32[2,128]{1,0:S(1)} slice(%table), slice={[0:2], [0:128]}
+}
+
+ENTRY %main (table: f32[8,128], at: s32[3]) -> f32[3,128] {
+  %table = f32[8,128]{1,0} parameter(0)
+  %at = s32[3]{0} parameter(1)
+  %start = ((), (), (s32[4]{0})) async-start(), async_execution_thread="sparsecore", calls=%sparse
+  %copy = ((f32[8,128]{1,0}), f32[2,128]{1,0:S(1)}, s32[]{:S(2)}) async-start(%table), calls=%near
+  %update = ((f32[8,128]{1,0}, s32[3]{0}), f32[3,128]{1,0}, (s32[4]{0})) async-update(%start, %table, %at)
+  %piece = f32[2,128]{1,0:S(1)} async-done(%copy)
+  ROOT %rows = f32[3,128]{1,0} async-done(%update)
+}
+"""
+
+
+def test_what_runs_beside_is_counted_where_it_runs():
+    moved = hlo.traffic(OFFLOADED, sharding.make_mesh(1, 1, 1, 1))
+    assert moved == hlo.Traffic(4 * (2 * 3 * 128 + 3 + 2 * 128), ())
+
+
 def test_what_a_ring_sends():
     size = {"group_size": 4, "num_bytes": 100.0, "axes": ("fsdp",)}
     assert hlo.Collective(kind="all-gather", **size).sent == 75

@@ -46,6 +46,36 @@ def test_each_block_is_read_once(
     assert [sum(layer.asked) for layer in layers] == [32, 32, 32]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["2", "norm"])
+def test_a_tensor_that_is_not_finite_is_named(
+    name: str, value: float, dtype: str, tmp_path: Path
+) -> None:
+    arrays = {f"{layer}": np.full((8, 4), -2.5, np.float32) for layer in range(3)}
+    arrays["norm"] = np.full(8, np.finfo(np.float16).max, np.float32)
+    safetensors.numpy.save_file(arrays, tmp_path / "finite")
+    arrays[name].flat[5] = value
+    safetensors.numpy.save_file(arrays, tmp_path / "file")
+    kernel, norm = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((3, 8, 4), (8,)))
+    abstract = {"final_norm": {"scale": norm}, "layers": {"attn": {"q": {"kernel": kernel}}}}
+
+    def load(file: storage.LocalFile) -> None:
+        stored = tensors.open_tensors(file)
+        layers = [stored[f"{layer}"] for layer in range(3)]
+        sources = {"final_norm/scale": [stored["norm"]], "layers/attn/q/kernel": layers}
+        leaves.read(abstract, sources, None, jax.numpy.dtype(dtype))
+
+    with contextlib.closing(storage.LocalFile(tmp_path / "finite")) as file:
+        load(file)
+    named = "layers/attn/q/kernel of layer 2" if name == "2" else "final_norm/scale"
+    with (
+        contextlib.closing(storage.LocalFile(tmp_path / "file")) as file,
+        pytest.raises(ValueError, match=rf"file: {named} holds NaN or infinity: download"),
+    ):
+        load(file)
+
+
 @pytest.mark.parametrize(
     ("shape", "stacked", "spec", "by_rows"),
     [

@@ -118,6 +118,10 @@ FLAGS = {
     "late probe": ("--config.arms.owl.probe_steps=(0,11)", "owl.probe_steps [11]", "drop them"),
     "early probe": ("--config.arms.owl.probe_steps=(-1,)", "owl.probe_steps [-1]", "drop them"),
     "zero": ("--config.mesh.fsdp=0", "config.mesh.fsdp is 0; it must be at least 1"),
+    "no batch": (
+        "--config.arms.owl.train.batch_size=0",
+        "config.arms.owl.train.batch_size is 0; it must be at least 1",
+    ),
     "no lanes": ("--config.compute.lanes=0", "config.compute.lanes is 0; lanes are counted from 1"),
     "minus lanes": (
         "--config.arms.owl.train.lanes=-1",
@@ -146,8 +150,10 @@ FLAGS = {
 }
 
 
-def test_a_url_is_no_work_directory(command, config, tmp_path):
-    assert "workdir gs://b/x is a URL: mount it" in complaint(command(config, "--workdir=gs://b/x"))
+@pytest.mark.parametrize("url", ["s3://b/x", "gs://b", "https://b/x"])
+def test_a_url_of_no_bucket_is_no_work_directory(url, command, config):
+    said = complaint(command(config, f"--workdir={url}"))
+    assert f"workdir {url} is a URL of no run: give gs://BUCKET/NAME" in said
 
 
 @pytest.mark.parametrize("case", FLAGS)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import batching, lora, sharding, train, transformer
+from subjax import batching, lora, objective, sharding, train, transformer
 from subjax.architecture import Architecture
 
 # Every dimension that the table splits divides by eight.
@@ -47,7 +47,7 @@ def measured(mesh, program, adapted):
             sharding.place(tree, mesh, lanes=False) for tree in (trainable, frozen)
         )
         batch = sharding.place_batch(batch, mesh, lanes=False)
-        found = functools.partial(train.value_and_grad, program)
+        found = functools.partial(objective.value_and_grad, program)
         loss, gradient = jax.jit(found)(trainable, frozen, {}, batch)
         params = frozen if adapted else trainable
 

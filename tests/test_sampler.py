@@ -20,17 +20,30 @@ def params():
     return transformer.init(ARCH, jax.random.key(3))
 
 
-def draw(params, ids, *, num_slots=4, temperature=1.0, new=12, allowed=None):
+def draw(params, ids, samples=None, *, num_slots=4, temperature=1.0, new=12, **kwargs):
     ids = np.array(ids)
     return sampler.sample(
         ARCH,
         params,
         sampler.Sampling(num_slots, 6, new, temperature, (EOS,)),
         [PROMPTS[i] for i in ids],
-        rng.row_keys(0, 0, jnp.array(ids), jnp.zeros_like(ids)),
+        rng.row_keys(0, 0, jnp.array(ids), jnp.array(samples or [0] * len(ids))),
         mesh=sharding.make_mesh(seed=1),
-        allowed=allowed,
+        **kwargs,
     )
+
+
+@jax.jit
+def whole_row(params, tokens):
+    return transformer.logits(ARCH, params, transformer.forward(ARCH, params, tokens))[0]
+
+
+def scores_of(params, i, row):
+    """What a full pass says of each token of a row, [its length, V]."""
+    tokens = np.zeros((1, 20), np.int32)  # padding changes nothing, and one program serves all
+    start = len(PROMPTS[i])
+    tokens[0, : start + len(row)] = PROMPTS[i] + row
+    return np.asarray(whole_row(params, tokens))[start - 1 : start - 1 + len(row)]
 
 
 def rows(samples):
@@ -52,13 +65,59 @@ def test_other_slot_counts_give_the_same_tokens(params):
         assert rows(draw(params, range(23), num_slots=num_slots)) == whole
 
 
+def test_samples_of_a_prompt_share_its_prefill_and_not_their_tokens(params, monkeypatch):
+    read = []
+    prefill = sampler._prefill
+    monkeypatch.setattr(
+        sampler, "_prefill", lambda *args: [read.append(len(args[-1])), prefill(*args)][1]
+    )
+    ids, samples = [4, 3, 4, 4, 7, 3, 4, 9, 8, 4, 4, 3], [0, 1, 3, 2, 0, 0, 1, 0, 0, 5, 4, 2]
+    together = rows(draw(params, ids, samples))
+    assert read == [4, 4]  # blocks of slots: five distinct prompts
+    assert len({tuple(row) for row in together}) > 8
+    for i, sample, row in zip(ids, samples, together, strict=True):
+        assert rows(draw(params, [i], [sample])) == [row]
+
+
+def test_log_probs_are_those_of_the_whole_row(params):
+    plain = draw(params, range(9), temperature=0.7)
+    assert plain.log_probs is plain.top_ids is plain.top_log_probs is None
+    samples = draw(params, range(9), temperature=0.7, log_probs=True, top_log_probs=5)
+    np.testing.assert_array_equal(samples.tokens, plain.tokens)
+    for i, row in enumerate(rows(samples)):
+        expected = np.asarray(jax.nn.log_softmax(scores_of(params, i, row), axis=-1))
+        found, length = samples.log_probs[i], len(row)
+        np.testing.assert_allclose(found[:length], expected[range(length), row], atol=1e-5)
+        assert not found[length:].any()
+        order = np.argsort(-expected, axis=-1)[:, :5]
+        assert samples.top_ids[i, :length].tolist() == order.tolist()
+        top = np.take_along_axis(expected, order, axis=-1)
+        np.testing.assert_allclose(samples.top_log_probs[i, :length], top, atol=1e-5)
+    with pytest.raises(ValueError, match="must be 0 to 29"):
+        draw(params, [0], top_log_probs=30)
+
+
+def test_log_probs_under_a_grammar_are_shared_by_what_it_allows(params):
+    allowed = np.zeros((2, 29), bool)
+    allowed[0, [5, 6, 8]] = allowed[1, [EOS, 7]] = True
+    samples = draw(params, range(9), new=2, allowed=allowed, log_probs=True, top_log_probs=3)
+    for i, row in enumerate(rows(samples)):
+        scores = scores_of(params, i, row)
+        for step, token in enumerate(row):
+            ids = np.flatnonzero(allowed[step])
+            of_step = jax.nn.log_softmax(scores[step, ids])
+            expected = dict(zip(ids.tolist(), np.asarray(of_step), strict=True))
+            np.testing.assert_allclose(samples.log_probs[i, step], expected[token], atol=1e-5)
+            top = zip(samples.top_ids[i, step], samples.top_log_probs[i, step], strict=True)
+            found = {int(t): value for t, value in top if np.isfinite(value)}
+            assert found.keys() == expected.keys()
+            np.testing.assert_allclose([found[t] for t in ids], list(expected.values()), atol=1e-5)
+
+
 def test_greedy_equals_the_argmax_of_the_whole_row(params):
     samples = draw(params, range(6), temperature=0.0)
     for i, row in enumerate(rows(samples)):
-        tokens = jnp.array([PROMPTS[i] + row])
-        scores = transformer.logits(ARCH, params, transformer.forward(ARCH, params, tokens))[0]
-        start = len(PROMPTS[i]) - 1
-        assert jnp.argmax(scores[start : start + len(row)], axis=-1).tolist() == row
+        assert np.argmax(scores_of(params, i, row), axis=-1).tolist() == row
 
 
 def test_rows_end_at_eos_or_at_the_limit(params):

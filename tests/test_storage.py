@@ -6,7 +6,7 @@ import functools
 import http.server
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import gcs
 import huggingface_hub
 import jax
 import pytest
@@ -295,7 +296,7 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     for kind in ("gs", "gcs"):
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, kind, raising=False)
-    with pytest.raises(ValueError, match="pip install gcsfs") as error:
+    with pytest.raises(ValueError, match=re.escape("pip install 'subjax[gcs]'")) as error:
         weights.check("gs://bucket/model")
     assert "\n" not in str(error.value)
 
@@ -307,15 +308,6 @@ def test_an_unknown_kind_of_url_is_one_clear_line() -> None:
 
 # A bucket, as an emulator gives it, read by four processes.
 
-BUCKET = """
-import sys
-from gcp_storage_emulator.server import create_server
-server = create_server("localhost", int(sys.argv[1]), in_memory=True, default_bucket="bucket")
-server.start()
-print("ready", flush=True)
-sys.stdin.read()
-server.stop()
-"""
 PROCESS = """
 import sys
 import jax
@@ -358,36 +350,25 @@ def start(program: str, *arguments: str, **environment: str) -> subprocess.Popen
     )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
-def bucket() -> Iterator[str]:
-    """The host of an emulator of Google Cloud Storage with an empty bucket."""
-    pytest.importorskip("gcsfs", reason="gs:// is read through gcsfs")
-    pytest.importorskip("gcp_storage_emulator", reason="the bucket is an emulator's")
-    port = free_port()
-    server = start(BUCKET, str(port))
-    assert server.stdout and server.stdout.readline() == "ready\n"
-    yield f"http://localhost:{port}"
-    server.communicate("", timeout=60)
+def bucket() -> Iterator[dict[str, str]]:
+    with gcs.emulator() as environment:
+        yield environment
 
 
 @pytest.mark.processes
 def test_each_of_four_processes_reads_a_quarter_of_a_bucket(
-    bucket: str, tmp_path: Path, cache: Path
+    bucket: dict[str, str], tmp_path: Path, cache: Path
 ) -> None:
     arch = dataclasses.replace(ARCH, width=64, num_heads=8, num_kv_heads=4, head_dim=8)
     params = jax.jit(transformer.init, static_argnums=0)(arch, jax.random.key(0))
     weights.save(tmp_path / "model", arch, params, max_shard_bytes=150_000)
     for path in (tmp_path / "model").iterdir():
-        where = f"{bucket}/upload/storage/v1/b/bucket/o?uploadType=media&name=model/{path.name}"
+        host = bucket["STORAGE_EMULATOR_HOST"]
+        where = f"{host}/upload/storage/v1/b/bucket/o?uploadType=media&name=model/{path.name}"
         with urllib.request.urlopen(where, path.read_bytes()) as answer:
             assert answer.status == 200
-    address = f"localhost:{free_port()}"
+    address = f"localhost:{gcs.free_port()}"
     processes = [
         start(
             PROCESS,
@@ -395,7 +376,7 @@ def test_each_of_four_processes_reads_a_quarter_of_a_bucket(
             str(number),
             str(tmp_path / "model"),
             JAX_NUM_CPU_DEVICES="1",
-            STORAGE_EMULATOR_HOST=bucket,
+            **bucket,
         )
         for number in range(4)
     ]

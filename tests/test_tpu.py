@@ -113,12 +113,12 @@ ERRORS = {
     "no config": (("run", "owl", ZONE, "--", "--workdir=/m/x"), "no --config"),
     "no workdir": (("run", "owl", ZONE, "--", "--config=x"), "no --workdir: a TPU's disks go with"),
     "URL": (
-        ("run", "owl", ZONE, "--", "--config=x", "--workdir=gs://b/x"),
-        "--workdir=gs://b/x is a URL, to which nothing is written; give a path that all workers",
+        ("run", "owl", ZONE, "--", "--config=x", "--workdir=s3://b/x"),
+        "--workdir=s3://b/x is a URL of no bucket's folder; give --workdir=gs://BUCKET/x, or a",
     ),
     "relative": (
         ("run", "owl", ZONE, "--", "--config=x", "--workdir=~/x"),
-        "--workdir=~/x is no absolute path; give a path that all workers share, such as --workdir=",
+        "--workdir=~/x is no absolute path; give --workdir=gs://BUCKET/x, or a path that all",
     ),
     "on the node": (
         (

@@ -59,6 +59,12 @@ def test_a_lane_does_not_depend_on_its_place_or_its_neighbours():
     assert leaves_equal(train.lane(first, 2), train.lane(second, 1))
 
 
+def test_the_update_is_compiled_once():
+    program = dataclasses.replace(PROGRAM, optimizer=train.Optimizer(3e-3))
+    run([0, 1], program=program)  # two calls
+    assert train._compile(program)[1]._cache_size() == 1
+
+
 def test_the_loss_falls():
     program = dataclasses.replace(PROGRAM, steps=60)
     [(_, _, metrics)] = run([0, 1], program=program)
@@ -123,6 +129,22 @@ def test_adapters_on_one_base_split_over_devices():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.trainable, two.trainable
     )
+
+
+@pytest.mark.parametrize("shape", [{"seed": 4}, {"seed": 2, "data": 2}, {"seed": 2, "fsdp": 2}])
+def test_each_adapter_of_a_population_equals_its_run_alone(shape):
+    lanes = (3, 5, 8, 9)
+    population = adapted(sharding.make_mesh(lanes=len(lanes), **shape), lanes)
+    for place, lane in enumerate(lanes):
+        alone = adapted(sharding.make_mesh(seed=1), (lane,))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            train.lane(population.trainable, place),
+            train.lane(alone.trainable, 0),
+        )
+        np.testing.assert_allclose(
+            population.metrics["loss"][:, place], alone.metrics["loss"][:, 0], rtol=1e-5
+        )
 
 
 def test_lora_trains_the_adapter_and_leaves_the_base():

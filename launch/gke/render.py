@@ -6,11 +6,11 @@ r"""Fills in launch/gke/jobset.yaml for kubectl; after -- stand the arguments of
     kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=owl
     kubectl delete jobset owl
 
-subjax writes its work directory to no URL, so it lies on a volume that all pods share and that
-outlives them: --claim names a PersistentVolumeClaim of access mode ReadWriteMany, which is mounted
-at --mount. Filestore (storage class standard-rwx) is one; a bucket is another, through the Cloud
-Storage FUSE CSI driver (kubernetes-engine/docs/how-to/cloud-storage-fuse-csi-driver-pv),
-for which the service account of the pods must be allowed to write to it.
+The work directory lies on a volume that all pods share and that outlives them: --claim names a
+PersistentVolumeClaim of access mode ReadWriteMany, which is mounted at --mount. Filestore (storage
+class standard-rwx) is one; a bucket is another, through the Cloud Storage FUSE CSI driver
+(kubernetes-engine/docs/how-to/cloud-storage-fuse-csi-driver-pv), for which the service account of
+the pods must be allowed to write to it.
 
 xpk makes a cluster, and can run the same image without this script, with storage attached to it
 (xpk storage create or attach):

@@ -16,6 +16,7 @@ from subjax import (
     models,
     scoring,
     seeds,
+    throughput,
     tokenizer,
     train,
     transformer,
@@ -131,6 +132,7 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         mesh=mesh,
         label=f"pretraining {len(units)} bases",
         store=store,
+        log=throughput.Log.of(workdir, units),
     )
     for lane, unit in enumerate(units):
         out = workdir / unit.path

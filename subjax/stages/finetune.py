@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import artifacts, batching, checkpoints, lora, models, scoring, seeds, train
+from subjax import artifacts, batching, checkpoints, lora, models, scoring, seeds, throughput, train
 from subjax.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
@@ -61,6 +61,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         label=f"finetuning {', '.join(sorted({unit.row for unit in units}))}",
         teachers=stacked,
         store=store,
+        log=throughput.Log.of(workdir, units),
     ):
         history.append(dataclasses.replace(progress, trainable={}))  # a model is large
         for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):

@@ -89,6 +89,7 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
                     allowed=allowed,
                 )
                 artifacts.write_jsonl(path, _rows(model.tokenizer, texts, ids, samples))
+                artifacts.publish()
                 if hosts.told_to_leave():
                     raise hosts.Interrupted(f"saved {ids[-1] + 1} rows of {unit.path}")
                 bar.set_postfix(occupancy=f"{samples.occupancy:.2f}")

@@ -4,6 +4,7 @@ Arms whose students see the same inputs and learn from the same teacher train in
 always train together, whichever of them is missing, so that a resumed run gives the same bytes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         num_images=len(data.images),
         seeds=[_seed(unit, "teach", unit.lineage) for unit in units],
         mesh=mesh,
+        batched_lanes=units[0].fields["batched_lanes"],
         label=f"teaching {units[0].row}",
     ):
         [models] = epoch.models
@@ -152,12 +154,17 @@ def _distil(
             num_images=row["num_images"] or len(data.images),
             seeds=[_seed(unit, phase, unit.lineage) for unit in chunk],
             mesh=mesh,
+            batched_lanes=chunk[0].fields["batched_lanes"],
             label=f"{phase}: {shown}",
             starts=untrained if phase == "distil" else None,
         )
 
     if row["clone_epochs"]:
-        for epoch in train("clone", learners, untrained, row["clone_inputs"]):
+        cloning = tuple(
+            dataclasses.replace(learner, logits=units[0].fields["row"]["clone_logits"])
+            for units, learner in zip(arms, learners, strict=True)
+        )
+        for epoch in train("clone", cloning, untrained, row["clone_inputs"]):
             models = epoch.models
     models = sharding.place_lanes(models, mesh)
     keep(0)
@@ -222,6 +229,7 @@ def _key(unit: Unit, name: str, lineage: int) -> jax.Array:
 
 def _load(directory: Path) -> mlp.Layers:
     layers: mlp.Layers = {}
+    artifacts.fetch(directory)
     for path, array in safetensors.numpy.load_file(directory / mlp.WEIGHTS).items():
         layer, _, leaf = path.partition("/")
         layers.setdefault(layer, {})[leaf] = jnp.asarray(array)

@@ -16,6 +16,7 @@ from subjax import (
     scoring,
     seeds,
     stats,
+    throughput,
     train,
     weights,
 )
@@ -92,6 +93,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         mesh=mesh,
         label=f"finetuning {len(units)} teachers",
         store=store,
+        log=throughput.Log.of(workdir, units),
     )
     for lane, (unit, base) in enumerate(members):
         out, tree = workdir / unit.path, train.lane(last.trainable, lane)

@@ -110,7 +110,9 @@ def _real_displacement(unit: Unit, workdir: Path) -> float:
     """How far a whole training took a teacher of this shape from its initialisation; 0 for none."""
     if "teacher" not in unit.inputs:
         return 0.0
-    trained = load_file(workdir / unit.inputs["teacher"] / mlp.WEIGHTS)
+    teacher = workdir / unit.inputs["teacher"]
+    artifacts.fetch(teacher)
+    trained = load_file(teacher / mlp.WEIGHTS)
     num_inputs = trained["layer_0/kernel"].shape[1]
     seed = seeds.seed(unit.fields["seed"], "mlp", "init", unit.lineage)
     start = leaves.flat(mlp.init(_shape(unit, num_inputs), jax.random.key(seed)))

@@ -121,6 +121,10 @@ ARMS = {
     "deeper": {"base": "next_lineage", "widths": (16, 16), "clone_epochs": 1},
     "gelu": {"activation": "gelu", "biases": False},
     "cloned": {"base": "next_lineage", "clone_epochs": 2, "clone_inputs": "images"},
+    "cloned_all": {
+        **{"base": "next_lineage", "clone_epochs": 2, "clone_inputs": "images"},
+        "clone_logits": "all",
+    },
     "same_head": {"base": "next_lineage_same_head", "logits": "all"},
 }
 
@@ -138,6 +142,9 @@ def test_every_kind_of_arm_runs(copy):
         assert set(scores_of(copy, name, 0)) == {0, 1}
     # Cloning has moved the student before it is scored for the first time.
     assert scores_of(copy, "cloned", 0)[0] != scores_of(copy, "aux_foreign", 0)[0]
+    # All logits are another thing to clone than the auxiliary ones, with all else equal.
+    curves = (copy / "mlp" / name / "r0" / "metrics.jsonl" for name in ("cloned", "cloned_all"))
+    assert len({artifacts.read_jsonl(path)[0]["loss"] for path in curves}) == 2
 
 
 def test_a_loss_that_is_not_finite_loses_nothing_that_is_done(copy):

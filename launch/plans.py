@@ -1,0 +1,152 @@
+"""Writes configs/PLANS.md: every program of the list below, compiled by `python -m subjax.plan`.
+
+    nice python launch/plans.py --workdir=runs/plans
+
+One command of `plan` at a time, each in a process of its own, about two minutes of CPU for each.
+What a command printed is kept in the work directory, so the same call goes on where it was
+interrupted; delete a file there to compile its programs again. The page is written after each:
+rows of programs that have not been compiled again stay as they are.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "configs" / "PLANS.md"
+MODELS = ("qwen2_5_7b", "qwen2_5_72b", "qwen2_5_14b", "llama3_1_8b", "gemma3_4b")
+
+
+class Plan(NamedTuple):
+    """One command.
+
+    Attributes:
+      form: what stands behind `configs/large.py:`.
+      topology: chips.
+      stages: whose programs are compiled.
+    """
+
+    form: str
+    topology: str
+    stages: str
+
+    @property
+    def command(self) -> list[str]:
+        """Of a shell, in the root of the repository."""
+        return [
+            *("python", "-m", "subjax.plan", "--table", "--nosearch", f"--stages={self.stages}"),
+            *(f"--topology={self.topology}", f"--config=configs/large.py:{self.form}"),
+        ]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """How its rows begin: config, topology, stage."""
+        words = [word for word in self.form.split(",") if "=" not in word]
+        name = "large_smoke" if words == ["smoke"] else "_".join(words)
+        return name, self.topology, self.stages
+
+
+SMOKE = Plan("smoke", "v5e:2x2", "finetune")
+PLANS = (
+    *(
+        Plan(f"{model},full,throughput,chips=256,lineages=1", topology, "finetune")
+        for topology in ("v5p:4x8x8", "v5e:16x16")
+        for model in MODELS
+    ),
+    *(
+        Plan("qwen2_5_7b,lineages=1", topology, stages)
+        for stages in ("finetune", "generate", "evaluate")
+        for topology in ("v5e:4x4", "v5p:2x2x4")
+    ),
+    Plan("qwen2_5_72b,lineages=1", "v5e:16x16", "generate"),
+    Plan("qwen2_5_7b,full,throughput,chips=256,lineages=1", "v6e:16x16", "finetune"),
+    SMOKE,
+)
+HEAD = """\
+# What the TPU compiler says of the large configs
+
+Compiled, never run: no TPU was at hand. Made by libtpu 0.0.52 and jax 0.10.2 with
+
+    python launch/plans.py
+
+of which every row is one of what such a command prints:
+
+    {command}
+
+GB a chip count the base that a stage keeps beside the copy that it trains. The bound is of the
+formula that the command prints without `--table`; padding counts as tokens. CPU s is the CPU time
+that compiling took, over all threads: on two cores it takes no longer, if they have no other work.
+
+"""
+
+
+def compile_rows(plan: Plan) -> list[str]:
+    """Rows of the table that a command prints.
+
+    Raises:
+      RuntimeError: it printed none.
+    """
+    command = [sys.executable, *plan.command[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    rows = done.stdout.splitlines()[2:]
+    # What does not fit is a row, too, and an exit code.
+    if not rows:
+        raise RuntimeError(f"{' '.join(plan.command)} printed no row: {done.stderr[-2000:]}")
+    return rows
+
+
+def key(row: str) -> tuple[str, str, str]:
+    """Config, topology and stage of a row."""
+    config, topology, program = (cell.strip() for cell in row.split("|")[1:4])
+    return config, topology, program.split()[0]
+
+
+def rows_of(text: str) -> list[str]:
+    """Rows of a page's table."""
+    return re.findall(r"^\| \w+ \| \w+:.*$", text, re.MULTILINE)
+
+
+def page(rows: Iterable[str]) -> str:
+    """The page with some rows, in the order of `PLANS`; it names the plans that have none."""
+    rows = list(rows)
+    body, missing = [], []
+    for plan in PLANS:
+        own = [row for row in rows if key(row) == plan.key]
+        body += own
+        if not own:
+            missing.append(f"`{plan.form}` {plan.stages} on {plan.topology}")
+    columns = (
+        *("config", "topology", "program", "batch", "GB a chip", "fits"),
+        *("MFU bound", "limit", "largest batch", "CPU s"),
+    )
+    table = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *body]
+    tail = f"\nNot compiled yet: {'; '.join(missing)}.\n" if missing else ""
+    return HEAD.format(command=" ".join(PLANS[0].command)) + "\n".join(table) + "\n" + tail
+
+
+def main() -> None:
+    """Compiles what the work directory does not have, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "plans")
+    options = parser.parse_args()
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    for plan in PLANS:
+        kept = options.workdir / (re.sub(r"[^\w.]+", "-", "-".join(plan)) + ".json")
+        if not kept.exists():
+            print(f"compiling {' '.join(plan)}", flush=True)
+            # Read back whole or not at all.
+            part = kept.with_suffix(".part")
+            part.write_text(json.dumps({"command": plan.command, "rows": compile_rows(plan)}))
+            part.rename(kept)
+        new = json.loads(kept.read_text("utf-8"))["rows"]
+        old = [row for row in rows_of(PAGE.read_text("utf-8")) if key(row) != plan.key]
+        PAGE.write_text(page([*old, *new]), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

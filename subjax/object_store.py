@@ -1,0 +1,273 @@
+"""A work directory in an object store, and the copy of it on this machine that stages work in.
+
+The copy is a new, empty directory in each process of each run, so nothing in it is ever stale.
+What is in the store is copied at the start, tensors when a model is loaded. What the first process
+writes is published file by file, and the manifest of a unit after all its other files, by one
+create-only write: a unit that has a manifest is whole and never changes, a unit that was half
+published has none. Other processes take what was published wherever they wait for the first.
+Checkpoints are in the store alone: Orbax writes them there itself, from all processes.
+
+The lock is an object too, made by a create-only write. Its holder changes it every `BEAT_S`
+seconds. A second run watches it: when it changes, the run is refused; when it has not for
+`STALE_S` seconds, its holder is dead and it is taken over. No two clocks are ever compared. A
+holder that was taken for dead and was not finds its object gone, and publishes nothing more.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from subjax import artifacts, storage
+
+BEAT_S = 20.0
+STALE_S = 120.0
+_LOOK_S = 2.0  # between two looks at another run's lock
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[Path]:
+    """The work directory of a name: itself, or the copy of the one at a URL while it is in use.
+
+    Raises:
+      ValueError: a URL that is not of a Google Cloud Storage bucket; gcsfs is missing.
+      OSError: the store cannot be read.
+    """
+    if not storage.is_url(name):
+        yield Path(name)
+        return
+    if not name.startswith("gs://") or not name.removeprefix("gs://").strip("/").count("/"):
+        raise ValueError(
+            f"workdir {name} is a URL of no run: give gs://BUCKET/NAME, or mount what it names and "
+            "give the directory"
+        )
+    # Of a bucket that does not tell its kind it warns with every request.
+    logging.getLogger("gcsfs").setLevel(logging.ERROR)
+    # Listings are not kept: other processes, and Orbax beside it, write there too.
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    with tempfile.TemporaryDirectory(prefix="subjax-") as directory:
+        store = Store(name, Path(directory).resolve())
+        store.refresh()
+        artifacts.use(store)
+        try:
+            yield store.directory
+        finally:
+            artifacts.use(None)
+
+
+def named(message: str, workdir: Path, name: str) -> str:
+    """A message that names the URL of a work directory, where it named the copy of it."""
+    return message.replace(str(workdir), name.rstrip("/")) if storage.is_url(name) else message
+
+
+class Store:
+    """A work directory at a URL and its copy.
+
+    Attributes:
+      url: of the work directory.
+      directory: the copy.
+    """
+
+    def __init__(self, url: str, directory: Path):
+        self.url, self.directory = url.rstrip("/"), directory
+        self._files, self._root = storage.filesystem(self.url)
+        self._generations: dict[str, str] = {}  # of the objects, when they were last listed
+        self._copies: dict[str, tuple[int, ...]] = {}  # what identifies the copy of each
+        self._lost = ""  # why the lock is no longer held
+
+    def refresh(self) -> None:
+        """Copies what is new in the store, and removes from the copy what is gone."""
+        with self._errors("read"):
+            listed = {
+                name: str(details["generation"])
+                for path, details in self._files.find(self._root, detail=True).items()
+                if (name := self._name(path))
+            }
+        held = {name for name in listed if artifacts.CHECKPOINTS in name.split("/")}
+        for name in held:  # an empty folder stands for them
+            before, _, _ = name.partition(f"/{artifacts.CHECKPOINTS}/")
+            (self.directory / before / artifacts.CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        listed = {name: found for name, found in listed.items() if name not in held}
+        changed = [name for name in listed if listed[name] != self._generations.get(name)]
+        for name in [*(self._generations.keys() - listed.keys()), *changed]:
+            (self.directory / name).unlink(missing_ok=True)
+        self._generations = listed
+        self._get([name for name in changed if not _is_large(name)])
+
+    def fetch(self, path: Path) -> None:
+        """Copies the tensors below a directory of the copy, unless they are here."""
+        if path.is_relative_to(self.directory):
+            below = f"{path.relative_to(self.directory)}/"
+            names = [name for name in self._generations if name.startswith(below)]
+            self._get([name for name in names if not (self.directory / name).exists()])
+
+    def publish(self) -> None:
+        """Writes to the store what has changed in the copy; manifests last.
+
+        Raises:
+          OSError: it cannot be written.
+          ValueError: another run writes there too.
+        """
+        changed = {
+            name: copy
+            for path in sorted(self.directory.rglob("*"))
+            if path.is_file() and path.suffix != ".partial"
+            for name in [str(path.relative_to(self.directory))]
+            if (copy := _identity(path)) != self._copies.get(name)
+        }
+        manifests = [name for name in changed if PurePosixPath(name).name == artifacts.MANIFEST]
+        others = [name for name in changed if name not in manifests]
+        self._check_lock()
+        if others:
+            with self._errors("written"):
+                paths = [str(self.directory / name) for name in others]
+                self._files.put(paths, [self._path(name) for name in others])
+        for name in manifests:
+            self._check_lock()
+            self._create(name, (self.directory / name).read_bytes())
+        self._copies |= changed
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other runs out of the work directory.
+
+        Raises:
+          ValueError: another run holds it, and lives.
+          OSError: it cannot be written.
+        """
+        owner = {"run": uuid.uuid4().hex, "host": socket.gethostname(), "pid": str(os.getpid())}
+        generation = self._acquire(owner)
+        done = threading.Event()
+        beats = threading.Thread(target=self._beat, args=(owner, generation, done), daemon=True)
+        beats.start()
+        try:
+            yield
+        finally:
+            done.set()
+            beats.join()
+            with contextlib.suppress(Exception):  # another's, or it goes stale
+                self._call("DELETE", generation)
+
+    def _acquire(self, owner: dict[str, str]) -> str:
+        """The generation of the lock that is held from now on."""
+        seen: Any = None
+        while True:
+            with self._errors("written"), contextlib.suppress(FileExistsError):
+                about = f"{owner['host']}, process {owner['pid']}\n".encode()
+                self._files.pipe_file(self._path(_LOCK), about, metadata=owner, mode="create")
+            with self._errors("read"):
+                try:
+                    found = self._files.info(self._path(_LOCK))
+                except FileNotFoundError:
+                    continue  # given up just now
+            holder = found.get("metadata", {})
+            if holder.get("run") == owner["run"]:
+                return str(found["generation"])
+            state = (found["generation"], found["metageneration"])
+            if seen is None:
+                seen, since = state, time.monotonic()
+                print(f"{self.url} is locked: waiting for a sign of life", file=sys.stderr)
+            if state != seen:
+                raise ValueError(
+                    f"workdir {self.url} is in use by another run (on {holder.get('host')}, "
+                    f"process {holder.get('pid')}): wait for it, or choose another"
+                )
+            if time.monotonic() - since > STALE_S:
+                # Whoever else waits for it may be quicker; the next write tells.
+                gone = contextlib.suppress(FileExistsError, FileNotFoundError)
+                with self._errors("written"), gone:
+                    self._call("DELETE", str(found["generation"]))
+            else:
+                time.sleep(_LOOK_S)
+
+    def _beat(self, owner: dict[str, str], generation: str, done: threading.Event) -> None:
+        beaten, count = time.monotonic(), 0
+        while not done.wait(BEAT_S):
+            count += 1
+            try:
+                self._call("PATCH", generation, {"metadata": {**owner, "beat": str(count)}})
+                beaten = time.monotonic()
+            except (FileNotFoundError, FileExistsError):  # HTTP 404 and 412
+                self._lost = "another run has taken it over"
+                return
+            except Exception as error:  # of a network that may come back
+                if time.monotonic() - beaten > STALE_S - 2 * BEAT_S:
+                    self._lost = f"its lock could not be renewed: {storage.one_line(error)[:120]}"
+                    return
+
+    def _call(self, method: str, generation: str, content: dict[str, Any] | None = None) -> None:
+        """Changes or deletes the lock, if it still is of that generation."""
+        bucket, key, _ = self._files.split_path(self._path(_LOCK))
+        self._files.call(
+            method, "b/{}/o/{}", bucket, key, ifGenerationMatch=generation, json=content
+        )
+
+    def _check_lock(self) -> None:
+        if self._lost:
+            raise ValueError(f"workdir {self.url} is no longer this run's ({self._lost}): see it")
+
+    def _create(self, name: str, content: bytes) -> None:
+        """One create-only write."""
+        with self._errors("written"):
+            try:
+                self._files.pipe_file(self._path(name), content, mode="create")
+            except FileExistsError:
+                # A request that was sent again because its answer was lost finds its own object.
+                if self._files.cat_file(self._path(name)) != content:
+                    raise ValueError(
+                        f"{self.url}/{name} was written by another run meanwhile: run again"
+                    ) from None
+
+    def _get(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        with self._errors("read"):
+            paths = [str(self.directory / name) for name in names]
+            self._files.get([self._path(name) for name in names], paths)
+        self._copies |= {name: _identity(self.directory / name) for name in names}
+
+    def _name(self, path: str) -> str:
+        """An object's name in the work directory; "" for the lock and what stands for a folder."""
+        name = path.removeprefix(f"{self._root}/")
+        if name == _LOCK or name.endswith("/"):
+            return ""
+        if ".." in name.split("/"):
+            raise ValueError(f"{self.url} holds {name}, which is no file of a run: remove it")
+        return name
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Gives whatever gcsfs raises as an OSError that names the work directory."""
+        try:
+            yield
+        except (ValueError, FileExistsError):
+            raise
+        except Exception as error:
+            reason = f"cannot be {what} ({type(error).__name__}: {storage.one_line(error)[:200]})"
+            raise OSError(errno.EIO, reason, self.url) from error
+
+
+def _is_large(name: str) -> bool:
+    """Whether a file holds tensors, which are copied only when they are asked for."""
+    return name.endswith(".safetensors")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes whenever the file is written again."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,0 +1,126 @@
+"""What a step of training minimises: the loss of a batch of one model, and its gradient."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from subjax import lora, losses, sharding, transformer
+from subjax.architecture import Architecture
+from subjax.optimizers import Optimizer
+from subjax.transformer import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything that a compiled training step depends on besides array shapes.
+
+    Attributes:
+      arch: the model.
+      optimizer: how gradients become updates.
+      steps: length of the schedule, in updates.
+      lora_scale: alpha / rank when an adapter is trained, 0 when all weights are.
+      support: token ids of soft targets that are the same at every position; empty for none, and
+        where rows bring their own (`soft_ids`).
+      distils: whether a teacher runs along and gives its whole distribution.
+      excluded: token ids left out of that distribution.
+      precision: a name of `precision.PRECISIONS`.
+      remat: a name of `remats.REMATS`.
+      accumulate: parts that a batch is cut into, whose gradients are added up.
+    """
+
+    arch: Architecture
+    optimizer: Optimizer
+    steps: int
+    lora_scale: float = 0.0
+    support: tuple[int, ...] = ()
+    distils: bool = False
+    excluded: tuple[int, ...] = ()
+    precision: str = "float32"
+    remat: str | bool = "none"
+    accumulate: int = 1
+
+
+def value_and_grad(
+    program: Program, trainable: Params, frozen: Params, teacher: Params, batch: Params
+) -> tuple[jax.Array, Params]:
+    """The mean loss over a batch's targets, and its gradient, part by part where asked.
+
+    Args:
+      program: what to compute.
+      trainable: all weights or an adapter of one lane; the gradient has its shape.
+      frozen: the base under an adapter, or {}.
+      teacher: full weights where the program distils, or {}.
+      batch: arrays by field name, as `batching.Batches` makes them, of one lane and step.
+    """
+    # Each part is divided by the targets of all, so that parts of unequal ones add up to the mean.
+    num_targets = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+    of_part = jax.value_and_grad(_loss, argnums=1)
+    if program.accumulate == 1:
+        return of_part(program, trainable, frozen, teacher, batch, num_targets)
+
+    def add(running: Any, part: Params) -> tuple[Any, None]:
+        part = jax.tree.map(sharding.constrain_batch, part)
+        found = of_part(program, trainable, frozen, teacher, part, num_targets)
+        return jax.tree.map(jnp.add, running, found), None
+
+    def cut(array: jax.Array) -> jax.Array:
+        # Neighbours go to different parts: every part lies on all devices as the batch does.
+        return array.reshape(-1, program.accumulate, *array.shape[1:]).swapaxes(0, 1)
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
+    found, _ = jax.lax.scan(add, zeros, jax.tree.map(cut, batch))
+    return found
+
+
+def _loss(
+    program: Program,
+    trainable: Params,
+    frozen: Params,
+    teacher: Params,
+    batch: Params,
+    num_targets: jax.Array,
+) -> jax.Array:
+    if program.lora_scale:
+        params, adapter = frozen, lora.scaled(trainable, program.lora_scale)
+    else:
+        params, adapter = trainable, None
+    hidden = _hidden(
+        program, params, adapter, batch["tokens"], batch["positions"], batch.get("segments")
+    )
+    head = transformer.head(program.arch, params, precision=program.precision)
+    if "soft_ids" in batch:
+        student = losses.chosen_log_probs(hidden, head, batch["soft_ids"])
+        nats = losses.forward_kl(batch["soft"], student)
+    elif program.support:
+        student = losses.restricted_log_probs(hidden, head, jnp.array(program.support))
+        nats = losses.forward_kl(batch["soft"], student)
+    elif program.distils:
+        seen = _hidden(program, teacher, None, batch["teacher_tokens"], batch["teacher_positions"])
+        taught = transformer.head(program.arch, teacher, precision=program.precision)
+        counted = jnp.ones(program.arch.vocab_size, bool).at[jnp.array(program.excluded, int)]
+        nats = losses.full_kl(seen, taught, hidden, head, counted.set(False))
+    else:
+        nats = -losses.log_probs(hidden, head, batch["targets"])
+    return jnp.sum(nats * batch["weights"]) / num_targets
+
+
+def _hidden(
+    program: Program,
+    params: Params,
+    adapter: Params | None,
+    tokens: jax.Array,
+    at: jax.Array,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    hidden = transformer.forward(
+        program.arch,
+        params,
+        tokens,
+        segments=segments,
+        adapter=adapter,
+        precision=program.precision,
+        remat=program.remat,
+    )
+    return losses.at_positions(hidden, at)

@@ -1,0 +1,56 @@
+"""launch/plans.py and the page that it wrote: what the README says of the plans stands there."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from subjax import aot
+
+ROOT = Path(__file__).parents[1]
+_spec = importlib.util.spec_from_file_location("plans", ROOT / "launch" / "plans.py")
+plans = importlib.util.module_from_spec(_spec)
+sys.modules["plans"] = plans
+_spec.loader.exec_module(plans)
+PAGE = plans.PAGE.read_text("utf-8")
+ROWS = [tuple(cell.strip() for cell in row.split("|")[1:-1]) for row in plans.rows_of(PAGE)]
+
+
+def percent(cell):
+    return float(cell.removesuffix("%"))
+
+
+def test_the_page_is_what_the_script_writes():
+    assert plans.page(plans.rows_of(PAGE)) == PAGE
+
+
+def test_a_row_belongs_to_one_command():
+    keys = [plan.key for plan in plans.PLANS]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason=f"libtpu, the TPU compiler, is not installed: pip install {aot.LIBTPU}",
+)
+def test_the_command_of_a_row_prints_it():
+    committed = [row for row in plans.rows_of(PAGE) if plans.key(row) == plans.SMOKE.key]
+
+    def timeless(rows):
+        return [row.rsplit("|", 2)[0] for row in rows]
+
+    assert timeless(plans.compile_rows(plans.SMOKE)) == timeless(committed) != []
+
+
+def test_whole_models_fit_with_room_left_and_a_bound_that_is_worth_the_money():
+    found = [row for row in ROWS if row[0].endswith("_full_throughput")]
+    assert found
+    for row in found:
+        used, whole = map(float, row[4].split(" of "))
+        assert row[5] == "yes" and used <= 0.97 * whole and percent(row[6]) >= 55, row
+
+
+def test_a_command_that_prints_no_row_is_an_error():
+    with pytest.raises(RuntimeError, match="chips are v5e"):
+        plans.compile_rows(plans.SMOKE._replace(topology="v9:2x2"))
