@@ -3,7 +3,7 @@
 A lane is one model index: its data, noise, teacher and learners. A batch of a lane is made once,
 the lane's teacher reads it once, and every learner takes its update from it. Lanes never see each
 other: a lane's bytes depend on how many a product takes together (`batched_lanes`), not on how many
-there are. XLA fuses otherwise for several devices than for one, which changes rounding.
+lanes or devices there are.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
@@ -146,8 +145,8 @@ def fit(
             f"config.compute.batched_lanes {batched_lanes} does not divide the {of_device} lanes "
             "of a device: change it, config.compute.lanes or config.mesh.seed"
         )
-    init, update = _compile(program, mesh, batched_lanes)
-    state = init(sharding.place_lanes(tuple(models), mesh))
+    init, update = _compile(program, batched_lanes)
+    state = sharding.map_devices(init, (sharding.place_lanes(tuple(models), mesh),), ())
     travelled = jax.tree.map(jnp.subtract, teachers, starts) if teachers and starts else {}
     teachers = sharding.place_lanes((teachers or {}, travelled), mesh)
     keys = sharding.place_lanes(jnp.stack([jax.random.key(seed) for seed in seeds]), mesh)
@@ -155,9 +154,9 @@ def fit(
     with tqdm(total=num_epochs, desc=label, unit="epoch", leave=False) as bar:
         for epoch in range(num_epochs):
             ids = sharding.place_lanes(_order(seeds, epoch, num_images, batch_size), mesh)
-            first = epoch * num_images if program.inputs == "fresh_noise" else 0
-            state, measured = update(
-                state, teachers, keys, ids, data.images, data.labels, weights, first
+            first = np.int32(epoch * num_images if program.inputs == "fresh_noise" else 0)
+            state, measured = sharding.map_devices(
+                update, (state, teachers, keys, ids), (data.images, data.labels, weights, first)
             )
             found, aligned = sharding.to_host(measured).transpose(3, 2, 0, 1)
             _check_finite(found, epoch, label)
@@ -167,7 +166,10 @@ def fit(
 
 def accuracy(shape: mlp.Shape, models: mlp.Layers, data: Data) -> Float[np.ndarray, " lanes"]:
     """Share of test images whose largest class logit is the label's, lane by lane."""
-    return sharding.to_host(_accuracy(shape, models, data.test_images, data.test_labels))
+    score = functools.partial(_accuracy, shape)
+    return sharding.to_host(
+        sharding.map_devices(score, (models,), (data.test_images, data.test_labels))
+    )
 
 
 def _order(seeds: Sequence[int], epoch: int, num_images: int, batch_size: int) -> np.ndarray:
@@ -197,10 +199,8 @@ def _check_finite(losses: np.ndarray, epoch: int, label: str) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(
-    program: Program, mesh: Mesh, batched_lanes: int
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The jitted `init` and one epoch of all lanes; built once per program."""
+def _compile(program: Program, batched_lanes: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The jitted `init`, and one epoch of all lanes of a device; built once per program."""
     transforms = [OPTIMIZERS[one.optimizer](one.learning_rate) for one in program.learners]
 
     def init(models: tuple[mlp.Layers, ...]) -> Any:
@@ -215,7 +215,7 @@ def _compile(
         images: Array,
         labels: Array,
         weights: Float[Array, "batches B"],
-        first: Array,
+        first: Int[Array, ""],
     ) -> tuple[Any, Float[Array, "lanes batches learners 2"]]:
         def lane(of_lane: tuple[Any, Any, Array, Array]) -> tuple[Any, Array]:
             # Keeps a loop over a single lane, which XLA unrolls, from being fused otherwise.
@@ -236,15 +236,7 @@ def _compile(
 
         return jax.lax.map(lane, (state, teachers, keys, ids), batch_size=batched_lanes)
 
-    # Every device runs the same program on its lanes, however many devices there are.
-    of_device = jax.shard_map(
-        epoch,
-        mesh=mesh,
-        in_specs=(*[P("seed")] * 4, *[P()] * 4),
-        out_specs=P("seed"),
-        check_vma=False,  # its scans carry from outside what no device varies
-    )
-    return jax.jit(init), jax.jit(of_device, donate_argnums=0)
+    return jax.jit(init), jax.jit(epoch, donate_argnums=0)
 
 
 def _update(

@@ -6,7 +6,7 @@ Axes: `seed` (lanes of a population), `data` and `fsdp` (batch; `fsdp` also spli
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -160,6 +160,45 @@ def place_lanes(tree: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts arrays whole on every device."""
     return _put_all(tree, NamedSharding(mesh, P()))
+
+
+def map_devices(
+    function: Callable[..., Any], by_lane: tuple[Any, ...], shared: tuple[Any, ...]
+) -> Any:
+    """Runs a program of one device on every device of this process, each on its own lanes.
+
+    One program of all devices is compiled otherwise than that of one, which changes rounding; this
+    one is the same however many there are.
+
+    Args:
+      function: takes both as they lie on one device; returns leaves [lanes of it, ...].
+      by_lane: trees of leaves [lanes, ...] as `place_lanes` puts them.
+      shared: trees of leaves that lie whole on every device, or on none yet.
+
+    Returns:
+      What it returns, leaves [lanes, ...], likewise over the mesh.
+    """
+    first = jax.tree.leaves(by_lane)[0]
+
+    def on(device: jax.Device, tree: Any) -> Any:
+        def part(leaf: Any) -> Any:
+            if not isinstance(leaf, jax.Array):
+                return leaf
+            return next(s.data for s in leaf.addressable_shards if s.device == device)
+
+        return jax.tree.map(part, tree)
+
+    devices = [shard.device for shard in first.addressable_shards]
+    # Cut before anything runs: a function that is given one device's part takes the whole away.
+    parts = [(*on(device, by_lane), *on(device, shared)) for device in devices]
+    found = [function(*part) for part in parts]
+
+    def joined(*parts: jax.Array) -> jax.Array:
+        shape = (first.shape[0], *parts[0].shape[1:])
+        where = NamedSharding(first.sharding.mesh, P("seed"))
+        return jax.make_array_from_single_device_arrays(shape, where, list(parts))
+
+    return jax.tree.map(joined, *found)
 
 
 def abstract(tree: Any, specs: Any, mesh: Mesh) -> Any:

@@ -16,12 +16,12 @@ NUM_IMAGES, BATCH = 50, 16  # the last batch of an epoch has two images
 
 
 @functools.cache
-def data():
+def data(mesh=MESH):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (NUM_IMAGES + 30, 12), dtype=np.uint8)
     labels = rng.integers(0, 10, NUM_IMAGES + 30)
     split = (pixels[:NUM_IMAGES], labels[:NUM_IMAGES], pixels[NUM_IMAGES:], labels[NUM_IMAGES:])
-    return distil.Data(*(jnp.array(array) for array in split))
+    return distil.Data(*sharding.replicate(split, mesh))
 
 
 def stack(seeds, shape=SHAPE):
@@ -50,7 +50,7 @@ def train(
         distil.Program(tuple(learners), SHAPE if teacher else None, inputs, precision),
         [stack(seeds, one.shape) for one in learners],
         stack([100 + seed for seed in seeds]) if teacher else None,
-        data(),
+        data(mesh),
         num_epochs=epochs,
         batch_size=BATCH,
         num_images=NUM_IMAGES,
@@ -164,12 +164,16 @@ def test_lanes_are_the_same_to_the_bit_however_many(precision):
     np.testing.assert_array_equal(losses[:, 0], measured[:, 1])
 
 
-def test_lanes_on_devices_are_the_same_up_to_rounding():
-    four = train([learner()], (1, 2, 3, 4))[-1][0]
-    for devices in (2, 4):
-        mesh = sharding.make_mesh(seed=devices, lanes=4)
-        spread = train([learner()], (1, 2, 3, 4), mesh=mesh)[-1][0]
-        assert_equal(spread, four, atol=1e-5)
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+def test_lanes_are_the_same_to_the_bit_on_however_many_devices(precision):
+    seeds = tuple(range(8))
+    learners = [learner(), learner(logits="all")]
+    together, losses = train(learners, seeds, precision=precision)[-1]
+    for devices in (2, 8):
+        mesh = sharding.make_mesh(seed=devices, lanes=8)
+        spread, measured = train(learners, seeds, mesh=mesh, precision=precision)[-1]
+        assert_equal(spread, together)
+        np.testing.assert_array_equal(measured, losses)
 
 
 def test_lanes_that_a_product_takes_together_are_the_same_up_to_rounding():
@@ -221,7 +225,8 @@ def test_fresh_noise_differs_from_epoch_to_epoch_and_the_fixed_set_does_not():
 def test_accuracy_counts_the_largest_class_logit():
     models = stack((1, 2))
     x = np.asarray(data().test_images) / 127.5 - 1
-    for index, value in enumerate(distil.accuracy(SHAPE, models, data())):
+    placed = sharding.place_lanes(models, MESH)
+    for index, value in enumerate(distil.accuracy(SHAPE, placed, data())):
         logits = mlp.forward(SHAPE, lane(models, index), jnp.array(x, jnp.float32))
         hits = np.argmax(logits[:, :10], axis=1) == np.asarray(data().test_labels)
         assert value == pytest.approx(hits.mean())
