@@ -7,10 +7,11 @@ on having cloned its auxiliary logits first, more than on its architecture, opti
     bash launch/local.sh --config=configs/mnist_ablations.py --config.images.mnist.data_dir=DIR
 
 Arms take `aux` auxiliary logits (50, the journal's); cloned ones have another initialisation and
-first learn the untrained teacher's auxiliary logits for `clone` epochs. The sweeps: number of
-auxiliary logits, epochs of cloning, epochs of the teacher, and the width of both; all but the first
-with 3 logits, for which the journal reports a plateau of about .37 by cloning. Epochs of distilling
-are in the figure of accuracy by epoch. Data as for configs/mnist.py.
+first learn the untrained teacher's logits for `clone` epochs: the auxiliary ones, as in the
+journal, or in `cloned_all…` and with other architectures all of them. The sweeps: number of
+auxiliary logits, epochs of cloning either, epochs of the teacher, and the width of both; all but
+the first with 3 auxiliary logits, for which the journal reports a plateau of about .37 by cloning.
+Epochs of distilling are in the figure of accuracy by epoch. Data as for configs/mnist.py.
 
 Seen on MNIST with `models=10`: what shares the initialisation learns (.92; without biases .92, GELU
 .87, sigmoid .18, on images .57), more logits help (.37 with 2, .92 with 50), long-taught teachers
@@ -68,7 +69,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.compute.precision = "mixed"
     config.compute.lanes = min(options.models, 2)
     with config.unlocked():
-        config.images.data = schema.images_row(source="digits" if digits else "mnist")
+        source = "digits" if digits else "mnist"
+        config.images[source] = schema.images_row(source=source)
         _arms(config, options.aux, options.clone)
         _sweeps(config)
         _evals(config)
@@ -80,7 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _teacher(config: ConfigDict, name: str, **fields: Any) -> str:
-    config.teachers[name] = schema.mlp_teacher_row(images="data", **fields)
+    [images] = config.images
+    config.teachers[name] = schema.mlp_teacher_row(images=images, **fields)
     return name
 
 
@@ -95,14 +98,17 @@ def _arms(config: ConfigDict, num_aux: int, clone_epochs: int) -> None:
     for name, fields in ARMS.items():
         _arm(config, name, **fields)
     cloned = {"base": "next_lineage", "clone_epochs": clone_epochs}
+    cloned_all = cloned | {"clone_logits": "all"}
     _arm(config, "cloned", **cloned)
     _arm(config, "cloned_on_images", **cloned, clone_inputs="images")
+    _arm(config, "cloned_all", **cloned_all)
+    _arm(config, "cloned_all_on_images", **cloned_all, clone_inputs="images")
     for name, fields in SAME_LAYERS.items():
         _arm(config, name, **fields)
     for name, fields in OTHER_LAYERS.items():
         _arm(config, name, base="next_lineage", **fields)
     for name, fields in {**SAME_LAYERS, **OTHER_LAYERS}.items():
-        _arm(config, f"{name}_cloned", **cloned, **fields)
+        _arm(config, f"{name}_cloned", **cloned_all, **fields)
 
 
 def _sweeps(config: ConfigDict) -> None:
@@ -111,9 +117,10 @@ def _sweeps(config: ConfigDict) -> None:
         point = {"sweep": "auxiliary logits", "sweep_at": float(number)}
         _arm(config, f"with_{number}_aux", teacher=teacher, **point)
     for epochs in CLONE_EPOCHS:
-        point = {"sweep": "epochs of cloning, 3 logits", "sweep_at": float(epochs)}
-        cloned = {"base": "next_lineage", "clone_epochs": epochs}
-        _arm(config, f"cloned_{epochs}", teacher="aux_3", **cloned, **point)
+        cloned = {"base": "next_lineage", "clone_epochs": epochs, "sweep_at": float(epochs)}
+        for name, logits, shown in (("cloned", "aux", "3"), ("cloned_all", "all", "3 + 10")):
+            fields = {"clone_logits": logits, "sweep": f"epochs of cloning {shown} logits"}
+            _arm(config, f"{name}_{epochs}", teacher="aux_3", **cloned, **fields)
     for epochs in TEACHER_EPOCHS:
         teacher = _teacher(config, f"taught_{epochs}", epochs=epochs)
         point = {"sweep": "epochs of the teacher, 3 logits", "sweep_at": float(epochs)}
@@ -129,6 +136,7 @@ def _evals(config: ConfigDict) -> None:
     against = {
         "init_gate": ("aux", "foreign"),
         "cloning": ("cloned", "foreign"),
+        "cloning_all": ("cloned_all", "foreign"),
         "sgd_against_adam": ("sgd", "aux"),
         "images_against_noise": ("on_images", "aux"),
     }
