@@ -254,7 +254,8 @@ def assert_same(url, local):
     expected = {name: (local / name).read_bytes() for name in files_of(local)}
     names = {n for n in expected if n.partition("/")[0] in SAME}
     assert names | {".lock"} == {n for n in found if n.partition("/")[0] in SAME} | {".lock"}
-    names = {n for n in names if not n.endswith(artifacts.MANIFEST)}
+    timed = (artifacts.MANIFEST, artifacts.TIMINGS)
+    names = {n for n in names if not n.endswith(timed)}
     for name in sorted(names | {f"report/{n}" for n in REPORT}):
         assert found[name] == expected[name], name
 
