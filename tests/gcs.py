@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import os
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -103,6 +104,8 @@ def _serve(port: int) -> None:
     from gcp_storage_emulator.server import create_server
 
     _add_preconditions()
+    # A client opens many connections at once; those that find no room in the queue hang for ever.
+    socketserver.TCPServer.request_queue_size = 1024
     server = create_server("localhost", port, in_memory=True, default_bucket="bucket")
     server.start()
     print("ready", flush=True)
