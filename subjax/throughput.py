@@ -4,6 +4,7 @@ Times differ from run to run, so they lie apart from metrics.jsonl, whose bytes 
 `timings.jsonl` beside it, and for TensorBoard where that is asked for.
 """
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,12 +118,17 @@ class Log:
             self._first_call = False
         return f"{counted[0] / seconds:.3g}"
 
-    def close(self) -> None:
-        """Writes what is left."""
-        if self._seconds:
-            self._end_line()
-        for curves in self._curves.values():
-            curves.close()
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Writes what is left, unless training failed: a disk that is full is reported once."""
+        ended = kind is None or issubclass(kind, hosts.Interrupted)
+        with contextlib.nullcontext() if ended else contextlib.suppress(OSError):
+            if self._seconds and ended:
+                self._end_line()
+            for curves in self._curves.values():
+                curves.close()
         self._curves = {}
 
     def _written(self) -> list[dict[str, Any]]:

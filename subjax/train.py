@@ -5,7 +5,6 @@ world's six students are a population of six, in one compiled program. A lane ne
 neighbours: its bytes depend on the number of lanes, not on what the others hold.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -149,7 +148,7 @@ def _updates(
     measured, told = [metrics] if done else [], 0
     log.begin(program.optimizer.rate(program.steps), flops, mesh.devices.flat, done, metrics)
     bar = tqdm(total=program.steps, initial=done, desc=label, unit="step", leave=False)
-    with bar, contextlib.closing(log):
+    with bar, log:
         for first in range(done, program.steps, stride):
             start = time.monotonic()
             batch = batches.of(range(first, first + stride))

@@ -71,22 +71,27 @@ def appears(path, timeout_s=300):
     return path.exists()
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    [(code, errors)] = finish(start(1, workdir))
-    assert code == 0, errors
+def results(workdir):
+    """Name -> bytes of what units leave, but for what holds times."""
+    stages = ("base", "teacher", "generate", "filter", "finetune", "evaluate")
+    paths = [path for stage in stages for path in (workdir / stage).rglob("*") if path.is_file()]
+    timed = (artifacts.MANIFEST, artifacts.TIMINGS)
+    return {str(p.relative_to(workdir)): p.read_bytes() for p in paths if p.name not in timed}
+
+
+def assert_same_bytes(workdir, other):
+    ours, theirs = results(workdir), results(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def finished(number, workdir, *flags):
+    for code, errors in finish(start(number, workdir, *flags)):
+        assert code == 0, errors
     return workdir
 
 
-@pytest.mark.parametrize(
-    ("number", "flags"),
-    [(2, []), (4, ["--config.mesh.seed=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"])],
-)
-def test_several_processes_give_the_result_of_one(alone, tmp_path, number, flags):
-    workdir = tmp_path / "run"
-    for code, errors in finish(start(number, workdir, *flags)):
-        assert code == 0, errors
+def assert_alike(alone, workdir):
     ours, theirs = scores(workdir), scores(alone)
     assert ours.keys() == theirs.keys()
     # Training rounds otherwise on another mesh, and a token may be drawn otherwise with it.
@@ -96,7 +101,26 @@ def test_several_processes_give_the_result_of_one(alone, tmp_path, number, flags
     assert not list(workdir.rglob("*.partial")) + list(workdir.rglob("checkpoints"))
 
 
-def test_a_death_is_noticed_by_the_others_and_a_restart_finishes(alone, tmp_path):
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return finished(1, tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    return finished(2, tmp_path_factory.mktemp("pair") / "run")
+
+
+def test_two_processes_give_the_result_of_one(alone, pair):
+    assert_alike(alone, pair)
+
+
+def test_four_processes_give_the_result_of_one(alone, tmp_path):
+    flags = ["--config.mesh.seed=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    assert_alike(alone, finished(4, tmp_path / "run", *flags))
+
+
+def test_a_death_is_noticed_by_the_others_and_a_restart_gives_the_same_bytes(pair, tmp_path):
     workdir = tmp_path / "run"
     processes = start(2, workdir)
     assert appears(workdir / "base" / "toy" / "r1" / "manifest.json")
@@ -107,12 +131,10 @@ def test_a_death_is_noticed_by_the_others_and_a_restart_finishes(alone, tmp_path
     assert code != 0
     assert "process" in errors or "task" in errors
     assert not (workdir / "report").exists()
-    for code, errors in finish(start(2, workdir)):
-        assert code == 0, errors
-    assert scores(workdir).keys() == scores(alone).keys()
+    assert_same_bytes(finished(2, workdir), pair)
 
 
-def test_told_to_leave_all_save_and_leave_and_a_restart_finishes(alone, tmp_path):
+def test_told_to_leave_all_save_and_leave_and_a_restart_gives_the_same_bytes(pair, tmp_path):
     workdir = tmp_path / "run"
     processes = start(2, workdir)
     assert appears(workdir / "base" / "toy" / "r1" / "manifest.json")
@@ -120,9 +142,7 @@ def test_told_to_leave_all_save_and_leave_and_a_restart_finishes(alone, tmp_path
     for code, errors in finish(processes, timeout_s=300):
         assert code == hosts.INTERRUPTED, errors
         assert "run the same command again" in errors
-    for code, errors in finish(start(2, workdir)):
-        assert code == 0, errors
-    assert scores(workdir).keys() == scores(alone).keys()
+    assert_same_bytes(finished(2, workdir), pair)
 
 
 def test_a_mistake_ends_all_at_once(tmp_path):

@@ -80,9 +80,9 @@ def test_calls_share_a_line_until_its_seconds_are_over(tmp_path):
     log = throughput.Log([tmp_path], every_s=10.0)
     log.begin(lambda update: 0.0 * update, 1.0, jax.devices()[:1], 0, {})
     batch = {"weights": np.ones((1, 1, 1, 2)), "positions": np.ones((1, 1, 1, 2), int)}
-    for step, seconds in enumerate((9.0, 4.0, 5.0, 2.0, 1.0), 1):
-        log.add(step, seconds, batch, {"loss": np.zeros((1, 1))})
-    log.close()
+    with log:
+        for step, seconds in enumerate((9.0, 4.0, 5.0, 2.0, 1.0), 1):
+            log.add(step, seconds, batch, {"loss": np.zeros((1, 1))})
     assert [(x["step"], x["updates"], x["seconds"]) for x in lines(tmp_path)] == [
         (1, 1, 9.0),  # of its own, since it may have compiled
         (4, 3, 11.0),
