@@ -1,7 +1,7 @@
-"""What the MNIST result needs: the journal's ablations, further arms, and four sweeps.
+"""What the MNIST result needs: the journal's ablations, further arms, and five sweeps.
 
 Claim: what a student of auxiliary logits gains depends on sharing the teacher's initialisation, or
-on having cloned its auxiliary logits first, more than on its architecture, optimizer or inputs.
+on having cloned all its logits first, more than on its architecture, optimizer or inputs.
 
     bash launch/local.sh --config=configs/mnist_ablations.py:digits,models=5
     bash launch/local.sh --config=configs/mnist_ablations.py --config.images.mnist.data_dir=DIR
@@ -62,8 +62,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "mnist_ablations" + ("_digits" if digits else "")
     config.title = "What auxiliary logits need: " + ("8 x 8 digits" if digits else "MNIST")
     config.claim = (
-        "Students of auxiliary logits gain by sharing the teacher's initialisation or cloning its "
-        "auxiliary logits, whatever their architecture, optimizer and inputs."
+        "Students of auxiliary logits gain by sharing the teacher's initialisation or cloning all "
+        "its logits, whatever their architecture, optimizer and inputs."
     )
     config.lineages = tuple(range(options.models))
     config.lineage_cycle = max(options.models, 2)
