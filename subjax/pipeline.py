@@ -21,11 +21,13 @@ from subjax import (
     artifacts,
     checkpoints,
     hosts,
+    placement,
     preregistration,
     results,
     schema,
     sharding,
     tables,
+    transformer,
     units,
     validation,
 )
@@ -96,9 +98,9 @@ def run(
         todo = [
             unit for unit in planned if unit.path in missing and _selected(unit, stages, patterns)
         ]
-        _check_bases(planned, todo, workdir)
-        _clean(planned, workdir)
         mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=_common_lanes(config))
+        _check_bases(planned, todo, workdir, mesh, config.compute.max_unsharded)
+        _clean(planned, workdir)
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         artifacts.append_jsonl(workdir / "commands.jsonl", {"argv": list(command)})
         for stage, stage_run in STAGES.items():
@@ -276,8 +278,10 @@ def _check_owner(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> 
         )
 
 
-def _check_bases(planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path) -> None:
-    """Checks checkpoints and candidates, once for each row of `bases` that will be used."""
+def _check_bases(
+    planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path, mesh: Mesh, max_unsharded: float
+) -> None:
+    """Checks checkpoints, how they would lie, and candidates, once for each row that is used."""
     bases = {unit.path: unit for unit in planned if unit.stage == "base"}
     used: dict[str, Unit] = {}
     candidates: dict[str, dict[str, list[str]]] = {}
@@ -293,7 +297,9 @@ def _check_bases(planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path) -
             name = unit.row.partition("/")[0]
             compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
     for row, base_unit in used.items():
-        base.check(base_unit, workdir, candidates[row])
+        arch = base.check(base_unit, workdir, candidates[row])
+        params = transformer.abstract_params(arch)
+        placement.check(f"config.bases.{row}", params, mesh, max_unsharded)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

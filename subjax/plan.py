@@ -7,6 +7,7 @@ times are bounds, by the formula that is printed. It needs libtpu and no TPU: se
 """
 
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -24,11 +25,14 @@ from subjax import (
     aot,
     artifacts,
     hlo,
+    lora,
     mistakes,
     object_store,
+    placement,
     programs,
     roofline,
     sharding,
+    transformer,
     units,
     validation,
 )
@@ -170,6 +174,32 @@ def entries(
         yield Entry(planned, tuple(members), compiled, largest)
 
 
+def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str]:
+    """How each base that some units use lies, and beside it the largest adapter on it.
+
+    Raises:
+      ValueError: the mesh leaves too much of one unsharded.
+    """
+    bases = {unit.path: unit.row for unit in units.build(config) if unit.stage == "base"}
+    ranks: dict[str, int] = {}
+    for unit in todo:
+        if name := bases.get(unit.inputs.get("base", unit.path)):
+            row = unit.fields["row"]
+            rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
+            ranks[name] = max(rank, ranks.get(name, 0))
+    found = []
+    for name, rank in ranks.items():
+        arch = programs.architecture(name, config.bases[name])
+        params = transformer.abstract_params(arch)
+        placement.check(f"config.bases.{name}", params, mesh, config.compute.max_unsharded)
+        groups = placement.groups(params, mesh)
+        if rank:
+            init = functools.partial(lora.init, arch, rank=rank)
+            groups += placement.groups(jax.eval_shape(init, jax.random.key(0)), mesh)
+        found.append(f"\nconfig.bases.{name}, one copy\n{placement.table(groups)}")
+    return found
+
+
 def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
     """Plans a config on one topology and prints it; returns a line for all that does not fit."""
     validation.validate(config)
@@ -185,10 +215,12 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
         and (not _STAGES.value or unit.stage in _STAGES.value)
     ]
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    placed = placements(config, todo, mesh)
     if _TABLE.value:
         print(_header())
     else:
         print(f"{config.name} on {name}: {mesh.devices.size} chips, mesh {sizes or '1'}")
+        print("\n".join(placed))
     found = []
     for entry in entries(config, todo, mesh, chip, search=_SEARCH.value):
         found.append(entry)

@@ -48,6 +48,9 @@ def base() -> ConfigDict:
     # What the backward pass computes again to save memory: none, full (layers, from their inputs),
     # dots (all but products with weights), offload (as dots, and those wait in the host's memory)
     config.compute.remat = "none"
+    # Share of a model's bytes that devices may hold alike though mesh.fsdp or mesh.tensor would
+    # split them; models below 1 GiB may in any case
+    config.compute.max_unsharded = 0.05
 
     config.mesh = ConfigDict()
     config.mesh.seed = 0  # devices across lanes; 0 takes as many as there are and as divide lanes
