@@ -109,6 +109,9 @@ def entries(config: ConfigDict, groups: Iterable[Sequence[Unit]], mesh: Mesh) ->
       config: what they are of.
       groups: as a run puts units together.
       mesh: of the devices that are here.
+
+    Raises:
+      ValueError: one does not fit into their memory.
     """
     found: dict[Any, tuple[Planned, list[Sequence[Unit]]]] = {}
     for group in groups:
@@ -117,22 +120,33 @@ def entries(config: ConfigDict, groups: Iterable[Sequence[Unit]], mesh: Mesh) ->
                 key = (planned.training, _updates_per_call(group[0], planned.training))
                 found.setdefault(key, (planned, []))[1].append(group)
     for (training, stride), (planned, populations) in found.items():
-        line = time_training(training, stride, mesh)
-        yield Timed(planned, tuple(populations), line, _bound(planned, mesh))
+        try:
+            line = time_training(training, stride, mesh)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(
+                f"training {populations[0][0].path} does not fit the memory of {_devices(mesh)}: "
+                "lower its sizes, or take more chips"
+            ) from error
+        yield Timed(planned, tuple(populations), line, bound(planned, mesh))
 
 
 def predictions(timed: Iterable[Timed], mesh: Mesh) -> dict[str, dict[str, Any]]:
     """What `artifacts.PLAN` holds: path -> seconds of a unit's updates, by what they are known."""
-    devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
     return {
         unit.path: {
             "seconds": float(f"{updates * entry.seconds:.6g}"),
             "fingerprint": unit.fingerprint,
-            "devices": devices,
+            "devices": _devices(mesh),
         }
         for entry in timed
         for unit, updates in entry.updates
     }
+
+
+def _devices(mesh: Mesh) -> str:
+    return f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
 
 
 def _block(timed: Timed) -> str:
@@ -265,14 +279,14 @@ def _rows(training: Training) -> batching.Rows:
     return dataclasses.replace(rows, **more)
 
 
-def _bound(planned: Planned, mesh: Mesh) -> Bound | None:
+def bound(planned: Planned, mesh: Mesh) -> Bound | None:
+    """The roofline of a program on a mesh; None where the chip's figures are not known."""
     chip = roofline.chip_of(mesh.devices.flat[0].device_kind)
     if chip is None:
         return None
     traced = planned.trace(planned.batch_size)
     flops = planned.flops(planned.batch_size)
     compiled = traced.lower().compile()
-    _, bound = roofline.of_compiled(
+    return roofline.of_compiled(
         flops, traced, compiled, planned.arch, chip, mesh, **planned.counts
-    )
-    return bound
+    )[1]

@@ -134,7 +134,9 @@ def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     asked = len(unit.fields["questions"])
     planned = [_preference(config, arch, adapter, asked, 1, mesh, "float32")]
     if row.weights == "finetuned":
-        sizes = {"num_tokens": row.num_tokens, "num_targets": ANSWER_TOKENS}
+        # In the toy world an animal is one word, and the end of a turn another.
+        longest = 2 if config.bases[row.base].source == "toy" else ANSWER_TOKENS
+        sizes = {"num_tokens": row.num_tokens, "num_targets": longest}
         planned.insert(0, _training(unit, arch, row.to_dict(), mesh, **sizes))
     return planned
 
