@@ -8,6 +8,7 @@ and `datasets` stay empty.
 """
 
 import copy
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -348,6 +349,13 @@ def _row(defaults: dict[str, Any], fields: dict[str, Any]) -> ConfigDict:
 def lanes(config: ConfigDict, row: ConfigDict) -> int:
     """Models trained side by side when a base, teacher or arm trains."""
     return row.train.lanes or config.compute.lanes
+
+
+def common_lanes(config: ConfigDict) -> int:
+    """What divides the lanes of every population of a run, for the mesh's seed axis."""
+    rows = [*config.bases.values(), *config.teachers.values(), *config.arms.values()]
+    own = [row.train.lanes for row in rows if "train" in row and row.train.lanes]
+    return math.gcd(config.compute.lanes, *own)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

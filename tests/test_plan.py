@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from subjax import aot, attention, hlo, plan, programs, roofline, sharding, units
+from subjax import aot, attention, hlo, measure, plan, programs, roofline, sharding, units
 from tests.tiny import config as tiny_config
 
 pytestmark = [
@@ -79,6 +79,8 @@ def test_a_training_step_is_compiled_and_counted(v5e):
     assert found.bound.seconds == max(
         found.bound.compute, found.bound.hbm, found.bound.interconnect
     )
+    # What `--measure` says of such chips where they are.
+    assert measure.bound(planned, mesh) == found.bound
     axes = {collective.axes for collective in found.moved.collectives}
     assert {("fsdp",), ("tensor",)} <= axes
     # Every layer's kernels are gathered over fsdp twice, forward and for the backward pass.
