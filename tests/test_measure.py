@@ -46,6 +46,16 @@ def config():
     return scope["get_config"]()
 
 
+def forget_flags():
+    """Overrides of fields, too, which parsing defines as flags: once, and for one config file."""
+    plan._FLAGS.unparse_flags()
+    for name in list(plan._FLAGS):
+        if name.startswith("config."):
+            delattr(plan._FLAGS, name)
+        else:
+            plan._FLAGS[name].unparse()
+
+
 @pytest.fixture
 def command(tmp_path, capsys, monkeypatch):
     """Runs the command line in this process, on its devices; its output, errors and exit code."""
@@ -57,9 +67,7 @@ def command(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("sys.argv", argv)
         # Too late in this process, which has computed.
         monkeypatch.setattr(sharding, "use_cpu_devices", lambda num_devices: None)
-        plan._FLAGS.unparse_flags()
-        for name in plan._FLAGS:
-            plan._FLAGS[name].unparse()
+        forget_flags()
         code = 0
         try:
             plan.cli()
@@ -68,7 +76,8 @@ def command(tmp_path, capsys, monkeypatch):
         said = capsys.readouterr()
         return said.out, said.err, code
 
-    return run
+    yield run
+    forget_flags()
 
 
 @pytest.mark.parametrize(
