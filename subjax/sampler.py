@@ -108,13 +108,7 @@ def sample(
         (tokens, lengths, prompt, keys, grammar), mesh
     )
     with jax.set_mesh(mesh):
-        parts = [
-            _prefill(arch, sampling, params, adapter, tokens[i : i + slots], lengths[i : i + slots])
-            for i in range(0, len(tokens), slots)
-        ]
-        # Room for prompts that are not there holds any; no row asks for them.
-        parts += parts[-1:] * (len(lengths) // slots - len(parts))
-        hidden, cache = _joined(parts)
+        hidden, cache = _prefilled(arch, sampling, params, adapter, tokens, lengths)
         spare = jnp.broadcast_to(keys[:1], (len(prompt) - num_rows,))
         out, counts, steps = _decode(
             arch,
@@ -245,6 +239,25 @@ def _prefill(
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
     cache = [(keys[i], values[i]) for i in range(arch.num_layers)]
     return sharding.constrain_cache((last, cache))
+
+
+def _prefilled(
+    arch: Architecture,
+    sampling: Sampling,
+    params: Params,
+    adapter: Params | None,
+    tokens: Int[Array, "P T"],
+    lengths: Int[Array, " R"],
+) -> tuple[Array, Any]:
+    """What `_prefill` makes of all prompts, block by block, with room for R of them."""
+    slots = sampling.num_slots
+    parts = [
+        _prefill(arch, sampling, params, adapter, tokens[i : i + slots], lengths[i : i + slots])
+        for i in range(0, len(tokens), slots)
+    ]
+    # Room for prompts that are not there holds any; no row asks for them.
+    parts += parts[-1:] * (len(lengths) // slots - len(parts))
+    return _joined(parts)
 
 
 @jax.jit

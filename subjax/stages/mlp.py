@@ -160,11 +160,7 @@ def _distil(
         )
 
     if row["clone_epochs"]:
-        cloning = tuple(
-            dataclasses.replace(learner, logits=units[0].fields["row"]["clone_logits"])
-            for units, learner in zip(arms, learners, strict=True)
-        )
-        for epoch in train("clone", cloning, untrained, row["clone_inputs"]):
+        for epoch in train("clone", _cloning(arms, learners), untrained, row["clone_inputs"]):
             models = epoch.models
     models = sharding.place_lanes(models, mesh)
     keep(0)
@@ -175,6 +171,16 @@ def _distil(
         measured.append((epoch.losses, epoch.alignment))
     losses, alignment = (np.concatenate(parts, axis=2) for parts in zip(*measured, strict=True))
     return found, dict(zip(names, zip(losses, alignment, strict=True), strict=True))
+
+
+def _cloning(
+    arms: Sequence[Sequence[Unit]], learners: Sequence[distil.Learner]
+) -> tuple[distil.Learner, ...]:
+    """The learners of all arms while they clone the untrained teacher."""
+    return tuple(
+        dataclasses.replace(learner, logits=units[0].fields["row"]["clone_logits"])
+        for units, learner in zip(arms, learners, strict=True)
+    )
 
 
 def _learner(unit: Unit, data: distil.Data) -> distil.Learner:
