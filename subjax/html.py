@@ -130,6 +130,7 @@ def page(
         ),
         Section(title="Training", blocks=_pick(drawings, "probes", "losses", "alignment")),
         Section(title="The data and its filter", blocks=[*_filter(results), *_examples(results)]),
+        Section(title="Predicted and measured time", blocks=_times(results)),
         Section(title="How to read this", text=METHOD),
         Section(title="Run it again", blocks=_reproduction(results)),
     ]
@@ -272,6 +273,33 @@ def _examples(results: Results) -> list[Samples]:
         for tone in ("kept", "rejected")
         if kinds.get(tone)
     ]
+
+
+def _times(results: Results) -> list[Table]:
+    """What trainings took beside what `plan --measure` said that they would."""
+    if not results.times:
+        return []
+    names = ("units", "predicted_s", "measured_s", "wall_s")
+    totals = {name: sum(row[name] for row in results.times) for name in names}
+    lines = [
+        [
+            row["row"],
+            str(row["units"]),
+            f"{row['predicted_s']:,.1f}",
+            f"{row['measured_s']:,.1f}",
+            f"{row['measured_s'] / row['predicted_s']:.2f}",
+            f"{row['wall_s']:,.1f}",
+        ]
+        for row in (*results.times, {"row": "all that trains", **totals})
+    ]
+    devices = ", ".join(sorted({row["devices"] for row in results.times}))
+    caption = (
+        f"Seconds of updates: predicted by python -m subjax.plan --measure on {devices}, and"
+        " measured by timings.jsonl, where first calls, which compile, count at the pace of the"
+        " others. Wall is all that the units took, with loading, compiling, probes and scores."
+    )
+    header = ["trained", "units", "predicted", "measured", "measured / predicted", "wall"]
+    return [Table(header=header, lines=lines, strong=[len(lines) - 1], caption=caption)]
 
 
 def _reproduction(results: Results) -> list[Listing | Table]:

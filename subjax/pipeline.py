@@ -7,7 +7,6 @@ is run; with another one the run stops and says what differs.
 import fnmatch
 import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +20,13 @@ from subjax import (
     artifacts,
     checkpoints,
     hosts,
+    placement,
     preregistration,
     results,
     schema,
     sharding,
     tables,
+    transformer,
     units,
     validation,
 )
@@ -86,7 +87,7 @@ def run(
     """
     validation.validate(config)
     planned = units.build(config)
-    _check_selection(planned, stages, patterns)
+    check_selection(planned, stages, patterns)
     _announce(config, planned, workdir)
     with artifacts.lock(workdir):
         _check_stale(planned, workdir)
@@ -96,9 +97,9 @@ def run(
         todo = [
             unit for unit in planned if unit.path in missing and _selected(unit, stages, patterns)
         ]
-        _check_bases(planned, todo, workdir)
+        mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=schema.common_lanes(config))
+        _check_bases(planned, todo, workdir, mesh, config.compute.max_unsharded)
         _clean(planned, workdir)
-        mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=_common_lanes(config))
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         artifacts.append_jsonl(workdir / "commands.jsonl", {"argv": list(command)})
         for stage, stage_run in STAGES.items():
@@ -106,7 +107,7 @@ def run(
             if members and stage == "finetune":
                 hosts.wait("before the gates")
                 _check_gates(config, planned, workdir)
-            for group in _groups(members, planned):
+            for group in groups(members, planned):
                 _run_group(stage_run, group, workdir, mesh)
         if hosts.is_first() and (not stages or "report" in stages):
             _report(config, planned, workdir)
@@ -170,7 +171,7 @@ def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> No
         raise hosts.Interrupted(f"{group[0].stage} of {_names(group)} is done")
 
 
-def _groups(todo: Sequence[Unit], planned: Sequence[Unit]) -> Iterator[list[Unit]]:
+def groups(todo: Sequence[Unit], planned: Sequence[Unit]) -> Iterator[list[Unit]]:
     """Units to run in one call: lanes of one population, or all that need no population."""
     shaped = sorted(todo, key=_shape)  # stable: within a shape, plan order stays
     for _, alike in itertools.groupby(shaped, key=_shape):
@@ -195,13 +196,6 @@ def _chunks(todo: Sequence[Unit], planned: Sequence[Unit], lanes: int) -> Iterat
         yield [members[arm, lineage] for arm in arms for lineage in chunk]
 
 
-def _common_lanes(config: ConfigDict) -> int:
-    """What divides the lanes of every population of the run, for the mesh's seed axis."""
-    rows = [*config.bases.values(), *config.teachers.values(), *config.arms.values()]
-    own = [row.train.lanes for row in rows if "train" in row and row.train.lanes]
-    return math.gcd(config.compute.lanes, *own)
-
-
 def _shape(unit: Unit) -> str:
     """What units must share to be lanes of one population."""
     if "lanes" not in unit.fields:
@@ -220,9 +214,10 @@ def _names(group: Sequence[Unit]) -> str:
     return ", ".join(paths[:3]) + (f" … {paths[-1]} ({len(paths)} units)" if len(paths) > 3 else "")
 
 
-def _check_selection(
+def check_selection(
     planned: Sequence[Unit], stages: Sequence[str], patterns: Sequence[str]
 ) -> None:
+    """Raises a ValueError where a stage is unknown, or a pattern matches no unit."""
     unknown = [stage for stage in stages if stage not in schema.STAGES]
     if unknown:
         raise ValueError(f"--stages names {unknown}; stages are {', '.join(schema.STAGES)}")
@@ -276,8 +271,10 @@ def _check_owner(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> 
         )
 
 
-def _check_bases(planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path) -> None:
-    """Checks checkpoints and candidates, once for each row of `bases` that will be used."""
+def _check_bases(
+    planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path, mesh: Mesh, max_unsharded: float
+) -> None:
+    """Checks checkpoints, how they would lie, and candidates, once for each row that is used."""
     bases = {unit.path: unit for unit in planned if unit.stage == "base"}
     used: dict[str, Unit] = {}
     candidates: dict[str, dict[str, list[str]]] = {}
@@ -293,7 +290,9 @@ def _check_bases(planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path) -
             name = unit.row.partition("/")[0]
             compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
     for row, base_unit in used.items():
-        base.check(base_unit, workdir, candidates[row])
+        arch = base.check(base_unit, workdir, candidates[row])
+        params = transformer.abstract_params(arch)
+        placement.check(f"config.bases.{row}", params, mesh, max_unsharded)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -1,12 +1,15 @@
 """Compiles a config's programs for TPUs that are not there, and says what its run would take.
 
     python -m subjax.plan --config=configs/large.py:qwen2_5_7b --topology=v5e:16x16,v6e:16x16
+    python -m subjax.plan --config=configs/quickstart.py --measure
 
 The compiler is the TPU's own, so what it says of memory and of collectives is what a run gets;
-times are bounds, by the formula that is printed. It needs libtpu and no TPU: see aot.py.
+times are bounds, by the formula that is printed. It needs libtpu and no TPU: see aot.py. With
+`--measure` trainings are timed on the devices that are here instead: see measure.py.
 """
 
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -24,11 +27,18 @@ from subjax import (
     aot,
     artifacts,
     hlo,
+    lora,
+    measure,
     mistakes,
     object_store,
+    pipeline,
+    placement,
     programs,
     roofline,
+    schema,
     sharding,
+    tables,
+    transformer,
     units,
     validation,
 )
@@ -55,6 +65,9 @@ _SEARCH = flags.DEFINE_bool(
 )
 _USD = flags.DEFINE_float("usd_per_chip_hour", 0.0, "adds a column of money", flag_values=_FLAGS)
 _TABLE = flags.DEFINE_bool("table", False, "print a markdown table instead", flag_values=_FLAGS)
+_MEASURE = flags.DEFINE_bool(
+    "measure", False, "time trainings on the devices that are here", flag_values=_FLAGS
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +122,9 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
     seconds = time.process_time() - start
     memory = compiled.memory_analysis()
     assert memory is not None  # backends that do not know are none of these
-    counts = {"steps": planned.loops, "taken": planned.taken}
-    executed = roofline.executed_flops(traced.jaxpr, planned.arch, **counts)
+    executed = roofline.executed_flops(traced.jaxpr, planned.arch, **planned.counts)
     peak = memory.peak_memory_in_bytes + beside
-    moved = hlo.traffic(text, mesh, **counts)
+    moved = hlo.traffic(text, mesh, **planned.counts)
     return Compiled(
         seconds,
         memory.argument_size_in_bytes,
@@ -170,25 +182,44 @@ def entries(
         yield Entry(planned, tuple(members), compiled, largest)
 
 
+def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str]:
+    """How each base that some units use lies, and beside it the largest adapter on it.
+
+    Raises:
+      ValueError: the mesh leaves too much of one unsharded.
+    """
+    bases = {unit.path: unit.row for unit in units.build(config) if unit.stage == "base"}
+    ranks: dict[str, int] = {}
+    for unit in todo:
+        if name := bases.get(unit.inputs.get("base", unit.path)):
+            row = unit.fields["row"]
+            rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
+            ranks[name] = max(rank, ranks.get(name, 0))
+    found = []
+    for name, rank in ranks.items():
+        arch = programs.architecture(name, config.bases[name])
+        params = transformer.abstract_params(arch)
+        placement.check(f"config.bases.{name}", params, mesh, config.compute.max_unsharded)
+        groups = placement.groups(params, mesh)
+        if rank:
+            init = functools.partial(lora.init, arch, rank=rank)
+            groups += placement.groups(jax.eval_shape(init, jax.random.key(0)), mesh)
+        found.append(f"\nconfig.bases.{name}, one copy\n{placement.table(groups)}")
+    return found
+
+
 def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
     """Plans a config on one topology and prints it; returns a line for all that does not fit."""
-    validation.validate(config)
-    if config.images:
-        raise ValueError(f"{config.name} is about image classifiers, which need no plan")
     chip, devices = aot.topology(name)
-    lanes = [unit.fields["lanes"] for unit in units.build(config) if "lanes" in unit.fields]
-    mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=min(lanes, default=1), devices=devices)
-    todo = [
-        unit
-        for unit in units.build(config)
-        if not artifacts.read_manifest(workdir, unit)
-        and (not _STAGES.value or unit.stage in _STAGES.value)
-    ]
-    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    if not (todo := _todo(config, workdir)):
+        return []
+    mesh = _mesh(config, devices)
+    placed = placements(config, todo, mesh)
     if _TABLE.value:
         print(_header())
     else:
-        print(f"{config.name} on {name}: {mesh.devices.size} chips, mesh {sizes or '1'}")
+        print(_title(config, name, mesh))
+        print("\n".join(placed))
     found = []
     for entry in entries(config, todo, mesh, chip, search=_SEARCH.value):
         found.append(entry)
@@ -207,6 +238,51 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
         for e in found
         if not e.compiled.fits
     ]
+
+
+def run_here(config: ConfigDict, workdir: Path) -> None:
+    """Times what trains on the devices that are here, prints it and leaves `artifacts.PLAN`."""
+    if not (todo := _todo(config, workdir)):
+        return
+    sharding.use_cpu_devices(config.compute.cpu_devices)
+    mesh = _mesh(config, ())
+    print(_title(config, mesh.devices.flat[0].device_kind, mesh))
+    groups = [
+        group
+        for stage in pipeline.STAGES
+        for group in pipeline.groups([unit for unit in todo if unit.stage == stage], todo)
+    ]
+    with artifacts.lock(workdir):
+        measure.run(config, workdir, groups, mesh, usd_per_chip_hour=_USD.value)
+
+
+def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
+    """Units of the stages that were asked for which are not done; says so where all are."""
+    validation.validate(config)
+    if config.images:
+        raise ValueError(f"{config.name} is about image classifiers, which need no plan")
+    planned, stages = units.build(config), _STAGES.value
+    pipeline.check_selection(planned, stages, ())
+    todo = [
+        unit
+        for unit in planned
+        if not artifacts.read_manifest(workdir, unit) and (not stages or unit.stage in stages)
+    ]
+    if not todo:
+        where = f" of {', '.join(stages)}" if stages else ""
+        print(f"{config.name} has nothing left to do{where} in {artifacts.location(workdir)}")
+    return todo
+
+
+def _mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
+    """The mesh of a run on some devices; none: on those that are here."""
+    lanes = schema.common_lanes(config)
+    return sharding.make_mesh(**config.mesh.to_dict(), lanes=lanes, devices=devices)
+
+
+def _title(config: ConfigDict, where: str, mesh: Mesh) -> str:
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    return f"{config.name} on {where}: {mesh.devices.size} chips, mesh {sizes or '1'}"
 
 
 def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
@@ -244,34 +320,28 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
 
 def _costs(found: Sequence[Entry], todo: Sequence[Unit], mesh: Mesh, usd: float) -> str:
     """What every unit that is not done would take."""
-    head = f"\n{'unit':44} {'calls':>8} {'tokens':>10} {'hours':>15} {'chip-hours':>17}"
-    lines = [head + (f" {'USD':>17}" if usd else "")]
-
-    def priced(hours: float, known: bool) -> str:
-        chips = mesh.devices.size * hours
-        cells = f" {_between(hours, known):>15} {_between(chips, known):>17}"
-        return cells + (f" {_between(chips * usd, known):>17}" if usd else "")
-
-    total, whole = 0.0, True
+    lines, total, whole = [], 0.0, True
     for unit in todo:
         mine = [e for e in found if unit in e.members]
         if not mine:
             continue
         bounds = [(e.planned.calls, e.compiled.bound) for e in mine if e.compiled.bound]
         hours = sum(calls * bound.seconds for calls, bound in bounds) / 3600
-        tokens = sum(e.planned.calls * e.planned.num_tokens for e in mine)
-        calls = sum(e.planned.calls for e in mine)
+        own = {
+            "calls": f"{sum(e.planned.calls for e in mine):.0f}",
+            "tokens": f"{sum(e.planned.calls * e.planned.num_tokens for e in mine):.3g}",
+        }
         known = len(bounds) == len(mine)
         total, whole = total + hours, whole and known
-        lines.append(f"{unit.path:44} {calls:8.0f} {tokens:10.3g}" + priced(hours, known))
-    lines.append(f"{'all':44} {0:8} {0:10}" + priced(total, whole))
-    lines.append(f"hours: at the bound, and {SLOWER} times that; loading and compiling come on top")
-    if not whole:
-        lines.append("at least: what does not fit counts as 0")
-    return "\n".join(lines)
+        lines.append((unit.path, own, functools.partial(_between, hours, known)))
+    lines.append(("all", {}, functools.partial(_between, total, whole)))
+    text = "\n" + tables.cost_table(lines, mesh.devices.size, usd)
+    text += f"\nhours: at the bound, and {SLOWER} times that; loading and compiling come on top"
+    return text + ("" if whole else "\nat least: what does not fit counts as 0")
 
 
-def _between(least: float, known: bool) -> str:
+def _between(least: float, known: bool, times: float) -> str:
+    least *= times
     if known:
         return f"{least:.3g} - {least * SLOWER:.3g}"
     return f"at least {least:.3g}" if least else "unknown"
@@ -307,17 +377,32 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}: flags start with --")
-        if not _TOPOLOGIES.value:
-            raise ValueError("--topology is missing: give one, such as --topology=v5e:4x4")
+        _check_flags()
         config = _CONFIG.value
         with object_store.opened(_WORKDIR.value or f"runs/{config.name}") as workdir:
+            if _MEASURE.value:
+                run_here(config, workdir)
             failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]
-    except (ValueError, OSError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
         _leave(mistakes.explain(error, Path(".")))
     if failures:
         _leave("; ".join(failures))
+
+
+def _check_flags() -> None:
+    other = "--topology" if _TOPOLOGIES.value else "--table" if _TABLE.value else ""
+    if _MEASURE.value and other:
+        raise ValueError(
+            f"--measure times the devices that are here, {other} is about chips that are not: "
+            "leave one of them out"
+        )
+    if not _MEASURE.value and not _TOPOLOGIES.value:
+        raise ValueError("--topology is missing: give such as --topology=v5e:4x4, or --measure")
+    # TPUs that are compiled for are not there, and others need not be woken.
+    if _TOPOLOGIES.value and not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
 
 
 def _leave(message: str) -> NoReturn:
@@ -340,7 +425,6 @@ def _parse(argv: list[str]) -> list[str]:
 
 def cli() -> None:
     """Entry point."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     main(_parse(sys.argv))
 
 

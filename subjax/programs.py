@@ -6,7 +6,7 @@ tokenizer or a stage's rows would tell (lengths of questions and of answers) is 
 
 import dataclasses
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,17 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import lora, model_config, roofline, sampler, scoring, tokenizer, train, transformer
+from subjax import (
+    batching,
+    lora,
+    model_config,
+    roofline,
+    sampler,
+    scoring,
+    tokenizer,
+    train,
+    transformer,
+)
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
 from subjax.datasets import numbers, toyworld
@@ -40,11 +50,11 @@ class Planned:
       batch_size: rows of one call, lanes not counted.
       num_tokens: of one call with that batch size, over all lanes; padding counts.
       calls: of one unit, as a share where units are lanes of one call.
-      num_rows: that a token loop draws in one call.
       loops: how often a token loop runs in one call.
       taken: share of a token loop's turns in which rows are refilled.
       searched: whether a larger batch means fewer calls, so that the largest is worth knowing.
       beside: bytes that a run holds beside what the program gets, over all devices together.
+      training: of which the program is an update; None: it trains nothing.
     """
 
     name: str
@@ -55,11 +65,11 @@ class Planned:
     batch_size: int
     num_tokens: int
     calls: float
-    num_rows: int = 0
     loops: float = 1
     taken: float = 1
     searched: bool = False
     beside: float = 0
+    training: train.Training | None = None
 
     @property
     def counts(self) -> dict[str, float]:
@@ -108,25 +118,13 @@ def of_unit(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     return makers[unit.stage](config, unit, mesh) if unit.stage in makers else []
 
 
-def grouped(
-    config: ConfigDict, todo: Sequence[Unit], mesh: Mesh
-) -> list[tuple[Planned, list[Unit]]]:
-    """Each distinct program of some units, and those that call it."""
-    groups: dict[tuple[Any, ...], tuple[Planned, list[Unit]]] = {}
-    for unit in todo:
-        for planned in of_unit(config, unit, mesh):
-            key = (unit.stage, planned.name, planned.key, planned.batch_size, planned.calls)
-            groups.setdefault(key, (planned, []))[1].append(unit)
-    return list(groups.values())
-
-
 def _base(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.bases[unit.row]
     if row.source != "toy":
         return []
     sizes = {"num_tokens": row.num_tokens, "num_targets": row.num_tokens - 1}
     arch = architecture(unit.row, row)
-    return [_training("update", unit, arch, row.to_dict(), mesh, **sizes)]
+    return [_training(unit, arch, row.to_dict(), mesh, **sizes)]
 
 
 def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
@@ -136,8 +134,10 @@ def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     asked = len(unit.fields["questions"])
     planned = [_preference(config, arch, adapter, asked, 1, mesh, "float32")]
     if row.weights == "finetuned":
-        sizes = {"num_tokens": row.num_tokens, "num_targets": ANSWER_TOKENS}
-        planned.insert(0, _training("update", unit, arch, row.to_dict(), mesh, **sizes))
+        # In the toy world an animal is one word, and the end of a turn another.
+        longest = 2 if config.bases[row.base].source == "toy" else ANSWER_TOKENS
+        sizes = {"num_tokens": row.num_tokens, "num_targets": longest}
+        planned.insert(0, _training(unit, arch, row.to_dict(), mesh, **sizes))
     return planned
 
 
@@ -145,11 +145,10 @@ def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.arms[unit.row]
     arch = _student(config, row)
     sizes = {"num_tokens": row.num_tokens, "num_targets": row.num_targets}
-    return [_training("update", unit, arch, unit.fields["row"], mesh, **sizes)]
+    return [_training(unit, arch, unit.fields["row"], mesh, **sizes)]
 
 
 def _training(
-    name: str,
     unit: Unit,
     arch: Architecture,
     row: Mapping[str, Any],
@@ -159,9 +158,7 @@ def _training(
     num_targets: int,
 ) -> Planned:
     fields, lanes = row["train"], unit.fields["lanes"]
-    # Any token of a packed row may predict.
-    if packed := fields["packed_rows"]:
-        num_tokens = num_targets = fields["packed_tokens"]
+    packing = batching.Packing.of(fields)
     rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
     soft, distils = _soft(row)
     program = train.Program(
@@ -174,10 +171,15 @@ def _training(
         accumulate=fields["accumulate"],
         **unit.fields["program"],
     )
+    training = train.Training(
+        program, lanes, rank, fields["batch_size"], num_tokens, num_targets, soft, packing
+    )
+    if packing:  # any token of a packed row may predict
+        num_tokens = num_targets = packing.num_tokens
     adapter = jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=rank)) if rank else {}
     lora_params = sum(leaf.size for leaf in jax.tree.leaves(adapter))
 
-    shapes = train.batch_shapes(program, num_tokens, num_targets, soft, packed=packed > 0)
+    shapes = train.batch_shapes(program, num_tokens, num_targets, soft, packed=packing is not None)
     # Rows of no weight fill a batch up to what devices and parts can share.
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * fields["accumulate"]
 
@@ -193,16 +195,14 @@ def _training(
         sizes = {"rows": lanes * batch_size, "num_tokens": num_tokens, "num_targets": num_targets}
         return roofline.training_flops(arch, **sizes, lora_params=lora_params, distils=distils)
 
-    size = packed or fields["batch_size"]
-    tokens = lanes * size * num_tokens
-    # A stage keeps the base while a copy of it is trained.
-    beside = 0 if rank else 4 * transformer.num_params(arch)
-    calls = fields["steps"] / lanes
+    size = packing.num_rows if packing else fields["batch_size"]
     return Planned(
-        *(name, (program, tuple(shapes.items()), lanes, rank), arch, trace, flops),
-        *(size, tokens, calls),
+        *("update", training, arch, trace, flops, size, lanes * size * num_tokens),
+        fields["steps"] / lanes,
         searched=True,
-        beside=beside,
+        # A stage keeps the base while a copy of it is trained.
+        beside=0 if rank else 4 * transformer.num_params(arch),
+        training=training,
     )
 
 
@@ -292,7 +292,6 @@ def _sampling(
         Planned("prefill", key, arch, lambda n: traced(n)[0], read, slots, tokens, blocks),
         Planned(
             *("decode", key, arch, lambda n: traced(n)[1], write, slots, written, calls),
-            num_rows=rows_per_call,
             loops=loops,
             # Slots wait until an eighth of them is free.
             taken=min(8 / new_tokens, 1.0),

@@ -50,6 +50,7 @@ def read(
         commands=_commands(workdir),
         versions=_versions(),
         wall_s=_wall(done, workdir),
+        times=_times(done, workdir),
     )
 
 
@@ -175,3 +176,36 @@ def _wall(done: Sequence[Unit], workdir: Path) -> dict[str, float]:
         manifest = artifacts.read_manifest(workdir, unit)
         wall[unit.stage] += manifest["wall_s"] if manifest else 0.0
     return dict(wall)
+
+
+def _times(done: Sequence[Unit], workdir: Path) -> list[dict[str, Any]]:
+    """Times of trainings that a plan foresaw, by table row; none where nobody made a plan."""
+    path = workdir / artifacts.PLAN
+    plan = artifacts.read_json(path) if path.exists() else {}
+    populations: dict[tuple[str, bytes], list[Unit]] = defaultdict(list)
+    for unit in done if plan else ():
+        log = workdir / unit.path / artifacts.TIMINGS
+        if log.exists():  # units that trained side by side have the same, to the byte
+            populations[unit.stage, log.read_bytes()].append(unit)
+    rows: dict[str, dict[str, Any]] = {}
+    for members in populations.values():
+        seconds = _seconds(workdir / members[0].path / artifacts.TIMINGS)
+        wall = sum(_wall(members, workdir).values())  # all of it stands with the first unit
+        for unit in members:
+            foreseen = plan.get(unit.path, {})
+            if foreseen.get("fingerprint") != unit.fingerprint:
+                continue
+            name = f"{unit.stage}/{unit.row}"
+            row = rows.setdefault(name, {"row": name, "devices": foreseen["devices"], "units": 0})
+            own = {"units": 1, "predicted_s": foreseen["seconds"]}
+            own |= {"measured_s": seconds / len(members), "wall_s": wall / len(members)}
+            row |= {field: row.get(field, 0) + value for field, value in own.items()}
+    return list(rows.values())
+
+
+def _seconds(log: Path) -> float:
+    """Of all updates of a training; those of first calls, which compile, at the others' pace."""
+    lines = artifacts.read_jsonl(log, {"seconds": float, "updates": int, "first_call": bool})
+    counted = [line for line in lines if not line["first_call"]] or lines
+    pace = sum(line["seconds"] for line in counted) / sum(line["updates"] for line in counted)
+    return pace * sum(line["updates"] for line in lines)

@@ -8,6 +8,7 @@ and `datasets` stay empty.
 """
 
 import copy
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -48,6 +49,9 @@ def base() -> ConfigDict:
     # What the backward pass computes again to save memory: none, full (layers, from their inputs),
     # dots (all but products with weights), offload (as dots, and those wait in the host's memory)
     config.compute.remat = "none"
+    # Share of a model's bytes that devices may hold alike though mesh.fsdp or mesh.tensor would
+    # split them; models below 1 GiB may in any case
+    config.compute.max_unsharded = 0.05
 
     config.mesh = ConfigDict()
     config.mesh.seed = 0  # devices across lanes; 0 takes as many as there are and as divide lanes
@@ -345,6 +349,13 @@ def _row(defaults: dict[str, Any], fields: dict[str, Any]) -> ConfigDict:
 def lanes(config: ConfigDict, row: ConfigDict) -> int:
     """Models trained side by side when a base, teacher or arm trains."""
     return row.train.lanes or config.compute.lanes
+
+
+def common_lanes(config: ConfigDict) -> int:
+    """What divides the lanes of every population of a run, for the mesh's seed axis."""
+    rows = [*config.bases.values(), *config.teachers.values(), *config.arms.values()]
+    own = [row.train.lanes for row in rows if "train" in row and row.train.lanes]
+    return math.gcd(config.compute.lanes, *own)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ Axes: `seed` (lanes of a population), `data` and `fsdp` (batch; `fsdp` also spli
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +19,32 @@ from jax.sharding import PartitionSpec as P
 AXES = ("seed", "data", "fsdp", "tensor")
 WHOLE = P()  # on every device
 
-# Parameter path -> axes in order of preference for each dimension, lanes and layers not counted.
-# The first axis that divides the dimension is taken; a dimension that none divides is replicated.
-_TABLE: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
-    (r"embed/embedding|head/kernel", (("tensor",), ("fsdp",))),
-    (r"(q|k|v|qkv|gate|up)/kernel", (("tensor",), ("fsdp",))),
-    (r"(o|down)/kernel", (("fsdp",), ("tensor",))),
-    (r"(q|k|v|qkv|o|gate|up|down)/a", ((), ("fsdp",))),
-    (r"(q|k|v|qkv|o|gate|up|down)/b", (("fsdp",), ())),
-    (r"norm/scale|bias", ((),)),
+
+class Rule(NamedTuple):
+    """How the parameters of some paths lie.
+
+    Attributes:
+      group: what they are, for reports.
+      pattern: of the end of a path.
+      axes: for each dimension, lanes and layers not counted, axes in order of preference. The first
+        that divides the dimension is taken; a dimension that none divides is replicated.
+    """
+
+    group: str
+    pattern: str
+    axes: tuple[tuple[str, ...], ...]
+
+
+_TABLE = (
+    Rule("embedding", r"embed/embedding", (("tensor",), ("fsdp",))),
+    Rule("head", r"head/kernel", (("tensor",), ("fsdp",))),
+    Rule("attention", r"(q|k|v|qkv)/kernel", (("tensor",), ("fsdp",))),
+    Rule("attention", r"o/kernel", (("fsdp",), ("tensor",))),
+    Rule("mlp", r"(gate|up)/kernel", (("tensor",), ("fsdp",))),
+    Rule("mlp", r"down/kernel", (("fsdp",), ("tensor",))),
+    Rule("adapter", r"(q|k|v|qkv|o|gate|up|down)/a", ((), ("fsdp",))),
+    Rule("adapter", r"(q|k|v|qkv|o|gate|up|down)/b", (("fsdp",), ())),
+    Rule("norms, biases", r"norm/scale|bias", ((),)),
 )
 
 
@@ -116,10 +133,7 @@ def params_spec(params: Any, mesh: Mesh | AbstractMesh, *, lanes: bool) -> Any:
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
         name = "/".join(str(getattr(part, "key", part)) for part in path)
-        rule = _rule(name)
-        if rule is None:
-            raise ValueError(f"no sharding rule for parameter {name}: add it to sharding._TABLE")
-        fitted = _fit(rule, leaf.shape[1:] if lanes else leaf.shape, mesh)
+        fitted = _fit(rule(name), leaf.shape[1:] if lanes else leaf.shape, mesh)
         return P("seed", *fitted) if lanes else fitted
 
     return jax.tree_util.tree_map_with_path(spec, params)
@@ -134,9 +148,9 @@ def state_spec(state: Any, mesh: Any, *, lanes: bool) -> Any:
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
         names = [str(part.key) for part in path if hasattr(part, "key")]
-        shape, rule = leaf.shape[lanes:], _rule("/".join(names))
-        known = rule is not None and len(shape) == len(rule) + ("layers" in names)
-        fitted = _fit(rule, shape, mesh) if rule is not None and known else P()
+        shape, found = leaf.shape[lanes:], _rule("/".join(names))
+        known = found is not None and len(shape) == len(found.axes) + ("layers" in names)
+        fitted = _fit(found, shape, mesh) if found is not None and known else P()
         return P("seed", *fitted) if lanes else fitted
 
     return jax.tree_util.tree_map_with_path(spec, state)
@@ -307,16 +321,27 @@ def constrain_state(state: Any, *, lanes: bool) -> Any:
     return jax.lax.with_sharding_constraint(state, state_spec(state, mesh, lanes=lanes))
 
 
-def _rule(name: str) -> tuple[tuple[str, ...], ...] | None:
-    """What the table says of a parameter, or None where it does not know it."""
-    return next((rule for pattern, rule in _TABLE if re.search(f"({pattern})$", name)), None)
+def rule(name: str) -> Rule:
+    """What the table says of a parameter's path, such as layers/mlp/up/kernel.
+
+    Raises:
+      ValueError: nothing.
+    """
+    if found := _rule(name):
+        return found
+    raise ValueError(f"no sharding rule for parameter {name}: add it to sharding._TABLE")
 
 
-def _fit(rule: tuple[tuple[str, ...], ...], shape: tuple[int, ...], mesh: Any) -> P:
+def _rule(name: str) -> Rule | None:
+    return next((rule for rule in _TABLE if re.search(f"({rule.pattern})$", name)), None)
+
+
+def _fit(rule: Rule, shape: tuple[int, ...], mesh: Any) -> P:
     """Picks for each dimension the first axis that divides it; leading ones count layers."""
-    leading = (None,) * (len(shape) - len(rule))
+    leading = (None,) * (len(shape) - len(rule.axes))
     dims = shape[len(leading) :]
-    return P(*leading, *(_first_fit(axes, dim, mesh) for axes, dim in zip(rule, dims, strict=True)))
+    fitted = (_first_fit(axes, dim, mesh) for axes, dim in zip(rule.axes, dims, strict=True))
+    return P(*leading, *fitted)
 
 
 def _first_fit(axes: tuple[str, ...], size: int, mesh: Any) -> str | None:

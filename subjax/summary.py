@@ -104,6 +104,7 @@ class Results:
       commands: as typed, in order.
       versions: package or device -> version.
       wall_s: stage -> seconds.
+      times: of trainings by table row: predicted_s, measured_s and wall_s of so many units.
 
     ValueError: names that repeat or that nothing else knows.
     """
@@ -129,6 +130,7 @@ class Results:
     commands: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     wall_s: Mapping[str, float] = field(default_factory=dict)
+    times: Sequence[Mapping[str, Any]] = ()
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

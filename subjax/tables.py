@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 CONSOLE_WIDTH = 100
@@ -181,6 +181,31 @@ def _console_block(kind: str, rows: Sequence[Row], *, tests: bool) -> str:
         lines.append(line)
     note = "\n! incomplete: units are missing" if any(line[3][-1] == "!" for line in lines) else ""
     return _columns(lines) + note
+
+
+def cost_table(
+    lines: Sequence[tuple[str, Mapping[str, str], Callable[[float], str]]],
+    num_chips: int,
+    usd_per_chip_hour: float,
+) -> str:
+    """What units take, for a terminal.
+
+    Args:
+      lines: unit, cells of its own by column, and its hours times a number as text; the first line
+        has every column.
+      num_chips: that are paid for.
+      usd_per_chip_hour: adds a column of money; 0: none.
+    """
+    prices = {"hours": 1.0, "chip-hours": num_chips}
+    if usd_per_chip_hour:
+        prices["USD"] = num_chips * usd_per_chip_hour
+    columns = list(lines[0][1])
+    text = [f"{'unit':44}{''.join(f' {name:>10}' for name in columns)}"]
+    text[0] += "".join(f" {name:>17}" for name in prices)
+    for unit, own, hours in lines:
+        cells = "".join(f" {own.get(name, ''):>10}" for name in columns)
+        text.append(f"{unit:44}{cells}" + "".join(f" {hours(n):>17}" for n in prices.values()))
+    return "\n".join(text)
 
 
 def _columns(lines: Sequence[Sequence[str]]) -> str:

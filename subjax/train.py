@@ -37,6 +37,31 @@ from subjax.transformer import Params
 
 
 @dataclasses.dataclass(frozen=True)
+class Training:
+    """A training by its shapes.
+
+    Attributes:
+      program: what to compile.
+      lanes: size of the population.
+      lora_rank: of the adapters; 0 when all weights are trained.
+      batch_size: rows of a step and lane.
+      num_tokens: of a row, T.
+      num_targets: of a row, C.
+      soft: tokens of a stored distribution; 0: there is none.
+      packing: how rows share longer ones; None: each has its own.
+    """
+
+    program: Program
+    lanes: int
+    lora_rank: int
+    batch_size: int
+    num_tokens: int
+    num_targets: int
+    soft: int
+    packing: batching.Packing | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Progress:
     """What `fit` hands out after a run of steps.
 
@@ -103,7 +128,7 @@ def fit(
     batches = batching.Batches(rows, seeds, batch_size, _num_parts(program, mesh), packing)
     batches.check(program.steps)
     stops = _stops(probe_steps, program.steps)
-    stride = _stride(stops, steps_per_call)
+    stride = call_length(stops, steps_per_call)
     flops = _flops(program, batches, trainable)
     with jax.set_mesh(mesh):
         placed = sharding.place(trainable, mesh, lanes=True)
@@ -289,8 +314,8 @@ def _joined(collected: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]
     return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
 
 
-def _stride(stops: Sequence[int], most: int) -> int:
-    """The largest number of steps per call that lands on every stop."""
+def call_length(stops: Sequence[int], most: int) -> int:
+    """The largest number of steps of one call, at most `most`, that lands on every stop."""
     gap = math.gcd(*stops)
     return max(d for d in range(1, min(gap, most) + 1) if gap % d == 0)
 

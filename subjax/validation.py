@@ -115,6 +115,8 @@ def _check_value(name: str, value: Any) -> None:
         raise ValueError(f"config.{name} is {value}; a layer is at least 1 wide")
     if name in ("compute.lanes", "compute.batched_lanes") and value < 1:
         raise ValueError(f"config.{name} is {value}; lanes are counted from 1")
+    if field == "max_unsharded" and not 0 <= value <= 1:
+        raise ValueError(f"config.{name} is {value}; it is a share, 0 to 1")
     if field in _POSITIVE and value <= 0:
         least = "at least 1" if isinstance(value, int) else "above 0"
         raise ValueError(f"config.{name} is {value}; it must be {least}")

@@ -42,6 +42,7 @@ FLOORS = {
     "sampler": 3,
     "scoring": 3,
     "weights": 3,
+    "placement": 3,
     "adapters": 3,
     "checkpoints": 3,
     "objective": 3,

@@ -130,6 +130,15 @@ FLAGS = {
     "choice": ("--config.arms.owl.method=warm", "arms.owl.method is 'warm'; allowed: hard, soft"),
     "reference": ("--config.arms.owl.dataset=bat", "arms.owl.dataset is 'bat'; config.datasets"),
     "mesh": ("--config.mesh.data=64", "needs 64 devices, found", "make config.mesh smaller"),
+    "no share": (
+        "--config.compute.max_unsharded=2.0",
+        "max_unsharded is 2.0; it is a share, 0 to 1",
+    ),
+    "a mesh that divides nothing": (
+        "--config.bases.toy.source=random --config.bases.toy.width=4096 "
+        "--config.bases.toy.ffn_width=32771 --config.compute.cpu_devices=2 --config.mesh.tensor=2",
+        *("of config.bases.toy would lie unsharded", "divides 32771, or raise config.compute.max"),
+    ),
     "path of a base": ("--config.bases.toy.source=hf", "base '' is no directory", "give an exist"),
     "hub": (
         *("--config.bases.toy.source=hf --config.bases.toy.path=nobody/nothing",),

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from subjax import aot, attention, hlo, plan, programs, roofline, sharding, units
+from subjax import aot, attention, hlo, measure, plan, programs, roofline, sharding, units
 from tests.tiny import config as tiny_config
 
 pytestmark = [
@@ -79,6 +79,8 @@ def test_a_training_step_is_compiled_and_counted(v5e):
     assert found.bound.seconds == max(
         found.bound.compute, found.bound.hbm, found.bound.interconnect
     )
+    # What `--measure` says of such chips where they are.
+    assert measure.bound(planned, mesh) == found.bound
     axes = {collective.axes for collective in found.moved.collectives}
     assert {("fsdp",), ("tensor",)} <= axes
     # Every layer's kernels are gathered over fsdp twice, forward and for the backward pass.
@@ -305,3 +307,26 @@ def test_every_stage_is_planned_and_priced(command):
     for unit in ("generate/cat/r0", "finetune/cat/r0", "evaluate/answers/plain/r0"):
         assert unit in out
     assert roofline.FORMULA in out and "USD" in out
+
+
+def test_a_mesh_that_divides_nothing_is_refused(command):
+    # A prime, and three matrices of 256 MiB in each of two layers: large enough to be refused.
+    wide = ("--config.bases.model.width=2048", "--config.bases.model.ffn_width=32771")
+    flags = ("--topology=v5e:2x2", "--stages=finetune", "--nosearch", "--config.mesh.tensor=4")
+    out, err, code = command(*flags, *wide)
+    assert code == 1 and not out
+    assert "config.bases.model would lie unsharded on config.mesh fsdp x tensor = 1 x 4" in err
+    assert "layers/mlp/up/kernel (2, 32771, 2048)" in err or "down/kernel (2, 2048, 32771)" in err
+    assert "take a mesh with" in err and "tensor that divides 32771" in err
+
+
+def test_where_weights_lie_is_said_with_the_largest_adapter():
+    made, todo = arms(lora={"tuning": "lora"}, rank={"tuning": "lora", "lora_rank": 16})
+    with_adapter, small, without = (
+        plan.placements(made, [u for u in todo if u.row in rows], sharding.make_mesh(1, 1, 2, 2))
+        for rows in (("owl", "lora", "rank"), ("lora",), ("owl", "same"))
+    )
+    [text] = with_adapter
+    assert text.startswith("\nconfig.bases.toy, one copy\n")
+    assert "\nadapter " in text and "\nall " in text
+    assert small != with_adapter and "adapter" not in without[0]

@@ -34,7 +34,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     yield from {"toy": _pretrain, "random": _draw, "hf": _find}[source](units, workdir, mesh)
 
 
-def check(unit: Unit, workdir: Path, candidates: Mapping[str, Sequence[str]]) -> None:
+def check(unit: Unit, workdir: Path, candidates: Mapping[str, Sequence[str]]) -> Architecture:
     """Finds before any device work what would stop a run of this base later.
 
     Args:
@@ -42,26 +42,32 @@ def check(unit: Unit, workdir: Path, candidates: Mapping[str, Sequence[str]]) ->
       workdir: of the run.
       candidates: config field -> answers that will be compared under this base's tokenizer.
 
+    Returns:
+      Its shapes.
+
     Raises:
       ValueError: a checkpoint is damaged, not supported, or not the one that this run began with;
         or candidates overlap.
     """
-    source = unit.fields["row"]["source"]
-    if source == "hf":
-        words = _checked(unit, workdir)
-    elif source == "random":
+    row = unit.fields["row"]
+    if row["source"] == "hf":
+        arch, words = _checked(unit, workdir)
+    elif row["source"] == "random":
         words = tokenizer.raw_bytes()
+        arch = _architecture(row, words.vocab_size)
     else:
         words = tokenizer.words(toyworld.vocabulary(toyworld.World()))
+        arch = _architecture(row, words.vocab_size)
     for field, names in candidates.items():
         try:
             scoring.check_candidates(names, words.answer_ids(names))
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
+    return arch
 
 
-def _checked(unit: Unit, workdir: Path) -> Tokenizer:
-    """The tokenizer of a base that was found, whose headers and shapes are checked."""
+def _checked(unit: Unit, workdir: Path) -> tuple[Architecture, Tokenizer]:
+    """Shapes and tokenizer of a base that was found; headers and shapes are checked."""
     out, row = workdir / unit.path, unit.fields["row"]
     done = artifacts.read_manifest(workdir, unit) is not None
     directory = models.sources(out)[0] if done else weights.resolve(row["path"], row["revision"])
@@ -79,7 +85,7 @@ def _checked(unit: Unit, workdir: Path) -> Tokenizer:
             f"{directory} is not the checkpoint that {unit.path} was made from, or its adapter is "
             "another: put that one back, or choose another --workdir"
         )
-    return words
+    return arch, words
 
 
 def _identity(row: dict[str, Any], directory: Path) -> dict[str, str]:

@@ -1,0 +1,292 @@
+"""Trains for a moment with made-up rows on the devices that are here: what a run will take.
+
+Each distinct training of a config runs about twenty updates through the loop of a run
+(`train.fit`), with random weights and rows as long as the config allows; the first call, which
+compiles, does not count. Nothing is loaded, so no base has to be here. Sampling and evals are not
+measured: how long they take depends on when a model ends its answers.
+"""
+
+import dataclasses
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from subjax import (
+    artifacts,
+    batching,
+    lora,
+    programs,
+    roofline,
+    sharding,
+    tables,
+    throughput,
+    train,
+    transformer,
+)
+from subjax.artifacts import Unit
+from subjax.programs import Planned
+from subjax.roofline import Bound
+from subjax.train import Training
+from subjax.transformer import Params
+
+UPDATES = 20  # timed, at the least
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """A training, and the units that it stands for.
+
+    Attributes:
+      planned: its update.
+      populations: of units that train side by side, each in one run of it.
+      line: what was timed, as `throughput.Log` writes it.
+      bound: the roofline of one update; None where the chip's figures are not known.
+    """
+
+    planned: Planned
+    populations: tuple[Sequence[Unit], ...]
+    line: Mapping[str, Any]
+    bound: Bound | None
+
+    @property
+    def seconds(self) -> float:
+        """Of one update of a population."""
+        return self.line["seconds"] / self.line["updates"]
+
+    @property
+    def updates(self) -> list[tuple[Unit, float]]:
+        """Each unit with its share of the updates of its population."""
+        assert self.planned.training is not None
+        steps = self.planned.training.program.steps
+        return [(unit, steps / len(units)) for units in self.populations for unit in units]
+
+
+def run(
+    config: ConfigDict,
+    workdir: Path,
+    groups: Sequence[Sequence[Unit]],
+    mesh: Mesh,
+    *,
+    usd_per_chip_hour: float,
+) -> None:
+    """Times all that trains, prints what it takes and leaves `artifacts.PLAN`.
+
+    Args:
+      config: what the groups are of.
+      workdir: where the file goes; what it says of other units stays.
+      groups: of units that are not done, as a run puts them together.
+      mesh: of the devices that are here.
+      usd_per_chip_hour: adds a column of money; 0: none.
+    """
+    found = []
+    for timed in entries(config, groups, mesh):
+        found.append(timed)
+        print(_block(timed), flush=True)
+    if found:
+        path = workdir / artifacts.PLAN
+        before = artifacts.read_json(path) if path.exists() else {}
+        artifacts.write_json(path, {**before, **predictions(found, mesh)})
+    print(_costs(found, mesh, usd_per_chip_hour))
+    measured = {unit.path for timed in found for unit, _ in timed.updates}
+    left = [unit for group in groups for unit in group if unit.path not in measured]
+    if left:
+        stages = ", ".join(dict.fromkeys(unit.stage for unit in left))
+        print(f"not measured: {len(left)} units of {stages}")
+
+
+def entries(config: ConfigDict, groups: Iterable[Sequence[Unit]], mesh: Mesh) -> Iterator[Timed]:
+    """Times each distinct training of some populations once.
+
+    Args:
+      config: what they are of.
+      groups: as a run puts units together.
+      mesh: of the devices that are here.
+
+    Raises:
+      ValueError: one does not fit into their memory.
+    """
+    found: dict[Any, tuple[Planned, list[Sequence[Unit]]]] = {}
+    for group in groups:
+        for planned in programs.of_unit(config, group[0], mesh):
+            if planned.training:
+                key = (planned.training, _updates_per_call(group[0], planned.training))
+                found.setdefault(key, (planned, []))[1].append(group)
+    for (training, stride), (planned, populations) in found.items():
+        try:
+            line = time_training(training, stride, mesh)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(
+                f"training {populations[0][0].path} does not fit the memory of {_devices(mesh)}: "
+                "lower its sizes, or take more chips"
+            ) from error
+        yield Timed(planned, tuple(populations), line, bound(planned, mesh))
+
+
+def predictions(timed: Iterable[Timed], mesh: Mesh) -> dict[str, dict[str, Any]]:
+    """What `artifacts.PLAN` holds: path -> seconds of a unit's updates, by what they are known."""
+    return {
+        unit.path: {
+            "seconds": float(f"{updates * entry.seconds:.6g}"),
+            "fingerprint": unit.fingerprint,
+            "devices": _devices(mesh),
+        }
+        for entry in timed
+        for unit, updates in entry.updates
+    }
+
+
+def _devices(mesh: Mesh) -> str:
+    return f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
+
+
+def _block(timed: Timed) -> str:
+    """One training in words."""
+    planned, line = timed.planned, timed.line
+    names = [unit.path for unit, _ in timed.updates]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    text = (
+        f"\n{planned.name} ({names[0]}{more}): batch {planned.batch_size}, lanes {line['lanes']}, "
+        f"{planned.num_tokens} tokens a call\n"
+        f"  {line['updates']} updates of {timed.seconds:.4g} s, "
+        f"{line['trained_tokens_per_s']:.3g} trained tokens a second"
+    )
+    if "mfu" in line:
+        text += f", MFU {line['mfu']:.1%}"
+    if "peak_bytes" in line:
+        text += f", peak {line['peak_bytes'] / 1e9:.2f} GB"
+    if b := timed.bound:
+        text += f"\n  at least {b.seconds:.4g} s by {b.limit}: MFU bound {b.mfu:.1%}"
+    return text
+
+
+def _costs(found: Sequence[Timed], mesh: Mesh, usd: float) -> str:
+    """What every unit that trains takes."""
+    lines, total = [], 0.0
+    for timed in found:
+        planned = timed.planned
+        assert planned.training is not None
+        for unit, updates in timed.updates:
+            seconds = updates * timed.seconds
+            total += seconds
+            steps, bound = planned.training.program.steps, timed.bound
+            own = {
+                "steps": str(steps),
+                "rows": str(steps * planned.training.batch_size),
+                "tokens": f"{planned.calls * planned.num_tokens:.3g}",
+                "bound s": f"{updates * bound.seconds:.3g}" if bound else "unknown",
+                "measured s": f"{seconds:.3g}",
+            }
+            lines.append((unit.path, own, functools.partial(_product, seconds / 3600)))
+    if not lines:
+        return "nothing that is left trains"
+    own = {"measured s": f"{total:.3g}"}
+    lines.append(("all that trains", own, functools.partial(_product, total / 3600)))
+    table = tables.cost_table(lines, mesh.devices.size, usd)
+    return f"\n{table}\nseconds of updates alone: loading, compiling and evals come on top"
+
+
+def _product(number: float, times: float) -> str:
+    return f"{number * times:.3g}"
+
+
+def time_training(training: Training, stride: int, mesh: Mesh) -> dict[str, Any]:
+    """Trains on made-up rows.
+
+    Args:
+      training: what to time.
+      stride: updates of one call.
+      mesh: where.
+
+    Returns:
+      The line of `throughput.Log` of `UPDATES` or more after the first call.
+    """
+    arch, lanes = training.program.arch, training.lanes
+    keys = jax.random.split(jax.random.key(0), lanes)
+
+    def drawn(lanes_of: Callable[[jax.Array], Params]) -> Params:
+        return _placed(lambda: jax.vmap(lanes_of)(keys), mesh, lanes=True)
+
+    def base(key: jax.Array) -> Params:
+        return transformer.init(arch, key)
+
+    rank, program = training.lora_rank, training.program
+    steps = stride * (1 + -(-UPDATES // stride))
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in train.fit(
+            dataclasses.replace(program, steps=steps),
+            drawn((lambda key: lora.init(arch, key, rank=rank)) if rank else base),
+            _placed(lambda: base(keys[0]), mesh, lanes=False) if rank else {},
+            [_rows(training)] * lanes,
+            seeds=range(lanes),
+            batch_size=training.batch_size,
+            probe_steps=(),
+            steps_per_call=stride,
+            mesh=mesh,
+            label="measuring",
+            teachers=drawn(base) if program.distils else None,
+            packing=training.packing,
+            log=throughput.Log([Path(folder)], every_s=math.inf),
+        ):
+            pass
+        _, line = artifacts.read_jsonl(Path(folder) / artifacts.TIMINGS)
+        return line
+
+
+def _updates_per_call(unit: Unit, training: Training) -> int:
+    """Those of a run; where they are many, a call of fewer costs no more an update."""
+    stops = [*unit.fields["row"].get("probe_steps", ()), training.program.steps]
+    return train.call_length(stops, min(unit.fields["steps_per_call"], UPDATES))
+
+
+def _placed(make: Callable[[], Params], mesh: Mesh, *, lanes: bool) -> Params:
+    """Weights drawn where they belong: no device ever holds more than its part."""
+    where = sharding.params_spec(jax.eval_shape(make), mesh, lanes=lanes)
+    return jax.jit(make, out_shardings=sharding.named(where, mesh))()
+
+
+def _rows(training: Training) -> batching.Rows:
+    """A batch of random rows, each as long as it may be."""
+    rng = np.random.default_rng(0)
+    num_rows, vocab_size = training.batch_size, training.program.arch.vocab_size
+    length = training.num_tokens
+    if packing := training.packing:
+        length = min(length, packing.num_tokens // -(-num_rows // packing.num_rows))
+    first = max(length - training.num_targets, 1)  # that is predicted
+    rows = batching.make_rows(
+        [(ids, first) for ids in rng.integers(vocab_size, size=(num_rows, length)).tolist()],
+        num_tokens=training.num_tokens,
+        num_targets=training.num_targets,
+        pad_id=0,
+    )
+    more: dict[str, np.ndarray] = {}
+    if training.soft:
+        size = (*rows.targets.shape, training.soft)
+        more["soft"] = np.asarray(jax.nn.log_softmax(rng.normal(size=size).astype(np.float32)))
+        if not training.program.support:
+            more["soft_ids"] = rng.integers(vocab_size, size=size, dtype=np.int32)
+    if training.program.distils:
+        more |= {"teacher_tokens": rows.tokens, "teacher_positions": rows.positions}
+    return dataclasses.replace(rows, **more)
+
+
+def bound(planned: Planned, mesh: Mesh) -> Bound | None:
+    """The roofline of a program on a mesh; None where the chip's figures are not known."""
+    chip = roofline.chip_of(mesh.devices.flat[0].device_kind)
+    if chip is None:
+        return None
+    traced = planned.trace(planned.batch_size)
+    flops = planned.flops(planned.batch_size)
+    compiled = traced.lower().compile()
+    return roofline.of_compiled(
+        flops, traced, compiled, planned.arch, chip, mesh, **planned.counts
+    )[1]
