@@ -8,15 +8,12 @@ times are bounds, by the formula that is printed. It needs libtpu and no TPU: se
 `--measure` trainings are timed on the devices that are here instead: see measure.py.
 """
 
-import dataclasses
 import functools
 import os
-import re
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 from absl import flags
@@ -26,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from subjax import (
     aot,
     artifacts,
-    hlo,
+    compiling,
     lora,
     measure,
     mistakes,
@@ -43,8 +40,8 @@ from subjax import (
     validation,
 )
 from subjax.artifacts import Unit
-from subjax.programs import Planned
-from subjax.roofline import Bound, Chip
+from subjax.compiling import Entry
+from subjax.roofline import Chip
 
 # Published runs of JAX on these chips reach about 40 % of this kind of bound and more.
 SLOWER = 2.5
@@ -68,118 +65,6 @@ _TABLE = flags.DEFINE_bool("table", False, "print a markdown table instead", fla
 _MEASURE = flags.DEFINE_bool(
     "measure", False, "time trainings on the devices that are here", flag_values=_FLAGS
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the compiler says of one program on one topology; bytes are of one chip.
-
-    Attributes:
-      seconds: of CPU time that compiling took, lowering included.
-      arguments: bytes of weights, optimizer state and batch.
-      temporaries: bytes that the program needs while it runs.
-      peak: bytes at most at once, with what a run holds beside.
-      fits: whether that is within the chip's memory.
-      moved: HBM and collectives; None where the compiler refused.
-      bound: the roofline; None likewise.
-    """
-
-    seconds: float
-    arguments: float
-    temporaries: float
-    peak: float
-    fits: bool
-    moved: hlo.Traffic | None = None
-    bound: Bound | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A program, the units that call it, and what became of it."""
-
-    planned: Planned
-    members: tuple[Unit, ...]
-    compiled: Compiled
-    largest: int  # batch that fits; 0 where none was looked for, or none does
-
-
-def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -> Compiled:
-    """Compiles a program with a batch size, and counts."""
-    spread = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    beside = planned.beside / spread
-    start = time.process_time()
-    traced = planned.trace(batch_size)
-    try:
-        compiled, text = aot.compiled(traced)
-    except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"\(([\d.]+)([GMK])\) exceeds", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        size = float(needed[1]) * 2.0 ** {"G": 30, "M": 20, "K": 10}[needed[2]] if needed else 0.0
-        # More than there is, whatever can be read of it.
-        peak = max(size, chip.hbm_bytes + 1) + beside
-        return Compiled(time.process_time() - start, 0.0, size, peak, fits=False)
-    seconds = time.process_time() - start
-    memory = compiled.memory_analysis()
-    assert memory is not None  # backends that do not know are none of these
-    executed = roofline.executed_flops(traced.jaxpr, planned.arch, **planned.counts)
-    peak = memory.peak_memory_in_bytes + beside
-    moved = hlo.traffic(text, mesh, **planned.counts)
-    return Compiled(
-        seconds,
-        memory.argument_size_in_bytes,
-        memory.temp_size_in_bytes,
-        peak,
-        fits=peak <= chip.hbm_bytes,
-        moved=moved,
-        bound=roofline.bound(planned.flops(batch_size), executed, moved, chip, mesh),
-    )
-
-
-def largest_batch(planned: Planned, first: Compiled, mesh: Mesh, chip: Chip) -> int:
-    """About the largest batch that fits, as at most five more compilations find it; 0: none."""
-    step = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = planned.batch_size
-    tried = {size: first}
-    guess = size * 2 if first.fits else size // 2 // step * step
-    for _ in range(5):
-        if guess <= 0 or guess in tried:
-            break
-        tried[guess] = found = compile_program(planned, guess, mesh, chip)
-        if found.fits and found.peak > 0.9 * chip.hbm_bytes:
-            break
-        guess = _next_batch({n: c.peak for n, c in tried.items()}, chip.hbm_bytes) // step * step
-    return max((n for n, c in tried.items() if c.fits), default=0)
-
-
-def _next_batch(peaks: dict[int, float], limit: float) -> int:
-    """A batch near the limit, on the line through the sizes that are next to it.
-
-    Small batches lie on a flat line of their own, where the state takes more than they do.
-    """
-    below = sorted(n for n, peak in peaks.items() if peak <= limit)
-    above = sorted(n for n, peak in peaks.items() if peak > limit)
-    low, high = (below[-1], above[0]) if below and above else (below[-2:] or above[:2])
-    slope = (peaks[high] - peaks[low]) / (high - low)
-    if slope <= 0:
-        return 2 * high if below else low // 2
-    guess = int(low + 0.97 * (limit - peaks[low]) / slope)
-    return min(guess, int(0.9 * high)) if above else guess
-
-
-def entries(
-    config: ConfigDict, todo: Sequence[Unit], mesh: Mesh, chip: Chip, *, search: bool
-) -> Iterator[Entry]:
-    """Compiles each distinct program of some units once."""
-    groups: dict[tuple[Any, ...], tuple[Planned, list[Unit]]] = {}
-    for unit in todo:
-        for planned in programs.of_unit(config, unit, mesh):
-            key = (unit.stage, planned.name, planned.key, planned.batch_size, planned.calls)
-            groups.setdefault(key, (planned, []))[1].append(unit)
-    for planned, members in groups.values():
-        compiled = compile_program(planned, planned.batch_size, mesh, chip)
-        largest = largest_batch(planned, compiled, mesh, chip) if search and planned.searched else 0
-        yield Entry(planned, tuple(members), compiled, largest)
 
 
 def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str]:
@@ -221,7 +106,7 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
         print(_title(config, name, mesh))
         print("\n".join(placed))
     found = []
-    for entry in entries(config, todo, mesh, chip, search=_SEARCH.value):
+    for entry in compiling.entries(config, todo, mesh, chip, search=_SEARCH.value):
         found.append(entry)
         print(
             _row(config, name, entry, chip) if _TABLE.value else _block(entry, chip, mesh),

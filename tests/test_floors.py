@@ -18,6 +18,7 @@ FLOORS = {
     "export": 6,
     "preview": 6,
     "plan": 7,
+    "compiling": 6,
     "measure": 6,
     "stages.*": 5,
     "train": 4,

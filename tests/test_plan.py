@@ -8,7 +8,18 @@ from pathlib import Path
 import jax
 import pytest
 
-from subjax import aot, attention, hlo, measure, plan, programs, roofline, sharding, units
+from subjax import (
+    aot,
+    attention,
+    compiling,
+    hlo,
+    measure,
+    plan,
+    programs,
+    roofline,
+    sharding,
+    units,
+)
 from tests.tiny import config as tiny_config
 
 pytestmark = [
@@ -73,7 +84,7 @@ def test_a_training_step_is_compiled_and_counted(v5e):
     chip, devices = v5e
     mesh = sharding.make_mesh(1, 1, 2, 2, devices=devices)
     planned = update(config(), mesh)
-    found = plan.compile_program(planned, 4, mesh, chip)
+    found = compiling.compile_program(planned, 4, mesh, chip)
     assert found.fits and 0 < found.arguments < found.peak < chip.hbm_bytes
     assert 0 < found.bound.mfu < 1
     assert found.bound.seconds == max(
@@ -133,7 +144,7 @@ def test_arms_of_different_programs_are_compiled_each(v5e):
     )
     found = {
         tuple(sorted(unit.row for unit in entry.members)): entry.compiled
-        for entry in plan.entries(made, todo, mesh, chip, search=False)
+        for entry in compiling.entries(made, todo, mesh, chip, search=False)
     }
     assert set(found) == {("owl", "same"), ("parts",), ("factored",)}
     assert found["factored",].arguments < found["owl", "same"].arguments
@@ -173,10 +184,10 @@ def test_what_has_no_bound_is_no_part_of_a_sum_in_silence():
     )
     planned = update(made, mesh)
     bound = roofline.Bound(compute=36.0, hbm=1.0, interconnect=0.0, mfu=0.5)
-    known = plan.Compiled(1.0, 1.0, 1.0, 1.0, fits=True, bound=bound)
-    unread = plan.Compiled(1.0, 1.0, 1.0, 1.0, fits=True)
+    known = compiling.Compiled(1.0, 1.0, 1.0, 1.0, fits=True, bound=bound)
+    unread = compiling.Compiled(1.0, 1.0, 1.0, 1.0, fits=True)
     first, second = (
-        plan.Entry(planned, members, compiled, 0)
+        compiling.Entry(planned, members, compiled, 0)
         for members, compiled in (((generate,), known), ((generate, finetune), unread))
     )
     hours = planned.calls * 36 / 3600
@@ -227,11 +238,11 @@ def test_the_largest_batch_fits_and_twice_of_it_does_not(v5e):
     chip = dataclasses.replace(chip, hbm_bytes=2**28)
     mesh = sharding.make_mesh(1, 1, 2, 2, devices=devices)
     planned = update(config(), mesh)
-    first = plan.compile_program(planned, 4, mesh, chip)
-    largest = plan.largest_batch(planned, first, mesh, chip)
+    first = compiling.compile_program(planned, 4, mesh, chip)
+    largest = compiling.largest_batch(planned, first, mesh, chip)
     assert largest > 4 and largest % 2 == 0
-    assert plan.compile_program(planned, largest, mesh, chip).fits
-    assert not plan.compile_program(planned, 2 * largest, mesh, chip).fits
+    assert compiling.compile_program(planned, largest, mesh, chip).fits
+    assert not compiling.compile_program(planned, 2 * largest, mesh, chip).fits
 
 
 def test_the_next_batch_is_on_the_line_next_to_the_limit():
@@ -241,12 +252,12 @@ def test_the_next_batch_is_on_the_line_next_to_the_limit():
 
     tried = {4: peak(4), 8: peak(8)}
     for _ in range(2):
-        tried[plan._next_batch(tried, 17_000)] = 0.0
+        tried[compiling._next_batch(tried, 17_000)] = 0.0
         tried = {rows: peak(rows) for rows in tried}
     fits = max(rows for rows in tried if peak(rows) <= 17_000)
     assert peak(fits) > 0.9 * 17_000
-    assert plan._next_batch({4: 90.0, 8: 90.0}, 100) == 16
-    assert plan._next_batch({8: 300.0, 4: 300.0}, 100) == 2
+    assert compiling._next_batch({4: 90.0, 8: 90.0}, 100) == 16
+    assert compiling._next_batch({8: 300.0, 4: 300.0}, 100) == 2
 
 
 @pytest.mark.parametrize(
