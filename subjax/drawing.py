@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from subjax import rng, sharding
+from subjax import layouts, rng
 from subjax.precision import Head
 
 
@@ -51,6 +51,13 @@ def grammar(allowed: Bool[np.ndarray, "new V"]) -> Grammar:
     return Grammar(ids.astype(np.int32), allowed[:, ids])
 
 
+def output_matrix(head: Head, rules: Grammar | None) -> Head:
+    """The rows of an output matrix that are ever allowed, laid out for a token loop."""
+    kernel = head.kernel if rules is None else head.kernel[rules.ids]
+    [kernel] = layouts.constrain_decoding({"head/kernel": kernel}).values()
+    return head._replace(kernel=kernel)
+
+
 def empty(*shape: int, log_probs: bool, num_top: int) -> Drawn:
     """Zeros for as many draws, of the same arrays as `draw` returns them."""
     return Drawn(
@@ -75,7 +82,7 @@ def draw(
     """Draws each row's token at `step`, with the noise of its key and that step.
 
     Args:
-      head: the output matrix; under a grammar its rows are those of `rules.ids`.
+      head: what `output_matrix` returns.
       hidden: predicts the tokens.
       keys: of the rows, as `rng.row_keys` makes them.
       step: tokens of the row drawn before.
@@ -84,7 +91,8 @@ def draw(
       log_probs: whether log p of each token is wanted.
       num_top: K, so many likeliest tokens are wanted; 0: none.
     """
-    scores = head.scores(hidden)
+    scores = layouts.spread(head.scores(layouts.gathered(hidden)))
+    scores = layouts.constrain_cache(scores)
     if rules is not None:
         scores = jnp.where(rules.allowed[step], scores, -jnp.inf)
     noisy = scores
@@ -100,7 +108,7 @@ def draw(
 
     drawn = Drawn(named(best))
     if log_probs or num_top:
-        ranked = sharding.constrain_cache(jax.nn.log_softmax(scores, axis=-1))
+        ranked = layouts.constrain_cache(jax.nn.log_softmax(scores, axis=-1))
         if log_probs:
             chosen = jnp.take_along_axis(ranked, best[:, None], axis=-1)[:, 0]
             drawn = drawn._replace(log_probs=chosen)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from subjax import drawing, sharding, transformer
+from subjax import drawing, layouts, sharding, transformer
 from subjax.architecture import Architecture
 from subjax.transformer import Params
 
@@ -171,7 +171,7 @@ def traced(
         # The loop gets what prefilling makes of all prompts.
         tokens = ints(num_rooms, sampling.prompt_tokens)
         shapes = jax.eval_shape(read, params, adapter, tokens, ints(num_rooms))
-        hidden, cache = sharding.abstract(shapes, sharding.cache_spec(shapes, mesh), mesh)
+        hidden, cache = sharding.abstract(shapes, layouts.cache_spec(shapes, mesh), mesh)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), padded))
         decode = _decode.trace(
             arch,
@@ -238,7 +238,7 @@ def _prefill(
     )
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
     cache = [(keys[i], values[i]) for i in range(arch.num_layers)]
-    return sharding.constrain_cache((last, cache))
+    return layouts.constrain_cache((last, cache))
 
 
 def _prefilled(
@@ -264,7 +264,7 @@ def _prefilled(
 def _joined(parts: list[tuple[Array, Any]]) -> tuple[Array, Any]:
     """Blocks of prompts as one."""
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    return sharding.constrain_cache(joined)
+    return layouts.constrain_cache(joined)
 
 
 class _Prompts(NamedTuple):
@@ -311,8 +311,7 @@ def _decode(
     padded = len(rows.prompt)
     layers = transformer.decode_layers(params, adapter, precision=sampling.precision)
     head = transformer.head(arch, params, precision=sampling.precision)
-    if grammar is not None:
-        head = head._replace(kernel=head.kernel[grammar.ids])
+    head = drawing.output_matrix(head, grammar)
     eos = jnp.array(sampling.eos_ids)
     log_probs, num_top = wanted
     # Refilling copies keys and values, so it waits until an eighth of the slots is free.
@@ -349,7 +348,7 @@ def _decode(
         hidden, cache = transformer.decode_step(
             arch, params, layers, token, position, cache, precision=sampling.precision
         )
-        hidden, cache = sharding.constrain_cache((hidden, cache))
+        hidden, cache = layouts.constrain_cache((hidden, cache))
         row = jnp.where(active & ~ended, row, -1)
         step = jnp.where(ended, 0, step + 1)
         return _Slots(row, step, hidden, cache, next_row), out, counts, steps + 1
@@ -374,7 +373,7 @@ def _empty(sampling: Sampling, prompts: _Prompts) -> _Slots:
         row=jnp.full(num_slots, -1),
         step=jnp.zeros(num_slots, int),
         hidden=jnp.zeros_like(prompts.hidden, shape=(num_slots, prompts.hidden.shape[1])),
-        cache=sharding.constrain_cache(jax.tree.map(room, prompts.cache)),
+        cache=layouts.constrain_cache(jax.tree.map(room, prompts.cache)),
         next_row=jnp.int32(0),
     )
 

@@ -1,4 +1,4 @@
-"""Meshes and the one table of shardings; the only module that builds either.
+"""Meshes and the one table of shardings; the only module that builds either. See also layouts.py.
 
 Axes: `seed` (lanes of a population), `data` and `fsdp` (batch; `fsdp` also splits weights) and
 `tensor` (weights). `jax.jit` with shardings does the rest; there is no per-device code.
@@ -28,22 +28,27 @@ class Rule(NamedTuple):
       pattern: of the end of a path.
       axes: for each dimension, lanes and layers not counted, axes in order of preference. The first
         that divides the dimension is taken; a dimension that none divides is replicated.
+      decoding: the one dimension that a token loop splits, over tensor and fsdp together; None:
+        the leaf lies whole on every device.
     """
 
     group: str
     pattern: str
     axes: tuple[tuple[str, ...], ...]
+    decoding: int | None = None
 
 
 _TABLE = (
-    Rule("embedding", r"embed/embedding", (("tensor",), ("fsdp",))),
-    Rule("head", r"head/kernel", (("tensor",), ("fsdp",))),
-    Rule("attention", r"(q|k|v|qkv)/kernel", (("tensor",), ("fsdp",))),
-    Rule("attention", r"o/kernel", (("fsdp",), ("tensor",))),
-    Rule("mlp", r"(gate|up)/kernel", (("tensor",), ("fsdp",))),
-    Rule("mlp", r"down/kernel", (("fsdp",), ("tensor",))),
-    Rule("adapter", r"(q|k|v|qkv|o|gate|up|down)/a", ((), ("fsdp",))),
-    Rule("adapter", r"(q|k|v|qkv|o|gate|up|down)/b", (("fsdp",), ())),
+    Rule("embedding", r"embed/embedding", (("tensor",), ("fsdp",)), 0),
+    Rule("head", r"head/kernel", (("tensor",), ("fsdp",)), 0),
+    Rule("attention", r"(q|k|v|qkv)/kernel", (("tensor",), ("fsdp",)), 0),
+    Rule("attention", r"o/kernel", (("fsdp",), ("tensor",)), 1),
+    Rule("mlp", r"(gate|up)/kernel", (("tensor",), ("fsdp",)), 0),
+    Rule("mlp", r"down/kernel", (("fsdp",), ("tensor",)), 1),
+    Rule("adapter", r"(q|k|v|qkv|gate|up)/a", ((), ("fsdp",))),
+    Rule("adapter", r"(q|k|v|qkv|gate|up)/b", (("fsdp",), ()), 0),
+    Rule("adapter", r"(o|down)/a", ((), ("fsdp",)), 1),
+    Rule("adapter", r"(o|down)/b", (("fsdp",), ())),
     Rule("norms, biases", r"norm/scale|bias", ((),)),
 )
 
@@ -242,32 +247,6 @@ def batch_spec(*, lanes: bool) -> P:
     return P("seed", None, ("data", "fsdp")) if lanes else P(("data", "fsdp"))
 
 
-def rows_spec(num_rows: int, mesh: Mesh | AbstractMesh) -> P:
-    """Rows over data and fsdp where those divide them; otherwise whole on every device."""
-    divides = num_rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
-    return P(("data", "fsdp")) if divides else P()
-
-
-def cache_spec(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """PartitionSpec of hidden states [B, D] and of keys and values [B, K, S, H], K over tensor."""
-
-    def spec(leaf: Any) -> P:
-        rows = rows_spec(leaf.shape[0], mesh)
-        if leaf.ndim < 4 or leaf.shape[1] % mesh.shape["tensor"]:
-            return rows
-        return P(rows[0] if len(rows) else None, "tensor")
-
-    return jax.tree.map(spec, tree)
-
-
-def constrain_cache(tree: Any) -> Any:
-    """Splits what `cache_spec` is about as it says; outside a mesh it does nothing."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, cache_spec(tree, mesh))
-
-
 def to_host(tree: Any) -> Any:
     """Arrays, whole, in the memory of every process; all processes call it."""
 
@@ -296,14 +275,6 @@ def _put(array: Any, where: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
-def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps [B, ...] arrays split by batch alone; outside a mesh it does nothing."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, P(("data", "fsdp"), *(None,) * (x.ndim - 1)))
-
-
 def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices in the mesh's shape; on a TPU slice its axes follow the links between chips."""
     places = [getattr(device, "coords", ()) for device in devices]
@@ -311,14 +282,6 @@ def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarr
     if math.prod(len(set(side)) for side in zip(*places, strict=True)) == len(devices) > 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return np.array(devices).reshape(shape)
-
-
-def constrain_state(state: Any, *, lanes: bool) -> Any:
-    """Keeps parameters and optimizer state as `state_spec` says, inside a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return state
-    return jax.lax.with_sharding_constraint(state, state_spec(state, mesh, lanes=lanes))
 
 
 def rule(name: str) -> Rule:
@@ -340,11 +303,12 @@ def _fit(rule: Rule, shape: tuple[int, ...], mesh: Any) -> P:
     """Picks for each dimension the first axis that divides it; leading ones count layers."""
     leading = (None,) * (len(shape) - len(rule.axes))
     dims = shape[len(leading) :]
-    fitted = (_first_fit(axes, dim, mesh) for axes, dim in zip(rule.axes, dims, strict=True))
+    fitted = (first_fit(axes, dim, mesh) for axes, dim in zip(rule.axes, dims, strict=True))
     return P(*leading, *fitted)
 
 
-def _first_fit(axes: tuple[str, ...], size: int, mesh: Any) -> str | None:
+def first_fit(axes: Sequence[str], size: int, mesh: Mesh | AbstractMesh) -> str | None:
+    """The first axis of some that splits a dimension of that size; None: none does."""
     for axis in axes:
         if mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0:
             return axis

@@ -24,6 +24,7 @@ from subjax import (
     batching,
     checkpoints,
     hosts,
+    layouts,
     lora,
     objective,
     roofline,
@@ -362,7 +363,7 @@ def _compile(program: Program) -> tuple[Any, Any]:
         updates, moments = transform.update(gradient, state[1], state[0])
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         state = (optax.apply_updates(state[0], updates), moments)
-        return sharding.constrain_state(state, lanes=False), metrics
+        return layouts.constrain_state(state, lanes=False), metrics
 
     def update(state: Any, frozen: Params, teachers: Params, batch: Params) -> tuple[Any, Params]:
         def lane(state: Any, teacher: Params, batch: Params) -> tuple[Any, Params]:
@@ -375,7 +376,7 @@ def _compile(program: Program) -> tuple[Any, Any]:
         # A weak type, as of a norm's ones, is gone after an update, which would compile anew.
         trainable = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), trainable)
         state = (trainable, jax.vmap(transform.init)(trainable))
-        return sharding.constrain_state(state, lanes=True)
+        return layouts.constrain_state(state, lanes=True)
 
     return jax.jit(init, donate_argnums=0), jax.jit(update, donate_argnums=0)
 

@@ -1,8 +1,8 @@
-"""The decoder, written in Flax NNX; the only module that imports flax.
+"""The decoder: a stack of the layers of blocks.py, to read whole rows or a token at a time.
 
-NNX defines the modules and their initialisation; outside this file a model is an `Architecture`
-and a plain nested dict of arrays. Kernels keep Hugging Face's (out, in) order, so that reading a
-checkpoint never transposes; layers are stacked on a leading axis L and scanned over.
+A model is an `Architecture` and a plain nested dict of arrays. Kernels keep Hugging Face's
+(out, in) order, so that reading a checkpoint never transposes; layers are stacked on a leading axis
+L and scanned over.
 
     embed/embedding [V, D]                 layers/mlp_norm/scale [L, D]
     layers/attn_norm/scale [L, D]          layers/mlp/{gate,up}/kernel [L, F, D]
@@ -26,165 +26,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from subjax import attention, functional, remats, sharding
+from subjax import attention, blocks, functional, layouts, remats
 from subjax import precision as precisions
 from subjax.architecture import Architecture
-
-Params = dict[str, Any]
-# Keys and values of one layer, or of all layers with a leading L.
-KeyValues = tuple[Array, Array]
-
-BIASED = {"none": (), "qkv": ("q", "k", "v", "qkv"), "all": ("q", "k", "v", "qkv", "o")}
-
-
-class Linear(nnx.Module):
-    """A matrix, kernel [out, in], with an optional LoRA branch given at call time."""
-
-    def __init__(
-        self, num_in: int, num_out: int, rngs: nnx.Rngs, operands: str, *, bias: bool = False
-    ):
-        std = num_in**-0.5
-        self.operands = operands
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (num_out, num_in)))
-        self.bias = nnx.Param(jnp.zeros(num_out)) if bias else None
-
-    def __call__(self, x: Array, lora: Params | None = None) -> Array:
-        """Maps [..., in] to [..., out]; `lora` holds a [R, in] and b [out, R], already scaled."""
-        y = precisions.project(x, self.kernel[...], self.operands)
-        if lora is not None:
-            low = precisions.project(x, lora["a"], self.operands)
-            y = y + precisions.project(low, lora["b"], self.operands)
-        if self.bias is not None:
-            y = y + functional.along(self.bias[...], y)
-        return remats.projected(y.astype(x.dtype))
-
-
-class Norm(nnx.Module):
-    """Root-mean-square or layer norm; computed in float32 or wider."""
-
-    def __init__(self, arch: Architecture, width: int):
-        self.scale = nnx.Param(jnp.full(width, 1 - arch.norm_offset))
-        self.bias = nnx.Param(jnp.zeros(width)) if arch.norm == "layer" else None
-        self.arch = arch
-
-    def __call__(self, x: Array) -> Array:
-        """Normalises the last axis of [..., D]."""
-        bias = None if self.bias is None else self.bias[...]
-        return functional.norm(self.arch, x, self.scale[...], bias)
-
-
-class Attention(nnx.Module):
-    """Causal grouped-query attention with rotary positions."""
-
-    q: Linear
-    k: Linear
-    v: Linear
-    qkv: Linear
-    o: Linear
-
-    def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
-        for name, sizes in arch.attention_kernels.items():
-            biased = name in BIASED[arch.attention_bias]
-            setattr(self, name, Linear(*sizes, rngs, operands, bias=biased))
-        if arch.qk_norm != "none":
-            each = arch.qk_norm == "head"
-            self.q_norm = Norm(arch, arch.head_dim if each else arch.num_queries)
-            self.k_norm = Norm(arch, arch.head_dim if each else arch.num_keys)
-        self.arch = arch
-
-    def __call__(
-        self,
-        x: Float[Array, "B T D"],
-        view: functional.View,
-        cache: KeyValues | None,
-        write_at: Int[Array, " B"] | None,
-        lora: Params,
-        attend: attention.Attend | None,
-    ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """Attends to this call's own keys, or to a cache after writing one position into it."""
-        q, k, v = self._heads(x, lora)
-        q = functional.rotate(q, view)
-        # Heads before positions: decoding attends to the cache as it lies.
-        k, v = functional.rotate(k, view).swapaxes(1, 2), v.swapaxes(1, 2)
-        if cache is not None:
-            rows = jnp.arange(len(x))
-            k = cache[0].at[rows, :, write_at].set(k[:, :, 0].astype(cache[0].dtype))
-            v = cache[1].at[rows, :, write_at].set(v[:, :, 0].astype(cache[1].dtype))
-        how = (self.arch, q, k, v, view.mask, precisions.passes(self.o.operands))
-        y = attend(q, k, v) if attend else functional.attend(*how)
-        return self.o(y.reshape(*x.shape[:2], -1), lora.get("o")), (k, v)
-
-    def _heads(self, x: Array, lora: Params) -> tuple[Array, Array, Array]:
-        """Queries [B, T, N, H], keys and values [B, T, K, H], before they turn."""
-        split = functools.partial(jnp.reshape, shape=(*x.shape[:2], -1, self.arch.head_dim))
-        if self.arch.fused_qkv:
-            # Each head's rows are its query, key and value, in this order.
-            fused = split(self.qkv(x, lora.get("qkv")))
-            return fused[:, :, 0::3], fused[:, :, 1::3], fused[:, :, 2::3]
-        q, k, v = (getattr(self, name)(x, lora.get(name)) for name in ("q", "k", "v"))
-        if self.arch.qk_norm == "all":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = split(q), split(k), split(v)
-        if self.arch.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        return q, k, v
-
-
-class MLP(nnx.Module):
-    """Two layers, the first of them gated (SwiGLU, GeGLU) or not."""
-
-    gate: Linear
-    up: Linear
-    down: Linear
-
-    def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
-        for name, sizes in arch.mlp_kernels.items():
-            setattr(self, name, Linear(*sizes, rngs, operands, bias=arch.mlp_bias))
-        self.arch = arch
-
-    def __call__(self, x: Array, lora: Params) -> Array:
-        """Maps [..., D] to [..., D]."""
-        activation, inner = functional.ACTIVATIONS[self.arch.activation], self.up(x, lora.get("up"))
-        if self.arch.gated:
-            inner = activation(self.gate(x, lora.get("gate"))) * inner
-        else:
-            inner = activation(inner)
-        return self.down(inner, lora.get("down"))
-
-
-class Block(nnx.Module):
-    """One decoder layer: attention and an MLP, normalised before, after, or both."""
-
-    def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str = "float32"):
-        if arch.norm_before:
-            self.attn_norm, self.mlp_norm = Norm(arch, arch.width), Norm(arch, arch.width)
-        if arch.norm_after:
-            self.attn_post_norm, self.mlp_post_norm = (Norm(arch, arch.width) for _ in range(2))
-        self.attn = Attention(arch, rngs, operands)
-        self.mlp = MLP(arch, rngs, operands)
-        self.arch = arch
-
-    def __call__(
-        self,
-        x: Array,
-        view: functional.View,
-        *,
-        lora: Params,
-        cache: KeyValues | None = None,
-        write_at: Array | None = None,
-        attend: attention.Attend | None = None,
-    ) -> tuple[Array, KeyValues]:
-        """Maps the residual stream [B, T, D]; also returns the keys and values attended to."""
-        arch = self.arch
-        seen = self.attn_norm(x) if arch.norm_before else x
-        y, keyvalues = self.attn(seen, view, cache, write_at, lora.get("attn", {}), attend)
-        attended = x + (self.attn_post_norm(y) if arch.norm_after else y)
-        read = x if arch.parallel else attended
-        y = self.mlp(self.mlp_norm(read) if arch.norm_before else read, lora.get("mlp", {}))
-        return attended + (self.mlp_post_norm(y) if arch.norm_after else y), keyvalues
+from subjax.blocks import KeyValues
+from subjax.blocks import Params as Params  # callers need only this module
 
 
 def init(arch: Architecture, key: Array) -> Params:
@@ -198,16 +46,13 @@ def init(arch: Architecture, key: Array) -> Params:
       The nested dict of this module's docstring, float32.
     """
     embed_key, layers_key, head_key = jax.random.split(key, 3)
-
-    def layer(layer_key: Array) -> Params:
-        return nnx.to_pure_dict(nnx.state(Block(arch, nnx.Rngs(params=layer_key))))
-
+    layer_keys = jax.random.split(layers_key, arch.num_layers)
     scale = arch.width**-0.5
     shape = (arch.vocab_size, arch.width)
     params = {
         "embed": {"embedding": scale * jax.random.normal(embed_key, shape)},
-        "layers": jax.vmap(layer)(jax.random.split(layers_key, arch.num_layers)),
-        "final_norm": nnx.to_pure_dict(nnx.state(Norm(arch, arch.width))),
+        "layers": jax.vmap(functools.partial(blocks.init, arch))(layer_keys),
+        "final_norm": blocks.init_norm(arch),
     }
     if not arch.tie_embeddings:
         params["head"] = {"kernel": scale * jax.random.normal(head_key, shape)}
@@ -273,11 +118,12 @@ def prefill(
 def decode_layers(
     params: Params, adapter: Params | None = None, *, precision: str = "float32"
 ) -> list[tuple[Params, Params]]:
-    """Slices and rounds the stacked layers once, so that a token loop need not at every step."""
+    """Slices, rounds and lays out the layers once, so that a token loop need not at every step."""
     operands = precisions.PRECISIONS[precision].operands
     stacked = (params["layers"], (adapter or {}).get("layers", {}))
     # Vectors (norms) stay as they are; what is multiplied would be rounded at every use.
     stacked = jax.tree.map(lambda a: a.astype(operands) if a.ndim > 2 else a, stacked)
+    stacked = layouts.constrain_decoding(stacked)
     num_layers = len(params["layers"]["attn"]["o"]["kernel"])
     return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(num_layers)]
 
@@ -309,13 +155,17 @@ def decode_step(
       Hidden states [B, D] that predict the next token, and the cache with this token written.
     """
     dtype, operands = precisions.PRECISIONS[precision]
-    x = _embed(arch, params, tokens[:, None], dtype)
+    tokens = layouts.gathered(tokens[:, None])
+    x = layouts.embedded(_embed(arch, params, tokens, dtype))
     everywhere, near = functional.views(arch, positions[:, None], cache[0][0].shape[2])
     written = []
     for index, (weights, lora) in enumerate(layers):
         view = near if arch.local and arch.local[index] else everywhere
-        x, keyvalues = _block(arch, operands, weights)(
-            x, view, lora=lora, cache=cache[index], write_at=positions
+        x, keyvalues = blocks.block(arch, operands, weights)(
+            *(layouts.gathered(x), view),
+            lora=lora,
+            cache=cache[index],
+            write_at=positions,
         )
         if residual_add is not None:
             x = x + residual_add[index].astype(dtype)[None, None]
@@ -360,13 +210,13 @@ def _scan_layers(
     def layer(x: Array, xs: tuple[Params, Params, Array | None, Array | None]) -> tuple[Array, Any]:
         weights, lora, added, local = xs
         # Without this constraint jax 0.10 on CPU has given wrong gradients on 3-axis meshes.
-        x = sharding.constrain_batch(x)
+        x = layouts.constrain_batch(x)
         chosen = view
         if local is not None:
             chosen = jax.tree.map(lambda n, e: jnp.where(local, n, e), near, everywhere)
         near_here = any(arch.local) if local is None else local
         attend = attention.causal(arch, length, operands, near=near_here, segments=segments)
-        x, keyvalues = _block(arch, operands, weights)(x, chosen, lora=lora, attend=attend)
+        x, keyvalues = blocks.block(arch, operands, weights)(x, chosen, lora=lora, attend=attend)
         if added is not None:
             x = x + added.astype(dtype)[None, None]
         return x, keyvalues if keep_cache else None
@@ -377,18 +227,6 @@ def _scan_layers(
     xs = (params["layers"], lora, residual_add, jnp.array(arch.local) if mixed else None)
     x, kept = jax.lax.scan(remats.wrapped(layer, remat), x, xs, unroll=unroll)
     return functional.norm(arch, x, **params["final_norm"]), kept
-
-
-@functools.lru_cache(maxsize=16)
-def _graph(arch: Architecture, operands: str) -> tuple[Any, Any]:
-    return nnx.split(nnx.eval_shape(lambda: Block(arch, nnx.Rngs(params=0), operands)))
-
-
-def _block(arch: Architecture, operands: str, weights: Params) -> Block:
-    graph, state = _graph(arch, operands)
-    state = jax.tree.map(lambda leaf: leaf, state)  # a copy: the cached one stays abstract
-    nnx.replace_by_pure_dict(state, weights)
-    return nnx.merge(graph, state)
 
 
 def _embed(arch: Architecture, params: Params, tokens: Array, dtype: str) -> Array:

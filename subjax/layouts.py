@@ -1,0 +1,128 @@
+"""Where arrays lie inside jitted programs; outside a mesh none of these does anything.
+
+Training and prefilling split rows over `data` and `fsdp` and gather each layer's weights where they
+are needed. A token loop meets all weights at every step with few rows, so there the rows travel:
+`fsdp` splits a kernel as `tensor` does, and no device ever holds or gets more of it than its part.
+
+    resting     rows over data and fsdp, heads over tensor: where their keys and values are
+    gathered    rows over data alone, whole on the devices of fsdp and tensor: what a kernel reads
+                whose outputs are split
+    spread      rows over data, features over tensor and fsdp: what such a kernel writes, and what
+                one reads whose inputs are split
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import PartitionSpec as P
+
+from subjax import sharding
+
+
+def rows_spec(num_rows: int, mesh: Mesh | AbstractMesh) -> P:
+    """Rows over data and fsdp where those divide them; otherwise whole on every device."""
+    divides = num_rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+    return P(("data", "fsdp")) if divides else P()
+
+
+def cache_spec(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """PartitionSpec of hidden states [B, D] and of keys and values [B, K, S, H], K over tensor."""
+
+    def spec(leaf: Any) -> P:
+        rows = rows_spec(leaf.shape[0], mesh)
+        if leaf.ndim < 4 or leaf.shape[1] % mesh.shape["tensor"]:
+            return rows
+        return P(rows[0] if len(rows) else None, "tensor")
+
+    return jax.tree.map(spec, tree)
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keeps [B, ...] arrays split by batch alone; outside a mesh it does nothing."""
+    return _constrain(x, lambda x, _: P(("data", "fsdp"), *(None,) * (x.ndim - 1)))
+
+
+def constrain_state(state: Any, *, lanes: bool) -> Any:
+    """Keeps parameters and optimizer state as `state_spec` says, inside a mesh."""
+    return _constrain(state, functools.partial(sharding.state_spec, lanes=lanes))
+
+
+def constrain_cache(tree: Any) -> Any:
+    """Splits what `cache_spec` is about as it says; outside a mesh it does nothing."""
+    return _constrain(tree, cache_spec)
+
+
+def decoding_spec(params: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """PartitionSpec of every leaf of a parameter or adapter tree in a token loop.
+
+    Raises:
+      ValueError: a path that the table of `sharding` does not know.
+    """
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+        rule = sharding.rule("/".join(str(getattr(part, "key", part)) for part in path))
+        if rule.decoding is None:
+            return P()
+        dim = leaf.ndim - len(rule.axes) + rule.decoding
+        return P(*(None,) * dim, _parts(leaf.shape[dim], mesh))
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def constrain_decoding(params: Any) -> Any:
+    """Splits weights as `decoding_spec` says."""
+    return _constrain(params, decoding_spec)
+
+
+def embedded(x: jax.Array) -> jax.Array:
+    """Rows [B, ..., D] that were looked up, split as their table is, and then gathered."""
+
+    def spec(x: jax.Array, mesh: AbstractMesh) -> P:
+        return _rows(x, mesh, sharding.first_fit(("fsdp",), x.shape[-1], mesh))
+
+    return gathered(_constrain(x, spec))
+
+
+def gathered(x: jax.Array) -> jax.Array:
+    """Rows [B, ...] over data alone."""
+    return _constrain(x, lambda x, mesh: _rows(x, mesh, None))
+
+
+def spread(x: jax.Array) -> jax.Array:
+    """Rows [B, ..., D] over data, D over tensor and fsdp."""
+    return _constrain(x, lambda x, mesh: _rows(x, mesh, _parts(x.shape[-1], mesh)))
+
+
+def resting(x: jax.Array) -> jax.Array:
+    """Rows [B, ..., D] over data and fsdp, D over tensor."""
+
+    def spec(x: jax.Array, mesh: AbstractMesh) -> P:
+        rows = rows_spec(x.shape[0], mesh)
+        last = sharding.first_fit(("tensor",), x.shape[-1], mesh)
+        return P(rows[0] if len(rows) else None, *(None,) * (x.ndim - 2), last)
+
+    return _constrain(x, spec)
+
+
+def _rows(x: jax.Array, mesh: AbstractMesh, last: Any) -> P:
+    rows = sharding.first_fit(("data",), x.shape[0], mesh)
+    return P(rows, *(None,) * (x.ndim - 2), last)
+
+
+def _parts(size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...] | None:
+    """The axes that share a dimension in a token loop: as many as divide it."""
+    for axes in (("tensor", "fsdp"), ("fsdp",), ("tensor",)):
+        if size % math.prod(mesh.shape[axis] for axis in axes) == 0:
+            return axes
+    return None
+
+
+def _constrain(tree: Any, spec: Callable[[Any, AbstractMesh], Any]) -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, spec(tree, mesh))
