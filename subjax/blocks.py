@@ -92,8 +92,10 @@ class Attention(nnx.Module):
         q = functional.rotate(q, view)
         # Heads before positions: decoding attends to the cache as it lies.
         k, v = functional.rotate(k, view).swapaxes(1, 2), v.swapaxes(1, 2)
-        if cache is not None and write_at is not None:
-            k, v = functional.written(cache, (k, v), write_at)
+        if cache is not None:
+            rows = jnp.arange(len(x))
+            k = cache[0].at[rows, :, write_at].set(k[:, :, 0].astype(cache[0].dtype))
+            v = cache[1].at[rows, :, write_at].set(v[:, :, 0].astype(cache[1].dtype))
         how = (self.arch, q, k, v, view.mask, precisions.passes(self.o.operands))
         y = attend(q, k, v) if attend else functional.attend(*how)
         y = y.reshape(*x.shape[:2], -1)

@@ -6,7 +6,7 @@ The axis letters are those of `transformer`.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,14 +139,3 @@ def attend(
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
     y = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=passes)
     return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
-
-
-def written(cache: tuple[Array, ...], new: tuple[Array, ...], at: Int[Array, " B"]) -> Any:
-    """Keys and values of one position of each row, [B, K, 1, H], put into [B, K, S, H]."""
-
-    # Row by row, so that rows that lie on several devices stay there.
-    @jax.vmap
-    def put(old: Array, new: Array, at: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, axis=1)
-
-    return tuple(put(*pair, at) for pair in zip(cache, new, strict=True))

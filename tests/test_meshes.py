@@ -141,7 +141,9 @@ def test_moments_lie_as_their_parameters_do(kind):
 NUM_ROWS = 512
 # Slots and the mesh; (32, (1, 1, 1)) is what the others are compared with.
 DRAWS = [
-    (slots, shape) for shape in ((1, 1, 1), (8, 1, 1), (1, 1, 8), (2, 2, 2)) for slots in (32, 128)
+    (slots, shape)
+    for shape in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
+    for slots in (32, 128)
 ]
 
 
