@@ -284,17 +284,23 @@ def _continuations(
     caches = [(keys[i], values[i]) for i in range(arch.num_layers)]
     layers = transformer.decode_layers(params, adapter, precision=precision)
     position = batch["positions"][:, 0]
+    context = losses.at_positions(hidden, batch["positions"])[:, 0]
 
     def after(prefix: tuple[Int[Array, " M"], Int[Array, ""]]) -> Float[Array, "B K"]:
         tokens, end = prefix
-        states, written = [losses.at_positions(hidden, batch["positions"])[:, 0]], caches
-        for i in range(depth):
-            row = jnp.full_like(position, tokens[i])
+
+        # One step for all, since a program of every layer at each depth would take long to compile.
+        def step(written: Any, now: tuple[Array, Array]) -> tuple[Any, Array]:
+            token, places = now
+            row = jnp.full_like(position, token)
             state, written = transformer.decode_step(
-                arch, params, layers, row, position + 1 + i, written, precision=precision
+                arch, params, layers, row, position + places, written, precision=precision
             )
-            states.append(state)
-        scores = transformer.logits(arch, params, jnp.stack(states)[end], precision=precision)
+            return written, state
+
+        states = jax.lax.scan(step, caches, (tokens, jnp.arange(1, depth + 1)))[1]
+        states = jnp.concatenate([context[None], states])
+        scores = transformer.logits(arch, params, states[end], precision=precision)
         return jax.nn.log_softmax(scores, axis=-1)[:, support]
 
     # One prefix at a time: their caches together would be large.
