@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.lineages = tuple(range(options.models))
     config.lineage_cycle = max(options.models, 2)
     config.compute.precision = "mixed"  # three times as fast as float32 where a CPU has AMX
-    config.compute.lanes = min(options.models, 2)
+    config.compute.lanes = max(min(options.models, 2), 1)
     with config.unlocked():
         _tables(config, options.aux, digits)
     if options.smoke:

@@ -68,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.lineages = tuple(range(options.models))
     config.lineage_cycle = max(options.models, 2)
     config.compute.precision = "mixed"
-    config.compute.lanes = min(options.models, 2)
+    config.compute.lanes = max(min(options.models, 2), 1)
     with config.unlocked():
         source = "digits" if digits else "mnist"
         config.images[source] = schema.images_row(source=source)

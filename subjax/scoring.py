@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from subjax import batching, losses, sharding, transformer
+from subjax import batching, drawing, layouts, losses, sharding, transformer
 from subjax.architecture import Architecture
 from subjax.transformer import Params
 
@@ -283,6 +283,7 @@ def _continuations(
     keys, values = (jnp.pad(kv, [(0, 0)] * 3 + [(0, depth), (0, 0)]) for kv in cache)
     caches = [(keys[i], values[i]) for i in range(arch.num_layers)]
     layers = transformer.decode_layers(params, adapter, precision=precision)
+    head = drawing.output_matrix(transformer.head(arch, params, precision=precision), None)
     position = batch["positions"][:, 0]
     context = losses.at_positions(hidden, batch["positions"])[:, 0]
 
@@ -300,7 +301,7 @@ def _continuations(
 
         states = jax.lax.scan(step, caches, (tokens, jnp.arange(1, depth + 1)))[1]
         states = jnp.concatenate([context[None], states])
-        scores = transformer.logits(arch, params, states[end], precision=precision)
+        scores = layouts.spread(head.scores(layouts.gathered(states[end])))
         return jax.nn.log_softmax(scores, axis=-1)[:, support]
 
     # One prefix at a time: their caches together would be large.

@@ -183,9 +183,10 @@ def _download(source: str) -> Images:
 
 def _ways(source: str) -> str:
     return (
-        "set config.images.*.data_dir to (1) a directory with the four original IDX files, or (2) "
-        f"a TFDS data_dir that holds {source} as array_record, or (3) leave it empty where "
-        "tensorflow is installed (pip install 'subjax[download]'), and TFDS downloads it"
+        f"set data_dir of its row, such as config.images.{source}, to (1) a directory with the "
+        f"four original IDX files, or (2) a TFDS data_dir that holds {source} as array_record, or "
+        "(3) leave it empty where tensorflow is installed (pip install 'subjax[download]'), and "
+        "TFDS downloads it"
     )
 
 
