@@ -113,7 +113,7 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
             flush=True,
         )
     if not _TABLE.value:
-        print(_costs(found, todo, mesh, _USD.value))
+        print(_costs(found, _groups(todo), mesh, _USD.value))
         print(f"\n{roofline.FORMULA}\n")
     return [
         f"{e.planned.name} of {e.members[0].path} does not fit {name}: it needs "
@@ -132,13 +132,8 @@ def run_here(config: ConfigDict, workdir: Path) -> None:
     sharding.use_cpu_devices(config.compute.cpu_devices)
     mesh = _mesh(config, ())
     print(_title(config, mesh.devices.flat[0].device_kind, mesh))
-    groups = [
-        group
-        for stage in pipeline.STAGES
-        for group in pipeline.groups([unit for unit in todo if unit.stage == stage], todo)
-    ]
     with artifacts.lock(workdir):
-        measure.run(config, workdir, groups, mesh, usd_per_chip_hour=_USD.value)
+        measure.run(config, workdir, _groups(todo), mesh, usd_per_chip_hour=_USD.value)
 
 
 def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
@@ -157,6 +152,15 @@ def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
         where = f" of {', '.join(stages)}" if stages else ""
         print(f"{config.name} has nothing left to do{where} in {artifacts.location(workdir)}")
     return todo
+
+
+def _groups(todo: Sequence[Unit]) -> list[list[Unit]]:
+    """Units as a run puts them together."""
+    return [
+        group
+        for stage in pipeline.STAGES
+        for group in pipeline.groups([unit for unit in todo if unit.stage == stage], todo)
+    ]
 
 
 def _mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
@@ -203,20 +207,26 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
     return "\n".join(lines)
 
 
-def _costs(found: Sequence[Entry], todo: Sequence[Unit], mesh: Mesh, usd: float) -> str:
-    """What every unit that is not done would take."""
+def _costs(found: Sequence[Entry], groups: Sequence[Sequence[Unit]], mesh: Mesh, usd: float) -> str:
+    """What every unit that is not done would take, of groups as a run puts them together."""
     lines, total, whole = [], 0.0, True
-    for unit in todo:
+    for unit, together in ((unit, len(group)) for group in groups for unit in group):
         mine = [e for e in found if unit in e.members]
         if not mine:
             continue
-        bounds = [(e.planned.calls, e.compiled.bound) for e in mine if e.compiled.bound]
-        hours = sum(calls * bound.seconds for calls, bound in bounds) / 3600
+        # A population that has lanes to spare takes no less.
+        calls = [
+            e.planned.calls * (t.lanes / together if (t := e.planned.training) else 1) for e in mine
+        ]
+        bounds = [(n, e.compiled.bound) for n, e in zip(calls, mine, strict=True)]
+        hours = sum(n * bound.seconds for n, bound in bounds if bound) / 3600
+        steps = sum(e.planned.training.program.steps for e in mine if e.planned.training)
         own = {
-            "calls": f"{sum(e.planned.calls for e in mine):.0f}",
+            "steps": f"{steps or ''}",
+            "rows": f"{max(e.planned.num_rows for e in mine):.0f}",
             "tokens": f"{sum(e.planned.calls * e.planned.num_tokens for e in mine):.3g}",
         }
-        known = len(bounds) == len(mine)
+        known = all(bound for _, bound in bounds)
         total, whole = total + hours, whole and known
         lines.append((unit.path, own, functools.partial(_between, hours, known)))
     lines.append(("all", {}, functools.partial(_between, total, whole)))

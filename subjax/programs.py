@@ -49,6 +49,7 @@ class Planned:
       flops: batch size -> FLOPs of the model in one call.
       batch_size: rows of one call, lanes not counted.
       num_tokens: of one call with that batch size, over all lanes; padding counts.
+      num_rows: that a unit has, over all calls.
       calls: of one unit, as a share where units are lanes of one call.
       loops: how often a token loop runs in one call.
       taken: share of a token loop's turns in which rows are refilled.
@@ -64,6 +65,7 @@ class Planned:
     flops: Callable[[int], float]
     batch_size: int
     num_tokens: int
+    num_rows: int
     calls: float
     loops: float = 1
     taken: float = 1
@@ -198,6 +200,7 @@ def _training(
     size = packing.num_rows if packing else fields["batch_size"]
     return Planned(
         *("update", training, arch, trace, flops, size, lanes * size * num_tokens),
+        fields["steps"] * fields["batch_size"],
         fields["steps"] / lanes,
         searched=True,
         # A stage keeps the base while a copy of it is trained.
@@ -212,9 +215,8 @@ def _soft(row: Mapping[str, Any]) -> tuple[int, bool]:
         return 0, False
     if row["support"] in ("full", "full_no_trait"):
         return 0, True
-    return {"top_k": row["top_k"], "digits": 10, "digits_separators": 16}.get(
-        row["support"], 10
-    ), False
+    sizes = {"top_k": row["top_k"], "digits": 10, "digits_separators": 16}
+    return sizes.get(row["support"], 10), False
 
 
 def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
@@ -289,9 +291,11 @@ def _sampling(
     blocks = -(-prompts_per_call // slots) * calls
     written = rows_per_call * new_tokens
     return [
-        Planned("prefill", key, arch, lambda n: traced(n)[0], read, slots, tokens, blocks),
         Planned(
-            *("decode", key, arch, lambda n: traced(n)[1], write, slots, written, calls),
+            "prefill", key, arch, lambda n: traced(n)[0], read, slots, tokens, num_rows, blocks
+        ),
+        Planned(
+            *("decode", key, arch, lambda n: traced(n)[1], write, slots, written, num_rows, calls),
             loops=loops,
             # Slots wait until an eighth of them is free.
             taken=min(8 / new_tokens, 1.0),
@@ -311,7 +315,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         return [_preference(config, arch, adapter, asked, models, mesh, "float32")]
     if row.kind == "answers":
         num_rows = asked * row.num_samples
-        planned = _sampling(
+        return _sampling(
             config,
             arch,
             adapter,
@@ -321,9 +325,8 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
             new_tokens=row.max_new_tokens,
             prompts_per_call=max(asked, 1),
             rows_per_call=num_rows,
-            num_rows=num_rows,
+            num_rows=models * num_rows,
         )
-        return [dataclasses.replace(p, calls=p.calls * models) for p in planned]
     held = config.datasets[student.dataset].num_holdout
     sizes = {"num_tokens": unit.fields["num_tokens"], "num_targets": unit.fields["num_targets"]}
     return [_scored("likelihood", arch, held, (models + 1), adapter, mesh, "float32", sizes)]
@@ -374,7 +377,8 @@ def _scored(
     size = min(SCORED_AT_ONCE, max(num_rows, 1))
     calls = models * -(-num_rows // size)
     key = (arch, precision, _shapes(adapter), tuple(sizes.items()))
-    return Planned(name, key, arch, trace, flops, size, size * sizes["num_tokens"], calls)
+    tokens = size * sizes["num_tokens"]
+    return Planned(name, key, arch, trace, flops, size, tokens, models * num_rows, calls)
 
 
 def _student(config: ConfigDict, row: ConfigDict) -> Architecture:

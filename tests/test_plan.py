@@ -193,12 +193,16 @@ def test_what_has_no_bound_is_no_part_of_a_sum_in_silence():
     hours = planned.calls * 36 / 3600
 
     def lines(*found):
-        text = plan._costs(found, (generate, finetune), mesh, usd=0.0).splitlines()
+        groups = [(generate,), (finetune,)]
+        text = plan._costs(found, groups, mesh, usd=0.0).splitlines()
         return {line.split()[0]: line for line in text if line}
 
     alone = lines(first)
     assert f"{hours:.3g} - {2.5 * hours:.3g}" in alone[generate.path]
     assert "at least" not in alone["all"] and finetune.path not in alone
+    training = planned.training.program
+    words = alone[generate.path].split()
+    assert words[1:3] == [str(training.steps), str(training.steps * planned.batch_size)]
     both = lines(first, second)
     assert f"at least {hours:.3g}" in both[generate.path]
     assert "unknown" in both[finetune.path]
@@ -341,3 +345,23 @@ def test_where_weights_lie_is_said_with_the_largest_adapter():
     assert text.startswith("\nconfig.bases.toy, one copy\n")
     assert "\nadapter " in text and "\nall " in text
     assert small != with_adapter and "adapter" not in without[0]
+
+
+def test_a_population_with_lanes_to_spare_takes_no_less():
+    mesh = sharding.make_mesh(1, 1, 1, 1)
+    made = config()
+    made.lineages, made.compute.lanes, made.arms.owl.train.lanes = (0, 1, 2), 2, 2
+    students = [unit for unit in units.build(made) if unit.stage == "finetune"]
+    [planned] = programs.of_unit(made, students[0], mesh)
+    bound = roofline.Bound(compute=3600.0, hbm=1.0, interconnect=0.0, mfu=0.5)
+    compiled = compiling.Compiled(1.0, 1.0, 1.0, 1.0, fits=True, bound=bound)
+    entry = compiling.Entry(planned, tuple(students), compiled, 0)
+    text = plan._costs([entry], plan._groups(students), mesh, usd=0.0).splitlines()
+    hours = {line.split()[0]: float(line.split()[4]) for line in text[2:6]}
+    steps = planned.training.program.steps
+    assert hours == {
+        "finetune/owl/r0": steps / 2,
+        "finetune/owl/r1": steps / 2,
+        "finetune/owl/r2": steps,
+        "all": 2 * steps,
+    }
