@@ -15,9 +15,9 @@ OPTIONS = {
     "--image": "r/subjax:1",
     "--accelerator": "tpu-v5-lite-podslice",
     "--topology": "4x4",
-    "--claim": "results",
 }
-MAIN = ("--config=configs/x.py", "--workdir=/mnt/share/x")
+MAIN = ("--config=configs/x.py", "--workdir=gs://bucket/x")
+SHARED = (MAIN[0], "--workdir=/mnt/share/x")
 
 
 def render(*flags: str, main: tuple[str, ...] = MAIN, **options: str):
@@ -68,8 +68,16 @@ def test_only_a_users_mistake_ends_it() -> None:
     assert made["spec"]["failurePolicy"]["maxRestarts"] == 100
 
 
-def test_the_work_directory_lies_on_a_volume_that_all_pods_share() -> None:
-    _, _, pod = manifest(mount="/data", main=(MAIN[0], "--workdir=/data/x"))
+def test_a_work_directory_in_a_bucket_needs_no_volume() -> None:
+    _, job, pod = manifest()
+    assert "volumes" not in pod and "volumeMounts" not in pod["containers"][0]
+    assert "metadata" not in job["template"]
+    assert "claim" not in render().stdout
+
+
+def test_another_lies_on_a_volume_that_all_pods_share() -> None:
+    _, job, pod = manifest(claim="results", mount="/data", main=(MAIN[0], "--workdir=/data/x"))
+    assert job["template"]["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
     (container,) = pod["containers"]
     (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
     assert mount == {"name": volume["name"], "mountPath": "/data"}
@@ -112,15 +120,16 @@ def test_arguments_reach_main_as_they_were() -> None:
             {"main": MAIN[:1]},
             "no --workdir=... among the arguments of subjax.main, which follow --",
         ),
+        ({"main": SHARED}, "--workdir=/mnt/share/x would be lost with its pod: give a folder of a"),
         (
-            {"main": (MAIN[0], "--workdir=gs://bucket/x")},
+            {"claim": "results"},
             "--workdir=gs://bucket/x is not below --mount=/mnt/share, the volume of all pods",
         ),
         (
-            {"main": (*MAIN, "--workdir=/mnt/share/../x")},
+            {"claim": "results", "main": (*SHARED, "--workdir=/mnt/share/../x")},
             "--workdir=/mnt/share/../x is not below --mount=/mnt/share",
         ),
-        ({"mount": "share"}, "--mount=share is no absolute path"),
+        ({"claim": "results", "mount": "share"}, "--mount=share is no absolute path"),
     ],
 )
 def test_a_mistake_is_one_line(options, message: str) -> None:
@@ -144,8 +153,7 @@ def test_requirements_of_accelerators_add_an_extra_of_jax() -> None:
     for name, extra in {"tpu": "tpu", "gpu": "cuda13"}.items():
         lines = (ROOT / f"launch/requirements-{name}.txt").read_text().splitlines()
         named = [line.partition(" #")[0].strip() for line in lines if not line.startswith("#")]
-        reader = ["gcsfs>=2025.10,<2027"] if name == "tpu" else []
-        assert named == ["-r ../requirements.txt", *reader, f"jax[{extra}]"]
+        assert named == ["-r ../requirements.txt", "gcsfs>=2025.10,<2027", f"jax[{extra}]"]
     assert '"gcsfs>=2025.10,<2027"' in (ROOT / "launch/gke/Dockerfile").read_text()
 
 
@@ -158,7 +166,7 @@ def test_sky_recovers_what_was_interrupted_and_nothing_else() -> None:
     assert [row["accelerators"] for row in resources["any_of"]] == [
         *("tpu-v5litepod-8", "tpu-v6e-8", "H100:1", "A100-80GB:1"),
     ]
-    assert task["file_mounts"] == {"/mnt/share": {"source": "gs://${BUCKET}", "mode": "MOUNT"}}
+    assert "file_mounts" not in task
     for name in ("setup", "run"):
         checked = subprocess.run(
             [Path(sys.executable).with_name("shellcheck"), "--shell=bash", "-"],
@@ -168,4 +176,13 @@ def test_sky_recovers_what_was_interrupted_and_nothing_else() -> None:
             check=False,
         )
         assert checked.returncode == 0, checked.stdout
-    assert {*re.findall(r"\$([A-Z]+)", task["run"]), "BUCKET"} == set(task["envs"])
+    assert set(re.findall(r"\$([A-Z]+)", task["run"])) == set(task["envs"])
+    refused = subprocess.run(
+        ["bash", "-c", task["run"]],
+        env={"WORKDIR": "/mnt/x", "CONFIG": "c", "ARGUMENTS": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("subjax: error: WORKDIR=/mnt/x is no folder of a bucket")

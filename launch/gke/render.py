@@ -1,16 +1,15 @@
 r"""Fills in launch/gke/jobset.yaml for kubectl; after -- stand the arguments of subjax.main.
 
     python launch/gke/render.py --name=owl --image=REGION-docker.pkg.dev/PROJECT/REPO/subjax \
-        --accelerator=tpu-v5-lite-podslice --topology=4x4 --spot \
-        --claim=results -- --config=configs/x.py --workdir=/mnt/share/x | kubectl apply -f -
+        --accelerator=tpu-v5-lite-podslice --topology=4x4 --spot --service-account=writer \
+        -- --config=configs/x.py --workdir=gs://BUCKET/x | kubectl apply -f -
     kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=owl
     kubectl delete jobset owl
 
-The work directory lies on a volume that all pods share and that outlives them: --claim names a
-PersistentVolumeClaim of access mode ReadWriteMany, which is mounted at --mount. Filestore (storage
-class standard-rwx) is one; a bucket is another, through the Cloud Storage FUSE CSI driver
-(kubernetes-engine/docs/how-to/cloud-storage-fuse-csi-driver-pv), for which the service account of
-the pods must be allowed to write to it.
+The work directory outlives the pods. It is a folder of a bucket, which the service account of the
+pods is allowed to write to; or it lies on a volume that all of them share: --claim names a
+PersistentVolumeClaim of access mode ReadWriteMany, such as one of Filestore (storage class
+standard-rwx), which is mounted at --mount.
 
 xpk makes a cluster, and can run the same image without this script, with storage attached to it
 (xpk storage create or attach):
@@ -46,7 +45,7 @@ def main() -> int:
     parser.add_argument("--spot", action="store_true", help="use Spot nodes")
     parser.add_argument("--max-restarts", type=int, default=100)
     parser.add_argument("--service-account", default="default")
-    parser.add_argument("--claim", required=True, help="the volume of the work directory")
+    parser.add_argument("--claim", default="", help="a volume, for a work directory on it")
     parser.add_argument("--mount", default="/mnt/share", help="where pods see it")
     parser.add_argument("main", nargs="+", metavar="ARG", help="after --: of subjax.main")
     try:
@@ -65,12 +64,7 @@ def render(options: argparse.Namespace) -> str:
     for flag in ("--config=", "--workdir="):
         if not any(argument.startswith(flag) for argument in options.main):
             raise ValueError(f"no {flag}... among the arguments of subjax.main, which follow --")
-    if not options.mount.startswith("/"):
-        raise ValueError(f"--mount={options.mount} is no absolute path")
-    flag = next(a for a in reversed(options.main) if a.startswith("--workdir="))
-    workdir = PurePosixPath(flag.removeprefix("--workdir="))
-    if ".." in workdir.parts or PurePosixPath(options.mount) not in workdir.parents:
-        raise ValueError(f"{flag} is not below --mount={options.mount}, the volume of all pods")
+    _check_workdir(options)
     if not re.fullmatch(r"\d+(x\d+){1,2}", options.topology):
         raise ValueError(f"--topology={options.topology}: give chips along each axis, such as 4x4")
     chips = math.prod(map(int, options.topology.split("x")))
@@ -78,9 +72,10 @@ def render(options: argparse.Namespace) -> str:
     if per_host < 1 or chips % per_host:
         raise ValueError(f"--chips-per-host={per_host} does not divide {chips} chips")
     lines = TEMPLATE.read_text("utf-8").splitlines()
-    kept = [line.removesuffix(" # spot") for line in lines if options.spot or "# spot" not in line]
+    for mark, wanted in {" # spot": options.spot, " # claim": options.claim}.items():
+        lines = [line.removesuffix(mark) for line in lines if wanted or not line.endswith(mark)]
     # JSON is YAML, and so quotes whatever an argument may hold.
-    return Template("\n".join([*kept, ""])).substitute(
+    return Template("\n".join([*lines, ""])).substitute(
         NAME=options.name,
         IMAGE=json.dumps(options.image),
         ACCELERATOR=json.dumps(options.accelerator),
@@ -93,6 +88,23 @@ def render(options: argparse.Namespace) -> str:
         MAX_RESTARTS=options.max_restarts,
         ARGUMENTS=json.dumps(["--distributed", *options.main]),
     )
+
+
+def _check_workdir(options: argparse.Namespace) -> None:
+    flag = next(a for a in reversed(options.main) if a.startswith("--workdir="))
+    place = flag.removeprefix("--workdir=")
+    if not options.claim:
+        if not place.startswith("gs://"):
+            raise ValueError(
+                f"{flag} would be lost with its pod: give a folder of a bucket, gs://BUCKET/x, or "
+                "name a volume with --claim"
+            )
+        return
+    if not options.mount.startswith("/"):
+        raise ValueError(f"--mount={options.mount} is no absolute path")
+    workdir = PurePosixPath(place)
+    if ".." in workdir.parts or PurePosixPath(options.mount) not in workdir.parents:
+        raise ValueError(f"{flag} is not below --mount={options.mount}, the volume of all pods")
 
 
 if __name__ == "__main__":
