@@ -78,6 +78,39 @@ def constrain_decoding(params: Any) -> Any:
     return _constrain(params, decoding_spec)
 
 
+def gathered_weights(params: Any) -> Any:
+    """One layer's weights, whole on the devices of fsdp; their gradient lies as they did.
+
+    Left alone, compilers may split the inputs of a product instead and sum partial results, which
+    are larger than the weights.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return params if mesh.empty or mesh.size == 1 else _gathered_weights(params)
+
+
+@jax.custom_vjp
+def _gathered_weights(params: Any) -> Any:
+    def spec(params: Any, mesh: AbstractMesh) -> Any:
+        return jax.tree.map(
+            lambda spec: P(*(None if axis == "fsdp" else axis for axis in spec)),
+            sharding.params_spec(params, mesh, lanes=False),
+            is_leaf=lambda leaf: isinstance(leaf, P),
+        )
+
+    return _constrain(params, spec)
+
+
+def _gathered_forward(params: Any) -> tuple[Any, None]:
+    return _gathered_weights(params), None
+
+
+def _gathered_backward(_: None, gradient: Any) -> tuple[Any]:
+    return (_constrain(gradient, functools.partial(sharding.params_spec, lanes=False)),)
+
+
+_gathered_weights.defvjp(_gathered_forward, _gathered_backward)
+
+
 def embedded(x: jax.Array) -> jax.Array:
     """Rows [B, ..., D] that were looked up, split as their table is, and then gathered."""
 

@@ -211,6 +211,7 @@ def _scan_layers(
         weights, lora, added, local = xs
         # Without this constraint jax 0.10 on CPU has given wrong gradients on 3-axis meshes.
         x = layouts.constrain_batch(x)
+        weights, lora = layouts.gathered_weights((weights, lora))
         chosen = view
         if local is not None:
             chosen = jax.tree.map(lambda n, e: jnp.where(local, n, e), near, everywhere)
