@@ -17,9 +17,12 @@ from subjax import (
     plan,
     programs,
     roofline,
+    sampler,
     sharding,
+    transformer,
     units,
 )
+from subjax.architecture import Architecture
 from tests.tiny import config as tiny_config
 
 pytestmark = [
@@ -110,6 +113,27 @@ def test_the_update_for_tpus_has_the_kernel_and_never_the_scores(v5e):
         assert attention.usable(256, "bfloat16")
         assert not attention.usable(200, "bfloat16")
         assert not attention.usable(256, "float32")
+
+
+def test_reading_rows_gathers_each_layer_once_and_sums_no_parts(v5e):
+    """Left alone, the compiler would split the inputs of products and pass weights on in a ring."""
+    arch = Architecture(
+        vocab_size=4096,
+        num_layers=6,
+        width=1024,
+        num_heads=8,
+        num_kv_heads=8,
+        head_dim=128,
+        ffn_width=4096,
+    )
+    mesh = sharding.make_mesh(seed=1, fsdp=4, devices=v5e[1])
+    sampling = sampler.Sampling(128, 128, 16, 1.0, (1,), "bfloat16")
+    prefill, _ = sampler.traced(arch, sampling, num_prompts=128, num_rows=128, mesh=mesh)
+    moved = hlo.traffic(aot.compiled(prefill)[1], mesh)
+    layers = 2 * (transformer.num_params(arch) - 2 * arch.vocab_size * arch.width)
+    sent = {collective.kind: collective.num_bytes for collective in moved.collectives}
+    assert sent.pop("all-gather") == pytest.approx(layers, rel=0.01)
+    assert sum(sent.values()) < 0.1 * layers
 
 
 @pytest.mark.slow
