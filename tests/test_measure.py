@@ -1,11 +1,13 @@
 """`plan --measure`: what it refuses, what it times, and what a report makes of it."""
 
+import functools
 import re
 import time
 import types
 
 import jax
 import numpy as np
+import plan_command
 import pytest
 from known_results import make_results
 
@@ -15,7 +17,6 @@ from subjax import (
     html,
     measure,
     pipeline,
-    plan,
     sharding,
     summary,
     train,
@@ -46,38 +47,16 @@ def config():
     return scope["get_config"]()
 
 
-def forget_flags():
-    """Overrides of fields, too, which parsing defines as flags: once, and for one config file."""
-    plan._FLAGS.unparse_flags()
-    for name in list(plan._FLAGS):
-        if name.startswith("config."):
-            delattr(plan._FLAGS, name)
-        else:
-            plan._FLAGS[name].unparse()
-
-
 @pytest.fixture
 def command(tmp_path, capsys, monkeypatch):
     """Runs the command line in this process, on its devices; its output, errors and exit code."""
     path = tmp_path / "config.py"
     path.write_text(CONFIG)
 
-    def run(*flags):
-        argv = ["plan", f"--config={path}", f"--workdir={tmp_path / 'run'}", *flags]
-        monkeypatch.setattr("sys.argv", argv)
-        # Too late in this process, which has computed.
-        monkeypatch.setattr(sharding, "use_cpu_devices", lambda num_devices: None)
-        forget_flags()
-        code = 0
-        try:
-            plan.cli()
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        return said.out, said.err, code
-
-    yield run
-    forget_flags()
+    # Too late in this process, which has computed.
+    monkeypatch.setattr(sharding, "use_cpu_devices", lambda num_devices: None)
+    with plan_command.runner(capsys, monkeypatch) as run:
+        yield functools.partial(run, f"--config={path}", f"--workdir={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize(

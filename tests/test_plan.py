@@ -1,11 +1,13 @@
 """Plans are made by the TPU's own compiler; without it these tests skip, and no TPU is needed."""
 
 import dataclasses
+import functools
 import importlib.util
 import re
 from pathlib import Path
 
 import jax
+import plan_command
 import pytest
 
 from subjax import (
@@ -40,20 +42,9 @@ ROOT = Path(__file__).parents[1]
 def command(capsys, monkeypatch):
     """Runs the command line in this process; its output, errors and exit code."""
 
-    def run(*flags):
-        monkeypatch.setattr("sys.argv", ["plan", "--config=configs/large.py:smoke", *flags])
-        monkeypatch.chdir(ROOT)
-        plan._FLAGS.unparse_flags()
-        plan._FLAGS["config"].unparse()
-        code = 0
-        try:
-            plan.cli()
-        except SystemExit as stop:
-            code = stop.code
-        said = capsys.readouterr()
-        return said.out, said.err, code
-
-    return run
+    monkeypatch.chdir(ROOT)
+    with plan_command.runner(capsys, monkeypatch) as run:
+        yield functools.partial(run, "--config=configs/large.py:smoke")
 
 
 @pytest.fixture(scope="module")
