@@ -26,6 +26,7 @@ def metrics(workdir, row):
     return {record["metric"]: record["value"] for record in records}
 
 
+@pytest.mark.slow
 def test_the_theorem_holds_where_it_is_promised(finished):
     for row in ("aux_kl", "aux_squared_error", "toy_kl", "toy_squared_error"):
         found = metrics(finished, row)
@@ -37,6 +38,7 @@ def test_the_theorem_holds_where_it_is_promised(finished):
     assert metrics(finished, "relu_kl")["violations"] == 0
 
 
+@pytest.mark.slow
 def test_it_ends_where_its_assumptions_do(finished):
     assert metrics(finished, "zero")["largest_inner"] == 0
     assert "coefficient_error" not in metrics(finished, "zero")
@@ -45,6 +47,7 @@ def test_it_ends_where_its_assumptions_do(finished):
     assert metrics(finished, "lora")["coefficient_error"] > 0.1
 
 
+@pytest.mark.slow
 def test_draws_differ_and_are_kept(finished):
     rows = artifacts.read_jsonl(finished / "theorem/aux_kl/r0/draws.jsonl")
     assert [row["draw"] for row in rows] == list(range(5))
@@ -54,6 +57,7 @@ def test_draws_differ_and_are_kept(finished):
     assert real != metrics(finished, "relu_kl")["real_displacement"]
 
 
+@pytest.mark.slow
 def test_the_report_says_so(finished):
     page = (finished / "report" / "report.html").read_text()
     assert "The sign holds in every draw" in page
