@@ -123,7 +123,8 @@ def entries(
     groups: dict[tuple[Any, ...], tuple[Planned, list[Unit]]] = {}
     for unit in todo:
         for planned in programs.of_unit(config, unit, mesh):
-            key = (unit.stage, planned.name, planned.key, planned.batch_size, planned.calls)
+            sizes = (planned.batch_size, planned.num_rows, planned.calls)
+            key = (unit.stage, planned.name, planned.key, *sizes)
             groups.setdefault(key, (planned, []))[1].append(unit)
     for planned, members in groups.values():
         compiled = compile_program(planned, planned.batch_size, mesh, chip)

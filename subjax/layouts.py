@@ -1,8 +1,9 @@
 """Where arrays lie inside jitted programs; outside a mesh none of these does anything.
 
-Training and prefilling split rows over `data` and `fsdp` and gather each layer's weights where they
-are needed. A token loop meets all weights at every step with few rows, so there the rows travel:
-`fsdp` splits a kernel as `tensor` does, and no device ever holds or gets more of it than its part.
+Training and reading whole rows split rows over `data` and `fsdp` and gather each layer's weights
+where they are needed. A token loop (of sampling, or over a candidate's tokens) meets all weights at
+every step with few rows, so there the rows travel: `fsdp` splits a kernel as `tensor` does, and no
+device gets more of a kernel than its part.
 
     resting     rows over data and fsdp, heads over tensor: where their keys and values are
     gathered    rows over data alone, whole on the devices of fsdp and tensor: what a kernel reads
@@ -23,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 from subjax import sharding
 
 
-def rows_spec(num_rows: int, mesh: Mesh | AbstractMesh) -> P:
+def _rows_spec(num_rows: int, mesh: Mesh | AbstractMesh) -> P:
     """Rows over data and fsdp where those divide them; otherwise whole on every device."""
     divides = num_rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
     return P(("data", "fsdp")) if divides else P()
@@ -33,7 +34,7 @@ def cache_spec(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """PartitionSpec of hidden states [B, D] and of keys and values [B, K, S, H], K over tensor."""
 
     def spec(leaf: Any) -> P:
-        rows = rows_spec(leaf.shape[0], mesh)
+        rows = _rows_spec(leaf.shape[0], mesh)
         if leaf.ndim < 4 or leaf.shape[1] % mesh.shape["tensor"]:
             return rows
         return P(rows[0] if len(rows) else None, "tensor")
@@ -82,7 +83,7 @@ def gathered_weights(params: Any) -> Any:
     """One layer's weights, whole on the devices of fsdp; their gradient lies as they did.
 
     Left alone, compilers may split the inputs of a product instead and sum partial results, which
-    are larger than the weights.
+    are larger than the weights. Inside a mesh it has no forward-mode derivative.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return params if mesh.empty or mesh.size == 1 else _gathered_weights(params)
@@ -134,7 +135,7 @@ def resting(x: jax.Array) -> jax.Array:
     """Rows [B, ..., D] over data and fsdp, D over tensor."""
 
     def spec(x: jax.Array, mesh: AbstractMesh) -> P:
-        rows = rows_spec(x.shape[0], mesh)
+        rows = _rows_spec(x.shape[0], mesh)
         last = sharding.first_fit(("tensor",), x.shape[-1], mesh)
         return P(rows[0] if len(rows) else None, *(None,) * (x.ndim - 2), last)
 
@@ -147,11 +148,15 @@ def _rows(x: jax.Array, mesh: AbstractMesh, last: Any) -> P:
 
 
 def _parts(size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...] | None:
-    """The axes that share a dimension in a token loop: as many as divide it."""
-    for axes in (("tensor", "fsdp"), ("fsdp",), ("tensor",)):
-        if size % math.prod(mesh.shape[axis] for axis in axes) == 0:
-            return axes
-    return None
+    """The axes that share a dimension in a token loop; None: it is small and nothing divides it."""
+    axes = ("tensor", "fsdp")
+    most = math.prod(mesh.shape[axis] for axis in axes)
+    # A large dimension is padded, which costs an eighth at the most.
+    if size % most == 0 or size >= 8 * most:
+        return axes
+    larger = sorted(axes, key=lambda axis: -mesh.shape[axis])
+    fitting = sharding.first_fit(larger, size, mesh)
+    return (fitting,) if fitting else None
 
 
 def _constrain(tree: Any, spec: Callable[[Any, AbstractMesh], Any]) -> Any:

@@ -11,9 +11,9 @@ times are bounds, by the formula that is printed. It needs libtpu and no TPU: se
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import flags
@@ -77,8 +77,9 @@ def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str
     ranks: dict[str, int] = {}
     for unit in todo:
         if name := bases.get(unit.inputs.get("base", unit.path)):
-            row = unit.fields["row"]
-            rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
+            row = _tuned(config, unit)
+            adapted = row.get("tuning") == "lora" and row.get("method") != "none"
+            rank = row["lora_rank"] if adapted else 0
             ranks[name] = max(rank, ranks.get(name, 0))
     found = []
     for name, rank in ranks.items():
@@ -91,6 +92,15 @@ def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str
             groups += placement.groups(jax.eval_shape(init, jax.random.key(0)), mesh)
         found.append(f"\nconfig.bases.{name}, one copy\n{placement.table(groups)}")
     return found
+
+
+def _tuned(config: ConfigDict, unit: Unit) -> Mapping[str, Any]:
+    """The row that says how a unit's model was finetuned."""
+    if unit.stage == "generate":
+        return config.teachers[config.datasets[unit.row].teacher]
+    if unit.stage == "evaluate":
+        return config.arms[unit.row.partition("/")[2]]
+    return unit.fields["row"]
 
 
 def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:

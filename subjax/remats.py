@@ -9,6 +9,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 _PROJECTION = "projection"
+_GATHERING = ("sharding_constraint", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 # Kept are the narrowed results of products with weights, not the wide sums that they are cut from.
 REMATS: dict[str, Callable[[Any], Any]] = {
@@ -28,6 +29,13 @@ REMATS: dict[str, Callable[[Any], Any]] = {
     ),
 }
 
+# Weights that a layer has gathered would stay whole on every device until the backward pass.
+_all_but_gathered = functools.partial(
+    jax.checkpoint,
+    prevent_cse=False,  # layers are scanned
+    policy=lambda primitive, *_, **__: primitive.name not in _GATHERING,
+)
+
 
 def projected(y: Array) -> Array:
     """Marks a product with weights, which "dots" keeps and "offload" moves to the host."""
@@ -37,8 +45,12 @@ def projected(y: Array) -> Array:
 def wrapped(layer: Callable[..., Any], name: str | bool) -> Callable[..., Any]:
     """A layer whose backward pass computes again what its name in `REMATS` says.
 
-    False and True, which older manifests hold, are "none" and "full".
+    False and True, which older manifests hold, are "none" and "full". Where `fsdp` splits weights,
+    "none" gathers them again.
     """
     if isinstance(name, bool):
         name = "full" if name else "none"
+    mesh = jax.sharding.get_abstract_mesh()
+    if name == "none" and not mesh.empty and mesh.shape["fsdp"] > 1:
+        return _all_but_gathered(layer)
     return REMATS[name](layer)

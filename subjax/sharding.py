@@ -288,7 +288,7 @@ def rule(name: str) -> Rule:
     """What the table says of a parameter's path, such as layers/mlp/up/kernel.
 
     Raises:
-      ValueError: nothing.
+      ValueError: the table has no rule for it.
     """
     if found := _rule(name):
         return found

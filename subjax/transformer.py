@@ -211,7 +211,8 @@ def _scan_layers(
         weights, lora, added, local = xs
         # Without this constraint jax 0.10 on CPU has given wrong gradients on 3-axis meshes.
         x = layouts.constrain_batch(x)
-        weights, lora = layouts.gathered_weights((weights, lora))
+        # One by one: a base that is frozen needs no gradient.
+        weights, lora = layouts.gathered_weights(weights), layouts.gathered_weights(lora)
         chosen = view
         if local is not None:
             chosen = jax.tree.map(lambda n, e: jnp.where(local, n, e), near, everywhere)

@@ -1,10 +1,14 @@
 """What lies where inside programs: read from what is compiled for eight devices of this machine."""
 
+import dataclasses
+import math
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from subjax import hlo, layouts, leaves, lora, sampler, sharding, transformer
+from configs import large
+from subjax import hlo, layouts, leaves, lora, programs, sampler, sharding, transformer
 from subjax.architecture import Architecture
 
 # Weights of 67 MB, beside which eight rows are nothing.
@@ -45,22 +49,61 @@ def test_a_token_loop_moves_rows_and_no_weights(shape, rank):
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * weights / (fsdp * tensor)
 
 
-def test_a_dimension_is_split_by_as_many_axes_as_divide_it():
+def test_a_small_dimension_is_split_by_what_divides_it_and_a_large_one_padded():
     mesh = make_mesh(1, 4, 2)
     shapes = {"up": (24, 6), "gate": (12, 6), "down": (6, 10)}
     params = {
         name: {"kernel": jax.ShapeDtypeStruct((3, *shape), float)} for name, shape in shapes.items()
     }
-    specs = leaves.flat(layouts.decoding_spec({"layers": {"mlp": params}}, mesh))
-    assert specs["layers/mlp/up/kernel"] == P(None, ("tensor", "fsdp"))
-    assert specs["layers/mlp/gate/kernel"] == P(None, ("fsdp",))
-    assert specs["layers/mlp/down/kernel"] == P(None, None, ("tensor",))
-    odd = {"layers": {"mlp": {"up": {"kernel": jax.ShapeDtypeStruct((3, 7, 6), float)}}}}
-    assert leaves.flat(layouts.decoding_spec(odd, mesh)) == {"layers/mlp/up/kernel": P(None, None)}
-    with pytest.raises(ValueError, match="no sharding rule for parameter layers/mlp/sideways"):
-        layouts.decoding_spec(
-            {"layers": {"mlp": {"sideways": jax.ShapeDtypeStruct((2,), float)}}}, mesh
-        )
+    params["qkv"] = {"kernel": jax.ShapeDtypeStruct((3, 65, 6), float)}
+    params["q"] = {"kernel": jax.ShapeDtypeStruct((3, 7, 6), float)}
+    specs = leaves.flat(layouts.decoding_spec({"layers": params}, mesh))
+    assert specs["layers/up/kernel"] == P(None, ("tensor", "fsdp"))
+    assert specs["layers/gate/kernel"] == P(None, ("fsdp",))
+    assert specs["layers/down/kernel"] == P(None, None, ("tensor",))
+    assert specs["layers/qkv/kernel"] == P(None, ("tensor", "fsdp"))
+    assert specs["layers/q/kernel"] == P(None, None)
+    with pytest.raises(ValueError, match="no sharding rule for parameter layers/sideways"):
+        layouts.decoding_spec({"layers": {"sideways": jax.ShapeDtypeStruct((2,), float)}}, mesh)
+
+
+@pytest.mark.parametrize("form", ["", ",throughput,chips=256"])
+@pytest.mark.parametrize("model", sorted(large.MODELS))
+def test_a_token_loop_of_the_large_configs_splits_all_but_norms(model, form):
+    config = large.get_config(model + form)
+    arch = programs.architecture("model", config.bases.model)
+    sizes = {axis: max(config.mesh[axis], 1) for axis in sharding.AXES}
+    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    params = transformer.abstract_params(arch)
+    specs = leaves.flat(layouts.decoding_spec(params, mesh))
+    held = 0.0
+    for path, leaf in leaves.flat(params).items():
+        axes = [axis for entry in specs[path] if entry for axis in entry]
+        held += leaf.size / math.prod(mesh.shape[axis] for axis in axes)
+    assert held < 1.05 * transformer.num_params(arch) / (sizes["fsdp"] * sizes["tensor"])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_gathered_weights_are_not_kept_for_the_backward_pass(adapted):
+    """Kept, they would be whole on every device until the last layer has been read."""
+    mesh = make_mesh(1, 8, 1)
+    arch = dataclasses.replace(ARCH, num_layers=8)  # scanned, not unrolled
+    adapter = jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=4))
+    params = transformer.abstract_params(arch)
+    tokens = jax.ShapeDtypeStruct((8, 4), int)
+
+    def loss(trained, frozen, tokens):
+        weights, adapter = (frozen, trained) if adapted else (trained, None)
+        return transformer.forward(arch, weights, tokens, adapter=adapter).sum()
+
+    trees = (adapter, params) if adapted else (params, {})
+    with jax.set_mesh(mesh):
+        specs = sharding.params_spec(trees, mesh, lanes=False)
+        placed = sharding.abstract(trees, specs, mesh)
+        memory = jax.jit(jax.grad(loss)).lower(*placed, tokens).compile().memory_analysis()
+    layers = 4 * (transformer.num_params(arch) - 2 * arch.vocab_size * arch.width)
+    # Beside a layer or two and the gradient's own part there is nothing.
+    assert memory.temp_size_in_bytes < layers / 2
 
 
 @pytest.mark.parametrize(

@@ -185,15 +185,16 @@ def test_a_run_takes_what_was_predicted(command, tmp_path, monkeypatch):
         ),
         "2 x cpu",
     )
-    for line in out.splitlines():
-        if (name := line.partition(" ")[0]) in predicted:
-            _, *counts, bound, seconds, hours, chip_hours, usd = line.split()
-            rows = 64 if name.startswith("base") else 32
-            assert counts[:2] == ["30", str(30 * rows)] and bound == "unknown"
-            assert float(seconds) == pytest.approx(predicted[name]["seconds"], rel=0.01)
-            assert 3600 * float(hours) == pytest.approx(float(seconds), rel=0.02)
-            assert float(chip_hours) == pytest.approx(2 * float(hours), rel=0.02)
-            assert float(usd) == pytest.approx(36 * float(chip_hours), rel=0.02)
+    lines = [line for line in out.splitlines() if line.partition(" ")[0] in predicted]
+    assert len(lines) == len(predicted)
+    for line in lines:
+        name, *counts, bound, seconds, hours, chip_hours, usd = line.split()
+        rows = 64 if name.startswith("base") else 32
+        assert counts[:2] == ["30", str(30 * rows)] and bound == "unknown"
+        assert float(seconds) == pytest.approx(predicted[name]["seconds"], rel=0.01)
+        assert 3600 * float(hours) == pytest.approx(float(seconds), rel=0.02)
+        assert float(chip_hours) == pytest.approx(2 * float(hours), rel=0.02)
+        assert float(usd) == pytest.approx(36 * float(chip_hours), rel=0.02)
 
     pipeline.run(config(), workdir)
     page = (workdir / "report" / "report.html").read_text()

@@ -142,7 +142,7 @@ NUM_ROWS = 512
 # Slots and the mesh; (32, (1, 1, 1)) is what the others are compared with.
 DRAWS = [
     (slots, shape)
-    for shape in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
+    for shape in ((1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 3, 2))
     for slots in (32, 128)
 ]
 
@@ -189,12 +189,14 @@ def test_tokens_of_bfloat16_rarely_do(record_property):
     at most 2 in 16,882 between meshes; 101 in 14,691 (.69 %) from what float32 draws.
     """
     expected = drawn("bfloat16", *DRAWS[0])
+    most = 0
     for num_slots, shape in DRAWS[1:]:
         rows, compared = first_differences(drawn("bfloat16", num_slots, shape), expected)
         record_property(f"first differences, {num_slots} slots on {shape}", f"{rows} of {compared}")
         print(f"{num_slots} slots on {shape}: {rows} first differences in {compared} tokens")
         assert compared >= 10_000 and rows < 0.02 * compared
+        most = max(most, rows)
     # Counted in the same way, another number format differs more often.
     other, compared = first_differences(drawn("float32", *DRAWS[0]), expected)
     print(f"float32: {other} in {compared}")
-    assert other > rows
+    assert other > most

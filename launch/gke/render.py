@@ -11,8 +11,7 @@ pods is allowed to write to; or it lies on a volume that all of them share: --cl
 PersistentVolumeClaim of access mode ReadWriteMany, such as one of Filestore (storage class
 standard-rwx), which is mounted at --mount.
 
-xpk makes a cluster, and can run the same image without this script, with storage attached to it
-(xpk storage create or attach):
+xpk makes a cluster, and can run the same image without this script:
 
     xpk cluster create --cluster=C --tpu-type=v5litepod-16 --num-slices=1 --spot
     xpk workload create --cluster=C --workload=owl --tpu-type=v5litepod-16 --docker-image=IMAGE \
@@ -94,7 +93,7 @@ def _check_workdir(options: argparse.Namespace) -> None:
     flag = next(a for a in reversed(options.main) if a.startswith("--workdir="))
     place = flag.removeprefix("--workdir=")
     if not options.claim:
-        if not place.startswith("gs://"):
+        if not re.fullmatch("gs://[^/]+/.*[^/].*", place):
             raise ValueError(
                 f"{flag} would be lost with its pod: give a folder of a bucket, gs://BUCKET/x, or "
                 "name a volume with --claim"
