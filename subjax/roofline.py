@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh
 
 from subjax import hlo
@@ -246,9 +247,10 @@ def _attention_flops(arch: Architecture, rows: int, num_tokens: int, read: int =
 
 
 def executed_flops(jaxpr: Any, arch: Architecture, *, steps: float = 1, taken: float = 1) -> float:
-    """FLOPs of all products of a traced program, over all devices; loops as often as they run.
+    """FLOPs of the products that a traced program needs, over all devices.
 
-    The attention kernel multiplies the blocks that its mask keeps, whole.
+    Loops count as often as they run. The attention kernel multiplies the blocks that its mask
+    keeps, whole.
 
     Args:
       jaxpr: of `Traced.jaxpr`.
@@ -257,6 +259,9 @@ def executed_flops(jaxpr: Any, arch: Architecture, *, steps: float = 1, taken: f
       taken: share of runs in which the longest branch of a conditional is taken.
     """
     local = sum(arch.local) / arch.num_layers
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    # Gradients of frozen weights are traced where a product has its own rule; compilers drop them.
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     counting = _Counting(arch.window, local, steps, taken)
     # Where all layers are of one kind, no conditional chooses it.
     return counting.flops(jaxpr, arch.window if local == 1 else 0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import attention, hlo, roofline, sharding, train, transformer
+from subjax import attention, hlo, lora, roofline, sharding, train, transformer
 from tests.tiny import ARCH
 
 SIZES = {"rows": 2, "num_tokens": 8, "num_targets": 3}
@@ -144,3 +144,20 @@ def test_a_training_step_multiplies_what_its_shapes_say():
     model = roofline.training_flops(ARCH, rows=2, num_tokens=8, num_targets=8)
     # Masked pairs and the targets' own scores come on top, and the vocabulary's scores once more.
     assert model < executed < 1.5 * model
+
+
+def test_gradients_of_frozen_weights_are_not_executed():
+    """bfloat16 products have a gradient rule of their own, which is traced for both sides."""
+    params, tokens = transformer.abstract_params(ARCH), jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    adapter = jax.eval_shape(lambda: lora.init(ARCH, jax.random.key(0), rank=2))
+
+    def executed(precision):
+        def loss(adapter, params, tokens):
+            return transformer.forward(
+                ARCH, params, tokens, adapter=adapter, precision=precision
+            ).sum()
+
+        traced = jax.jit(jax.grad(loss)).trace(adapter, params, tokens)
+        return roofline.executed_flops(traced.jaxpr, ARCH)
+
+    assert executed("bfloat16") == executed("float32")
