@@ -60,18 +60,22 @@ def constrain_cache(tree: Any) -> Any:
 def decoding_spec(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """PartitionSpec of every leaf of a parameter or adapter tree in a token loop.
 
+    Where neither axis divides a leaf's dimension, it lies as it does for training.
+
     Raises:
       ValueError: a path that the table of `sharding` does not know.
     """
 
-    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+    def spec(path: tuple[Any, ...], leaf: Any, trained: P) -> P:
         rule = sharding.rule("/".join(str(getattr(part, "key", part)) for part in path))
         if rule.decoding is None:
             return P()
         dim = leaf.ndim - len(rule.axes) + rule.decoding
-        return P(*(None,) * dim, _parts(leaf.shape[dim], mesh))
+        axes = _parts(leaf.shape[dim], mesh)
+        return P(*(None,) * dim, axes) if axes else trained
 
-    return jax.tree_util.tree_map_with_path(spec, params)
+    trained = sharding.params_spec(params, mesh, lanes=False)
+    return jax.tree_util.tree_map_with_path(spec, params, trained)
 
 
 def constrain_decoding(params: Any) -> Any:
@@ -148,11 +152,9 @@ def _rows(x: jax.Array, mesh: AbstractMesh, last: Any) -> P:
 
 
 def _parts(size: int, mesh: Mesh | AbstractMesh) -> tuple[str, ...] | None:
-    """The axes that share a dimension in a token loop; None: it is small and nothing divides it."""
+    """The axes that share a dimension in a token loop: both, or the larger that divides it."""
     axes = ("tensor", "fsdp")
-    most = math.prod(mesh.shape[axis] for axis in axes)
-    # A large dimension is padded, which costs an eighth at the most.
-    if size % most == 0 or size >= 8 * most:
+    if size % math.prod(mesh.shape[axis] for axis in axes) == 0:
         return axes
     larger = sorted(axes, key=lambda axis: -mesh.shape[axis])
     fitting = sharding.first_fit(larger, size, mesh)
