@@ -97,9 +97,9 @@ def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str
 def _tuned(config: ConfigDict, unit: Unit) -> Mapping[str, Any]:
     """The row that says how a unit's model was finetuned."""
     if unit.stage == "generate":
-        return config.teachers[config.datasets[unit.row].teacher]
+        return config.teachers[config.datasets[unit.row].teacher].to_dict()
     if unit.stage == "evaluate":
-        return config.arms[unit.row.partition("/")[2]]
+        return config.arms[unit.row.partition("/")[2]].to_dict()
     return unit.fields["row"]
 
 
