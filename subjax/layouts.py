@@ -24,36 +24,35 @@ from jax.sharding import PartitionSpec as P
 from subjax import sharding
 
 
-def _rows_spec(num_rows: int, mesh: Mesh | AbstractMesh) -> P:
-    """Rows over data and fsdp where those divide them; otherwise whole on every device."""
+def _row_axes(num_rows: int, mesh: Mesh | AbstractMesh) -> tuple[str, str] | None:
+    """Data and fsdp where those divide the rows; None: every device has them all."""
     divides = num_rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
-    return P(("data", "fsdp")) if divides else P()
+    return ("data", "fsdp") if divides else None
 
 
 def cache_spec(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """PartitionSpec of hidden states [B, D] and of keys and values [B, K, S, H], K over tensor."""
 
     def spec(leaf: Any) -> P:
-        rows = _rows_spec(leaf.shape[0], mesh)
-        if leaf.ndim < 4 or leaf.shape[1] % mesh.shape["tensor"]:
-            return rows
-        return P(rows[0] if len(rows) else None, "tensor")
+        rows = _row_axes(leaf.shape[0], mesh)
+        whole = leaf.ndim < 4 or leaf.shape[1] % mesh.shape["tensor"]
+        return P(rows) if whole else P(rows, "tensor")
 
     return jax.tree.map(spec, tree)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps [B, ...] arrays split by batch alone; outside a mesh it does nothing."""
+    """Keeps [B, ...] arrays split by batch alone."""
     return _constrain(x, lambda x, _: P(("data", "fsdp"), *(None,) * (x.ndim - 1)))
 
 
 def constrain_state(state: Any, *, lanes: bool) -> Any:
-    """Keeps parameters and optimizer state as `state_spec` says, inside a mesh."""
+    """Keeps parameters and optimizer state as `sharding.state_spec` says."""
     return _constrain(state, functools.partial(sharding.state_spec, lanes=lanes))
 
 
 def constrain_cache(tree: Any) -> Any:
-    """Splits what `cache_spec` is about as it says; outside a mesh it does nothing."""
+    """Splits what `cache_spec` is about as it says."""
     return _constrain(tree, cache_spec)
 
 
@@ -139,9 +138,8 @@ def resting(x: jax.Array) -> jax.Array:
     """Rows [B, ..., D] over data and fsdp, D over tensor."""
 
     def spec(x: jax.Array, mesh: AbstractMesh) -> P:
-        rows = _rows_spec(x.shape[0], mesh)
         last = sharding.first_fit(("tensor",), x.shape[-1], mesh)
-        return P(rows[0] if len(rows) else None, *(None,) * (x.ndim - 2), last)
+        return P(_row_axes(x.shape[0], mesh), *(None,) * (x.ndim - 2), last)
 
     return _constrain(x, spec)
 
