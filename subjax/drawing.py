@@ -92,7 +92,7 @@ def draw(
       num_top: K, so many likeliest tokens are wanted; 0: none.
     """
     scores = layouts.spread(head.scores(layouts.gathered(hidden)))
-    scores = layouts.constrain_cache(scores)
+    scores = layouts.constrain_cache(layouts.resting(scores))
     if rules is not None:
         scores = jnp.where(rules.allowed[step], scores, -jnp.inf)
     noisy = scores

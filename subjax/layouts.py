@@ -31,7 +31,7 @@ def _row_axes(num_rows: int, mesh: Mesh | AbstractMesh) -> tuple[str, str] | Non
 
 
 def cache_spec(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """PartitionSpec of hidden states [B, D] and of keys and values [B, K, S, H], K over tensor."""
+    """PartitionSpec of hidden states [B, D], and of keys and values [B, K, ...], K over tensor."""
 
     def spec(leaf: Any) -> P:
         rows = _row_axes(leaf.shape[0], mesh)
@@ -113,6 +113,15 @@ def _gathered_backward(_: None, gradient: Any) -> tuple[Any]:
 
 
 _gathered_weights.defvjp(_gathered_forward, _gathered_backward)
+
+
+def whole_rows(cache: jax.Array) -> jax.Array:
+    """Keys or values [B, K, G, S, H] of all rows on every device, heads over tensor."""
+
+    def spec(cache: jax.Array, mesh: AbstractMesh) -> P:
+        return P(None, sharding.first_fit(("tensor",), cache.shape[1], mesh))
+
+    return _constrain(cache, spec)
 
 
 def embedded(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ depend on its prompt, its key and the number of slots, never on its slot or its 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from subjax import drawing, layouts, sharding, transformer
+from subjax import drawing, layouts, sharding, slots, transformer
 from subjax.architecture import Architecture
 from subjax.transformer import Params
 
@@ -97,7 +97,7 @@ def sample(
       ValueError: a prompt that is empty or longer than `prompt_tokens`; more likeliest tokens than
         there are.
     """
-    num_rows, slots = len(prompts), sampling.num_slots
+    num_rows, num_slots = len(prompts), sampling.num_slots
     tokens, lengths, prompt = _distinct(sampling, prompts)
     grammar = None if allowed is None else drawing.grammar(allowed)
     most = arch.vocab_size if grammar is None else len(grammar.ids)
@@ -116,8 +116,8 @@ def sample(
             (log_probs, top_log_probs),
             params,
             adapter,
-            _Prompts(hidden, cache, lengths),
-            _Rows(prompt, jnp.concatenate([keys, spare])),
+            slots.Prompts(hidden, cache, lengths),
+            slots.Rows(prompt, jnp.concatenate([keys, spare])),
             grammar,
             np.int32(num_rows),
         )
@@ -127,7 +127,7 @@ def sample(
     return Samples(
         lengths=counts,
         stopped=np.isin(last_tokens, sampling.eos_ids),
-        occupancy=float(counts.sum() / max(int(steps) * slots, 1)),
+        occupancy=float(counts.sum() / max(int(steps) * num_slots, 1)),
         **drawn._asdict(),
     )
 
@@ -156,9 +156,9 @@ def traced(
     params, adapter = sharding.abstract(
         weights, sharding.params_spec(weights, mesh, lanes=False), mesh
     )
-    slots, whole = sampling.num_slots, sharding.WHOLE
-    num_rooms = slots * _num_blocks(sampling, num_prompts, num_rows)
-    padded = num_rows + -num_rows % slots
+    num_slots, whole = sampling.num_slots, sharding.WHOLE
+    num_rooms = num_slots * _num_blocks(sampling, num_prompts, num_rows)
+    padded = num_rows + -num_rows % num_slots
 
     def ints(*shape: int) -> Any:
         return sharding.abstract(jax.ShapeDtypeStruct(shape, jnp.int32), whole, mesh)
@@ -166,7 +166,12 @@ def traced(
     with jax.set_mesh(mesh):
         read = functools.partial(_prefill, arch, sampling)
         prefill = _prefill.trace(
-            arch, sampling, params, adapter, ints(slots, sampling.prompt_tokens), ints(slots)
+            arch,
+            sampling,
+            params,
+            adapter,
+            ints(num_slots, sampling.prompt_tokens),
+            ints(num_slots),
         )
         # The loop gets what prefilling makes of all prompts.
         tokens = ints(num_rooms, sampling.prompt_tokens)
@@ -179,8 +184,8 @@ def traced(
             (False, 0),
             params,
             adapter,
-            _Prompts(hidden, cache, ints(num_rooms)),
-            _Rows(ints(padded), sharding.abstract(keys, whole, mesh)),
+            slots.Prompts(hidden, cache, ints(num_rooms)),
+            slots.Rows(ints(padded), sharding.abstract(keys, whole, mesh)),
             None,
             jax.ShapeDtypeStruct((), jnp.int32),
         )
@@ -205,13 +210,13 @@ def _distinct(
         )
     places: dict[tuple[int, ...], int] = {}
     of_rows = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
-    slots = sampling.num_slots
-    tokens = np.zeros((-(-len(places) // slots) * slots, sampling.prompt_tokens), np.int32)
-    lengths = np.ones(slots * _num_blocks(sampling, len(places), len(prompts)), np.int32)
+    num_slots = sampling.num_slots
+    tokens = np.zeros((-(-len(places) // num_slots) * num_slots, sampling.prompt_tokens), np.int32)
+    lengths = np.ones(num_slots * _num_blocks(sampling, len(places), len(prompts)), np.int32)
     for ids, place in places.items():
         tokens[place, : len(ids)] = ids
         lengths[place] = len(ids)
-    return tokens, lengths, np.array(of_rows + [0] * (-len(prompts) % slots), np.int32)
+    return tokens, lengths, np.array(of_rows + [0] * (-len(prompts) % num_slots), np.int32)
 
 
 def _num_blocks(sampling: Sampling, num_prompts: int, num_rows: int) -> int:
@@ -237,8 +242,7 @@ def _prefill(
         arch, params, tokens, adapter=adapter, precision=sampling.precision
     )
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
-    cache = [(keys[i], values[i]) for i in range(arch.num_layers)]
-    return layouts.constrain_cache((last, cache))
+    return layouts.constrain_cache((last, transformer.decode_cache(keys, values)))
 
 
 def _prefilled(
@@ -250,13 +254,15 @@ def _prefilled(
     lengths: Int[Array, " R"],
 ) -> tuple[Array, Any]:
     """What `_prefill` makes of all prompts, block by block, with room for R of them."""
-    slots = sampling.num_slots
+    num_slots = sampling.num_slots
     parts = [
-        _prefill(arch, sampling, params, adapter, tokens[i : i + slots], lengths[i : i + slots])
-        for i in range(0, len(tokens), slots)
+        _prefill(
+            arch, sampling, params, adapter, tokens[i : i + num_slots], lengths[i : i + num_slots]
+        )
+        for i in range(0, len(tokens), num_slots)
     ]
     # Room for prompts that are not there holds any; no row asks for them.
-    parts += parts[-1:] * (len(lengths) // slots - len(parts))
+    parts += parts[-1:] * (len(lengths) // num_slots - len(parts))
     return _joined(parts)
 
 
@@ -267,31 +273,6 @@ def _joined(parts: list[tuple[Array, Any]]) -> tuple[Array, Any]:
     return layouts.constrain_cache(joined)
 
 
-class _Prompts(NamedTuple):
-    """What is known of every distinct prompt."""
-
-    hidden: Float[Array, "R D"]  # predicts the first token
-    cache: Any  # per layer, keys and values [R, K, T, H]
-    lengths: Int[Array, " R"]
-
-
-class _Rows(NamedTuple):
-    """What is known of every row before its first token."""
-
-    prompt: Int[Array, " N"]  # which one it continues
-    keys: Key[Array, " N"]
-
-
-class _Slots(NamedTuple):
-    """What is in the slots, and which row is next."""
-
-    row: Int[Array, " S"]  # -1 where the slot is free
-    step: Int[Array, " S"]  # tokens of the row drawn so far
-    hidden: Float[Array, "S D"]  # predicts its next token
-    cache: Any  # per layer, keys and values [S, K, T + new, H]
-    next_row: Int[Array, ""]
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _decode(
     arch: Architecture,
@@ -299,8 +280,8 @@ def _decode(
     wanted: tuple[bool, int],
     params: Params,
     adapter: Params | None,
-    prompts: _Prompts,
-    rows: _Rows,
+    prompts: slots.Prompts,
+    rows: slots.Rows,
     grammar: drawing.Grammar | None,
     num_rows: Int[Array, ""],
 ) -> tuple[drawing.Drawn, Int[Array, " N"], Int[Array, ""]]:
@@ -314,20 +295,11 @@ def _decode(
     head = drawing.output_matrix(head, grammar)
     eos = jnp.array(sampling.eos_ids)
     log_probs, num_top = wanted
-    # Refilling copies keys and values, so it waits until an eighth of the slots is free.
-    enough = max(sampling.num_slots // 8, 1)
 
     def body(state: Any) -> Any:
-        slots, out, counts, steps = state
-        num_free = jnp.sum(slots.row < 0)
-        due = (num_free >= enough) | (num_free == sampling.num_slots)
-        slots = jax.lax.cond(
-            due & (slots.next_row < num_rows),
-            lambda slots: _refill(slots, prompts, rows, num_rows),
-            lambda slots: slots,
-            slots,
-        )
-        row, step, hidden, cache, next_row = slots
+        held, out, counts, steps = state
+        held = slots.refill(held, prompts, rows, num_rows)
+        row, step, hidden, cache, next_row = held
         active = row >= 0
         drawn = drawing.draw(
             head,
@@ -351,49 +323,14 @@ def _decode(
         hidden, cache = layouts.constrain_cache((hidden, cache))
         row = jnp.where(active & ~ended, row, -1)
         step = jnp.where(ended, 0, step + 1)
-        return _Slots(row, step, hidden, cache, next_row), out, counts, steps + 1
+        return slots.Slots(row, step, hidden, cache, next_row), out, counts, steps + 1
 
     def unfinished(state: Any) -> Array:
         return jnp.any(state[0].row >= 0) | (state[0].next_row < num_rows)
 
     out = drawing.empty(padded, sampling.max_new_tokens, log_probs=log_probs, num_top=num_top)
     counts = jnp.zeros(padded, jnp.int32)
-    state = (_empty(sampling, prompts), out, counts, jnp.int32(0))
+    length = sampling.prompt_tokens + sampling.max_new_tokens
+    held = slots.fill(sampling.num_slots, length, prompts, rows, num_rows)
+    state = (held, out, counts, jnp.int32(0))
     return jax.lax.while_loop(unfinished, body, state)[1:]
-
-
-def _empty(sampling: Sampling, prompts: _Prompts) -> _Slots:
-    num_slots = sampling.num_slots
-
-    def room(leaf: Array) -> Array:
-        length = sampling.prompt_tokens + sampling.max_new_tokens
-        return jnp.zeros((num_slots, leaf.shape[1], length, leaf.shape[3]), leaf.dtype)
-
-    return _Slots(
-        row=jnp.full(num_slots, -1),
-        step=jnp.zeros(num_slots, int),
-        hidden=jnp.zeros_like(prompts.hidden, shape=(num_slots, prompts.hidden.shape[1])),
-        cache=layouts.constrain_cache(jax.tree.map(room, prompts.cache)),
-        next_row=jnp.int32(0),
-    )
-
-
-def _refill(slots: _Slots, prompts: _Prompts, rows: _Rows, num_rows: Int[Array, ""]) -> _Slots:
-    """Gives free slots the next rows."""
-    free = slots.row < 0
-    candidate = slots.next_row + jnp.cumsum(free) - 1
-    taken = free & (candidate < num_rows)
-    source = rows.prompt[jnp.where(taken, candidate, 0)]
-
-    def copy(new: Array, old: Array) -> Array:
-        chosen = taken.reshape(-1, *[1] * (old.ndim - 1))
-        head = jnp.where(chosen, new[source], old[:, :, : new.shape[2]])
-        return jax.lax.dynamic_update_slice(old, head, (0,) * old.ndim)
-
-    return _Slots(
-        row=jnp.where(taken, candidate, slots.row),
-        step=jnp.where(taken, 0, slots.step),
-        hidden=jnp.where(taken[:, None], prompts.hidden[source], slots.hidden),
-        cache=jax.tree.map(copy, prompts.cache, slots.cache),
-        next_row=slots.next_row + jnp.sum(taken),
-    )

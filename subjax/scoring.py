@@ -281,7 +281,7 @@ def _continuations(
     )
     depth = prefixes.shape[1]
     keys, values = (jnp.pad(kv, [(0, 0)] * 3 + [(0, depth), (0, 0)]) for kv in cache)
-    caches = [(keys[i], values[i]) for i in range(arch.num_layers)]
+    caches = transformer.decode_cache(keys, values)
     layers = transformer.decode_layers(params, adapter, precision=precision)
     head = drawing.output_matrix(transformer.head(arch, params, precision=precision), None)
     position = batch["positions"][:, 0]

@@ -26,13 +26,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from subjax import attention, blocks, functional, layouts, remats
 from subjax import precision as precisions
 from subjax.architecture import Architecture
 from subjax.blocks import KeyValues
 from subjax.blocks import Params as Params  # callers need only this module
+from subjax.functional import View
+
+# Each layer of a token loop takes the TPU compiler 1 to 3 seconds.
+MOST_UNROLLED = 40
 
 
 def init(arch: Architecture, key: Array) -> Params:
@@ -118,14 +122,32 @@ def prefill(
 def decode_layers(
     params: Params, adapter: Params | None = None, *, precision: str = "float32"
 ) -> list[tuple[Params, Params]]:
-    """Slices, rounds and lays out the layers once, so that a token loop need not at every step."""
+    """Slices, rounds and lays out the layers once, so that a token loop need not at every step.
+
+    Returns:
+      The layers of a group, with a leading axis of groups, as `decode_cache` counts them.
+    """
     operands = precisions.PRECISIONS[precision].operands
     stacked = (params["layers"], (adapter or {}).get("layers", {}))
     # Vectors (norms) stay as they are; what is multiplied would be rounded at every use.
     stacked = jax.tree.map(lambda a: a.astype(operands) if a.ndim > 2 else a, stacked)
     stacked = layouts.constrain_decoding(stacked)
-    num_layers = len(params["layers"]["attn"]["o"]["kernel"])
-    return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(num_layers)]
+    size = _group_size(len(params["layers"]["attn"]["o"]["kernel"]))
+    return [jax.tree.map(operator.itemgetter(slice(i, None, size)), stacked) for i in range(size)]
+
+
+def decode_cache(
+    keys: Float[Array, "L B K S H"], values: Float[Array, "L B K S H"]
+) -> list[KeyValues]:
+    """Keys and values of `prefill` as a token loop reads and writes them.
+
+    Returns:
+      For the layers of a group, keys and values [B, K, G, S, H] in each of G groups. There is one
+      group but for deep models, which would take minutes to compile in one piece.
+    """
+    size = _group_size(len(keys))
+    grouped = [(keys[i::size], values[i::size]) for i in range(size)]
+    return jax.tree.map(lambda kv: jnp.moveaxis(kv, 0, 2), grouped)
 
 
 def decode_step(
@@ -139,7 +161,7 @@ def decode_step(
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
 ) -> tuple[Float[Array, "B D"], list[KeyValues]]:
-    """Runs one token per row against a cache, layers unrolled.
+    """Runs one token per row against a cache, a group of layers at a time.
 
     Args:
       arch: shapes of the model.
@@ -147,7 +169,7 @@ def decode_step(
       layers: result of `decode_layers`.
       tokens: the token that stands at `positions`.
       positions: where each row's token stands; keys after it are not seen.
-      cache: per layer, keys and values [B, K, S, H].
+      cache: as `decode_cache` lays it out.
       residual_add: as in `forward`.
       precision: as in `forward`.
 
@@ -157,19 +179,33 @@ def decode_step(
     dtype, operands = precisions.PRECISIONS[precision]
     tokens = layouts.gathered(tokens[:, None])
     x = layouts.embedded(_embed(arch, params, tokens, dtype))
-    everywhere, near = functional.views(arch, positions[:, None], cache[0][0].shape[2])
-    written = []
-    for index, (weights, lora) in enumerate(layers):
-        view = near if arch.local and arch.local[index] else everywhere
-        x, keyvalues = blocks.block(arch, operands, weights)(
-            *(layouts.gathered(x), view),
-            lora=lora,
-            cache=cache[index],
-            write_at=positions,
-        )
-        if residual_add is not None:
-            x = x + residual_add[index].astype(dtype)[None, None]
-        written.append(keyvalues)
+    views = functional.views(arch, positions[:, None], cache[0][0].shape[3])
+    read, update = jax.lax.dynamic_index_in_dim, jax.lax.dynamic_update_index_in_dim
+
+    def group(carry: tuple[Array, list[KeyValues]], xs: Any) -> tuple[Any, None]:
+        (x, cache), (place, layers, added, local) = carry, xs
+        written = []
+        for i, (weights, lora) in enumerate(layers):
+            near = any(arch.local) if local is None else local[i]
+            x, keyvalues = blocks.block(arch, operands, weights)(
+                *(layouts.gathered(x), _view(views, near)),
+                lora=lora,
+                cache=jax.tree.map(lambda kv: read(kv, place, 2, keepdims=False), cache[i]),
+                write_at=positions,
+            )
+            if added is not None:
+                x = x + added[i].astype(dtype)[None, None]
+            written.append(
+                jax.tree.map(lambda kv, own: update(kv, own, place, 2), cache[i], keyvalues)
+            )
+        return (x, written), None
+
+    num_groups = cache[0][0].shape[2]
+    by_layer = (residual_add, _local(arch))
+    by_group = jax.tree.map(lambda a: a.reshape(num_groups, -1, *a.shape[1:]), by_layer)
+    (x, written), _ = jax.lax.scan(
+        group, (x, cache), (jnp.arange(num_groups), layers, *by_group), unroll=num_groups == 1
+    )
     return functional.norm(arch, x, **params["final_norm"])[:, 0], written
 
 
@@ -203,9 +239,7 @@ def _scan_layers(
 ) -> tuple[Array, Any]:
     (dtype, operands), length = precisions.PRECISIONS[precision], tokens.shape[1]
     at = jnp.arange(length)[None] if segments is None else functional.segment_positions(segments)
-    everywhere, near = functional.views(arch, at, length, segments)
-    mixed = any(arch.local) and not all(arch.local)
-    view = near if any(arch.local) and not mixed else everywhere
+    views = functional.views(arch, at, length, segments)
 
     def layer(x: Array, xs: tuple[Params, Params, Array | None, Array | None]) -> tuple[Array, Any]:
         weights, lora, added, local = xs
@@ -213,12 +247,11 @@ def _scan_layers(
         x = layouts.constrain_batch(x)
         # One by one: a base that is frozen needs no gradient.
         weights, lora = layouts.gathered_weights(weights), layouts.gathered_weights(lora)
-        chosen = view
-        if local is not None:
-            chosen = jax.tree.map(lambda n, e: jnp.where(local, n, e), near, everywhere)
-        near_here = any(arch.local) if local is None else local
-        attend = attention.causal(arch, length, operands, near=near_here, segments=segments)
-        x, keyvalues = blocks.block(arch, operands, weights)(x, chosen, lora=lora, attend=attend)
+        near = any(arch.local) if local is None else local
+        attend = attention.causal(arch, length, operands, near=near, segments=segments)
+        x, keyvalues = blocks.block(arch, operands, weights)(
+            x, _view(views, near), lora=lora, attend=attend
+        )
         if added is not None:
             x = x + added.astype(dtype)[None, None]
         return x, keyvalues if keep_cache else None
@@ -226,9 +259,26 @@ def _scan_layers(
     x, lora = _embed(arch, params, tokens, dtype), (adapter or {}).get("layers", {})
     # A few layers run a third faster unrolled on CPU; more would only compile longer.
     unroll = arch.num_layers if arch.num_layers <= 4 else 1
-    xs = (params["layers"], lora, residual_add, jnp.array(arch.local) if mixed else None)
+    xs = (params["layers"], lora, residual_add, _local(arch))
     x, kept = jax.lax.scan(remats.wrapped(layer, remat), x, xs, unroll=unroll)
     return functional.norm(arch, x, **params["final_norm"]), kept
+
+
+def _local(arch: Architecture) -> Bool[Array, " L"] | None:
+    """Which layers are local; None: all are, or none is."""
+    return jnp.array(arch.local) if any(arch.local) and not all(arch.local) else None
+
+
+def _view(views: tuple[View, View], near: bool | Bool[Array, ""]) -> View:
+    """What a layer sees, that may not know before it runs whether it is local."""
+    return jax.tree.map(lambda e, n: jnp.where(near, n, e), *views)
+
+
+def _group_size(num_layers: int) -> int:
+    """Layers that a token loop unrolls: all, or of deep models a divisor."""
+    if num_layers <= MOST_UNROLLED:
+        return num_layers
+    return max(size for size in range(1, 17) if num_layers % size == 0)
 
 
 def _embed(arch: Architecture, params: Params, tokens: Array, dtype: str) -> Array:

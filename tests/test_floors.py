@@ -40,6 +40,7 @@ FLOORS = {
     "gguf_models": 4,
     "leaves": 4,
     "drawing": 4,
+    "slots": 4,
     "sampler": 5,
     "scoring": 5,
     "weights": 5,

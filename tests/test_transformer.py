@@ -1,5 +1,7 @@
 """The decoder: causal, the same with a cache and without, the same under any way of running it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,19 +45,33 @@ def test_no_token_reaches_back(params, tokens):
     assert (reach[5:] == 0).all()
 
 
-def test_decoding_with_a_cache_equals_the_whole_row(params, tokens):
-    whole = transformer.forward(ARCH, params, tokens)
+@pytest.mark.parametrize(
+    ("num_layers", "num_groups"),
+    [(3, 1), (42, 3), (43, 43)],
+    ids=["in one group", "in groups of layers", "layer by layer"],
+)
+@pytest.mark.parametrize("period", [1, 3], ids=["alike", "every third looks everywhere"])
+def test_decoding_with_a_cache_equals_the_whole_row(num_layers, num_groups, period, tokens):
+    local = tuple(bool(i % period) for i in range(num_layers)) if period > 1 else ()
+    arch = dataclasses.replace(ARCH, num_layers=num_layers, local=local, window=3)
+    params = transformer.init(arch, jax.random.key(0))
+    added = 0.1 * jax.random.normal(jax.random.key(2), (num_layers, arch.width))
+    whole = transformer.forward(arch, params, tokens, residual_add=added)
     start = 5
-    hidden, (keys, values) = transformer.prefill(ARCH, params, tokens[:, :start])
-    np.testing.assert_allclose(hidden, whole[:, :start], atol=1e-5)
-    room = ((0, 0), (0, 0), (0, 9 - start), (0, 0))
-    cache = [(jnp.pad(keys[i], room), jnp.pad(values[i], room)) for i in range(3)]
+    hidden, (keys, values) = transformer.prefill(
+        arch, params, tokens[:, :start], residual_add=added
+    )
+    np.testing.assert_allclose(hidden, whole[:, :start], atol=1e-4)
+    room = ((0, 0), (0, 0), (0, 0), (0, 9 - start), (0, 0))
+    cache = transformer.decode_cache(jnp.pad(keys, room), jnp.pad(values, room))
+    assert {leaf.shape[2] for leaf in jax.tree.leaves(cache)} == {num_groups}
     layers = transformer.decode_layers(params)
+    step = jax.jit(
+        lambda *args: transformer.decode_step(arch, params, layers, *args, residual_add=added)
+    )
     for position in range(start, 9):
-        hidden, cache = transformer.decode_step(
-            ARCH, params, layers, tokens[:, position], jnp.full(3, position), cache
-        )
-        np.testing.assert_allclose(hidden, whole[:, position], atol=1e-5)
+        hidden, cache = step(tokens[:, position], jnp.full(3, position), cache)
+        np.testing.assert_allclose(hidden, whole[:, position], atol=1e-4)
 
 
 @pytest.mark.parametrize("policy", [True, "full", "dots", "offload"])
