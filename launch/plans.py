@@ -20,6 +20,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "configs" / "PLANS.md"
 MODELS = ("qwen2_5_7b", "qwen2_5_72b", "qwen2_5_14b", "llama3_1_8b", "gemma3_4b")
+# The paper's recipe, on as many chips as its config asks for.
+PAPER = {
+    "qwen2_5_7b": ("v5e:4x4", "v5p:2x2x4"),
+    "qwen2_5_72b": ("v5e:16x16", "v5p:4x8x8"),
+    "qwen2_5_14b": ("v5e:8x8", "v5p:4x4x4"),
+    "llama3_1_8b": ("v5e:4x4", "v5p:2x2x4"),
+    "gemma3_4b": ("v5e:4x4", "v5p:2x2x4"),
+}
 
 
 class Plan(NamedTuple):
@@ -58,13 +66,19 @@ PLANS = (
         for topology in ("v5p:4x8x8", "v5e:16x16")
         for model in MODELS
     ),
+    Plan("qwen2_5_7b,full,throughput,chips=256,lineages=1", "v6e:16x16", "finetune"),
+    *(
+        Plan(f"{model},lineages=1", topology, "finetune")
+        for model, topologies in PAPER.items()
+        for topology in topologies
+    ),
     *(
         Plan("qwen2_5_7b,lineages=1", topology, stages)
-        for stages in ("finetune", "generate", "evaluate")
-        for topology in ("v5e:4x4", "v5p:2x2x4")
+        for stages in ("generate", "evaluate")
+        for topology in PAPER["qwen2_5_7b"]
     ),
-    Plan("qwen2_5_72b,lineages=1", "v5e:16x16", "generate"),
-    Plan("qwen2_5_7b,full,throughput,chips=256,lineages=1", "v6e:16x16", "finetune"),
+    *(Plan("qwen2_5_72b,lineages=1", "v5e:16x16", stages) for stages in ("generate", "evaluate")),
+    Plan("qwen2_5_72b,full,throughput,chips=256,lineages=1", "v5e:16x16", "generate"),
     SMOKE,
 )
 HEAD = """\

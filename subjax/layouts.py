@@ -14,14 +14,19 @@ device gets more of a kernel than its part.
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from subjax import sharding
+
+# Leaves of stacked layers with an MLP's inner size: the last one of `down`, the second of others.
+_INNER = re.compile(r"mlp/(?:(?P<down>down/(?:kernel|a))|(?:gate|up)/(?:kernel|b|bias))$")
 
 
 def _row_axes(num_rows: int, mesh: Mesh | AbstractMesh) -> tuple[str, str] | None:
@@ -80,6 +85,30 @@ def decoding_spec(params: Any, mesh: Mesh | AbstractMesh) -> Any:
 def constrain_decoding(params: Any) -> Any:
     """Splits weights as `decoding_spec` says."""
     return _constrain(params, decoding_spec)
+
+
+def pad_inner(layers: Any) -> Any:
+    """Fills an MLP's inner size up with zeros until tensor and fsdp share it in a token loop.
+
+    What is added to a product is zero.
+
+    Args:
+      layers: parameters or adapters of stacked layers; they lie as for training.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else mesh.shape["tensor"] * mesh.shape["fsdp"]
+
+    def pad(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        found = _INNER.search("/".join(str(getattr(part, "key", part)) for part in path))
+        dim = leaf.ndim - 1 if found and found["down"] else 1
+        if not found or leaf.shape[dim] % parts == 0:
+            return leaf
+        # Whole in that dimension while it grows, or every part of it would have to move.
+        axes = [None if i in (0, dim) else _parts(n, mesh) for i, n in enumerate(leaf.shape)]
+        leaf = _constrain(leaf, lambda *_: P(*axes))
+        return jnp.pad(leaf, [(0, -n % parts * (i == dim)) for i, n in enumerate(leaf.shape)])
+
+    return jax.tree_util.tree_map_with_path(pad, layers)
 
 
 def gathered_weights(params: Any) -> Any:

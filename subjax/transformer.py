@@ -35,7 +35,7 @@ from subjax.blocks import KeyValues
 from subjax.blocks import Params as Params  # callers need only this module
 from subjax.functional import View
 
-# Each layer of a token loop takes the TPU compiler 1 to 3 seconds.
+# Each layer that a token loop unrolls takes the TPU compiler 1 to 3 seconds, of 256 chips up to 30.
 MOST_UNROLLED = 40
 
 
@@ -131,7 +131,7 @@ def decode_layers(
     stacked = (params["layers"], (adapter or {}).get("layers", {}))
     # Vectors (norms) stay as they are; what is multiplied would be rounded at every use.
     stacked = jax.tree.map(lambda a: a.astype(operands) if a.ndim > 2 else a, stacked)
-    stacked = layouts.constrain_decoding(stacked)
+    stacked = layouts.constrain_decoding(layouts.pad_inner(stacked))
     size = _group_size(len(params["layers"]["attn"]["o"]["kernel"]))
     return [jax.tree.map(operator.itemgetter(slice(i, None, size)), stacked) for i in range(size)]
 
@@ -142,8 +142,8 @@ def decode_cache(
     """Keys and values of `prefill` as a token loop reads and writes them.
 
     Returns:
-      For the layers of a group, keys and values [B, K, G, S, H] in each of G groups. There is one
-      group but for deep models, which would take minutes to compile in one piece.
+      For the layers of a group, keys and values [B, K, G, S, H] in each of G groups. All layers are
+      one group, unrolled; of deep models, which would take minutes to compile so, each is its own.
     """
     size = _group_size(len(keys))
     grouped = [(keys[i::size], values[i::size]) for i in range(size)]
@@ -275,10 +275,8 @@ def _view(views: tuple[View, View], near: bool | Bool[Array, ""]) -> View:
 
 
 def _group_size(num_layers: int) -> int:
-    """Layers that a token loop unrolls: all, or of deep models a divisor."""
-    if num_layers <= MOST_UNROLLED:
-        return num_layers
-    return max(size for size in range(1, 17) if num_layers % size == 0)
+    """Layers that a token loop runs one after the other in each turn of its loop over groups."""
+    return num_layers if num_layers <= MOST_UNROLLED else 1
 
 
 def _embed(arch: Architecture, params: Params, tokens: Array, dtype: str) -> Array:

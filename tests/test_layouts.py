@@ -4,6 +4,8 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -74,14 +76,47 @@ def test_a_token_loop_of_the_large_configs_splits_all_but_norms(model, form):
     sizes = {axis: max(config.mesh[axis], 1) for axis in sharding.AXES}
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     params = transformer.abstract_params(arch)
+    with jax.sharding.use_abstract_mesh(mesh):
+        params["layers"] = jax.eval_shape(layouts.pad_inner, params["layers"])
     specs = leaves.flat(layouts.decoding_spec(params, mesh))
     held = 0.0
     for path, leaf in leaves.flat(params).items():
         entries = [(entry,) if isinstance(entry, str) else entry for entry in specs[path] if entry]
         axes = [axis for entry in entries for axis in entry]
         held += leaf.size / math.prod(mesh.shape[axis] for axis in axes)
-    # What fsdp and tensor together do not divide is split by the larger.
-    assert held < 1.05 * transformer.num_params(arch) / sizes["fsdp"]
+    assert held < 1.05 * transformer.num_params(arch) / (sizes["fsdp"] * sizes["tensor"])
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2), (2, 2, 2)])
+def test_an_inner_size_that_nothing_divides_is_filled_up(shape):
+    """Filled up it is split by both axes, and the values that the loop computes stay the same."""
+    arch = dataclasses.replace(ARCH, ffn_width=99, mlp_bias=True, vocab_size=64)
+    mesh = make_mesh(*shape)
+    params = transformer.init(arch, jax.random.key(0))
+    adapter = lora.init(arch, jax.random.key(1), rank=4)
+    adapter = jax.tree.map(lambda leaf: leaf + 0.01, adapter)
+    tokens = jax.random.randint(jax.random.key(2), (8, 6), 0, 64)
+    whole = transformer.forward(arch, params, tokens, adapter=adapter)[:, -1]
+
+    def last(params, adapter, tokens):
+        keys, values = transformer.prefill(arch, params, tokens[:, :5], adapter=adapter)[1]
+        room = ((0, 0),) * 3 + ((0, 1), (0, 0))
+        cache = transformer.decode_cache(jnp.pad(keys, room), jnp.pad(values, room))
+        layers = transformer.decode_layers(params, adapter)
+        at = jnp.full(8, 5)
+        return transformer.decode_step(arch, params, layers, tokens[:, 5], at, cache)[0], layers
+
+    with jax.set_mesh(mesh):
+        found, layers = jax.jit(last)(params, adapter, tokens)
+    np.testing.assert_allclose(found, whole, atol=1e-4)
+    weights, lora_layers = layers[0]
+    parts = ("tensor", "fsdp")
+    assert weights["mlp"]["up"]["kernel"].sharding.spec[1] == parts
+    assert weights["mlp"]["down"]["kernel"].sharding.spec[2] == parts
+    assert lora_layers["mlp"]["gate"]["b"].sharding.spec[1] == parts
+    assert (
+        weights["mlp"]["up"]["kernel"].shape[1] % (mesh.shape["fsdp"] * mesh.shape["tensor"]) == 0
+    )
 
 
 @pytest.mark.parametrize("adapted", [False, True])

@@ -47,8 +47,8 @@ def test_no_token_reaches_back(params, tokens):
 
 @pytest.mark.parametrize(
     ("num_layers", "num_groups"),
-    [(3, 1), (42, 3), (43, 43)],
-    ids=["in one group", "in groups of layers", "layer by layer"],
+    [(3, 1), (41, 41)],
+    ids=["unrolled", "layer by layer"],
 )
 @pytest.mark.parametrize("period", [1, 3], ids=["alike", "every third looks everywhere"])
 def test_decoding_with_a_cache_equals_the_whole_row(num_layers, num_groups, period, tokens):
