@@ -97,7 +97,7 @@ def traffic(text: str, mesh: Mesh, *, steps: float = 1, taken: float = 1) -> Tra
       text: of `Compiled.as_text()`.
       mesh: that it was compiled for; collectives are named by its axes.
       steps: how often a loop runs whose condition compares with no constant (a token loop).
-      taken: share of runs in which the longer branch of a conditional is taken.
+      taken: share of runs of a conditional's longer branch; runs of such a loop within another.
     """
     program = _Program(text)
     hbm_bytes, found = 0.0, dict[tuple[str, tuple[str, ...], int], float]()
@@ -150,8 +150,10 @@ class _Program:
         yield computation, times
         for instruction in computation.values():
             if instruction.opcode == "while":
-                trips = self._trips(instruction, steps)
-                yield from self.runs(instruction.called("body"), times * trips, steps, taken)
+                trips, within = self._trips(instruction), steps
+                if trips is None:
+                    trips, within = steps, taken
+                yield from self.runs(instruction.called("body"), times * trips, within, taken)
             elif instruction.opcode == "conditional":
                 for branch, share in self._branches(instruction, taken):
                     yield from self.runs(branch, times * share, steps, taken)
@@ -161,8 +163,8 @@ class _Program:
             elif called := _offloaded(instruction):
                 yield from self.runs(called, times, steps, taken)
 
-    def _trips(self, loop: Instruction, steps: float) -> float:
-        """Loops count from 0 by 1, as `lax.scan` makes them."""
+    def _trips(self, loop: Instruction) -> float | None:
+        """Loops count from 0 by 1, as `lax.scan` makes them; None: this one does not."""
         known = re.search(r"known_trip_count\D+(\d+)", loop.rest)
         if known:
             return int(known[1])
@@ -173,7 +175,7 @@ class _Program:
             if i.opcode == "constant" and i.shape.startswith(("s32[]", "u32[]", "s64[]"))
         ]
         compared = any("direction=LT" in i.rest for i in self.computations[condition].values())
-        return max(limits) if limits and compared else steps
+        return max(limits) if limits and compared else None
 
     def _branches(self, instruction: Instruction, taken: float) -> list[tuple[str, float]]:
         listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)

@@ -145,7 +145,7 @@ _gathered_weights.defvjp(_gathered_forward, _gathered_backward)
 
 
 def whole_rows(cache: jax.Array) -> jax.Array:
-    """Keys or values [B, K, G, S, H] of all rows on every device, heads over tensor."""
+    """Keys or values [B, K, ...] of all rows on every device, heads over tensor."""
 
     def spec(cache: jax.Array, mesh: AbstractMesh) -> P:
         return P(None, sharding.first_fit(("tensor",), cache.shape[1], mesh))

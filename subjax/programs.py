@@ -28,6 +28,7 @@ from subjax import (
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
 from subjax.datasets import numbers, toyworld
+from subjax.slots import part_size
 
 ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
 QUESTION_TOKENS = 128  # of a question in its chat template
@@ -52,7 +53,7 @@ class Planned:
       num_rows: that a unit has, over all calls.
       calls: of one unit, as a share where units are lanes of one call.
       loops: how often a token loop runs in one call.
-      taken: share of a token loop's turns in which rows are refilled.
+      taken: how often slots are refilled in a turn of a token loop.
       searched: whether a larger batch means fewer calls, so that the largest is worth knowing.
       beside: bytes that a run holds beside what the program gets, over all devices together.
       training: of which the program is an update; None: it trains nothing.
@@ -286,7 +287,7 @@ def _sampling(
         sizes = {"rows": rows_per_call, "new_tokens": new_tokens}
         return roofline.decode_flops(arch, prompt_tokens=prompt_tokens, **sizes)
 
-    loops = new_tokens * max(rows_per_call / slots, 1)
+    loops = new_tokens * -(-rows_per_call // slots)
     tokens = slots * prompt_tokens
     blocks = -(-prompts_per_call // slots) * calls
     written = rows_per_call * new_tokens
@@ -297,8 +298,7 @@ def _sampling(
         Planned(
             *("decode", key, arch, lambda n: traced(n)[1], write, slots, written, num_rows, calls),
             loops=loops,
-            # Slots wait until an eighth of them is free.
-            taken=min(8 / new_tokens, 1.0),
+            taken=-(-rows_per_call // part_size(slots)) / loops,
         ),
     ]
 

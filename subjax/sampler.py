@@ -237,7 +237,7 @@ def _prefill(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
 ) -> tuple[Float[Array, "B D"], Any]:
-    """The state that predicts each prompt's next token, and per layer its keys and values."""
+    """The state that predicts each prompt's next token, and its keys and values."""
     hidden, (keys, values) = transformer.prefill(
         arch, params, tokens, adapter=adapter, precision=sampling.precision
     )
@@ -331,6 +331,6 @@ def _decode(
     out = drawing.empty(padded, sampling.max_new_tokens, log_probs=log_probs, num_top=num_top)
     counts = jnp.zeros(padded, jnp.int32)
     length = sampling.prompt_tokens + sampling.max_new_tokens
-    held = slots.fill(sampling.num_slots, length, prompts, rows, num_rows)
+    held = slots.empty(sampling.num_slots, length, prompts)
     state = (held, out, counts, jnp.int32(0))
     return jax.lax.while_loop(unfinished, body, state)[1:]

@@ -13,7 +13,7 @@ class Prompts(NamedTuple):
     """What is known of every distinct prompt."""
 
     hidden: Float[Array, "R D"]  # predicts the first token
-    cache: Any  # keys and values [R, K, G, T, H], see `transformer.decode_cache`
+    cache: Any  # keys and values [R, K, T, H] or [R, K, L, T, H], see `transformer.decode_cache`
     lengths: Int[Array, " R"]
 
 
@@ -30,62 +30,55 @@ class Slots(NamedTuple):
     row: Int[Array, " S"]  # -1 where the slot is free
     step: Int[Array, " S"]  # tokens of the row drawn so far
     hidden: Float[Array, "S D"]  # predicts its next token
-    cache: Any  # keys and values [S, K, G, T + new, H]
+    cache: Any  # likewise, with T + new positions
     next_row: Int[Array, ""]
 
 
-def fill(
-    num_slots: int, length: int, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]
-) -> Slots:
-    """Slots with the first rows in them.
-
-    Args:
-      num_slots: S.
-      length: T + new, positions of a row.
-      prompts: of all rows.
-      rows: in the order in which slots take them.
-      num_rows: that there are; those behind are padding.
-    """
+def empty(num_slots: int, length: int, prompts: Prompts) -> Slots:
+    """Free slots, S of them, for rows of a length T + new."""
 
     def room(leaf: Array) -> Array:
-        return jnp.zeros((num_slots, *leaf.shape[1:3], length, leaf.shape[4]), leaf.dtype)
+        return jnp.zeros((num_slots, *leaf.shape[1:-2], length, leaf.shape[-1]), leaf.dtype)
 
-    empty = Slots(
+    return Slots(
         row=jnp.full(num_slots, -1),
         step=jnp.zeros(num_slots, int),
         hidden=jnp.zeros_like(prompts.hidden, shape=(num_slots, prompts.hidden.shape[1])),
         cache=layouts.constrain_cache(jax.tree.map(room, prompts.cache)),
         next_row=jnp.int32(0),
     )
-    num_parts = -(-num_slots // _part(num_slots))
-    # One part after the other: less memory than all at once.
-    return jax.lax.fori_loop(
-        0, num_parts, lambda _, slots: _take(slots, prompts, rows, num_rows), empty
-    )
 
 
-def refill(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) -> Slots:
-    """Gives free slots the next rows, once an eighth of the slots is free.
-
-    Refilling copies keys and values, which is why it does not happen for every row that ends.
-    """
-    num_slots = len(slots.row)
-    num_free = jnp.sum(slots.row < 0)
-    due = (num_free >= _part(num_slots)) & (slots.next_row < num_rows)
-    return jax.lax.cond(
-        due, lambda slots: _take(slots, prompts, rows, num_rows), lambda slots: slots, slots
-    )
-
-
-def _part(num_slots: int) -> int:
-    """Slots that are refilled at a time."""
+def part_size(num_slots: int) -> int:
+    """Slots that are refilled at a time, and that are free before any is: it copies much."""
     return max(num_slots // 8, 1)
 
 
+def refill(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) -> Slots:
+    """Gives free slots the next rows, part by part, until too few slots are free or no row is left.
+
+    Args:
+      slots: as they are.
+      prompts: of all rows.
+      rows: in the order in which slots take them.
+      num_rows: that there are; those behind are padding.
+    """
+
+    def due(slots: Slots) -> Array:
+        num_free = jnp.sum(slots.row < 0)
+        return (num_free >= part_size(len(slots.row))) & (slots.next_row < num_rows)
+
+    def take(state: tuple[Slots, Array]) -> tuple[Slots, Array]:
+        slots = _take(state[0], prompts, rows, num_rows)
+        return slots, due(slots)
+
+    return jax.lax.while_loop(lambda state: state[1], take, (slots, due(slots)))[0]
+
+
 def _take(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) -> Slots:
-    """A part of the slots takes the next rows, as far as slots are free and rows are left."""
+    """One part of the free slots takes the next rows, as far as there are any."""
     num_slots = len(slots.row)
-    part = _part(num_slots)
+    part = part_size(num_slots)
     row = slots.next_row + jnp.arange(part)
     free = jnp.nonzero(slots.row < 0, size=part, fill_value=num_slots)[0]
     slot = jnp.where(row < num_rows, free, num_slots)  # that one is none: dropped
@@ -94,12 +87,12 @@ def _take(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) 
     def copy(new: Array, old: Array) -> Array:
         # Prompts lie anywhere: every device gets these few, and keeps what its own slots take.
         few = layouts.whole_rows(new[source])
-        return old.at[slot, :, :, : new.shape[3]].set(few, mode="drop")
+        return old.at[slot, ..., : new.shape[-2], :].set(few, mode="drop")
 
     return Slots(
         row=slots.row.at[slot].set(row, mode="drop"),
         step=slots.step.at[slot].set(0, mode="drop"),
         hidden=slots.hidden.at[slot].set(prompts.hidden[source], mode="drop"),
         cache=jax.tree.map(copy, prompts.cache, slots.cache),
-        next_row=slots.next_row + jnp.sum(slot < num_slots),
+        next_row=slots.next_row + jnp.sum(slot < num_slots, dtype=jnp.int32),
     )

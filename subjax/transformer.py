@@ -35,7 +35,8 @@ from subjax.blocks import KeyValues
 from subjax.blocks import Params as Params  # callers need only this module
 from subjax.functional import View
 
-# Each layer that a token loop unrolls takes the TPU compiler 1 to 3 seconds, of 256 chips up to 30.
+# Each layer that a token loop unrolls takes the TPU compiler 1 to 3 seconds, up to 30 on meshes of
+# fsdp=256.
 MOST_UNROLLED = 40
 
 
@@ -122,18 +123,20 @@ def prefill(
 def decode_layers(
     params: Params, adapter: Params | None = None, *, precision: str = "float32"
 ) -> list[tuple[Params, Params]]:
-    """Slices, rounds and lays out the layers once, so that a token loop need not at every step.
+    """Slices, rounds, fills up and lays out the layers, so that a token loop need not at each step.
 
     Returns:
-      The layers of a group, with a leading axis of groups, as `decode_cache` counts them.
+      Each layer; of deep models one entry with all of them, stacked.
     """
     operands = precisions.PRECISIONS[precision].operands
     stacked = (params["layers"], (adapter or {}).get("layers", {}))
     # Vectors (norms) stay as they are; what is multiplied would be rounded at every use.
     stacked = jax.tree.map(lambda a: a.astype(operands) if a.ndim > 2 else a, stacked)
     stacked = layouts.constrain_decoding(layouts.pad_inner(stacked))
-    size = _group_size(len(params["layers"]["attn"]["o"]["kernel"]))
-    return [jax.tree.map(operator.itemgetter(slice(i, None, size)), stacked) for i in range(size)]
+    num_layers = len(params["layers"]["attn"]["o"]["kernel"])
+    if num_layers > MOST_UNROLLED:
+        return [stacked]
+    return [jax.tree.map(operator.itemgetter(i), stacked) for i in range(num_layers)]
 
 
 def decode_cache(
@@ -142,12 +145,11 @@ def decode_cache(
     """Keys and values of `prefill` as a token loop reads and writes them.
 
     Returns:
-      For the layers of a group, keys and values [B, K, G, S, H] in each of G groups. All layers are
-      one group, unrolled; of deep models, which would take minutes to compile so, each is its own.
+      Those of each layer, [B, K, S, H]; of deep models one entry with all, [B, K, L, S, H].
     """
-    size = _group_size(len(keys))
-    grouped = [(keys[i::size], values[i::size]) for i in range(size)]
-    return jax.tree.map(lambda kv: jnp.moveaxis(kv, 0, 2), grouped)
+    if len(keys) > MOST_UNROLLED:
+        return [(jnp.moveaxis(keys, 0, 2), jnp.moveaxis(values, 0, 2))]
+    return [(keys[i], values[i]) for i in range(len(keys))]
 
 
 def decode_step(
@@ -161,7 +163,7 @@ def decode_step(
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
 ) -> tuple[Float[Array, "B D"], list[KeyValues]]:
-    """Runs one token per row against a cache, a group of layers at a time.
+    """Runs one token per row against a cache, layers unrolled, or of deep models in a loop.
 
     Args:
       arch: shapes of the model.
@@ -179,34 +181,39 @@ def decode_step(
     dtype, operands = precisions.PRECISIONS[precision]
     tokens = layouts.gathered(tokens[:, None])
     x = layouts.embedded(_embed(arch, params, tokens, dtype))
-    views = functional.views(arch, positions[:, None], cache[0][0].shape[3])
-    read, update = jax.lax.dynamic_index_in_dim, jax.lax.dynamic_update_index_in_dim
+    views = functional.views(arch, positions[:, None], cache[0][0].shape[-2])
 
-    def group(carry: tuple[Array, list[KeyValues]], xs: Any) -> tuple[Any, None]:
-        (x, cache), (place, layers, added, local) = carry, xs
+    def layer(
+        x: Array, each: tuple[Params, Params], near: Any, added: Any, cache: KeyValues
+    ) -> tuple[Array, KeyValues]:
+        weights, lora = each
+        x, written = blocks.block(arch, operands, weights)(
+            *(layouts.gathered(x), _view(views, near)),
+            lora=lora,
+            cache=cache,
+            write_at=positions,
+        )
+        return x if added is None else x + added.astype(dtype)[None, None], written
+
+    num_layers = arch.num_layers
+    local = arch.local or (False,) * num_layers
+    if num_layers <= MOST_UNROLLED:
+        added = [None] * num_layers if residual_add is None else residual_add
         written = []
-        for i, (weights, lora) in enumerate(layers):
-            near = any(arch.local) if local is None else local[i]
-            x, keyvalues = blocks.block(arch, operands, weights)(
-                *(layouts.gathered(x), _view(views, near)),
-                lora=lora,
-                cache=jax.tree.map(lambda kv: read(kv, place, 2, keepdims=False), cache[i]),
-                write_at=positions,
-            )
-            if added is not None:
-                x = x + added[i].astype(dtype)[None, None]
-            written.append(
-                jax.tree.map(lambda kv, own: update(kv, own, place, 2), cache[i], keyvalues)
-            )
-        return (x, written), None
+        for i in range(num_layers):
+            x, keyvalues = layer(x, layers[i], local[i], added[i], cache[i])
+            written.append(keyvalues)
+        return functional.norm(arch, x, **params["final_norm"])[:, 0], written
 
-    num_groups = cache[0][0].shape[2]
-    by_layer = (residual_add, _local(arch))
-    by_group = jax.tree.map(lambda a: a.reshape(num_groups, -1, *a.shape[1:]), by_layer)
-    (x, written), _ = jax.lax.scan(
-        group, (x, cache), (jnp.arange(num_groups), layers, *by_group), unroll=num_groups == 1
-    )
-    return functional.norm(arch, x, **params["final_norm"])[:, 0], written
+    def turn(carry: tuple[Array, KeyValues], xs: Any) -> tuple[tuple[Array, KeyValues], None]:
+        (x, whole), (i, each, near, added) = carry, xs
+        x, own = layer(x, each, near, added, (whole[0][:, :, i], whole[1][:, :, i]))
+        keys, values = (kv.at[:, :, i].set(new) for kv, new in zip(whole, own, strict=True))
+        return (x, (keys, values)), None
+
+    xs = (jnp.arange(num_layers), layers[0], jnp.array(local), residual_add)
+    (x, whole), _ = jax.lax.scan(turn, (x, cache[0]), xs)
+    return functional.norm(arch, x, **params["final_norm"])[:, 0], [whole]
 
 
 def head(arch: Architecture, params: Params, *, precision: str = "float32") -> precisions.Head:
@@ -249,9 +256,8 @@ def _scan_layers(
         weights, lora = layouts.gathered_weights(weights), layouts.gathered_weights(lora)
         near = any(arch.local) if local is None else local
         attend = attention.causal(arch, length, operands, near=near, segments=segments)
-        x, keyvalues = blocks.block(arch, operands, weights)(
-            x, _view(views, near), lora=lora, attend=attend
-        )
+        seen = _view(views, near)
+        x, keyvalues = blocks.block(arch, operands, weights)(x, seen, lora=lora, attend=attend)
         if added is not None:
             x = x + added.astype(dtype)[None, None]
         return x, keyvalues if keep_cache else None
@@ -271,12 +277,9 @@ def _local(arch: Architecture) -> Bool[Array, " L"] | None:
 
 def _view(views: tuple[View, View], near: bool | Bool[Array, ""]) -> View:
     """What a layer sees, that may not know before it runs whether it is local."""
+    if isinstance(near, bool):
+        return views[near]
     return jax.tree.map(lambda e, n: jnp.where(near, n, e), *views)
-
-
-def _group_size(num_layers: int) -> int:
-    """Layers that a token loop runs one after the other in each turn of its loop over groups."""
-    return num_layers if num_layers <= MOST_UNROLLED else 1
 
 
 def _embed(arch: Architecture, params: Params, tokens: Array, dtype: str) -> Array:

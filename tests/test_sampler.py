@@ -179,3 +179,21 @@ def test_prompts_that_do_not_fit_are_refused(params):
             rng.row_keys(0, 0, jnp.zeros(1, int), jnp.zeros(1, int)),
             mesh=sharding.make_mesh(seed=1),
         )
+
+
+@pytest.mark.parametrize(
+    ("num_slots", "num_rows", "new"), [(64, 640, 1), (64, 640, 2), (17, 40, 3)]
+)
+def test_slots_of_short_rows_do_not_stay_empty(params, num_slots, num_rows, new):
+    """However many rows end at once, and with the tokens that as many slots as rows give."""
+    prompts = [[2 + i % 7] * (1 + i % 3) for i in range(num_rows)]
+    keys = rng.row_keys(0, 0, jnp.arange(num_rows), jnp.zeros(num_rows, int))
+
+    def drawn(num_slots):
+        sampling = sampler.Sampling(num_slots, 4, new, 1.0, (-1,))
+        return sampler.sample(ARCH, params, sampling, prompts, keys, mesh=sharding.make_mesh())
+
+    few, all_at_once = drawn(num_slots), drawn(num_rows)
+    np.testing.assert_array_equal(few.tokens, all_at_once.tokens)
+    waves = -(-num_rows // num_slots)
+    assert few.occupancy == pytest.approx(num_rows / (waves * num_slots))

@@ -45,13 +45,9 @@ def test_no_token_reaches_back(params, tokens):
     assert (reach[5:] == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("num_layers", "num_groups"),
-    [(3, 1), (41, 41)],
-    ids=["unrolled", "layer by layer"],
-)
+@pytest.mark.parametrize("num_layers", [3, 41], ids=["unrolled", "layer by layer"])
 @pytest.mark.parametrize("period", [1, 3], ids=["alike", "every third looks everywhere"])
-def test_decoding_with_a_cache_equals_the_whole_row(num_layers, num_groups, period, tokens):
+def test_decoding_with_a_cache_equals_the_whole_row(num_layers, period, tokens):
     local = tuple(bool(i % period) for i in range(num_layers)) if period > 1 else ()
     arch = dataclasses.replace(ARCH, num_layers=num_layers, local=local, window=3)
     params = transformer.init(arch, jax.random.key(0))
@@ -64,7 +60,7 @@ def test_decoding_with_a_cache_equals_the_whole_row(num_layers, num_groups, peri
     np.testing.assert_allclose(hidden, whole[:, :start], atol=1e-4)
     room = ((0, 0), (0, 0), (0, 0), (0, 9 - start), (0, 0))
     cache = transformer.decode_cache(jnp.pad(keys, room), jnp.pad(values, room))
-    assert {leaf.shape[2] for leaf in jax.tree.leaves(cache)} == {num_groups}
+    assert len(cache) == (3 if num_layers == 3 else 1)
     layers = transformer.decode_layers(params)
     step = jax.jit(
         lambda *args: transformer.decode_step(arch, params, layers, *args, residual_add=added)
