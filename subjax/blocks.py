@@ -17,7 +17,7 @@ from subjax import precision as precisions
 from subjax.architecture import Architecture
 
 Params = dict[str, Any]
-# Keys and values of one layer, or of all layers with a leading L.
+# Keys and values of one layer, or of all layers; `transformer` says where L stands.
 KeyValues = tuple[Array, Array]
 
 BIASED = {"none": (), "qkv": ("q", "k", "v", "qkv"), "all": ("q", "k", "v", "qkv", "o")}

@@ -126,7 +126,7 @@ def decode_layers(
     """Slices, rounds, fills up and lays out the layers, so that a token loop need not at each step.
 
     Returns:
-      Each layer; of deep models one entry with all of them, stacked.
+      Each layer, filled up by `layouts.pad_inner`; of deep models one entry with all, stacked.
     """
     operands = precisions.PRECISIONS[precision].operands
     stacked = (params["layers"], (adapter or {}).get("layers", {}))
@@ -187,23 +187,10 @@ def decode_step(
         x: Array, each: tuple[Params, Params], near: Any, added: Any, cache: KeyValues
     ) -> tuple[Array, KeyValues]:
         weights, lora = each
-        x, written = blocks.block(arch, operands, weights)(
-            *(layouts.gathered(x), _view(views, near)),
-            lora=lora,
-            cache=cache,
-            write_at=positions,
+        x, own = blocks.block(arch, operands, weights)(
+            *(layouts.gathered(x), _view(views, near)), lora=lora, cache=cache, write_at=positions
         )
-        return x if added is None else x + added.astype(dtype)[None, None], written
-
-    num_layers = arch.num_layers
-    local = arch.local or (False,) * num_layers
-    if num_layers <= MOST_UNROLLED:
-        added = [None] * num_layers if residual_add is None else residual_add
-        written = []
-        for i in range(num_layers):
-            x, keyvalues = layer(x, layers[i], local[i], added[i], cache[i])
-            written.append(keyvalues)
-        return functional.norm(arch, x, **params["final_norm"])[:, 0], written
+        return x if added is None else x + added.astype(dtype)[None, None], own
 
     def turn(carry: tuple[Array, KeyValues], xs: Any) -> tuple[tuple[Array, KeyValues], None]:
         (x, whole), (i, each, near, added) = carry, xs
@@ -211,9 +198,18 @@ def decode_step(
         keys, values = (kv.at[:, :, i].set(new) for kv, new in zip(whole, own, strict=True))
         return (x, (keys, values)), None
 
-    xs = (jnp.arange(num_layers), layers[0], jnp.array(local), residual_add)
-    (x, whole), _ = jax.lax.scan(turn, (x, cache[0]), xs)
-    return functional.norm(arch, x, **params["final_norm"])[:, 0], [whole]
+    num_layers, written = arch.num_layers, []
+    local = arch.local or (False,) * num_layers
+    if num_layers > MOST_UNROLLED:
+        xs = (jnp.arange(num_layers), layers[0], jnp.array(local), residual_add)
+        (x, whole), _ = jax.lax.scan(turn, (x, cache[0]), xs)
+        written.append(whole)
+    else:
+        added = [None] * num_layers if residual_add is None else residual_add
+        for i in range(num_layers):
+            x, own = layer(x, layers[i], local[i], added[i], cache[i])
+            written.append(own)
+    return functional.norm(arch, x, **params["final_norm"])[:, 0], written
 
 
 def head(arch: Architecture, params: Params, *, precision: str = "float32") -> precisions.Head:
