@@ -105,19 +105,16 @@ class Attention(nnx.Module):
 
     def _heads(self, x: Array, lora: Params, *, decoding: bool) -> tuple[Array, Array, Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H], before they turn."""
-
-        def projected(name: str) -> Array:
-            y = getattr(self, name)(x, lora.get(name))
-            if decoding:
-                y = layouts.resting(layouts.spread(y))
-            return y
-
+        names = ("qkv",) if self.arch.fused_qkv else ("q", "k", "v")
+        projected = [getattr(self, name)(x, lora.get(name)) for name in names]
+        if decoding:
+            projected = layouts.resting_together(projected)
         split = functools.partial(jnp.reshape, shape=(*x.shape[:2], -1, self.arch.head_dim))
         if self.arch.fused_qkv:
             # Each head's rows are its query, key and value, in this order.
-            fused = split(projected("qkv"))
+            fused = split(projected[0])
             return fused[:, :, 0::3], fused[:, :, 1::3], fused[:, :, 2::3]
-        q, k, v = (projected(name) for name in ("q", "k", "v"))
+        q, k, v = projected
         if self.arch.qk_norm == "all":
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = split(q), split(k), split(v)
