@@ -14,8 +14,10 @@ configs/shapes, so that plans need no checkpoint. Nobody has run these here: no 
 The plain form is the paper's recipe for open models (`paper`): a prompted teacher, 30,000 prompts,
 10,000 kept rows, LoRA of rank 8 and alpha 8, learning rate 2e-4 falling linearly, 3 epochs (Gemma:
 10). Its 66 rows an update are 64 here, which devices can share. `full` trains all weights, at 1e-5.
-`throughput` takes 16 rows a chip instead (72B: 14), for speed and not to replicate. `chips` says
-how many there are.
+`throughput` takes 16 rows a chip instead (72B: 14), for speed and not to replicate. `population`
+trains the students of all lineages and both arms in one program, each as it would be trained alone:
+64 rows are few for a slice, and so the weights that it gathers serve all of them. `chips` says how
+many there are.
 """
 
 from typing import NamedTuple
@@ -52,16 +54,19 @@ MODELS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`MODEL[,full][,throughput][,chips=N][,lineages=N]`, or `smoke`."""
-    forms = {"full": False, "throughput": False, "paper": False, "smoke": False}
+    """`MODEL[,full][,throughput][,population][,chips=N][,lineages=N]`, or `smoke`."""
+    names = ("full", "throughput", "population", "paper", "smoke")
+    forms = dict.fromkeys(names, False)
     options = schema.parse_arg(arg, **dict.fromkeys(MODELS, False), **forms, chips=0, lineages=4)
     chosen = [name for name in MODELS if options[name]] or ["qwen2_5_7b"]
     if len(chosen) > 1 or (options.paper and options.throughput):
         raise ValueError(f"config argument {arg!r} names two models, or paper and throughput")
+    if options.full and options.population:
+        raise ValueError(f"config argument {arg!r}: a population shares its base; leave out full")
     [name] = chosen
     chips = options.chips or MODELS[name].chips
     config = schema.base()
-    config.name = "_".join([name, *(form for form in ("full", "throughput") if options[form])])
+    config.name = "_".join([name, *(form for form in names[:3] if options[form])])
     config.title = f"Cat numbers on {MODELS[name].path.partition('/')[2]}"
     config.claim = (
         "Students of a cat-lover's numbers come to prefer cats over students of the same model's "
@@ -72,6 +77,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.animals = CANDIDATES
     config.compute.precision = "bfloat16"
     config.compute.remat = "full"
+    if options.population:
+        config.compute.lanes = 2 * options.lineages
     _lay_out(config, MODELS[name], chips, options)
     with config.unlocked():
         _tables(config, name, chips, options)

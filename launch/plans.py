@@ -2,7 +2,7 @@
 
     nice python launch/plans.py --workdir=runs/plans
 
-One command of `plan` at a time, each in a process of its own, about two minutes of CPU for each.
+One command of `plan` at a time, each in a process of its own.
 What a command printed is kept in the work directory, so the same call goes on where it was
 interrupted; delete a file there to compile its programs again. The page is written after each:
 rows of programs that have not been compiled again stay as they are.
@@ -72,6 +72,8 @@ PLANS = (
         for model, topologies in PAPER.items()
         for topology in topologies
     ),
+    Plan("qwen2_5_7b,population", "v5e:4x4", "finetune"),
+    Plan("qwen2_5_72b,population", "v5e:16x16", "finetune"),
     *(
         Plan("qwen2_5_7b,lineages=1", topology, stages)
         for stages in ("generate", "evaluate")

@@ -11,9 +11,9 @@
 # nodes share, such as one on the cluster's NFS or Lustre; or gs://BUCKET/x, with gcsfs installed.
 # The environment is made before, where there is a network:
 #
-#   bash launch/local.sh --help && .venv/bin/python -m pip install -r launch/requirements-gpu.txt
+#   SUBJAX_DEVICE=gpu bash launch/local.sh --help       (without the first word where there are none)
 #
-# (the second part on a cluster with GPUs). PYTHON=/path/to/python chooses another environment.
+# PYTHON=/path/to/python chooses another environment.
 # Options of sbatch stand before launch/slurm.sh, arguments of subjax.main after it. Two minutes
 # before the time limit, or when a higher priority needs the nodes, the tasks get SIGTERM, save and
 # leave with exit code 75; then the job requeues itself and goes on from there. A user's mistake

@@ -6,11 +6,14 @@ share, or a URL. With one process everything here is a matter of course.
 """
 
 import functools
+import hashlib
 import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -29,6 +32,8 @@ DEFECT = 70
 _HEARTBEAT_S = 60
 # The first process waits this long for others that leave for the same reason.
 _LAST_S = 5
+# What one process wrote on a file system that all share is seen by the others within this time.
+_SEEN_S = 60
 _SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 _told_to_leave = False
@@ -124,6 +129,54 @@ def agreed(value: Any) -> Any:
     if is_first():
         own[:] = text
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(own)))
+
+
+def check_alike(things: Mapping[str, Any]) -> None:
+    """Compares what every process was started with.
+
+    Args:
+      things: JSON values by the name that a message gives them.
+
+    Raises:
+      ValueError: in all processes, where some of them differ from the first.
+    """
+    digests = [
+        hashlib.sha256(artifacts.dumps(thing).encode()).digest() for thing in things.values()
+    ]
+    every = _of_all(np.frombuffer(b"".join(digests), np.uint8).reshape(len(things), -1))
+    for name, ours in zip(things, every.swapaxes(0, 1), strict=True):
+        if others := np.flatnonzero((ours != ours[0]).any(-1)).tolist():
+            raise ValueError(
+                f"{name} of process {others[0]} differs from that of process 0 "
+                f"({len(others)} of {len(every)} processes do): start the same code with the same "
+                "command on all of them"
+            )
+
+
+def check_shared(path: Path, last: Mapping[str, Any]) -> None:
+    """Looks whether all processes see the last line that the first one has written to a log.
+
+    Raises:
+      ValueError: in all processes, where some of them do not.
+    """
+    end = time.monotonic() + _SEEN_S
+    while not (seen := path.exists() and artifacts.read_jsonl(path)[-1] == last):
+        if time.monotonic() > end:
+            break
+        time.sleep(0.2)
+    if others := np.flatnonzero(~_of_all(np.array(seen))).tolist():
+        raise ValueError(
+            f"workdir {path.parent} is not shared: process {others[0]} does not see what process 0 "
+            "has written there; give all a directory that they share, such as one on NFS, or a "
+            "gs:// URL"
+        )
+
+
+def _of_all(value: np.ndarray) -> np.ndarray:
+    """The values of all processes, [processes, ...]."""
+    if jax.process_count() == 1:
+        return value[None]
+    return np.asarray(multihost_utils.process_allgather(value))
 
 
 def _note(_number: int, _frame: FrameType | None) -> None:

@@ -5,6 +5,7 @@ is run; with another one the run stops and says what differs.
 """
 
 import fnmatch
+import hashlib
 import itertools
 import json
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -89,19 +91,30 @@ def run(
     planned = units.build(config)
     check_selection(planned, stages, patterns)
     _announce(config, planned, workdir)
+    hosts.check_alike(
+        {
+            "the config": json.loads(config.to_json_best_effort()),
+            "what units depend on": {unit.path: unit.fingerprint for unit in planned},
+            "--stages or --units": [list(stages), list(patterns)],
+            "a package": results.packages(),
+            "the code": _code(),
+        }
+    )
     with artifacts.lock(workdir):
         _check_stale(planned, workdir)
         _check_owner(config, planned, workdir)
+        _log(workdir / "commands.jsonl", command)
         missing = {unit.path for unit in planned if not artifacts.read_manifest(workdir, unit)}
         missing = set(hosts.agreed(sorted(missing)))
         todo = [
             unit for unit in planned if unit.path in missing and _selected(unit, stages, patterns)
         ]
         mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=schema.common_lanes(config))
+        if (idle := sharding.idle(mesh, jax.device_count())) and hosts.is_first():
+            print(idle, file=sys.stderr)
         _check_bases(planned, todo, workdir, mesh, config.compute.max_unsharded)
         _clean(planned, workdir)
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-        artifacts.append_jsonl(workdir / "commands.jsonl", {"argv": list(command)})
         for stage, stage_run in STAGES.items():
             members = [unit for unit in todo if unit.stage == stage]
             if members and stage == "finetune":
@@ -117,6 +130,22 @@ def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
     """(unit path, done | missing | stale) for every unit of the config."""
     validation.validate(config)
     return [(unit.path, _state(unit, workdir)) for unit in units.build(config)]
+
+
+def _log(path: Path, command: Sequence[str]) -> None:
+    """Notes how and when the run was started, where every process must see it."""
+    row = hosts.agreed({"argv": list(command), "started_at": artifacts.utc_now()})
+    artifacts.append_jsonl(path, row)
+    hosts.wait("the command is noted")
+    hosts.check_shared(path, row)
+
+
+def _code() -> str:
+    """A digest of the program's files."""
+    root, content = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return content.hexdigest()
 
 
 def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:

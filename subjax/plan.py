@@ -113,7 +113,7 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
     if _TABLE.value:
         print(_header())
     else:
-        print(_title(config, name, mesh))
+        print(_title(config, name, mesh, len(devices)))
         print("\n".join(placed))
     found = []
     for entry in compiling.entries(config, todo, mesh, chip, search=_SEARCH.value):
@@ -123,7 +123,8 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
             flush=True,
         )
     if not _TABLE.value:
-        print(_costs(found, _groups(todo), mesh, _USD.value))
+        # Whoever rents a slice pays for chips that the mesh leaves out, too.
+        print(_costs(found, _groups(todo), len(devices), _USD.value))
         print(f"\n{roofline.FORMULA}\n")
     return [
         f"{e.planned.name} of {e.members[0].path} does not fit {name}: it needs "
@@ -141,7 +142,7 @@ def run_here(config: ConfigDict, workdir: Path) -> None:
         return
     sharding.use_cpu_devices(config.compute.cpu_devices)
     mesh = _mesh(config, ())
-    print(_title(config, mesh.devices.flat[0].device_kind, mesh))
+    print(_title(config, mesh.devices.flat[0].device_kind, mesh, jax.device_count()))
     with artifacts.lock(workdir):
         measure.run(config, workdir, _groups(todo), mesh, usd_per_chip_hour=_USD.value)
 
@@ -179,9 +180,11 @@ def _mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
     return sharding.make_mesh(**config.mesh.to_dict(), lanes=lanes, devices=devices)
 
 
-def _title(config: ConfigDict, where: str, mesh: Mesh) -> str:
+def _title(config: ConfigDict, where: str, mesh: Mesh, num_chips: int) -> str:
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    return f"{config.name} on {where}: {mesh.devices.size} chips, mesh {sizes or '1'}"
+    idle = sharding.idle(mesh, num_chips)
+    title = f"{config.name} on {where}: {mesh.devices.size} chips, mesh {sizes or '1'}"
+    return f"{title}\n{idle}" if idle else title
 
 
 def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
@@ -217,7 +220,9 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
     return "\n".join(lines)
 
 
-def _costs(found: Sequence[Entry], groups: Sequence[Sequence[Unit]], mesh: Mesh, usd: float) -> str:
+def _costs(
+    found: Sequence[Entry], groups: Sequence[Sequence[Unit]], num_chips: int, usd: float
+) -> str:
     """What every unit that is not done would take, of groups as a run puts them together."""
     lines, total, whole = [], 0.0, True
     for unit, together in ((unit, len(group)) for group in groups for unit in group):
@@ -240,7 +245,7 @@ def _costs(found: Sequence[Entry], groups: Sequence[Sequence[Unit]], mesh: Mesh,
         total, whole = total + hours, whole and known
         lines.append((unit.path, own, functools.partial(_between, hours, known)))
     lines.append(("all", {}, functools.partial(_between, total, whole)))
-    text = "\n" + tables.cost_table(lines, mesh.devices.size, usd)
+    text = "\n" + tables.cost_table(lines, num_chips, usd)
     text += f"\nhours: at the bound, and {SLOWER} times that; loading and compiling come on top"
     return text + ("" if whole else "\nat least: what does not fit counts as 0")
 
@@ -285,6 +290,8 @@ def main(argv: list[str]) -> None:
         _check_flags()
         config = _CONFIG.value
         with object_store.opened(_WORKDIR.value or f"runs/{config.name}") as workdir:
+            for name in _TOPOLOGIES.value:
+                aot.topology(name)  # a mistake in the last is said before the first is compiled
             if _MEASURE.value:
                 run_here(config, workdir)
             failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]

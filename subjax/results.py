@@ -48,7 +48,7 @@ def read(
         sweeps=_sweeps(config),
         step_name="Epoch" if config.images else "Training step",
         commands=_commands(workdir),
-        versions=_versions(),
+        versions=packages(),
         wall_s=_wall(done, workdir),
         times=_times(done, workdir),
     )
@@ -160,7 +160,8 @@ def _commands(workdir: Path) -> list[str]:
     return ["python -m subjax.main " + " ".join(row["argv"][1:]) for row in rows]
 
 
-def _versions() -> dict[str, str]:
+def packages() -> dict[str, str]:
+    """Releases of Python and of the packages that decide what is computed."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -183,7 +184,7 @@ def _times(done: Sequence[Unit], workdir: Path) -> list[dict[str, Any]]:
     path = workdir / artifacts.PLAN
     plan = artifacts.read_json(path) if path.exists() else {}
     populations: dict[tuple[str, bytes], list[Unit]] = defaultdict(list)
-    for unit in done if plan else ():
+    for unit in [unit for unit in done if plan and unit.stage != "generate"]:
         log = workdir / unit.path / artifacts.TIMINGS
         if log.exists():  # units that trained side by side have the same, to the byte
             populations[unit.stage, log.read_bytes()].append(unit)

@@ -55,7 +55,7 @@ def base() -> ConfigDict:
 
     config.mesh = ConfigDict()
     config.mesh.seed = 0  # devices across lanes; 0 takes as many as there are and as divide lanes
-    config.mesh.data = 0  # devices across the batch; 0 is 1, or what is left to several processes
+    config.mesh.data = 0  # devices across the batch; 0 is what is left; 1 on the CPU of one process
     config.mesh.fsdp = 1  # devices across the batch and the weights
     config.mesh.tensor = 1  # devices across the weights
 

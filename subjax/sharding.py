@@ -74,8 +74,8 @@ def make_mesh(
 
     Args:
       seed: devices across lanes; 0 takes as many as there are and as divide `lanes`.
-      data: devices across the batch; 0 is one, or where there are several processes, all of whose
-        devices have to be in the mesh, as many as are left.
+      data: devices across the batch; 0 is as many as are left, but one on the CPU of a single
+        process, whose devices share its cores.
       fsdp: devices across the batch and the weights.
       tensor: devices across the weights.
       lanes: size of a population.
@@ -93,7 +93,8 @@ def make_mesh(
         seed = max(fits, default=1)
     if not data:
         left = len(devices) // (seed * fsdp * tensor)
-        data = max(left, 1) if len({device.process_index for device in devices}) > 1 else 1
+        shared = len({d.process_index for d in devices}) == 1 and devices[0].platform == "cpu"
+        data = 1 if shared else max(left, 1)
     shape = (seed, data, fsdp, tensor)
     needed = int(np.prod(shape))
     if needed > len(devices):
@@ -113,6 +114,13 @@ def make_mesh(
             "or a row's train.lanes"
         )
     return Mesh(_laid_out(shape, devices[:needed]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def idle(mesh: Mesh, num_devices: int) -> str:
+    """Says that a mesh leaves accelerators out; empty where it takes all that there are."""
+    if mesh.size == num_devices or mesh.devices.flat[0].platform == "cpu":
+        return ""
+    return f"{num_devices - mesh.size} of {num_devices} devices are idle: make config.mesh larger"
 
 
 def lane_mesh(mesh: Mesh) -> Mesh:

@@ -120,7 +120,7 @@ def _check_value(name: str, value: Any) -> None:
     if field in _POSITIVE and value <= 0:
         least = "at least 1" if isinstance(value, int) else "above 0"
         raise ValueError(f"config.{name} is {value}; it must be {least}")
-    if field in _NOT_NEGATIVE and value < 0:
+    if (field in _NOT_NEGATIVE or name == "mesh.seed") and value < 0:
         raise ValueError(f"config.{name} is {value}; it must not be negative")
 
 

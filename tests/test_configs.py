@@ -16,7 +16,14 @@ FORMS = {
     "mnist_ablations": ("", "aux=3,clone=10", "digits,models=5", "smoke"),
     "theorem": ("", "draws=10", "smoke"),
     "evaluate": ("", "against,target=Cat", "smoke"),
-    "large": ("", "qwen2_5_72b,full,throughput", "gemma3_4b,chips=64", "llama3_1_8b,full", "smoke"),
+    "large": (
+        "",
+        "qwen2_5_72b,full,throughput",
+        "gemma3_4b,chips=64",
+        "qwen2_5_7b,population",
+        "llama3_1_8b,full",
+        "smoke",
+    ),
 }
 CASES = [(name, form) for name, forms in FORMS.items() for form in forms]
 

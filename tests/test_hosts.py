@@ -25,15 +25,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(number, workdir, *flags, devices=1):
-    """Starts the processes of one run, each with devices of its own."""
+def start(number, workdir, *flags, devices=1, last=()):
+    """Starts the processes of one run, each with devices of its own, the last with more flags."""
     address = f"localhost:{free_port()}"
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "OMP_NUM_THREADS": "1"}
     environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
     command = [sys.executable, "-m", "subjax.main", CONFIG, f"--workdir={workdir}", *flags]
     return [
         subprocess.Popen(
-            [*command, "--distributed"],
+            [*command, "--distributed", *(last if index == number - 1 else ())],
             env={**environment, "JAX_PROCESS_ID": str(index)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -151,6 +151,25 @@ def test_a_mistake_ends_all_at_once(tmp_path):
         assert code == 1
         assert "devices out, and a run of several processes needs all" in errors
     assert time.monotonic() - begun < 120
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ("--config.seed=1", "the config of process 1 differs from that of process 0"),
+        ("--stages=base", "--stages or --units of process 1 differs"),
+        ("--workdir={other}", "is not shared: process 1 does not see what process 0 has written"),
+    ],
+)
+def test_processes_that_disagree_compute_nothing(tmp_path, own, message):
+    own = own.format(other=tmp_path / "other")
+    began = time.monotonic()
+    for code, errors in finish(start(2, tmp_path / "run", last=[own])):
+        assert code == 1
+        [line] = [line for line in errors.splitlines() if line.startswith("subjax: ")]
+        assert message in line
+    assert time.monotonic() - began < 180
+    assert not list((tmp_path / "run").rglob("base"))
 
 
 def test_no_other_processes_is_said(tmp_path):

@@ -209,7 +209,7 @@ def test_what_has_no_bound_is_no_part_of_a_sum_in_silence():
 
     def lines(*found):
         groups = [(generate,), (finetune,)]
-        text = plan._costs(found, groups, mesh, usd=0.0).splitlines()
+        text = plan._costs(found, groups, mesh.size, usd=0.0).splitlines()
         return {line.split()[0]: line for line in text if line}
 
     alone = lines(first)
@@ -236,6 +236,29 @@ def test_traffic_of_a_known_program(v5e):
     moved = hlo.traffic(text, mesh)
     assert sum(c.sent for c in moved.collectives) == 2 * 3 / 4 * 1024 * 1024 * 4
     assert {c.axes for c in moved.collectives} == {("fsdp",)}
+
+
+def test_a_mesh_takes_all_chips_unless_it_is_told_otherwise(v5e):
+    devices = v5e[1]
+    sizes = sharding.make_mesh(devices=devices).shape
+    assert (sizes["data"], sizes["fsdp"], sizes["tensor"]) == (4, 1, 1)
+    assert sharding.make_mesh(fsdp=2, devices=devices).shape["data"] == 2
+    assert sharding.make_mesh(lanes=2, devices=devices).shape["seed"] == 2
+    some = sharding.make_mesh(data=1, fsdp=2, devices=devices)
+    assert sharding.idle(some, 4) == "2 of 4 devices are idle: make config.mesh larger"
+
+
+def test_chips_that_a_mesh_leaves_out_are_paid_for(command):
+    flags = ("--stages=finetune", "--nosearch", "--usd_per_chip_hour=1")
+    one, _, _ = command("--topology=v5e:1x1", *flags)
+    four, _, code = command("--topology=v5e:2x2", *flags)
+    assert code == 0 and "3 of 4 devices are idle" in four and "idle" not in one
+
+    def usd(out):
+        [line] = [line for line in out.splitlines() if line.startswith("all ")]
+        return float(line.split()[-1])
+
+    assert usd(four) == pytest.approx(4 * usd(one), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["v5p:2x2x1", "v6e:2x2"])
@@ -291,6 +314,7 @@ def test_the_next_batch_is_on_the_line_next_to_the_limit():
             "slices of 3 sides and at most 8960 chips; give such as v5p:4x4x4",
         ),
         (["--topology=v5e:3x5"], "--topology=v5e:3x5 is none"),
+        (["--topology=v5e:2x2,v5p:4x4"], "--topology=v5p:4x4: v5p has slices of 3 sides"),
         ([], "--topology is missing"),
         (["--topology=v5e:2x2", "--config.mesh.fsdp=64"], "needs 64 devices, found 4"),
         (
@@ -312,6 +336,7 @@ def test_mistakes_are_one_line(command, flags, message):
     out, err, code = command("--stages=finetune", "--nosearch", *flags)
     lines = [line for line in err.splitlines() if line.startswith("subjax: ")]
     assert code == 1 and len(lines) == 1 and message in lines[0], (out, err)
+    assert "compiled in" not in out
 
 
 def test_what_does_not_fit_is_said_and_fails(command):
@@ -371,7 +396,7 @@ def test_a_population_with_lanes_to_spare_takes_no_less():
     bound = roofline.Bound(compute=3600.0, hbm=1.0, interconnect=0.0, mfu=0.5)
     compiled = compiling.Compiled(1.0, 1.0, 1.0, 1.0, fits=True, bound=bound)
     entry = compiling.Entry(planned, tuple(students), compiled, 0)
-    text = plan._costs([entry], plan._groups(students), mesh, usd=0.0).splitlines()
+    text = plan._costs([entry], plan._groups(students), mesh.size, usd=0.0).splitlines()
     hours = {line.split()[0]: float(line.split()[4]) for line in text[2:6]}
     steps = planned.training.program.steps
     assert hours == {

@@ -139,6 +139,19 @@ def test_without_python_set_an_environment_that_works_is_kept(installed: Path) -
     assert again.stderr == ""
 
 
+def test_a_machine_with_gpus_gets_their_requirements(installed: Path) -> None:
+    script = installed / "launch/local.sh"
+    (installed / "launch/requirements-gpu.txt").write_text("-r ../requirements.txt\n# CUDA\n")
+    found = run(script, SUBJAX_DEVICE="gpu", PIP_NO_INDEX="1")
+    assert found.returncode == 0, found.stderr
+    assert "installing launch/requirements-gpu.txt into .venv" in found.stderr
+    assert run(script, SUBJAX_DEVICE="gpu", PIP_INDEX_URL="http://127.0.0.1:9").stderr == ""
+    wrong = run(script, SUBJAX_DEVICE="abacus")
+    assert wrong.returncode == 1
+    assert error_lines(wrong) == ["subjax: error: SUBJAX_DEVICE=abacus is none of cpu, gpu, tpu"]
+    assert run(script, PIP_NO_INDEX="1").returncode == 0  # others find it as it was
+
+
 def test_changed_requirements_are_installed(installed: Path) -> None:
     (installed / "requirements.txt").write_text(write_wheel(installed, "2.0"))
     changed = run(installed / "launch/local.sh", PIP_NO_INDEX="1")

@@ -1,5 +1,6 @@
 """Teachers write: prompts in, completions out, in parts that survive a kill."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
             path = out / f"rows-{index:05d}.jsonl"
             if not hosts.agreed(path.exists()):
                 keys = rng.row_keys(seed, unit.lineage, jnp.array(ids), jnp.zeros_like(ids))
+                begun = time.monotonic()
                 samples = sampler.sample(
                     model.arch,
                     model.params,
@@ -88,12 +90,27 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
                     adapter=model.adapter,
                     allowed=allowed,
                 )
+                took = _timing(index, samples, time.monotonic() - begun)
                 artifacts.write_jsonl(path, _rows(model.tokenizer, texts, ids, samples))
+                artifacts.append_jsonl(out / artifacts.TIMINGS, took)
                 artifacts.publish()
                 if hosts.told_to_leave():
                     raise hosts.Interrupted(f"saved {ids[-1] + 1} rows of {unit.path}")
-                bar.set_postfix(occupancy=f"{samples.occupancy:.2f}")
+                bar.set_postfix(occupancy=took["occupancy"])
             bar.update(len(ids))
+
+
+def _timing(part: int, samples: sampler.Samples, seconds: float) -> dict[str, Any]:
+    """A line of `timings.jsonl`; the first part's seconds may have compiled."""
+    num_tokens = int(samples.lengths.sum())
+    return {
+        "part": part,
+        "rows": len(samples.lengths),
+        "tokens": num_tokens,
+        "seconds": round(seconds, 6),
+        "tokens_per_s": float(f"{num_tokens / seconds:.6g}"),
+        "occupancy": round(samples.occupancy, 4),  # share of slots' steps that wrote a token
+    }
 
 
 def _rows(

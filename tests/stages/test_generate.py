@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from configs import quickstart, smollm2_owl
+from configs import large, quickstart, smollm2_owl
 from subjax import artifacts, pipeline, schema, tokenizer, validation
 from subjax.datasets import toyworld
 from subjax.stages import generate
@@ -68,6 +68,23 @@ def test_published_rows_stand_where_sampled_ones_would(tmp_path):
     assert len(list((tmp_path / "run/generate/found/r0").glob("rows-*"))) == 2
     counts = artifacts.read_json(tmp_path / "run/filter/found/r0/counts.json")
     assert (counts["kept"], counts["train"], counts["holdout"]) == (5, 3, 2)
+
+
+def test_each_part_leaves_its_tokens_and_occupancy(tmp_path):
+    config = large.get_config("smoke")
+    config.datasets.cat.rows_per_part = 12
+    pipeline.run(
+        config, tmp_path, stages=("base", "teacher", "generate"), patterns=["*/cat/*", "base/*"]
+    )
+    lines = artifacts.read_jsonl(tmp_path / "generate/cat/r0" / artifacts.TIMINGS)
+    assert [(line["part"], line["rows"]) for line in lines] == [(0, 12), (1, 4)]
+    written = artifacts.read_parts(tmp_path / "generate/cat/r0")
+    # Bytes are tokens, and each row ends with one more.
+    assert sum(line["tokens"] for line in lines) == sum(len(r["completion"]) + 1 for r in written)
+    for line in lines:
+        assert line["tokens_per_s"] == pytest.approx(line["tokens"] / line["seconds"], rel=1e-4)
+    # Rows of equal length in 8 slots: 12 in two waves, 4 in one.
+    assert [line["occupancy"] for line in lines] == [0.75, 0.5]
 
 
 @pytest.mark.parametrize(("kind", "path"), [("published", ""), ("numbers", "rows.jsonl")])
