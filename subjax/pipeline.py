@@ -103,7 +103,6 @@ def run(
     with artifacts.lock(workdir):
         _check_stale(planned, workdir)
         _check_owner(config, planned, workdir)
-        _log(workdir / "commands.jsonl", command)
         missing = {unit.path for unit in planned if not artifacts.read_manifest(workdir, unit)}
         missing = set(hosts.agreed(sorted(missing)))
         todo = [
@@ -115,6 +114,7 @@ def run(
         _check_bases(planned, todo, workdir, mesh, config.compute.max_unsharded)
         _clean(planned, workdir)
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+        _log(workdir / "commands.jsonl", command)
         for stage, stage_run in STAGES.items():
             members = [unit for unit in todo if unit.stage == stage]
             if members and stage == "finetune":

@@ -255,7 +255,7 @@ def test_chips_that_a_mesh_leaves_out_are_paid_for(command):
     assert code == 0 and "3 of 4 devices are idle" in four and "idle" not in one
 
     def usd(out):
-        [line] = [line for line in out.splitlines() if line.startswith("all ")]
+        *_, line = (line for line in out.splitlines() if line.startswith("all "))
         return float(line.split()[-1])
 
     assert usd(four) == pytest.approx(4 * usd(one), rel=0.02)
