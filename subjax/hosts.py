@@ -147,9 +147,8 @@ def check_alike(things: Mapping[str, Any]) -> None:
     for name, ours in zip(things, every.swapaxes(0, 1), strict=True):
         if others := np.flatnonzero((ours != ours[0]).any(-1)).tolist():
             raise ValueError(
-                f"{name} of process {others[0]} differs from that of process 0 "
-                f"({len(others)} of {len(every)} processes do): start the same code with the same "
-                "command on all of them"
+                f"process {others[0]} differs from process 0 in its {name} ({len(others)} of "
+                f"{len(every)} processes do): start the same code with the same command on all"
             )
 
 

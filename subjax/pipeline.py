@@ -93,11 +93,11 @@ def run(
     _announce(config, planned, workdir)
     hosts.check_alike(
         {
-            "the config": json.loads(config.to_json_best_effort()),
-            "what units depend on": {unit.path: unit.fingerprint for unit in planned},
+            "config": json.loads(config.to_json_best_effort()),
+            "files that the config names": {unit.path: unit.fingerprint for unit in planned},
             "--stages or --units": [list(stages), list(patterns)],
-            "a package": results.packages(),
-            "the code": _code(),
+            "packages": results.packages(),
+            "code": _code(),
         }
     )
     with artifacts.lock(workdir):

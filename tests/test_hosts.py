@@ -156,8 +156,8 @@ def test_a_mistake_ends_all_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        ("--config.seed=1", "the config of process 1 differs from that of process 0"),
-        ("--stages=base", "--stages or --units of process 1 differs"),
+        ("--config.seed=1", "process 1 differs from process 0 in its config"),
+        ("--stages=base", "process 1 differs from process 0 in its --stages or --units"),
         ("--workdir={other}", "is not shared: process 1 does not see what process 0 has written"),
     ],
 )
