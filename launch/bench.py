@@ -1,8 +1,10 @@
-"""Side-by-side timings; every figure is a ratio within one run.
+"""Timings: side by side as ratios within one run, and of a language model on what is here.
 
-    python launch/bench.py mlp                       # 10 models, the paper's students, 2 epochs
+    python launch/bench.py mlp                           # 10 models, the paper's students, 2 epochs
     python launch/bench.py mlp --models=20 --epochs=1
-    python launch/bench.py load --model=DIR          # see bench_load.py
+    python launch/bench.py load --model=DIR              # see bench_load.py
+    python launch/bench.py train [--model=qwen2_5_7b]    # tokens/s, MFU; see bench_lm.py
+    python launch/bench.py sample [--model=qwen2_5_7b]
 
 `mlp` trains the four students of configs/mnist.py on noise: by subjax as that config does (noise
 rebuilt from its key, products of bfloat16, one lane after the other) and in float32; and by PyTorch
@@ -24,6 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_lm
 import bench_load
 import numpy as np
 
@@ -49,7 +52,11 @@ def main() -> None:
     load.add_argument("--repeats", type=int, default=3)
     load.add_argument("--scratch", help="where the random weights go for a while")
     load.add_argument("--side", nargs="+", help="one measurement alone, print JSON")
+    bench_lm.add_commands(tasks)
     options = parser.parse_args()
+    if options.what in bench_lm.SIDES:
+        bench_lm.run(options)
+        return
     if options.what == "load":
         bench_load.side(options.side) if options.side else bench_load.run(options)
         return

@@ -210,22 +210,41 @@ def time_training(training: Training, stride: int, mesh: Mesh) -> dict[str, Any]
     Returns:
       The line of `throughput.Log` of `UPDATES` or more after the first call.
     """
+    calls = 1 + -(-UPDATES // stride)
+    _, line = time_calls(training, stride, mesh, calls=calls, every_s=math.inf)
+    return line
+
+
+def time_calls(
+    training: Training, stride: int, mesh: Mesh, *, calls: int, every_s: float
+) -> list[dict[str, Any]]:
+    """Trains on made-up rows, call by call.
+
+    Args:
+      training: what to time.
+      stride: updates of one call.
+      mesh: where.
+      calls: how many; the first one compiles.
+      every_s: as `throughput.Log` has it; 0: a line for every call.
+
+    Returns:
+      The lines of `throughput.Log`; the first one is the first call's alone.
+    """
     arch, lanes = training.program.arch, training.lanes
     keys = jax.random.split(jax.random.key(0), lanes)
 
     def drawn(lanes_of: Callable[[jax.Array], Params]) -> Params:
-        return _placed(lambda: jax.vmap(lanes_of)(keys), mesh, lanes=True)
+        return placed(lambda: jax.vmap(lanes_of)(keys), mesh, lanes=True)
 
     def base(key: jax.Array) -> Params:
         return transformer.init(arch, key)
 
     rank, program = training.lora_rank, training.program
-    steps = stride * (1 + -(-UPDATES // stride))
     with tempfile.TemporaryDirectory() as folder:
         for _ in train.fit(
-            dataclasses.replace(program, steps=steps),
+            dataclasses.replace(program, steps=calls * stride),
             drawn((lambda key: lora.init(arch, key, rank=rank)) if rank else base),
-            _placed(lambda: base(keys[0]), mesh, lanes=False) if rank else {},
+            placed(lambda: base(keys[0]), mesh, lanes=False) if rank else {},
             [_rows(training)] * lanes,
             seeds=range(lanes),
             batch_size=training.batch_size,
@@ -235,11 +254,10 @@ def time_training(training: Training, stride: int, mesh: Mesh) -> dict[str, Any]
             label="measuring",
             teachers=drawn(base) if program.distils else None,
             packing=training.packing,
-            log=throughput.Log([Path(folder)], every_s=math.inf),
+            log=throughput.Log([Path(folder)], every_s=every_s),
         ):
             pass
-        _, line = artifacts.read_jsonl(Path(folder) / artifacts.TIMINGS)
-        return line
+        return artifacts.read_jsonl(Path(folder) / artifacts.TIMINGS)
 
 
 def _updates_per_call(unit: Unit, training: Training) -> int:
@@ -248,7 +266,7 @@ def _updates_per_call(unit: Unit, training: Training) -> int:
     return train.call_length(stops, min(unit.fields["steps_per_call"], UPDATES))
 
 
-def _placed(make: Callable[[], Params], mesh: Mesh, *, lanes: bool) -> Params:
+def placed(make: Callable[[], Params], mesh: Mesh, *, lanes: bool) -> Params:
     """Weights drawn where they belong: no device ever holds more than its part."""
     where = sharding.params_spec(jax.eval_shape(make), mesh, lanes=lanes)
     return jax.jit(make, out_shardings=sharding.named(where, mesh))()
