@@ -102,7 +102,7 @@ def _subjax(num_models: int, num_epochs: int, precision: str = "mixed") -> dict[
         batch_size=BATCH,
         num_images=NUM_IMAGES,
         seeds=range(LANES),
-        mesh=sharding.make_mesh(seed=1),
+        mesh=sharding.make_mesh(seed=1, data=1),
         batched_lanes=1,
         label="bench",
     )

@@ -135,7 +135,7 @@ def side(options: Any) -> dict[str, Any]:
 
     from subjax import sharding, transformer
 
-    arch, mesh = architecture(options.model), sharding.make_mesh(seed=1)
+    arch, mesh = architecture(options.model), sharding.make_mesh(seed=1, data=1)
     device = mesh.devices.flat[0]
     facts = {
         "device": f"{mesh.devices.size} x {device.device_kind}",

@@ -87,7 +87,7 @@ def export(
         }
         artifacts.write_json(out / adapters.CONFIG, settings)
     else:
-        model = models.load(source, sharding.make_mesh(seed=1))
+        model = models.load(source, sharding.make_mesh(seed=1, data=1))
         params, kind = models.merged(model), jnp.dtype(dtype)
         weights.save(out, model.arch, params, dtype=kind, max_shard_bytes=max_shard_bytes)
         model.tokenizer.save(out)
