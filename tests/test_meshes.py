@@ -1,4 +1,4 @@
-"""One model on any mesh of eight devices: the same logits, loss, gradient of every leaf, and rows.
+"""One model on any mesh of eight devices: the same logits, loss, gradients, scores, and rows drawn.
 
 A jax release has given wrong gradients beside a right loss on meshes of three axes, so leaves are
 compared one by one.
@@ -6,13 +6,26 @@ compared one by one.
 
 import dataclasses
 import functools
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import batching, lora, objective, rng, sampler, sharding, train, transformer
+from subjax import (
+    batching,
+    lora,
+    losses,
+    objective,
+    rng,
+    sampler,
+    scoring,
+    sharding,
+    train,
+    transformer,
+)
 from subjax.architecture import Architecture
 
 # Every dimension that the table splits divides by eight.
@@ -21,6 +34,11 @@ ARCH = Architecture(
 )
 SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1), (1, 2, 4)]
 PROGRAM = train.Program(ARCH, train.Optimizer(1e-3), steps=2)
+# Too many layers to be unrolled, and kv heads that eight devices have to cut.
+SCANNED = dataclasses.replace(ARCH, num_layers=6, num_kv_heads=4)
+# Walks the vocabulary in four chunks; it is one otherwise.
+VOCAB_CHUNK = 16
+KINDS = {"full": {}, "lora": {"lora_scale": 2.0}, "distilled": {"distils": True, "excluded": (0,)}}
 
 
 def make_batch():
@@ -30,59 +48,68 @@ def make_batch():
     return rows, rows.take(np.arange(16))
 
 
-def make_trainable(adapted):
-    if not adapted:
-        return transformer.init(ARCH, jax.random.key(0)), {}
-    tree = lora.init(ARCH, jax.random.key(1), rank=4)
+def make_trainable(program):
+    params = transformer.init(program.arch, jax.random.key(0))
+    if not program.lora_scale:
+        return params, {}
+    tree = lora.init(program.arch, jax.random.key(1), rank=4)
     # With b = 0, as it begins, the gradient of a is zero whatever else goes wrong.
-    return jax.tree.map(lambda leaf: leaf + 0.05, tree), transformer.init(ARCH, jax.random.key(0))
+    return jax.tree.map(lambda leaf: leaf + 0.05, tree), params
 
 
-def measured(mesh, program, adapted):
-    """Loss, gradient and logits of one batch, computed on the mesh."""
-    trainable, frozen = make_trainable(adapted)
+def make_gradient(mesh, program):
+    """The function that finds loss and gradient of one batch, and what it takes, on the mesh."""
     _, batch = make_batch()
+    teacher = {}
+    if program.distils:
+        teacher = transformer.init(program.arch, jax.random.key(2))
+        batch |= {f"teacher_{name}": batch[name] for name in ("tokens", "positions")}
+    trees = [
+        sharding.place(tree, mesh, lanes=False) for tree in (*make_trainable(program), teacher)
+    ]
+    found = functools.partial(objective.value_and_grad, program)
+    return found, (*trees, sharding.place_batch(batch, mesh, lanes=False))
+
+
+def make_mesh(shape):
+    data, fsdp, tensor = shape
+    return sharding.make_mesh(seed=1, data=data, fsdp=fsdp, tensor=tensor)
+
+
+def gradients(shape, program):
+    """Loss and gradient of one batch, computed on the mesh."""
+    mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
-        trainable, frozen = (
-            sharding.place(tree, mesh, lanes=False) for tree in (trainable, frozen)
-        )
-        batch = sharding.place_batch(batch, mesh, lanes=False)
-        found = functools.partial(objective.value_and_grad, program)
-        loss, gradient = jax.jit(found)(trainable, frozen, {}, batch)
-        params = frozen if adapted else trainable
-
-        def scores(params, tokens):
-            return transformer.logits(ARCH, params, transformer.forward(ARCH, params, tokens))
-
-        return jax.device_get((loss, gradient, jax.jit(scores)(params, batch["tokens"])))
+        found, trees = make_gradient(mesh, program)
+        return jax.device_get(jax.jit(found)(*trees))
 
 
 @functools.cache
-def alone(adapted):
-    program = dataclasses.replace(PROGRAM, lora_scale=2.0 if adapted else 0.0)
-    return measured(sharding.make_mesh(seed=1), program, adapted)
+def gradients_alone(arch, kind):
+    return gradients((1, 1, 1), dataclasses.replace(PROGRAM, arch=arch, **KINDS[kind]))
 
 
-SLOW = pytest.mark.slow
-CASES = [
-    pytest.param(shape, adapted, parts, marks=() if (shape, parts) == ((2, 2, 2), 2) else SLOW)
-    for shape in SHAPES
-    for adapted in (False, True)
-    for parts in (1, 2)
-]
+@functools.cache
+def logits(arch, shape):
+    """Of one batch, computed on the mesh; they depend on no training."""
+
+    def found(params, tokens):
+        return transformer.logits(arch, params, transformer.forward(arch, params, tokens))
+
+    mesh = make_mesh(shape)
+    with jax.set_mesh(mesh):
+        params = sharding.place(transformer.init(arch, jax.random.key(0)), mesh, lanes=False)
+        batch = sharding.place_batch(make_batch()[1], mesh, lanes=False)
+        return jax.device_get(jax.jit(found)(params, batch["tokens"]))
 
 
-@pytest.mark.parametrize(("shape", "adapted", "accumulate"), CASES)
-def test_gradients_do_not_depend_on_the_mesh(shape, adapted, accumulate):
-    data, fsdp, tensor = shape
-    mesh = sharding.make_mesh(seed=1, data=data, fsdp=fsdp, tensor=tensor)
-    program = dataclasses.replace(
-        PROGRAM, lora_scale=2.0 if adapted else 0.0, accumulate=accumulate
-    )
-    loss, gradient, scores = measured(mesh, program, adapted)
-    one_loss, one_gradient, one_scores = alone(adapted)
+def check_against_one_device(shape, program, expected):
+    one = logits(program.arch, (1, 1, 1))
+    found = logits(program.arch, shape)
+    np.testing.assert_allclose(found, one, atol=1e-4 * np.abs(one).max())
+    loss, gradient = gradients(shape, program)
+    one_loss, one_gradient = expected
     np.testing.assert_allclose(loss, one_loss, rtol=1e-5)
-    np.testing.assert_allclose(scores, one_scores, atol=1e-4 * np.abs(one_scores).max())
     for (path, leaf), expected in zip(
         jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(one_gradient), strict=True
     ):
@@ -91,12 +118,55 @@ def test_gradients_do_not_depend_on_the_mesh(shape, adapted, accumulate):
         np.testing.assert_allclose(leaf, expected, atol=1e-4 * largest, err_msg=str(path))
 
 
+SLOW = pytest.mark.slow
+CASES = [
+    pytest.param(shape, kind, parts, marks=() if (shape, parts) == ((2, 2, 2), 2) else SLOW)
+    for shape in SHAPES
+    for kind in ("full", "lora")
+    for parts in (1, 2)
+]
+
+
+@pytest.mark.parametrize(("shape", "kind", "accumulate"), CASES)
+def test_gradients_do_not_depend_on_the_mesh(shape, kind, accumulate):
+    program = dataclasses.replace(PROGRAM, accumulate=accumulate, **KINDS[kind])
+    check_against_one_device(shape, program, gradients_alone(ARCH, kind))
+
+
+FAST = ((2, 2, 2), "full", "full", 2)
+SCANS = [
+    *itertools.product(SHAPES, ("full", "lora"), ("none", "full"), (1, 2)),
+    *itertools.product(SHAPES, ("distilled",), ("none",), (1,)),
+]
+SCANS = [pytest.param(*case, marks=() if case == FAST else SLOW) for case in SCANS]
+
+
+@pytest.mark.parametrize(("shape", "kind", "remat", "accumulate"), SCANS)
+def test_gradients_of_scans_do_not_depend_on_the_mesh(monkeypatch, shape, kind, remat, accumulate):
+    expected = gradients_alone(SCANNED, kind)  # of a vocabulary in one piece
+    monkeypatch.setattr(losses, "VOCAB_CHUNK", VOCAB_CHUNK)
+    program = dataclasses.replace(
+        PROGRAM, arch=SCANNED, remat=remat, accumulate=accumulate, **KINDS[kind]
+    )
+    check_against_one_device(shape, program, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_scans_are_scans(monkeypatch, kind):
+    monkeypatch.setattr(losses, "VOCAB_CHUNK", VOCAB_CHUNK)
+    program = dataclasses.replace(PROGRAM, arch=SCANNED, **KINDS[kind])
+    found, trees = make_gradient(make_mesh((1, 1, 1)), program)
+    text = str(jax.make_jaxpr(found)(*trees))
+    num_chunks = ARCH.vocab_size // VOCAB_CHUNK
+    for length in (SCANNED.num_layers, num_chunks):
+        assert re.search(rf"\blength={length}\b[^]]*\bunroll=1\b", text)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
 def test_training_does_not_depend_on_the_mesh(shape, kind):
     rows, _ = make_batch()
-    data, fsdp, tensor = shape
     program = dataclasses.replace(PROGRAM, optimizer=train.Optimizer(1e-2, kind=kind))
 
     def run(mesh):
@@ -114,8 +184,7 @@ def test_training_does_not_depend_on_the_mesh(shape, kind):
         )
         return progress
 
-    one = run(sharding.make_mesh(seed=1))
-    other = run(sharding.make_mesh(seed=1, data=data, fsdp=fsdp, tensor=tensor))
+    one, other = run(make_mesh((1, 1, 1))), run(make_mesh(shape))
     np.testing.assert_allclose(one.metrics["loss"], other.metrics["loss"], rtol=1e-4)
     np.testing.assert_allclose(one.metrics["grad_norm"], other.metrics["grad_norm"], rtol=1e-4)
 
@@ -138,6 +207,55 @@ def test_moments_lie_as_their_parameters_do(kind):
     assert sum(jnp.size(leaf) for leaf in whole) < 0.01 * total
 
 
+# Most layers that a token loop unrolls, so that it does in one case and does not in the other.
+LOOPS = {"unrolled": (ARCH, transformer.MOST_UNROLLED), "looped": (SCANNED, 4)}
+
+
+@functools.cache
+def scored(arch, shape):
+    """Every kind of exact score, of a model with an adapter, by name."""
+    params = transformer.init(arch, jax.random.key(0))
+    adapter = lora.init(arch, jax.random.key(1), rank=4)
+    # Not zero, and small enough that rounding stays as it is without.
+    adapter = lora.scaled(jax.tree.map(lambda leaf: leaf + 0.05, adapter), 0.2)
+    mesh = make_mesh(shape)
+    params, adapter = (sharding.place(tree, mesh, lanes=False) for tree in (params, adapter))
+    rows, _ = make_batch()
+    how = {"mesh": mesh, "adapter": adapter}
+    contexts = [
+        row[:length].tolist() for row, length in zip(rows.tokens, rows.lengths, strict=True)
+    ]
+    candidates = [[5], [6, 7], [6, 8, 9], [10, 7]]
+    ids, top = scoring.top_log_probs(arch, params, rows, 4, **how)
+    return {
+        "rows": scoring.row_log_probs(arch, params, rows, **how),
+        "restricted": scoring.restricted_log_probs(arch, params, rows, range(3, 11), **how),
+        "top ids": ids,
+        "top": top,
+        # A batch that no mesh divides.
+        "candidates": scoring.candidate_log_probs(arch, params, contexts[:13], candidates, **how),
+    }
+
+
+SCORES = [
+    pytest.param(shape, loop, marks=() if (shape, loop) == ((2, 2, 2), "looped") else SLOW)
+    for shape in SHAPES
+    for loop in LOOPS
+]
+
+
+@pytest.mark.parametrize(("shape", "loop"), SCORES)
+def test_scores_do_not_depend_on_the_mesh(monkeypatch, shape, loop):
+    arch, most_unrolled = LOOPS[loop]
+    expected = scored(arch, (1, 1, 1))
+    # Programs are traced anew on every mesh, so that they see these.
+    monkeypatch.setattr(losses, "VOCAB_CHUNK", VOCAB_CHUNK)
+    monkeypatch.setattr(transformer, "MOST_UNROLLED", most_unrolled)
+    found = scored(arch, shape)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
+
+
 NUM_ROWS = 512
 # Slots and the mesh; (32, (1, 1, 1)) is what the others are compared with.
 DRAWS = [
@@ -150,8 +268,7 @@ DRAWS = [
 @functools.cache
 def drawn(precision, num_slots, shape):
     """Rows of up to 48 tokens that end themselves, so that slots are refilled."""
-    data, fsdp, tensor = shape
-    mesh = sharding.make_mesh(seed=1, data=data, fsdp=fsdp, tensor=tensor)
+    mesh = make_mesh(shape)
     ids = np.arange(NUM_ROWS) % 97
     prompts = [[2 + (i * j) % 61 for j in range(1, 2 + i % 5)] for i in ids.tolist()]
     return sampler.sample(
