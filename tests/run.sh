@@ -20,6 +20,9 @@ python=$root/.venv-test/bin/python
 if [ "${1:-}" = --all ]; then
   shift
   set -- -m '' "$@"
+elif [ $# -eq 0 ]; then
+  # Most of the time goes into compiling, on one core; tests that kill and count want both.
+  set -- --numprocesses=2 --dist=loadfile
 fi
 
 step() {
