@@ -28,6 +28,8 @@ from subjax import artifacts
 INTERRUPTED = 75
 # And with this one where it is not the user's doing (EX_SOFTWARE).
 DEFECT = 70
+# Said with INTERRUPTED where it was another process that died.
+LOST = "another process of this run has ended; see what it said, and run all again"
 # A process that died is noticed by the others within this time.
 _HEARTBEAT_S = 60
 # The first process waits this long for others that leave for the same reason.
@@ -181,4 +183,5 @@ def _of_all(value: np.ndarray) -> np.ndarray:
 def _note(_number: int, _frame: FrameType | None) -> None:
     global _told_to_leave
     _told_to_leave = True
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # told a second time, it ends at once
+    if not jax.distributed.is_initialized():  # else the one that stands by may have told it again
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # told a second time, it ends at once

@@ -11,7 +11,16 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from subjax import hosts, mistakes, object_store, pipeline, preregistration, preview, sharding
+from subjax import (
+    hosts,
+    mistakes,
+    object_store,
+    pipeline,
+    preregistration,
+    preview,
+    sharding,
+    supervisor,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")
 _WORKDIR = flags.DEFINE_string(
@@ -28,10 +37,13 @@ _LIST = flags.DEFINE_bool("list", False, "print every unit and whether it is don
 def main(argv: list[str]) -> None:
     """Runs the config; every error that a user can mend is one line on stderr and exit code 1.
 
-    Exit code 75: the run was interrupted and goes on with the same command; 70: a defect of subjax.
+    Exit code 75: the run was interrupted, or another process of it has ended, and it goes on with
+    the same command; 70: a defect of subjax.
     """
     if len(argv) > 1:
         _leave(f"unexpected argument {argv[1]!r}: flags start with --")
+    if _DISTRIBUTED.value:
+        supervisor.stand_by()
     name = _WORKDIR.value or f"runs/{_CONFIG.value.name}"
     workdir = Path(name)
     try:
@@ -45,8 +57,7 @@ def main(argv: list[str]) -> None:
         if isinstance(error, ValueError | FloatingPointError | OSError):
             _leave(object_store.named(mistakes.explain(error, workdir), workdir, name))
         if hosts.lost_another(error):
-            lost = "another process of this run has ended; see what it said, and run all again"
-            _leave(lost, hosts.INTERRUPTED)
+            _leave(hosts.LOST, hosts.INTERRUPTED)
         traceback.print_exc()
         hosts.leave(hosts.DEFECT)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from subjax import artifacts, hosts
+from subjax import artifacts, hosts, supervisor
 
 pytestmark = pytest.mark.processes
 
@@ -120,18 +120,61 @@ def test_four_processes_give_the_result_of_one(alone, tmp_path):
     assert_alike(alone, finished(4, tmp_path / "run", *flags))
 
 
-def test_a_death_is_noticed_by_the_others_and_a_restart_gives_the_same_bytes(pair, tmp_path):
+@pytest.mark.parametrize(("number", "dead"), [(2, 1), (2, 0), (4, 0)])
+def test_a_death_is_noticed_by_the_others_and_a_restart_gives_the_same_bytes(
+    pair, tmp_path, number, dead
+):
     workdir = tmp_path / "run"
-    processes = start(2, workdir)
+    processes = start(number, workdir)
     assert appears(workdir / "base" / "toy" / "r1" / "manifest.json")
-    processes[1].send_signal(signal.SIGKILL)
+    processes[dead].send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    (code, errors), _ = finish(processes, timeout_s=120)
+    found = finish(processes, timeout_s=120)
     assert time.monotonic() - killed < 120
-    assert code != 0
-    assert "process" in errors or "task" in errors
+    del found[dead]
+    for code, errors in found:
+        assert code == hosts.INTERRUPTED, errors
+        assert errors.splitlines()[-1] == f"subjax: {hosts.LOST}"
+        assert "stack trace" not in errors
     assert not (workdir / "report").exists()
-    assert_same_bytes(finished(2, workdir), pair)
+    if number == 2:
+        assert_same_bytes(finished(2, workdir), pair)
+
+
+SPEAK = "print(supervisor._ABORTS.decode(), file=sys.stderr, flush=True)"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "lines"),
+    [
+        ("sys.exit(3)", 3, []),
+        ("os.abort()", 134, []),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, []),
+        (f"{SPEAK}; sys.exit(70)", 70, [supervisor._ABORTS.decode()]),
+        (f"{SPEAK}; os.abort()", 75, [supervisor._ABORTS.decode(), f"subjax: {hosts.LOST}"]),
+    ],
+)
+def test_only_an_abort_of_the_runtime_is_the_loss_of_another(end, code, lines):
+    program = f"import os, signal, sys; from subjax import supervisor; supervisor.stand_by(); {end}"
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stderr.splitlines()) == (code, lines)
+
+
+def test_the_one_that_stands_by_hands_on_a_signal_and_takes_its_child_with_it():
+    program = (
+        "import time; from subjax import supervisor; supervisor.stand_by(); "
+        "time.sleep(1); print(1, flush=True); time.sleep(300)"
+    )
+    for number, code in ((signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)):
+        with subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE
+        ) as process:
+            process.stdout.readline()
+            process.send_signal(number)
+            process.communicate(timeout=60)  # the child holds the pipe for as long as it lives
+        assert process.returncode == code
 
 
 def test_told_to_leave_all_save_and_leave_and_a_restart_gives_the_same_bytes(pair, tmp_path):

@@ -1,0 +1,65 @@
+"""One process watches over another: what the runtime of several processes does not let us say."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+
+from subjax import hosts
+
+# What jax's runtime says before it aborts a process since another is gone, and what comes after it.
+_ABORTS = b"the JAX distributed service detected fatal errors"
+_DUMP = b"*** Check failure stack trace"
+# The last words of a child are waited for so long.
+_LAST_S = 5
+
+
+def stand_by() -> None:
+    """Goes on in a child; the process that was started stays, and says how the child ended.
+
+    Where the first process of a run is gone, jax's runtime aborts the others from a thread of C++.
+    Nothing prevents it (jax 0.10): the runtime's callback cannot be one of Python's, and
+    `jax_enable_recoverability` is for the death of any process but the first. So such an abort is
+    turned into `hosts.LOST` and exit code `hosts.INTERRUPTED` from outside; every other end stays
+    what it is. Call it before anything starts a thread, which a child would not have.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    source, sink = os.pipe()
+    child = os.fork()
+    if child == 0:
+        if sys.platform == "linux":  # a kill -9 of the one that waits is the end of both
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        os.dup2(sink, 2)
+        os.close(source)
+        os.close(sink)
+        return
+    os.close(sink)
+    signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(child, number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
+    held: list[bytes] = []
+    copying = threading.Thread(target=_copy_errors, args=(source, held), daemon=True)
+    copying.start()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    copying.join(_LAST_S)  # not for ever: what the child has started may hold the pipe open
+    text = b"".join(held)
+    if code == -signal.SIGABRT and text:
+        code = hosts.INTERRUPTED
+        text = text.partition(_DUMP)[0] + f"subjax: {hosts.LOST}\n".encode()
+    with contextlib.suppress(OSError):
+        sys.stderr.buffer.write(text)
+        sys.stderr.buffer.flush()
+    os._exit(code if code >= 0 else 128 - code)  # a signal's number as a shell gives it
+
+
+def _copy_errors(source: int, held: list[bytes]) -> None:
+    """Copies a child's stderr to this process's; from `_ABORTS` on it goes into `held` instead."""
+    while text := os.read(source, 2**16):
+        if held or _ABORTS in text:  # one write of the runtime's, short enough to arrive whole
+            held.append(text)
+            continue
+        with contextlib.suppress(OSError):  # a child must not wait for a reader that gave up
+            sys.stderr.buffer.write(text)
+            sys.stderr.buffer.flush()
