@@ -50,6 +50,7 @@ FLOORS = {
     "objective": 5,
     "throughput": 5,
     "hosts": 1,
+    "supervisor": 2,
     "transformer": 4,
     "families": 1,
     "model_config": 4,
