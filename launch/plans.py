@@ -2,10 +2,10 @@
 
     nice python launch/plans.py --workdir=runs/plans
 
-One command of `plan` at a time, each in a process of its own.
-What a command printed is kept in the work directory, so the same call goes on where it was
-interrupted; delete a file there to compile its programs again. The page is written after each:
-rows of programs that have not been compiled again stay as they are.
+One command of `plan` at a time, each in a process of its own. What a command printed is kept in the
+work directory, so the same call goes on where it was interrupted; delete a file there to compile
+its programs again. The page is written after each: rows of programs that have not been compiled
+again stay as they are.
 """
 
 import argparse
@@ -96,7 +96,8 @@ of which every row is one of what such a command prints:
 
 GB a chip count the base that a stage keeps beside the copy that it trains. The bound is of the
 formula that the command prints without `--table`; padding counts as tokens. CPU s is the CPU time
-that compiling took, over all threads: on two cores it takes no longer, if they have no other work.
+that compiling took, over all threads. By the clock it is less on two cores: the longest, the update
+of 72 billion parameters on v5e, was compiled in 115 s.
 
 """
 
