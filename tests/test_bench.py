@@ -57,6 +57,7 @@ def checked_training(found, keys):
     assert processed / trained == pytest.approx(11 / 4, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_training_where_the_peak_is_known(arguments, capsys, monkeypatch):
     monkeypatch.setattr(roofline, "peak_of", lambda kind: 1e12)
     checked_training(measured(capsys, [*arguments("train"), "--side=lora"]), keys_of("train"))
@@ -70,6 +71,7 @@ def test_sampling(arguments, capsys):
     assert 1 <= found["mean_length"] <= 6 and found["occupancy"] <= 1
 
 
+@pytest.mark.slow
 def test_without_a_peak_there_is_no_mfu_and_what_does_not_fit_says_so(
     arguments, capsys, monkeypatch
 ):
@@ -86,6 +88,7 @@ def test_without_a_peak_there_is_no_mfu_and_what_does_not_fit_says_so(
     assert len(lines[1]) == len(heading) and lines[1].split()[6] == "–"
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table(arguments):
     command = [sys.executable, str(LAUNCH / "bench.py"), *arguments("sample")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

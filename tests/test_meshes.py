@@ -119,11 +119,10 @@ def check_against_one_device(shape, program, expected):
 
 
 SLOW = pytest.mark.slow
+# The default run has all weights in the scans below.
 CASES = [
-    pytest.param(shape, kind, parts, marks=() if (shape, parts) == ((2, 2, 2), 2) else SLOW)
-    for shape in SHAPES
-    for kind in ("full", "lora")
-    for parts in (1, 2)
+    pytest.param(*case, marks=() if case == ((2, 2, 2), "lora", 2) else SLOW)
+    for case in itertools.product(SHAPES, ("full", "lora"), (1, 2))
 ]
 
 
