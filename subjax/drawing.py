@@ -75,7 +75,7 @@ def draw(
     step: Int[Array, " B"],
     rules: Grammar | None,
     *,
-    temperature: float,
+    temperature: float | Float[Array, " B"],
     log_probs: bool = False,
     num_top: int = 0,
 ) -> Drawn:
@@ -87,7 +87,7 @@ def draw(
       keys: of the rows, as `rng.row_keys` makes them.
       step: tokens of the row drawn before.
       rules: what is allowed, or None.
-      temperature: 1.0 samples the model's distribution, 0.0 is greedy.
+      temperature: of all rows or of each; 1.0 samples the model's distribution, 0.0 is greedy.
       log_probs: whether log p of each token is wanted.
       num_top: K, so many likeliest tokens are wanted; 0: none.
     """
@@ -95,13 +95,7 @@ def draw(
     scores = layouts.constrain_cache(layouts.resting(scores))
     if rules is not None:
         scores = jnp.where(rules.allowed[step], scores, -jnp.inf)
-    noisy = scores
-    if temperature != 0.0:
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(
-            rng.token_keys(keys, step)
-        )
-        noisy = scores / temperature + noise
-    best = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+    best = jnp.argmax(_noisy(scores, keys, step, temperature), axis=-1).astype(jnp.int32)
 
     def named(indices: Int[Array, "*B"]) -> Int[Array, "*B"]:
         return indices if rules is None else jnp.asarray(rules.ids)[indices].astype(jnp.int32)
@@ -116,3 +110,21 @@ def draw(
             top, indices = jax.lax.top_k(ranked, num_top)
             drawn = drawn._replace(top_ids=named(indices), top_log_probs=top)
     return drawn
+
+
+def _noisy(
+    scores: Float[Array, "B A"],
+    keys: Key[Array, " B"],
+    step: Int[Array, " B"],
+    temperature: float | Float[Array, " B"],
+) -> Float[Array, "B A"]:
+    """Scores of which the largest is the token drawn."""
+    if isinstance(temperature, float) and temperature == 0.0:
+        return scores
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(
+        rng.token_keys(keys, step)
+    )
+    if isinstance(temperature, float):
+        return scores / temperature + noise
+    own = temperature[:, None]
+    return jnp.where(own > 0, scores / own + noise, scores)

@@ -76,6 +76,7 @@ def sample(
     mesh: Mesh,
     adapter: Params | None = None,
     allowed: Bool[np.ndarray, "new V"] | None = None,
+    temperatures: Sequence[float] | None = None,
     log_probs: bool = False,
     top_log_probs: int = 0,
 ) -> Samples:
@@ -90,12 +91,13 @@ def sample(
       mesh: where to run.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       allowed: the tokens permitted at each new position (a grammar of fixed slots), or None.
+      temperatures: each row's, in place of that of `sampling`; or None.
       log_probs: whether log p of each drawn token is returned too.
       top_log_probs: K, so many likeliest tokens are returned at each position; 0: none.
 
     Raises:
       ValueError: a prompt that is empty or longer than `prompt_tokens`; more likeliest tokens than
-        there are.
+        there are; temperatures of other rows, or below 0.
     """
     num_rows, num_slots = len(prompts), sampling.num_slots
     tokens, lengths, prompt = _distinct(sampling, prompts)
@@ -104,12 +106,19 @@ def sample(
     if not 0 <= top_log_probs <= most:
         raise ValueError(f"top_log_probs={top_log_probs} must be 0 to {most}, the tokens there are")
     mesh = sharding.lane_mesh(mesh)
-    tokens, lengths, prompt, keys, grammar = sharding.replicate(
-        (tokens, lengths, prompt, keys, grammar), mesh
+    own = None if temperatures is None else np.asarray(temperatures, np.float32)
+    if own is not None and (own.shape != (num_rows,) or not (own >= 0).all()):
+        raise ValueError(f"temperatures are {num_rows}, one a row, and not negative")
+    tokens, lengths, prompt, keys, grammar, own = sharding.replicate(
+        (tokens, lengths, prompt, keys, grammar, own), mesh
     )
     with jax.set_mesh(mesh):
         hidden, cache = _prefilled(arch, sampling, params, adapter, tokens, lengths)
-        spare = jnp.broadcast_to(keys[:1], (len(prompt) - num_rows,))
+        # Those of rows that are padding are never used.
+        spare = len(prompt) - num_rows
+        keys, own = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (spare,))]), (keys, own)
+        )
         out, counts, steps = _decode(
             arch,
             sampling,
@@ -117,7 +126,7 @@ def sample(
             params,
             adapter,
             slots.Prompts(hidden, cache, lengths),
-            slots.Rows(prompt, jnp.concatenate([keys, spare])),
+            slots.Rows(prompt, keys, own),
             grammar,
             np.int32(num_rows),
         )
@@ -295,6 +304,7 @@ def _decode(
     head = drawing.output_matrix(head, grammar)
     eos = jnp.array(sampling.eos_ids)
     log_probs, num_top = wanted
+    own = rows.temperatures
 
     def body(state: Any) -> Any:
         held, out, counts, steps = state
@@ -307,7 +317,7 @@ def _decode(
             rows.keys[row],
             step,
             grammar,
-            temperature=sampling.temperature,
+            temperature=sampling.temperature if own is None else own[row],
             log_probs=log_probs,
             num_top=num_top,
         )

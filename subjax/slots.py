@@ -22,6 +22,7 @@ class Rows(NamedTuple):
 
     prompt: Int[Array, " N"]  # which one it continues
     keys: Key[Array, " N"]
+    temperatures: Float[Array, " N"] | None = None  # where rows have their own
 
 
 class Slots(NamedTuple):

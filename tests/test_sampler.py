@@ -120,6 +120,20 @@ def test_greedy_equals_the_argmax_of_the_whole_row(params):
         assert np.argmax(scores_of(params, i, row), axis=-1).tolist() == row
 
 
+def test_each_row_may_have_its_own_temperature(params):
+    shares = (0.0, 0.5, 1.0)
+    own = [shares[i % 3] for i in range(23)]
+    mixed = rows(draw(params, range(23), temperatures=own))
+    for share in shares:
+        alone = rows(draw(params, range(23), temperature=share))
+        assert [mixed[i] for i in range(23) if own[i] == share] == [
+            alone[i] for i in range(23) if own[i] == share
+        ]
+    for wrong in (own[1:], [-1.0, *own[1:]], [float("nan"), *own[1:]]):
+        with pytest.raises(ValueError, match="temperatures are 23, one a row, and not negative"):
+            draw(params, range(23), temperatures=wrong)
+
+
 def test_rows_end_at_eos_or_at_the_limit(params):
     samples = draw(params, range(23), new=30)
     for row, stopped in zip(rows(samples), samples.stopped, strict=True):
