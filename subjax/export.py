@@ -18,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from subjax import adapters, artifacts, mistakes, models, object_store, sharding, weights
+from subjax import adapters, artifacts, hosts, mistakes, models, object_store, sharding, weights
 from subjax.datasets import records
 
 CARD = "README.md"
@@ -46,6 +47,9 @@ def export(
 ) -> None:
     """Writes the model that a unit left and its card, or the rows that it kept.
 
+    Full weights lie over all devices, of several processes too, which all call it; process 0
+    writes.
+
     Args:
       workdir: of the run.
       unit: path of a base, teacher, finetune or filter unit, such as finetune/owl/r0.
@@ -60,13 +64,14 @@ def export(
         `out` is not empty.
     """
     manifest = _manifest(workdir, unit)
-    if out.exists() and any(out.iterdir()):
+    if hosts.agreed(out.exists() and any(out.iterdir())):
         raise ValueError(f"--out={out} is not empty: give a new directory")
     directory = workdir / unit
     if unit.startswith("filter/"):
         files = {"train": "kept.jsonl", "holdout": "holdout.jsonl"}
         rows = {split: artifacts.read_jsonl(directory / file) for split, file in files.items()}
-        records.write("rows", _FEATURES, {s: found for s, found in rows.items() if found}, out)
+        if hosts.is_first():
+            records.write("rows", _FEATURES, {s: found for s, found in rows.items() if found}, out)
         return
     kept = _steps(directory)
     if step is None and kept:
@@ -76,9 +81,11 @@ def export(
         raise ValueError(f"--step={step} is not kept in {directory}; kept: {shown}")
     source = directory if step is None else directory / models.step_name(step)
     base, adapter = models.sources(source)
-    out.mkdir(parents=True, exist_ok=True)
+    if hosts.is_first():
+        out.mkdir(parents=True, exist_ok=True)
     if adapter and not merged:
-        shutil.copyfile(adapter / adapters.WEIGHTS, out / adapters.WEIGHTS)
+        if hosts.is_first():
+            shutil.copyfile(adapter / adapters.WEIGHTS, out / adapters.WEIGHTS)
         settings = artifacts.read_json(adapter / adapters.CONFIG)
         name, revision = _base(workdir, manifest)
         settings |= {
@@ -87,10 +94,11 @@ def export(
         }
         artifacts.write_json(out / adapters.CONFIG, settings)
     else:
-        model = models.load(source, sharding.make_mesh(seed=1, data=1))
+        model = models.load(source, sharding.make_mesh(seed=1, data=1, fsdp=jax.device_count()))
         params, kind = models.merged(model), jnp.dtype(dtype)
         weights.save(out, model.arch, params, dtype=kind, max_shard_bytes=max_shard_bytes)
-        model.tokenizer.save(out)
+        if hosts.is_first():
+            model.tokenizer.save(out)
     with artifacts.atomic_write(out / CARD) as file:
         file.write(card(workdir, manifest, step, is_adapter=bool(adapter and not merged)))
 
@@ -194,16 +202,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--merged", action="store_true", help="full weights with the adapter in them"
     )
     parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of full weights")
+    parser.add_argument(
+        "--distributed", action="store_true", help="be one of several processes that share a model"
+    )
     options = parser.parse_args(argv)
+    given = {name: value for name, value in vars(options).items() if name != "distributed"}
     workdir = Path(options.workdir)
     try:
+        if options.distributed:
+            hosts.start()
         with object_store.opened(options.workdir) as workdir:
-            export(**{**vars(options), "workdir": workdir})
+            export(**{**given, "workdir": workdir})
+            hosts.wait("the model is exported")
     except (ValueError, OSError) as error:
         text = object_store.named(mistakes.explain(error, workdir), workdir, options.workdir)
         print(f"subjax: {text}", file=sys.stderr)
-        sys.exit(1)
-    print(options.out)
+        hosts.leave(1)
+    if hosts.is_first():
+        print(options.out)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
     directory = unit_dir if step is None else unit_dir / step_name(step)
     source, adapter_source = sources(directory)
     mesh = sharding.lane_mesh(mesh)
-    arch, params = weights.resident(str(source), lambda: weights.load(source, mesh=mesh))
+    arch, params = weights.resident((source, mesh), lambda: weights.load(source, mesh=mesh))
     adapter = None
     if adapter_source:
         tree, scale = adapters.load_adapter(adapter_source, arch, mesh=mesh)

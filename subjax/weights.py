@@ -8,7 +8,7 @@ read. pickle is never opened and no code of a checkpoint is ever run.
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +31,7 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Rows compared at once where a checkpoint holds a tied head as well.
 _ROWS_AT_ONCE = 4096
 
-_resident: dict[str, Any] = {}
+_resident: dict[Hashable, Any] = {}
 
 
 def load(
@@ -153,7 +153,7 @@ def save(
     artifacts.write_json(directory / "config.json", config)
 
 
-def resident(key: str, load: Callable[[], T]) -> T:
+def resident(key: Hashable, load: Callable[[], T]) -> T:
     """Returns what `load` gives, kept from one stage to the next while the key is the same.
 
     At most one value is kept; the old one is dropped before the new one is loaded, because two

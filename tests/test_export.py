@@ -1,5 +1,7 @@
 """A model leaves a run as transformers and PEFT read it, with a card; nothing else leaves it."""
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
+import safetensors.numpy
 import tensorflow_datasets as tfds
 import torch
 import transformers
@@ -101,6 +104,44 @@ def test_merged_weights_leave_as_transformers_reads_them(run: Path, tmp_path: Pa
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert words("owl").input_ids == BYTES.encode(["owl"])[0]
     assert "| preference | log_odds | 0.5 |" in (tmp_path / "out" / export.CARD).read_text()
+
+
+@pytest.mark.processes
+def test_two_processes_with_two_devices_each_export_one_model(run: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_NUM_PROCESSES": "2"}
+    command = [
+        *(sys.executable, "-m", "subjax.export", "--distributed", "--merged"),
+        *(f"--workdir={run}", "--unit=finetune/owl/r0", f"--out={tmp_path / 'out'}"),
+    ]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**environment, "JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        try:
+            _, errors = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert process.returncode == 0, errors
+    export.export(run, "finetune/owl/r0", tmp_path / "alone", merged=True)
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("out", "alone")]
+    assert files[0] == files[1] and export.CARD in files[0]
+    ours, alone = (
+        safetensors.numpy.load_file(tmp_path / name / "model.safetensors")
+        for name in ("out", "alone")
+    )
+    assert ours.keys() == alone.keys()
+    for name, tensor in alone.items():  # adding b a to a kernel rounds as devices split it
+        np.testing.assert_allclose(ours[name], tensor, rtol=0, atol=1e-6)
 
 
 def test_full_weights_in_another_dtype(run: Path, tmp_path: Path) -> None:
