@@ -57,8 +57,8 @@ class Store:
     def of(cls, workdir: Path, units: Sequence[Unit]) -> "Store":
         """The checkpoints of units that train together, in the directory of the first."""
         run = " ".join(f"{unit.path} {unit.fingerprint}" for unit in units)
-        minutes = units[0].settings["checkpoint_minutes"]
-        return cls(artifacts.location(workdir / units[0].path / FOLDER), run, minutes)
+        directory, told = artifacts.location(workdir / units[0].path / FOLDER), units[0].settings
+        return cls(directory, run, told["checkpoint_minutes"], keep=told["keep_checkpoints"])
 
     @functools.cached_property
     def _checkpointer(self) -> Any:

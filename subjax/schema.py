@@ -44,6 +44,7 @@ def base() -> ConfigDict:
     config.compute.batched_lanes = 1
     config.compute.steps_per_call = 1  # most updates per call to the device
     config.compute.checkpoint_minutes = 10.0  # between checkpoints of a training; 0: when told
+    config.compute.keep_checkpoints = 2  # the newest; an older one serves where one is damaged
     config.compute.log_seconds = 10.0  # of training between lines of timings.jsonl; 0: every call
     config.compute.tensorboard = False  # curves of trainings in <workdir>/tensorboard
     # What the backward pass computes again to save memory: none, full (layers, from their inputs),

@@ -215,7 +215,7 @@ class _Builder:
         order = schema.STAGES.index
         if order(stage) < order(self.config.lineage_from):
             lineage = 0
-        told = ("checkpoint_minutes", "log_seconds", "tensorboard")
+        told = ("checkpoint_minutes", "keep_checkpoints", "log_seconds", "tensorboard")
         settings = {name: self.config.compute[name] for name in told}
         unit = make_unit(stage, row, lineage, fields, inputs, settings)
         return self.units.setdefault(unit.path, unit)

@@ -66,7 +66,7 @@ _POSITIVE = (
     *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots", "num_slots"),
     *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank", "top_k"),
     *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
-    *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call"),
+    *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call", "keep_checkpoints"),
     *("fsdp", "tensor", "epochs", "learning_rate", "rate", "num_draws"),
     *("teacher_batch", "student_batch", "accumulate"),
 )

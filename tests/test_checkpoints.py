@@ -58,9 +58,17 @@ class Store(checkpoints.Store):
 
 
 def run(
-    directory, *, begins_at=0, ends_after=-1, probe_steps=(), mesh=None, name="a", program=STEPS
+    directory,
+    *,
+    begins_at=0,
+    ends_after=-1,
+    probe_steps=(),
+    mesh=None,
+    name="a",
+    program=STEPS,
+    keep=2,
 ):
-    store = Store(directory, name, 1.0)
+    store = Store(directory, name, 1.0, keep=keep)
     store.ends_after = ends_after
     history = []
     with contextlib.suppress(Leaves):
@@ -91,6 +99,13 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path):
     assert leaves_equal(whole.trainable, last.trainable)
     np.testing.assert_array_equal(whole.metrics["loss"], last.metrics["loss"])
     assert len(last.metrics["loss"]) == 8
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_newest_are_kept(tmp_path, keep):
+    run(tmp_path, ends_after=5, keep=keep)
+    kept = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+    assert kept == list(range(6 - keep, 6))
 
 
 def test_probes_before_the_interruption_are_not_handed_out_again(tmp_path):

@@ -1,5 +1,7 @@
 """Losses against their definitions, and the chunked forms against the plain ones."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +31,21 @@ def test_chunks_change_neither_value_nor_gradient(monkeypatch, chunk):
     )
     theirs = jax.grad(lambda h, k: plain(h, k).sum(), (0, 1))(HIDDEN, KERNEL)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, theirs)
+
+
+@pytest.mark.parametrize("chunk", [10, 8192])
+def test_no_position_ever_has_all_scores(monkeypatch, chunk):
+    monkeypatch.setattr(losses, "VOCAB_CHUNK", chunk)
+
+    def step(hidden, kernel):
+        head = Head(kernel)
+        drawn = losses.log_probs(hidden, head, TARGETS)
+        return (drawn + losses.full_kl(HIDDEN, head, hidden, head, jnp.ones(50, bool))).sum()
+
+    compiled = jax.jit(jax.grad(step, (0, 1))).lower(HIDDEN, KERNEL).compile().as_text()
+    # Six positions, side by side or in one axis, of fifty tokens.
+    scores = set(re.findall(r"f32\[(?:2,3,|3,2,|6,)50\]|f32\[50,(?:2,3|3,2|6)\]", compiled))
+    assert bool(scores) == (chunk >= 50), scores
 
 
 def test_a_restriction_renormalises():
