@@ -250,9 +250,10 @@ def test_a_mesh_takes_all_chips_unless_it_is_told_otherwise(v5e):
 
 def test_chips_that_a_mesh_leaves_out_are_paid_for(command):
     flags = ("--stages=finetune", "--nosearch", "--usd_per_chip_hour=1")
-    one, _, _ = command("--topology=v5e:1x1", *flags)
-    four, _, code = command("--topology=v5e:2x2", *flags)
-    assert code == 0 and "3 of 4 devices are idle" in four and "idle" not in one
+    out, _, code = command("--topology=v5e:1x1,v5e:2x2", *flags)
+    _, one, four = out.split("large_smoke on ")
+    assert code == 0 and one.startswith("v5e:1x1: 1 chips") and "idle" not in one
+    assert four.startswith("v5e:2x2: 1 chips") and "3 of 4 devices are idle" in four
 
     def usd(out):
         *_, line = (line for line in out.splitlines() if line.startswith("all "))
