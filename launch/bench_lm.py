@@ -112,6 +112,8 @@ def add_commands(tasks: Any) -> None:
 def run(options: Any) -> None:
     """Fills the settings in; measures all sides and prints a table, or one side and prints JSON."""
     _path(options.model)
+    if options.repeats is not None and options.repeats < 1:
+        raise SystemExit(f"--repeats={options.repeats} must be at least 1")
     sizes = SIZES[options.what] | COMMON
     for name, size in sizes.items():
         if getattr(options, name) is None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"  # the folder of a unit that another program writes to
-TIMINGS = "timings.jsonl"  # of a unit that trains or samples: no bytes to compare
+TIMINGS = "timings.jsonl"  # of a unit that trains or generates: no bytes to compare
 PLAN = "plan.json"  # of a run: predicted times
 
 

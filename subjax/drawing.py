@@ -119,12 +119,13 @@ def _noisy(
     temperature: float | Float[Array, " B"],
 ) -> Float[Array, "B A"]:
     """Scores of which the largest is the token drawn."""
-    if isinstance(temperature, float) and temperature == 0.0:
+    shared = jnp.ndim(temperature) == 0
+    if shared and temperature == 0.0:
         return scores
     noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(
         rng.token_keys(keys, step)
     )
-    if isinstance(temperature, float):
+    if shared:
         return scores / temperature + noise
-    own = temperature[:, None]
+    own = jnp.asarray(temperature)[:, None]
     return jnp.where(own > 0, scores / own + noise, scores)

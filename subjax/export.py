@@ -23,7 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 
-from subjax import adapters, artifacts, hosts, mistakes, models, object_store, sharding, weights
+from subjax import (
+    adapters,
+    artifacts,
+    hosts,
+    mistakes,
+    models,
+    object_store,
+    sharding,
+    supervisor,
+    weights,
+)
 from subjax.datasets import records
 
 CARD = "README.md"
@@ -210,6 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     workdir = Path(options.workdir)
     try:
         if options.distributed:
+            supervisor.stand_by()
             hosts.start()
         with object_store.opened(options.workdir) as workdir:
             export(**{**given, "workdir": workdir})
@@ -218,6 +229,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = object_store.named(mistakes.explain(error, workdir), workdir, options.workdir)
         print(f"subjax: {text}", file=sys.stderr)
         hosts.leave(1)
+    except jax.errors.JaxRuntimeError as error:
+        if not hosts.lost_another(error):
+            raise
+        print(f"subjax: {hosts.LOST}", file=sys.stderr)
+        hosts.leave(hosts.INTERRUPTED)
     if hosts.is_first():
         print(options.out)
 

@@ -5,6 +5,7 @@ host; the first one alone writes files, checkpoints excepted, and the work direc
 share, or a URL. With one process everything here is a matter of course.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -160,11 +161,12 @@ def check_shared(path: Path, last: Mapping[str, Any]) -> None:
     Raises:
       ValueError: in all processes, where some of them do not.
     """
-    end = time.monotonic() + _SEEN_S
-    while not (seen := path.exists() and artifacts.read_jsonl(path)[-1] == last):
-        if time.monotonic() > end:
-            break
-        time.sleep(0.2)
+    end, seen = time.monotonic() + _SEEN_S, False
+    while not seen and time.monotonic() < end:
+        # An error of one process alone would leave the others waiting.
+        with contextlib.suppress(OSError, ValueError):
+            seen = artifacts.read_jsonl(path)[-1:] == [last]
+        time.sleep(0 if seen else 0.2)
     if others := np.flatnonzero(~_of_all(np.array(seen))).tolist():
         raise ValueError(
             f"workdir {path.parent} is not shared: process {others[0]} does not see what process 0 "
@@ -183,5 +185,6 @@ def _of_all(value: np.ndarray) -> np.ndarray:
 def _note(_number: int, _frame: FrameType | None) -> None:
     global _told_to_leave
     _told_to_leave = True
-    if not jax.distributed.is_initialized():  # else the one that stands by may have told it again
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # told a second time, it ends at once
+    # Told a second time, it ends at once; but a supervisor hands on what may have come here too.
+    if not jax.distributed.is_initialized():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

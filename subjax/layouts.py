@@ -206,7 +206,8 @@ def resting_together(outputs: Sequence[jax.Array]) -> list[jax.Array]:
     """Outputs [B, T, N] of several products, each of its own N, spread and then resting."""
     outputs = [spread(y) for y in outputs]
     mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and all(_parts(y.shape[-1], mesh) == _BOTH for y in outputs):
+    moves = not mesh.empty and mesh.shape["fsdp"] > 1
+    if moves and all(_parts(y.shape[-1], mesh) == _BOTH for y in outputs):
         rows = outputs[0].shape[0]
         before = P(sharding.first_fit(("data",), rows, mesh), None, _BOTH)
         outputs = _moved(outputs, 2, before, P(_row_axes(rows, mesh), None, "tensor"))

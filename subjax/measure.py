@@ -191,7 +191,9 @@ def _costs(found: Sequence[Timed], mesh: Mesh, usd: float) -> str:
         return "nothing that is left trains"
     own = {"measured s": f"{total:.3g}"}
     lines.append(("all that trains", own, functools.partial(_product, total / 3600)))
-    table = tables.cost_table(lines, jax.device_count(), usd)
+    # Chips that the mesh leaves out are paid for, too; those of a CPU are none.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    table = tables.cost_table(lines, mesh.size if on_cpu else jax.device_count(), usd)
     return f"\n{table}\nseconds of updates alone: loading, compiling and evals come on top"
 
 

@@ -108,13 +108,16 @@ def run(
         todo = [
             unit for unit in planned if unit.path in missing and _selected(unit, stages, patterns)
         ]
-        mesh = sharding.make_mesh(**config.mesh.to_dict(), lanes=schema.common_lanes(config))
+        sizes = config.mesh.to_dict()
+        if config.images and jax.process_count() == 1:
+            sizes["data"] = sizes["data"] or 1  # classifiers are split by lane alone
+        mesh = sharding.make_mesh(**sizes, lanes=schema.common_lanes(config))
         if (idle := sharding.idle(mesh, jax.device_count())) and hosts.is_first():
             print(idle, file=sys.stderr)
         _check_bases(planned, todo, workdir, mesh, config.compute.max_unsharded)
         _clean(planned, workdir)
-        artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         _log(workdir / "commands.jsonl", command)
+        artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         for stage, stage_run in STAGES.items():
             members = [unit for unit in todo if unit.stage == stage]
             if members and stage == "finetune":
@@ -135,7 +138,8 @@ def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
 def _log(path: Path, command: Sequence[str]) -> None:
     """Notes how and when the run was started, where every process must see it."""
     row = hosts.agreed({"argv": list(command), "started_at": artifacts.utc_now()})
-    artifacts.append_jsonl(path, row)
+    if hosts.is_first():  # others do not look before: NFS may keep for a minute what they found
+        artifacts.append_jsonl(path, row)
     hosts.wait("the command is noted")
     hosts.check_shared(path, row)
 

@@ -184,9 +184,11 @@ def _times(done: Sequence[Unit], workdir: Path) -> list[dict[str, Any]]:
     path = workdir / artifacts.PLAN
     plan = artifacts.read_json(path) if path.exists() else {}
     populations: dict[tuple[str, bytes], list[Unit]] = defaultdict(list)
-    for unit in [unit for unit in done if plan and unit.stage != "generate"]:
+    for unit in done if plan else ():
         log = workdir / unit.path / artifacts.TIMINGS
-        if log.exists():  # units that trained side by side have the same, to the byte
+        if (
+            unit.stage != "generate" and log.exists()
+        ):  # units that trained side by side have the same, to the byte
             populations[unit.stage, log.read_bytes()].append(unit)
     rows: dict[str, dict[str, Any]] = {}
     for members in populations.values():

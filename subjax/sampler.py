@@ -3,7 +3,8 @@
 The distinct prompts of a call are prefilled first, `num_slots` at a time. Decoding then runs in a
 single `while_loop` on the device: each slot holds one row, and when rows have ended their slots
 take copies of the next rows' prompts' keys and values without asking the host. A row's tokens
-depend on its prompt, its key and the number of slots, never on its slot or its neighbours.
+depend on its prompt, its key, its temperature and the number of slots, never on its slot or its
+neighbours.
 """
 
 import dataclasses
@@ -107,8 +108,10 @@ def sample(
         raise ValueError(f"top_log_probs={top_log_probs} must be 0 to {most}, the tokens there are")
     mesh = sharding.lane_mesh(mesh)
     own = None if temperatures is None else np.asarray(temperatures, np.float32)
-    if own is not None and (own.shape != (num_rows,) or not (own >= 0).all()):
-        raise ValueError(f"temperatures are {num_rows}, one a row, and not negative")
+    if own is not None and (own.shape != (num_rows,) or not (np.isfinite(own) & (own >= 0)).all()):
+        raise ValueError(
+            f"temperatures must be {num_rows}, one for each row, finite and at least 0"
+        )
     tokens, lengths, prompt, keys, grammar, own = sharding.replicate(
         (tokens, lengths, prompt, keys, grammar, own), mesh
     )

@@ -120,7 +120,7 @@ def idle(mesh: Mesh, num_devices: int) -> str:
     """Says that a mesh leaves accelerators out; empty where it takes all that there are."""
     if mesh.size == num_devices or mesh.devices.flat[0].platform == "cpu":
         return ""
-    return f"{num_devices - mesh.size} of {num_devices} devices are idle: make config.mesh larger"
+    return f"{num_devices - mesh.size} of {num_devices} devices are idle: see config.mesh"
 
 
 def lane_mesh(mesh: Mesh) -> Mesh:

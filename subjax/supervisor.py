@@ -6,14 +6,15 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 
 from subjax import hosts
 
 # What jax's runtime says before it aborts a process since another is gone, and what comes after it.
 _ABORTS = b"the JAX distributed service detected fatal errors"
 _DUMP = b"*** Check failure stack trace"
-# The last words of a child are waited for so long.
-_LAST_S = 5
+# So long are the last words of a child waited for.
+_LAST_WORDS_S = 5
 
 
 def stand_by() -> None:
@@ -23,27 +24,36 @@ def stand_by() -> None:
     Nothing prevents it (jax 0.10): the runtime's callback cannot be one of Python's, and
     `jax_enable_recoverability` is for the death of any process but the first. So such an abort is
     turned into `hosts.LOST` and exit code `hosts.INTERRUPTED` from outside; every other end stays
-    what it is. Call it before anything starts a thread, which a child would not have.
+    what it is. Call it before jax finds its devices: a child has no threads but the one that calls
+    (those of numpy's BLAS start anew).
     """
     sys.stdout.flush()
     sys.stderr.flush()
     source, sink = os.pipe()
-    child = os.fork()
+    parent, child = os.getpid(), os.fork()
     if child == 0:
         if sys.platform == "linux":  # a kill -9 of the one that waits is the end of both
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+            if os.getppid() != parent:  # it came before that
+                os._exit(1)
         os.dup2(sink, 2)
         os.close(source)
         os.close(sink)
         return
     os.close(sink)
-    signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(child, number))
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended just now
+            os.kill(child, number)
+
+    signal.signal(signal.SIGTERM, hand_on)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to both
     held: list[bytes] = []
     copying = threading.Thread(target=_copy_errors, args=(source, held), daemon=True)
     copying.start()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    copying.join(_LAST_S)  # not for ever: what the child has started may hold the pipe open
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nobody is there to take it; the code is known
+    copying.join(_LAST_WORDS_S)  # not for ever: what the child has started may hold the pipe open
     text = b"".join(held)
     if code == -signal.SIGABRT and text:
         code = hosts.INTERRUPTED

@@ -245,7 +245,7 @@ def test_a_mesh_takes_all_chips_unless_it_is_told_otherwise(v5e):
     assert sharding.make_mesh(fsdp=2, devices=devices).shape["data"] == 2
     assert sharding.make_mesh(lanes=2, devices=devices).shape["seed"] == 2
     some = sharding.make_mesh(data=1, fsdp=2, devices=devices)
-    assert sharding.idle(some, 4) == "2 of 4 devices are idle: make config.mesh larger"
+    assert sharding.idle(some, 4) == "2 of 4 devices are idle: see config.mesh"
 
 
 def test_chips_that_a_mesh_leaves_out_are_paid_for(command):

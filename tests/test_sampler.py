@@ -129,8 +129,11 @@ def test_each_row_may_have_its_own_temperature(params):
         assert [mixed[i] for i in range(23) if own[i] == share] == [
             alone[i] for i in range(23) if own[i] == share
         ]
-    for wrong in (own[1:], [-1.0, *own[1:]], [float("nan"), *own[1:]]):
-        with pytest.raises(ValueError, match="temperatures are 23, one a row, and not negative"):
+    assert rows(draw(params, range(23), temperature=0)) == rows(
+        draw(params, range(23), temperature=0.0)
+    )
+    for wrong in (own[1:], *([number, *own[1:]] for number in (-1.0, np.nan, np.inf))):
+        with pytest.raises(ValueError, match="temperatures must be 23, one for each row, finite"):
             draw(params, range(23), temperatures=wrong)
 
 
