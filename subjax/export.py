@@ -78,10 +78,8 @@ def export(
         raise ValueError(f"--out={out} is not empty: give a new directory")
     directory = workdir / unit
     if unit.startswith("filter/"):
-        files = {"train": "kept.jsonl", "holdout": "holdout.jsonl"}
-        rows = {split: artifacts.read_jsonl(directory / file) for split, file in files.items()}
         if hosts.is_first():
-            records.write("rows", _FEATURES, {s: found for s, found in rows.items() if found}, out)
+            _write_rows(directory, out)
         return
     kept = _steps(directory)
     if step is None and kept:
@@ -95,14 +93,8 @@ def export(
         out.mkdir(parents=True, exist_ok=True)
     if adapter and not merged:
         if hosts.is_first():
-            shutil.copyfile(adapter / adapters.WEIGHTS, out / adapters.WEIGHTS)
-        settings = artifacts.read_json(adapter / adapters.CONFIG)
-        name, revision = _base(workdir, manifest)
-        settings |= {
-            "base_model_name_or_path": name or artifacts.location(base),
-            "revision": revision or None,
-        }
-        artifacts.write_json(out / adapters.CONFIG, settings)
+            name, revision = _base(workdir, manifest)
+            _write_adapter(adapter, out, name or artifacts.location(base), revision)
     else:
         model = models.load(source, sharding.make_mesh(seed=1, data=1, fsdp=jax.device_count()))
         params, kind = models.merged(model), jnp.dtype(dtype)
@@ -111,6 +103,20 @@ def export(
             model.tokenizer.save(out)
     with artifacts.atomic_write(out / CARD) as file:
         file.write(card(workdir, manifest, step, is_adapter=bool(adapter and not merged)))
+
+
+def _write_rows(directory: Path, out: Path) -> None:
+    files = {"train": "kept.jsonl", "holdout": "holdout.jsonl"}
+    rows = {split: artifacts.read_jsonl(directory / file) for split, file in files.items()}
+    records.write("rows", _FEATURES, {s: found for s, found in rows.items() if found}, out)
+
+
+def _write_adapter(adapter: Path, out: Path, base: str, revision: str) -> None:
+    """A PEFT adapter as it lies in the run, but for the name of its base."""
+    shutil.copyfile(adapter / adapters.WEIGHTS, out / adapters.WEIGHTS)
+    settings = artifacts.read_json(adapter / adapters.CONFIG)
+    settings |= {"base_model_name_or_path": base, "revision": revision or None}
+    artifacts.write_json(out / adapters.CONFIG, settings)
 
 
 def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapter: bool) -> str:

@@ -107,11 +107,7 @@ def sample(
     if not 0 <= top_log_probs <= most:
         raise ValueError(f"top_log_probs={top_log_probs} must be 0 to {most}, the tokens there are")
     mesh = sharding.lane_mesh(mesh)
-    own = None if temperatures is None else np.asarray(temperatures, np.float32)
-    if own is not None and (own.shape != (num_rows,) or not (np.isfinite(own) & (own >= 0)).all()):
-        raise ValueError(
-            f"temperatures must be {num_rows}, one for each row, finite and at least 0"
-        )
+    own = None if temperatures is None else _checked(temperatures, num_rows)
     tokens, lengths, prompt, keys, grammar, own = sharding.replicate(
         (tokens, lengths, prompt, keys, grammar, own), mesh
     )
@@ -202,6 +198,16 @@ def traced(
             jax.ShapeDtypeStruct((), jnp.int32),
         )
     return prefill, decode
+
+
+def _checked(temperatures: Sequence[float], num_rows: int) -> Float[np.ndarray, " N"]:
+    """Temperatures of rows, or a ValueError."""
+    found = np.asarray(temperatures, np.float32)
+    if found.shape != (num_rows,) or not (np.isfinite(found) & (found >= 0)).all():
+        raise ValueError(
+            f"temperatures must be {num_rows}, one for each row, finite and at least 0"
+        )
+    return found
 
 
 def _distinct(

@@ -1,7 +1,6 @@
 """A model leaves a run as transformers and PEFT read it, with a card; nothing else leaves it."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peft
+import processes as meeting
 import pytest
 import safetensors.numpy
 import tensorflow_datasets as tfds
@@ -108,9 +108,7 @@ def test_merged_weights_leave_as_transformers_reads_them(run: Path, tmp_path: Pa
 
 @pytest.mark.processes
 def test_two_processes_with_two_devices_each_export_one_model(run: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = meeting.address()
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_NUM_PROCESSES": "2"}
     command = [
         *(sys.executable, "-m", "subjax.export", "--distributed", "--merged"),
@@ -126,12 +124,7 @@ def test_two_processes_with_two_devices_each_export_one_model(run: Path, tmp_pat
         )
         for index in range(2)
     ]
-    for process in processes:
-        try:
-            _, errors = process.communicate(timeout=300)
-        finally:
-            process.kill()
-        assert process.returncode == 0, errors
+    meeting.assert_all_end(processes)
     export.export(run, "finetune/owl/r0", tmp_path / "alone", merged=True)
     files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("out", "alone")]
     assert files[0] == files[1] and export.CARD in files[0]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes as meeting
 import pytest
 import safetensors.numpy
 import torch
@@ -365,9 +365,7 @@ jax.experimental.multihost_utils.sync_global_devices("saved")
 def test_two_processes_read_their_parts_and_save_the_whole(
     saved: Path, params: dict[str, Any], tmp_path: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = meeting.address()
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
     arguments = [str(saved), str(tmp_path / "again")]
     processes = [
@@ -380,12 +378,7 @@ def test_two_processes_read_their_parts_and_save_the_whole(
         )
         for number in range(2)
     ]
-    for process in processes:
-        try:
-            _, errors = process.communicate(timeout=300)
-        finally:
-            process.kill()
-        assert process.returncode == 0, errors
+    meeting.assert_all_end(processes)
     assert_same_bits(weights.load(tmp_path / "again")[1], params)
     adapter, _ = adapters.load_adapter(tmp_path / "again" / "adapter", ARCH)
     assert_same_bits(adapter, lora.init(ARCH, jax.random.key(0), rank=2))
