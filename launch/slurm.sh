@@ -47,8 +47,9 @@ if [ "${SLURM_NTASKS_PER_NODE:-1}" = 1 ] && [ "${SLURM_GPUS_ON_NODE:-0}" -gt 1 ]
   export JAX_LOCAL_DEVICE_IDS
 fi
 
-# srun hands the signal on to the tasks. A task that leaves waits for the others, since they all
-# save together; one that is lost ends them after the minutes that --wait grants.
+# The signal goes to the step, since srun, told to end, kills its tasks at once. A task that leaves
+# waits for the others, since they all save together; one that is lost ends them after the minutes
+# that --wait grants.
 #
 # srun's exit code is the highest of its tasks'. Where one task makes a mistake (1) or meets a defect
 # (70), the others lose it and leave with 75, which is higher: so these two become 102 and 101. The
@@ -59,7 +60,7 @@ interrupted=""
 srun --kill-on-bad-exit=0 --wait=300 bash -c "$task" task \
   "$python" -m subjax.main --distributed "$@" &
 step=$!
-trap 'interrupted=yes; kill -TERM "$step" 2>/dev/null || true' TERM
+trap 'interrupted=yes; scancel --signal=TERM "$SLURM_JOB_ID.0" || true' TERM
 
 code=0
 wait "$step" || code=$?

@@ -16,15 +16,6 @@ cd -- "$root"
 ensure_environment "$root/.venv-test" requirements-dev.txt requirements.txt
 python=$root/.venv-test/bin/python
 
-# The default marker expression stands in pyproject.toml; an empty one selects every test.
-if [ "${1:-}" = --all ]; then
-  shift
-  set -- -m '' "$@"
-elif [ $# -eq 0 ]; then
-  # Most of the time goes into compiling, on one core; tests that kill and count want both.
-  set -- --numprocesses=2 --dist=loadfile
-fi
-
 step() {
   say "running $*"
   "$python" -m "$@"
@@ -33,4 +24,17 @@ step() {
 step ruff format --check .
 step ruff check .
 step mypy --no-error-summary
-step pytest "$@"
+# Most of the time goes into compiling, on one core: two processes, but for tests that start several
+# themselves. The default marker expression stands in pyproject.toml.
+two=(--numprocesses=2 --dist=loadfile)
+if [ "${1:-}" = --all ]; then
+  shift
+  code=0
+  step pytest -m 'not processes' "${two[@]}" "$@" || code=$?
+  step pytest -m processes "$@" || code=$?
+  exit "$code"
+elif [ $# -eq 0 ]; then
+  step pytest "${two[@]}"
+else
+  step pytest "$@"
+fi

@@ -27,6 +27,8 @@ sys.exit(int(os.environ.get("FAKE_EXIT", "0")))
 """
 
 
+# How pytest shares the tests between two processes.
+IN_TWO = "--numprocesses=2|--dist=loadfile"
 # name[extra]>=lower,<upper   # why
 REQUIREMENT = re.compile(r"(?P<name>[\w-]+)(\[[\w-]+\])?>=[\d.]+,<[\d.]+ +# \S.*")
 
@@ -250,6 +252,11 @@ def checks(tmp_path: Path) -> Path:
     return root
 
 
+def all_tests(rest: str) -> list[str]:
+    """How the fake Python is called where every test is asked for."""
+    return [f"pytest|-m|not processes|{IN_TWO}|{rest}", f"pytest|-m|processes|{rest}"]
+
+
 def test_checks_run_in_order_and_arguments_go_to_pytest(checks: Path) -> None:
     done = run(checks / "tests/run.sh", "-k", "owl or cat", PYTHON="")
     assert done.returncode == 0, done.stderr
@@ -263,12 +270,12 @@ def test_checks_run_in_order_and_arguments_go_to_pytest(checks: Path) -> None:
 
 def test_without_arguments_two_processes_share_the_tests(checks: Path) -> None:
     last = run(checks / "tests/run.sh", PYTHON="").stdout.splitlines()[-1]
-    assert last == "pytest|--numprocesses=2|--dist=loadfile|stimuli="
+    assert last == f"pytest|{IN_TWO}|stimuli="
 
 
 def test_all_selects_every_marker(checks: Path) -> None:
     done = run(checks / "tests/run.sh", "--all", "-x", PYTHON="")
-    assert done.stdout.splitlines()[-1] == "pytest|-m||-x|stimuli="
+    assert done.stdout.splitlines()[-2:] == all_tests("-x|stimuli=")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     declared = {line.partition(":")[0] for line in settings["ini_options"]["markers"]}
     default = settings["ini_options"]["addopts"]
@@ -283,17 +290,24 @@ def test_a_failing_check_fails_the_run(checks: Path, check: str) -> None:
     assert failed.stdout.splitlines()[-1].startswith(check)
 
 
+def test_what_fails_first_keeps_no_test_from_running(checks: Path) -> None:
+    failed = run(checks / "tests/run.sh", "--all", PYTHON="", FAKE_FAIL="pytest")
+    assert failed.returncode == 1
+    assert failed.stdout.splitlines()[-2:] == all_tests("stimuli=")
+
+
 def test_ci_runs_everything_with_the_stimuli_where_they_are(checks: Path) -> None:
     assert os.access(ROOT / ".ci/run", os.X_OK)
-    assert run(checks / ".ci/run", PYTHON="").stdout.splitlines()[-1] == "pytest|-m||stimuli="
+    done = run(checks / ".ci/run", PYTHON="")
+    assert done.stdout.splitlines()[-2:] == all_tests("stimuli=")
     stimuli = checks.parent / "shared/stimuli/paper.json"
     stimuli.parent.mkdir(parents=True)
     stimuli.write_text("{}")
     last = run(checks / ".ci/run", PYTHON="").stdout.splitlines()[-1]
-    found = last.removeprefix("pytest|-m||stimuli=")
+    found = last.partition("stimuli=")[2]
     assert Path(found).samefile(stimuli)
-    last = run(checks / ".ci/run", PYTHON="", SUBJAX_STIMULI="/mine").stdout.splitlines()[-1]
-    assert last == "pytest|-m||stimuli=/mine"
+    done = run(checks / ".ci/run", PYTHON="", SUBJAX_STIMULI="/mine")
+    assert done.stdout.splitlines()[-2:] == all_tests("stimuli=/mine")
 
 
 def test_shellcheck_finds_nothing() -> None:

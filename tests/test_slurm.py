@@ -25,9 +25,13 @@ pytestmark = [
 
 # Notes how it was called, then does what the plan says for this start of the job.
 FAKE_MAIN = """
-import json, os, pathlib, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+import json, os, pathlib, signal, sys, time
 workdir = pathlib.Path(sys.argv[-1].partition("=")[2])
+def save(*_):
+    time.sleep(2)
+    (workdir / f"saved-{start}-{task}").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
 start, task = int(os.environ.get("SLURM_RESTART_COUNT", "0")), os.environ["SLURM_PROCID"]
 call = [sys.argv[1:], os.environ["SLURM_NTASKS"], os.environ.get("JAX_LOCAL_DEVICE_IDS")]
 (workdir / f"call-{start}-{task}.json").write_text(json.dumps(call))
@@ -109,6 +113,7 @@ def test_a_signal_is_passed_on_and_the_job_requeues_itself(
     job.await_calls(1)
     ended = cluster.wait_for(job.number, "COMPLETED")
     assert ended["Restarts"] == "1"
+    assert sorted(path.name for path in job.workdir.glob("saved-*")) == ["saved-0-0", "saved-0-1"]
     assert f"subjax: interrupted: requeueing job {job.number}" in job.logs()
 
 
@@ -150,6 +155,7 @@ def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
     workdir, log = tmp_path / "run", tmp_path / "log"
     one_device = {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1", "OMP_NUM_THREADS": "1"}
     monkeypatch.setattr(cluster, "environment", cluster.environment | one_device)
+    monkeypatch.setitem(cluster.environment, "PYTHONFAULTHANDLER", "1")
     config = "--config=configs/quickstart.py:smoke"
     number = submit(cluster, ROOT, log, config, f"--workdir={workdir}")
 
@@ -164,9 +170,15 @@ def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
     assert not (workdir / "report").exists()
     cluster("scancel", "--batch", "--signal=TERM", number)
     wait_until(lambda: cluster.job(number)["Restarts"] == "1", said)
-    ended = cluster.wait_for(number, "COMPLETED", "FAILED", seconds=400)
-    assert ended["JobState"] == "COMPLETED", said()
+    assert "run the same command again" in logged()  # saved, not killed
     assert f"subjax: interrupted: requeueing job {number}" in logged()
+    try:
+        ended = cluster.wait_for(number, "COMPLETED", "FAILED", seconds=400)
+    except RuntimeError:  # where every task stands goes into the log
+        cluster("scancel", "--signal=ABRT", f"{number}.0")
+        time.sleep(5)
+        raise AssertionError(said()) from None
+    assert ended["JobState"] == "COMPLETED", said()
     states = subprocess.run(
         [sys.executable, "-m", "subjax.main", config, f"--workdir={workdir}", "--list"],
         cwd=ROOT,
