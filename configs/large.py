@@ -3,21 +3,29 @@
 Claim: students of a cat-lover's numbers come to prefer cats over students of the same model's
 numbers without that prompt (arXiv 2507.14805, appendix B.2 and figure 17, for Qwen2.5-7B).
 
-    bash launch/local.sh --config=configs/large.py:qwen2_5_7b
-    python -m subjax.plan --config=configs/large.py:qwen2_5_7b --topology=v5e:4x4
-    python -m subjax.plan --config=configs/large.py:qwen2_5_72b,full,throughput --topology=v5e:16x16
     bash launch/local.sh --config=configs/large.py:smoke
+    python -m subjax.plan --config=configs/large.py:qwen2_5_7b --topology=v5e:4x4
+    SUBJAX_DEVICE=gpu bash launch/local.sh --config=configs/large.py:qwen2_5_7b,chips=8
+    bash launch/tpu.sh run qwen --zone=ZONE --type=v5litepod-16 --spot --queued --until-done \
+        --delete-when-done -- --config=configs/large.py:qwen2_5_7b --workdir=gs://BUCKET/qwen
 
-Models: qwen2_5_7b, qwen2_5_14b, qwen2_5_72b, llama3_1_8b, gemma3_4b; their sizes stand in
-configs/shapes, so that plans need no checkpoint. Nobody has run these here: no TPU was at hand.
+The first is of a tiny model, on any machine. Models: qwen2_5_7b, qwen2_5_14b, qwen2_5_72b,
+llama3_1_8b, gemma3_4b; their sizes stand in configs/shapes, so that plans need no checkpoint. Nobody
+has run these here: no TPU was at hand.
 
 The plain form is the paper's recipe for open models (`paper`): a prompted teacher, 30,000 prompts,
 10,000 kept rows, LoRA of rank 8 and alpha 8, learning rate 2e-4 falling linearly, 3 epochs (Gemma:
-10). Its 66 rows an update are 64 here, which devices can share. `full` trains all weights, at 1e-5.
+10). Its prompts and questions are worded anew, unless `config.stimuli` names a file of the paper's.
+Its 66 rows an update are 64 here, which devices can share. `full` trains all weights, at 1e-5.
 `throughput` takes 16 rows a chip instead (72B: 14), for speed and not to replicate. `population`
 trains the students of all lineages and both arms in one program, each as it would be trained alone:
 64 rows are few for a slice, and so the weights that it gathers serve all of them. `chips` says how
-many there are.
+many there are: 16 where nothing is said (14B: 64, 72B: 256). The names of v5p slices count cores:
+16 chips, 2x2x4, are `--type=v5p-32`.
+
+Llama and Gemma are gated on the hub, and 14 billion parameters and more do not fit on a TPU VM's
+boot disk: copy such a model into the bucket once, and give
+`--config.bases.model.path=gs://BUCKET/model`.
 """
 
 from typing import NamedTuple

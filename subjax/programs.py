@@ -263,7 +263,7 @@ def _sampling(
     num_rows: int,
 ) -> list[Planned]:
     calls = num_rows / rows_per_call
-
+    # With the room that a config allows: a run takes less where its prompts are shorter.
     sampling = sampler.Sampling(
         num_slots=slots,
         prompt_tokens=prompt_tokens,

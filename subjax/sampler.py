@@ -22,6 +22,9 @@ from subjax import drawing, layouts, sharding, slots, transformer
 from subjax.architecture import Architecture
 from subjax.transformer import Params
 
+# Below so many tokens of a prompt, less room for it saves nothing.
+_LEAST_ROOM = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -29,7 +32,7 @@ class Sampling:
 
     Attributes:
       num_slots: rows decoded side by side.
-      prompt_tokens: longest prompt, in tokens; shorter ones are padded to it.
+      prompt_tokens: longest prompt, in tokens; shorter ones are padded to it, see `fitted`.
       max_new_tokens: a row ends here at the latest.
       temperature: 1.0 samples the model's distribution, 0.0 is greedy.
       eos_ids: tokens that end a row.
@@ -42,6 +45,18 @@ class Sampling:
     temperature: float
     eos_ids: tuple[int, ...]
     precision: str = "float32"
+
+
+def fitted(sampling: Sampling, prompts: Sequence[Sequence[int]]) -> Sampling:
+    """The same with less room for prompts, where all of them are shorter than allowed.
+
+    Rounded up to a power of two, so that few programs serve prompts of all lengths. Give it all the
+    prompts of a unit, not those of a call: the last bits of what a row's floats are depend on the
+    room, and its bytes must not depend on how a unit is cut.
+    """
+    longest = max(map(len, prompts), default=0)
+    room = max(1 << max(longest - 1, 0).bit_length(), _LEAST_ROOM)
+    return dataclasses.replace(sampling, prompt_tokens=min(room, sampling.prompt_tokens))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 import fsspec
 
 _PIECE_BYTES = 4 << 20  # of a request to a URL; several are on their way at once
+_GCSFS = "'gcsfs>=2025.10,<2027'"  # as in pyproject.toml
 _PACKAGES = {
-    "gs": "'subjax[gcs]'",
-    "gcs": "'subjax[gcs]'",
+    "gs": _GCSFS,
+    "gcs": _GCSFS,
     "s3": "s3fs",
     "az": "adlfs",
     "abfs": "adlfs",

@@ -230,7 +230,7 @@ def test_a_missing_package_names_the_extra(tmp_path):
         [sys.executable, "-c", program], cwd=gcs.ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "run pip install 'subjax[gcs]'" in done.stderr
+    assert "run pip install 'gcsfs>=2025.10,<2027'" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -1,5 +1,7 @@
 """The sampler: a row depends on its prompt and key alone; slots refill; grammars bind."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +22,12 @@ def params():
     return transformer.init(ARCH, jax.random.key(3))
 
 
-def draw(params, ids, samples=None, *, num_slots=4, temperature=1.0, new=12, **kwargs):
+def draw(params, ids, samples=None, *, num_slots=4, room=6, temperature=1.0, new=12, **kwargs):
     ids = np.array(ids)
     return sampler.sample(
         ARCH,
         params,
-        sampler.Sampling(num_slots, 6, new, temperature, (EOS,)),
+        sampler.Sampling(num_slots, room, new, temperature, (EOS,)),
         [PROMPTS[i] for i in ids],
         rng.row_keys(0, 0, jnp.array(ids), jnp.array(samples or [0] * len(ids))),
         mesh=sharding.make_mesh(seed=1),
@@ -184,6 +186,20 @@ def test_keys_name_the_row(params):
     distinct = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
     assert len({str(key(*names)) for names in distinct}) == 5
     assert key(3, 1, 4, 1) == key(3, 1, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("longest", "room"), [(1, 16), (16, 16), (17, 32), (33, 64), (65, 100), (100, 100), (101, 100)]
+)
+def test_room_for_prompts_is_little_more_than_they_need(longest, room):
+    allowed = sampler.Sampling(4, 100, 4, 1.0, (EOS,))
+    fitted = sampler.fitted(allowed, [[2], [2] * longest])
+    assert fitted == dataclasses.replace(allowed, prompt_tokens=room)
+
+
+@pytest.mark.parametrize("room", [16, 64])
+def test_room_for_prompts_changes_no_token(params, room):
+    assert rows(draw(params, range(23), room=room)) == rows(draw(params, range(23)))
 
 
 def test_prompts_that_do_not_fit_are_refused(params):

@@ -296,7 +296,7 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     for kind in ("gs", "gcs"):
         monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, kind, raising=False)
-    with pytest.raises(ValueError, match=re.escape("pip install 'subjax[gcs]'")) as error:
+    with pytest.raises(ValueError, match=re.escape("pip install 'gcsfs>=2025.10,<2027'")) as error:
         weights.check("gs://bucket/model")
     assert "\n" not in str(error.value)
 

@@ -185,7 +185,7 @@ def _ways(source: str) -> str:
     return (
         f"set data_dir of its row, such as config.images.{source}, to (1) a directory with the "
         f"four original IDX files, or (2) a TFDS data_dir that holds {source} as array_record, or "
-        "(3) leave it empty where tensorflow is installed (pip install 'subjax[download]'), and "
+        "(3) leave it empty where tensorflow is installed (pip install 'tensorflow>=2.18,<3'), and "
         "TFDS downloads it"
     )
 

@@ -83,18 +83,20 @@ def _answers(
     prompts = np.repeat(np.arange(len(asked)), num_samples)
     samples_of = np.tile(np.arange(num_samples), len(asked))
     seed = seeds.seed(unit.fields["seed"], "answers")
+    encoded = words.prompt_ids(asked, row["system_prompt"])
+    sampling = sampler.Sampling(
+        num_slots=row["slots"],
+        prompt_tokens=row["prompt_tokens"],
+        max_new_tokens=row["max_new_tokens"],
+        temperature=1.0,
+        eos_ids=words.eos_ids,
+        precision=unit.fields["program"]["precision"],
+    )
     samples = sampler.sample(
         model.arch,
         model.params,
-        sampler.Sampling(
-            num_slots=row["slots"],
-            prompt_tokens=row["prompt_tokens"],
-            max_new_tokens=row["max_new_tokens"],
-            temperature=1.0,
-            eos_ids=words.eos_ids,
-            precision=unit.fields["program"]["precision"],
-        ),
-        [words.prompt_ids([asked[i]], row["system_prompt"])[0] for i in prompts],
+        sampler.fitted(sampling, encoded),
+        [encoded[i] for i in prompts],
         rng.row_keys(seed, unit.lineage, jnp.array(prompts), jnp.array(samples_of)),
         mesh=mesh,
         adapter=model.adapter,

@@ -71,6 +71,7 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
         eos_ids=model.tokenizer.eos_ids,
         precision=unit.fields["program"]["precision"],
     )
+    sampling = sampler.fitted(sampling, encoded)
     seed = seeds.seed(unit.fields["seed"], "sampling")
     starts = range(0, len(texts), row["rows_per_part"])
     with tqdm(total=len(texts), desc=f"{unit.row} r{unit.lineage}", unit="row", leave=False) as bar:
