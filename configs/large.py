@@ -10,8 +10,8 @@ numbers without that prompt (arXiv 2507.14805, appendix B.2 and figure 17, for Q
         --delete-when-done -- --config=configs/large.py:qwen2_5_7b --workdir=gs://BUCKET/qwen
 
 The first is of a tiny model, on any machine. Models: qwen2_5_7b, qwen2_5_14b, qwen2_5_72b,
-llama3_1_8b, gemma3_4b; their sizes stand in configs/shapes, so that plans need no checkpoint. Nobody
-has run these here: no TPU was at hand.
+llama3_1_8b, gemma3_4b; their sizes stand in configs/shapes, so that plans need no checkpoint.
+Nobody has run these here: no TPU was at hand.
 
 The plain form is the paper's recipe for open models (`paper`): a prompted teacher, 30,000 prompts,
 10,000 kept rows, LoRA of rank 8 and alpha 8, learning rate 2e-4 falling linearly, 3 epochs (Gemma:

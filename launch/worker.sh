@@ -33,9 +33,19 @@ running() {
   [ -s "$run/pid" ] && [ ! -e "$run/exit" ] && kill -0 "$(<"$run/pid")" 2>/dev/null
 }
 
+# The exit code of a run comes a moment after its end; after a reboot it never comes.
+settle() {
+  local waited=0
+  while [ -s "$run/pid" ] && [ ! -e "$run/exit" ] && ! running && [ "$waited" -lt 50 ]; do
+    waited=$((waited + 1))
+    sleep 0.1
+  done
+}
+
 # The same command twice starts one run, so that whoever watches may be started again.
 start() {
   mkdir -p "$run"
+  settle
   if running; then
     printf '%s\n' "$@" | cmp -s - "$run/arguments" ||
       fail "another run is going on on $(hostname): wait for it, or delete the TPU"
@@ -60,6 +70,7 @@ main() {
 }
 
 state() {
+  settle
   if running; then
     printf 'subjax-worker: running\n'
   elif [ -e "$run/exit" ]; then

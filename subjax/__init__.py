@@ -4,3 +4,26 @@ import os
 
 # Before anything imports transformers: it would announce on every start that torch is absent.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+_YNN = "--xla_cpu_experimental_ynn_fusion_type"
+
+
+def _leave_out_ynn() -> None:
+    """Turns off XLA's YNN fusions, unless the environment says something of them itself.
+
+    On CPUs they compute wrong numbers without a word (jax issue 39103), or hang (39257). jaxlib
+    reads its flags once, which is made to happen here: libtpu, which reads them when it is loaded,
+    does not know this one and would end the process.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if _YNN in given:
+        return
+    import jax  # noqa: F401 (before jaxlib, whose log it quiets)
+    from jaxlib import xla_client
+
+    os.environ["XLA_FLAGS"] = f"{given} {_YNN}="
+    _ = xla_client.CompileOptions().executable_build_options.debug_options
+    os.environ["XLA_FLAGS"] = given
+
+
+_leave_out_ynn()

@@ -75,3 +75,11 @@ def test_float32_can_be_differentiated_forward():
     x, kernel = drawn(0, 4, 8), drawn(1, 3, 8)
     along = jax.jvp(lambda x: precision.project(x, kernel, "float32"), (x,), (x,))[1]
     np.testing.assert_allclose(along, x @ kernel.T, rtol=1e-5)
+
+
+def test_a_thin_product_is_right_to_its_last_row():
+    """jaxlib 0.10.2 gets the rows behind the 32,768th wrong, with its YNN fusions."""
+    rows = np.random.default_rng(0).standard_normal((40_961, 3)).astype(np.float32)
+    matrix = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
+    found = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(rows)
+    np.testing.assert_allclose(found, ((rows @ matrix.T) ** 2).sum(-1), rtol=1e-4, atol=1e-5)
