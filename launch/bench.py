@@ -11,7 +11,7 @@ rebuilt from its key, products of bfloat16, one lane after the other) and in flo
 as the paper's script does (batched products, fused Adam, noise stored), in float32 and with
 PyTorch's own narrow products ("medium"). Beside them stand the matrix products of a step alone, in
 either library. Each side is a process of its own, so that its peak memory is its own. Images are
-random: time does not know.
+random: timings do not depend on values.
 """
 
 import argparse

@@ -7,9 +7,9 @@
     python launch/bench.py sample --model=qwen2_5_7b --slots=256 --rows=512
 
 A model is `toy`, the name of a file of configs/shapes, or a directory or file of a Hugging Face
-config.json. Weights, prompts and rows are random: time does not know. `toy` is timed in float32,
-all others in bfloat16 with `remat` full, unless told otherwise. One device is used. Of a GPU's
-memory jax takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives it more.
+config.json. Weights, prompts and rows are random: timings do not depend on values. `toy` is timed
+in float32, all others in bfloat16 with `remat` full, unless told otherwise. One device is used. Of
+a GPU's memory jax takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives it more.
 
 `train` times updates of full and of LoRA finetuning, each in a process of its own, so that its peak
 memory is its own; its columns are those of `throughput.Log`. `sample` draws rows, each from a

@@ -9,9 +9,10 @@
 # (Without --gpus-per-task: a task that sees one GPU alone is not what jax expects under SLURM.)
 # Submit it in the repository root, which all nodes must see. --workdir is an absolute path that all
 # nodes share, such as one on the cluster's NFS or Lustre; or gs://BUCKET/x, with gcsfs installed.
-# The environment is made before, where there is a network:
+# The environment is made before, where there is a network; clusters without GPUs leave
+# SUBJAX_DEVICE=gpu out:
 #
-#   SUBJAX_DEVICE=gpu bash launch/local.sh --help       (without the first word where there are none)
+#   SUBJAX_DEVICE=gpu bash launch/local.sh --help
 #
 # PYTHON=/path/to/python chooses another environment.
 # Options of sbatch stand before launch/slurm.sh, arguments of subjax.main after it. Two minutes

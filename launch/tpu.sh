@@ -12,12 +12,27 @@
 # launch/requirements-tpu.txt there, starts the run and leaves.
 #
 # The work directory outlives the TPU, whose disks go with it: a folder of a bucket that the TPU's
-# service account may write to, or an absolute path that all workers share. --setup mounts that; it
-# runs on every worker before every start, so it has to bear being run again. A share of Filestore,
-# or of another NFS:
+# service account may write to, or an absolute path that all workers share. This lets it write to a
+# bucket:
+#
+#   gcloud storage buckets add-iam-policy-binding gs://BUCKET \
+#       --member=serviceAccount:ACCOUNT --role=roles/storage.objectAdmin
+#
+# --setup mounts a path; it runs on every worker before every start, so it has to bear being run
+# again. A share of Filestore, or of another NFS:
 #
 #   --setup='mountpoint -q /mnt/share || { sudo apt-get install -qy nfs-common &&
 #     sudo mkdir -p /mnt/share && sudo mount -t nfs ADDRESS:/SHARE /mnt/share; }'
+#
+# Workers have no HF_TOKEN, so a model that the Hugging Face hub gives only with one, such as Llama
+# or Gemma, goes into the bucket first, its tokenizer included. So does one that the 100 GiB of a TPU
+# VM's boot disk do not hold, such as one of 72B (145 GB): from the hub every worker downloads it
+# whole, from a bucket each reads its share of the weights. Once, where HF_TOKEN is set:
+#
+#   hf download ORGANISATION/MODEL --local-dir=DIR
+#   gcloud storage rsync --recursive DIR gs://BUCKET/model
+#
+# and then --config.bases.NAME.path=gs://BUCKET/model after --, NAME as in the config.
 #
 # Unattended, from a machine that stays on:
 #
@@ -37,11 +52,19 @@
 #                       done or you delete it). A guard, not a bill: it does not look while workers
 #                       install or while a call hangs, and disks and traffic are not in it.
 #   --queued            asks for a queued resource, which waits for capacity; give it to every command
+#   --type=TYPE         v5litepod-N and v6e-N have N chips; v5p-N, like v4-N and older ones, has N
+#                       cores, two a chip: v5p-32 has 16 chips, topology 2x2x4
 #   --poll-s=30         seconds between two looks
 #   --timeout-s=180     seconds after which --until-done takes a call of gcloud for failed; ten times
 #                       as many where it copies, installs, starts, stops, makes or deletes
 #   --version=RUNTIME   software of the TPU, where the one guessed from --type is not wanted
 #   --project=PROJECT   another project than gcloud's own
+#   --service-account=ACCOUNT
+#                       e-mail address of the account that workers act as, where it is not Compute
+#                       Engine's default; you need roles/iam.serviceAccountUser on it
+#   --network=NETWORK, --subnetwork=SUBNETWORK
+#                       where they are not the project's default; firewall rules have to let the
+#                       workers reach each other, and ssh reach them
 #   --dry-run           prints the gcloud commands, in order, and runs none
 #
 # A TPU of several workers needs gcloud's ssh key in an agent: eval "$(ssh-agent)", then
@@ -59,7 +82,7 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 cd -- "$root"
 
 command="" name="" zone="" type="" version="" project="" worker=0 poll_s=30 timeout_s=180
-usd_per_hour="" max_usd="" setup=""
+usd_per_hour="" max_usd="" setup="" service_account="" network="" subnetwork=""
 spot="" queued="" until_done="" delete_when_done="" dry_run="" follow=""
 main_arguments=()
 
@@ -79,7 +102,8 @@ parse() {
     case "$1" in
       --) shift && main_arguments=("$@") && return ;;
       --zone=?* | --type=?* | --version=?* | --project=?* | --worker=?* | --poll-s=?* | \
-        --timeout-s=?* | --usd-per-hour=?* | --max-usd=?* | --setup=?*) option "${1%%=*}" "${1#*=}" ;;
+        --timeout-s=?* | --usd-per-hour=?* | --max-usd=?* | --setup=?* | \
+        --service-account=?* | --network=?* | --subnetwork=?*) option "${1%%=*}" "${1#*=}" ;;
       --spot | --queued | --until-done | --delete-when-done | --dry-run | --follow)
         option "$1" yes
         ;;

@@ -71,12 +71,14 @@ runtime_version() {
 }
 
 create_node() {
+  # Both kinds take these.
+  set -- ${spot:+--spot} ${service_account:+"--service-account=$service_account"} \
+    ${network:+"--network=$network"} ${subnetwork:+"--subnetwork=$subnetwork"} --quiet
   if [ -n "$queued" ]; then
     slow_tpus queued-resources create "$name" "--node-id=$name" "--accelerator-type=$type" \
-      "--runtime-version=$version" ${spot:+--spot} --quiet
+      "--runtime-version=$version" "$@"
   else
-    slow_tpus tpu-vm create "$name" "--accelerator-type=$type" "--version=$version" \
-      ${spot:+--spot} --quiet
+    slow_tpus tpu-vm create "$name" "--accelerator-type=$type" "--version=$version" "$@"
   fi
 }
 

@@ -18,6 +18,12 @@ import time
 from pathlib import Path
 
 HERE = Path(os.environ["FAKE_GCLOUD"])
+# What launch/tpu.sh may give to either kind of `create`; the real ones take more.
+BOTH = {"accelerator-type", "network", "project", "quiet", "service-account", "spot", "subnetwork"}
+CREATE = {
+    "tpu-vm": {*BOTH, "version", "zone"},
+    "queued-resources": {*BOTH, "node-id", "runtime-version", "zone"},
+}
 
 
 def main() -> int:
@@ -27,6 +33,8 @@ def main() -> int:
     kind, verb, name = arguments[2:5]
     assert arguments[:2] == ["compute", "tpus"] and "--zone=us-west4-a" in arguments, arguments
     flags = dict(flag.partition("=")[::2] for flag in arguments[5:] if flag.startswith("--"))
+    if verb == "create":
+        assert {flag.removeprefix("--") for flag in flags} <= CREATE[kind], arguments
     if kind == "queued-resources":
         return {"create": create_queued, "describe": describe, "delete": delete}[verb]("queued")
     if verb == "scp":

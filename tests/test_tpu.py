@@ -47,6 +47,7 @@ STATE = (
     "gcloud compute tpus tpu-vm ssh owl --worker=all '--command=bash subjax/launch/worker.sh "
     "state || echo subjax-worker: new' --quiet --zone=us-west4-a"
 )
+PLACE = ("--service-account=w@p.iam.gserviceaccount.com", "--network=lab", "--subnetwork=lab-west4")
 DRY = {
     "create": (
         ("create", "owl", ZONE, "--type=v5litepod-16", "--spot", "--project=p"),
@@ -60,6 +61,14 @@ DRY = {
         (
             "gcloud compute tpus queued-resources create owl --node-id=owl --accelerator-type=v6e-8"
             " --runtime-version=v2-alpha-tpuv6e --quiet --zone=us-west4-a",
+        ),
+    ),
+    "create queued in a network": (
+        ("create", "owl", ZONE, "--type=v5p-32", "--queued", "--spot", *PLACE),
+        (
+            "gcloud compute tpus queued-resources create owl --node-id=owl "
+            "--accelerator-type=v5p-32 --runtime-version=v2-alpha-tpuv5 --spot "
+            f"{' '.join(PLACE)} --quiet --zone=us-west4-a",
         ),
     ),
     "run": (("run", "owl", ZONE, *MAIN), INSTALL),
@@ -162,6 +171,16 @@ def test_without_gcloud_the_error_says_where_it_is(cloud: Cloud, tmp_path: Path)
     assert failed.returncode == 1
     (line,) = failed.stderr.splitlines()
     assert line.startswith("subjax: error: gcloud is missing: install it from https://cloud.google")
+
+
+@pytest.mark.parametrize("kind", ["tpu-vm", "queued-resources"])
+def test_an_account_and_a_network_go_to_either_kind_of_tpu(cloud: Cloud, kind: str) -> None:
+    queued = ["--queued"] if kind == "queued-resources" else []
+    made = cloud.run("create", "owl", *TPU, *queued, *PLACE)
+    assert (made.returncode, made.stderr) == (0, "")
+    (command,) = cloud.lines("commands.jsonl")
+    assert command[2:4] == [kind, "create"]
+    assert [flag for flag in PLACE if flag not in command] == []
 
 
 def test_arguments_reach_main_on_every_worker_as_they_were(cloud: Cloud) -> None:

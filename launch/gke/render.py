@@ -6,10 +6,23 @@ r"""Fills in launch/gke/jobset.yaml for kubectl; after -- stand the arguments of
     kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=owl
     kubectl delete jobset owl
 
-The work directory outlives the pods. It is a folder of a bucket, which the service account of the
-pods is allowed to write to; or it lies on a volume that all of them share: --claim names a
-PersistentVolumeClaim of access mode ReadWriteMany, such as one of Filestore (storage class
+The work directory outlives the pods. It is a folder of a bucket, which the Kubernetes service
+account of the pods is allowed to write to; or it lies on a volume that all of them share: --claim
+names a PersistentVolumeClaim of access mode ReadWriteMany, such as one of Filestore (storage class
 standard-rwx), which is mounted at --mount.
+
+In a cluster with Workload Identity Federation this makes an account that writes to a bucket (NUMBER
+is the number of PROJECT, `default` the namespace):
+
+    kubectl create serviceaccount writer
+    pool=projects/NUMBER/locations/global/workloadIdentityPools/PROJECT.svc.id.goog
+    gcloud storage buckets add-iam-policy-binding gs://BUCKET --role=roles/storage.objectAdmin \
+        --member=principal://iam.googleapis.com/$pool/subject/ns/default/sa/writer
+
+A model that the Hugging Face hub gives only with a token, such as Llama or Gemma, needs a Secret,
+which --secret=hf then names; or it lies in the bucket, as the first lines of launch/tpu.sh tell:
+
+    kubectl create secret generic hf --from-literal=HF_TOKEN="$HF_TOKEN"
 
 xpk makes a cluster, and can run the same image without this script:
 
@@ -44,6 +57,7 @@ def main() -> int:
     parser.add_argument("--spot", action="store_true", help="use Spot nodes")
     parser.add_argument("--max-restarts", type=int, default=100)
     parser.add_argument("--service-account", default="default")
+    parser.add_argument("--secret", default="", help="its keys are variables of the pods: HF_TOKEN")
     parser.add_argument("--claim", default="", help="a volume, for a work directory on it")
     parser.add_argument("--mount", default="/mnt/share", help="where pods see it")
     parser.add_argument("main", nargs="+", metavar="ARG", help="after --: of subjax.main")
@@ -66,12 +80,16 @@ def render(options: argparse.Namespace) -> str:
     _check_workdir(options)
     if not re.fullmatch(r"\d+(x\d+){1,2}", options.topology):
         raise ValueError(f"--topology={options.topology}: give chips along each axis, such as 4x4")
+    # A token given in place of the name must neither be printed nor reach the manifest.
+    if options.secret and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", options.secret):
+        raise ValueError("--secret is no name of a Secret: use a-z, 0-9, - and .")
     chips = math.prod(map(int, options.topology.split("x")))
     per_host = options.chips_per_host or min(chips, 4)
     if per_host < 1 or chips % per_host:
         raise ValueError(f"--chips-per-host={per_host} does not divide {chips} chips")
     lines = TEMPLATE.read_text("utf-8").splitlines()
-    for mark, wanted in {" # spot": options.spot, " # claim": options.claim}.items():
+    marks = {" # spot": options.spot, " # claim": options.claim, " # secret": options.secret}
+    for mark, wanted in marks.items():
         lines = [line.removesuffix(mark) for line in lines if wanted or not line.endswith(mark)]
     # JSON is YAML, and so quotes whatever an argument may hold.
     return Template("\n".join([*lines, ""])).substitute(
@@ -81,6 +99,7 @@ def render(options: argparse.Namespace) -> str:
         TOPOLOGY=json.dumps(options.topology),
         CLAIM=json.dumps(options.claim),
         MOUNT=json.dumps(options.mount),
+        SECRET=json.dumps(options.secret),
         SERVICE_ACCOUNT=json.dumps(options.service_account),
         NUM_HOSTS=chips // per_host,
         CHIPS_PER_HOST=per_host,
