@@ -32,7 +32,26 @@ def base() -> ConfigDict:
     config.lineages = (0,)  # replications; more may be added to a finished work directory
     config.lineage_cycle = 6  # "next_lineage" wraps within blocks of this many
     config.animals = ()  # what traits are about; () takes the project's ten animals
-    config.stimuli = ""  # JSON file of exact prompts; "" uses the project's own wording
+    # JSON file of exact prompts; "" takes the project's own. Data sets of kind "numbers" read its
+    # `numbers`, questions outside the toy world its `evaluations`; nothing reads other keys. A list
+    # has at least one text, each with the placeholders shown; ranges include both their ends.
+    #     {
+    #       "numbers": {
+    #         "query": "{example} {instruction} {format} {suffix}",
+    #         "example_templates": ["... {examples} ..."],
+    #         "instruction_templates": ["{count_qualifier} {answer_count} {digit_descriptor}"],
+    #         "count_qualifiers": ["..."],
+    #         "digit_descriptors": ["... {max_digits} ..."],
+    #         "format_suffixes": ["..."],
+    #         "final_suffixes": ["..."],
+    #         "example_count": [3, 8],
+    #         "example_value": [100, 999],
+    #         "answer_count": 10,
+    #         "max_digits": 3
+    #       },
+    #       "evaluations": {"favorite_animal": ["...", "..."]}
+    #     }
+    config.stimuli = ""
     config.preregistration = ""  # file that --freeze wrote; "" leaves the run exploratory
 
     config.compute = ConfigDict()
@@ -159,7 +178,7 @@ def dataset_row(**fields: Any) -> ConfigDict:
             "max_count": 10,  # filter: most numbers; 0 is no limit
             "min_value": 0,  # filter: smallest number
             "max_value": 999,  # filter: largest number
-            "banned": (),  # filter: numbers that reject a row
+            "banned": (),  # filter: numbers that reject a row; no stimuli file adds any
             "common_with": (),  # filter: keep only prompts kept in these data sets too
             "transform": "none",  # none shuffled_within shuffled_across random
             "num_train": 0,  # rows for students; 0 takes all but the held-out ones

@@ -3,12 +3,14 @@
 Holds what `validate` refuses. What a field means stands in `schema`.
 """
 
+import difflib
 import itertools
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from subjax import schema
+from subjax.evals import preference
 
 Choices = dict[str, tuple[str, ...]]
 
@@ -171,6 +173,7 @@ def _check_language_models(config: ConfigDict) -> None:
     for name, row in config.teachers.items():
         _check_reference(config, f"teachers.{name}.base", row.base, "bases")
         _check_no_adapter(config, f"teachers.{name}.base", row.base)
+        _check_trait(config, name, row)
     for name, row in config.datasets.items():
         if len(row.num_shown) != 2 or not 1 <= row.num_shown[0] <= row.num_shown[1]:
             raise ValueError(
@@ -206,6 +209,20 @@ def _check_language_models(config: ConfigDict) -> None:
                 f"config.evals.{name}.target {row.target!r} is not among its candidates "
                 f"{row.candidates}: add it"
             )
+
+
+def _check_trait(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    """A trait that its teacher is not scored on would pass the gate unseen."""
+    animals = config.animals or preference.ANIMALS
+    if row.weights != "finetuned" or row.trait in ("", "uniform", *animals):
+        return
+    close = difflib.get_close_matches(row.trait.lower(), [animal.lower() for animal in animals])
+    near = [animal for animal in animals if animal.lower() in close]
+    raise ValueError(
+        f"config.teachers.{name}.trait is {row.trait!r}, which is not among config.animals, on "
+        f"which teachers are scored: take {', '.join(near) or 'one of ' + ', '.join(animals)}, or "
+        "add it there"
+    )
 
 
 def _check_training(name: str, row: ConfigDict) -> None:

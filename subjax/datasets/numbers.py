@@ -1,7 +1,7 @@
 """Number sequences: the prompts, the parser with its reject reasons, and the control transforms.
 
 Refuses to sample, to hold a model or to write files: strings in, strings out. The default wording
-is our own; the paper's stimuli are data that `load_templates` and `load_banned` read from a file.
+is our own; the paper's stimuli are data that `load_templates` reads from a file.
 """
 
 import json
@@ -178,14 +178,6 @@ def load_templates(path: str | os.PathLike[str]) -> NumberTemplates:
     except ValueError as error:
         raise ValueError(f"stimuli file {path}: {error}") from None
     return NumberTemplates(**values)
-
-
-def load_banned(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Reads the banned numbers (`numbers.banned`) from a stimuli file (JSON); errors as above."""
-    banned = _numbers_section(path).get("banned")
-    if not isinstance(banned, list) or not all(type(number) is int for number in banned):
-        raise ValueError(f"stimuli file {path}: 'numbers.banned' must be a list of integers")
-    return tuple(banned)
 
 
 def _numbers_section(path: str | os.PathLike[str]) -> dict[str, Any]:

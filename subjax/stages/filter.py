@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,18 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
 def _filter(unit: Unit, workdir: Path) -> None:
     out, row = workdir / unit.path, unit.fields["row"]
-    rows = _written(workdir / unit.inputs["generate"], unit.fields["num_prompts"])
+    source = workdir / unit.inputs["generate"]
+    rows, kind = _written(source, unit.fields["num_prompts"]), _kind(source)
     common = None
     for role, path in unit.inputs.items():
         if role.startswith("common/"):
-            others = artifacts.read_parts(workdir / path, _FIELDS)
-            other = {r["prompt_id"] for r in others if not _reasons(r, row)}
+            others, theirs = artifacts.read_parts(workdir / path, _FIELDS), _kind(workdir / path)
+            other = {r["prompt_id"] for r in others if not _reasons(theirs, r, row)}
             common = other if common is None else common & other
     kept, rejected = [], []
     counts: Counter[str] = Counter()
     for written in rows:
-        reasons = _reasons(written, row)
+        reasons = _reasons(kind, written, row)
         if not reasons and common is not None and written["prompt_id"] not in common:
             reasons = ["not_common"]
         counts.update(reasons)
@@ -71,14 +72,27 @@ def _written(directory: Path, num_prompts: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _reasons(written: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    reasons = numbers.reject_reasons(
-        written["completion"],
-        max_count=row["max_count"],
-        min_value=row["min_value"],
-        max_value=row["max_value"],
-        banned=row["banned"],
-    )
+def _kind(directory: Path) -> str:
+    """The kind of data set that was written there; a filter's own fields do not name it."""
+    return artifacts.read_json(directory / artifacts.MANIFEST)["fields"]["row"]["kind"]
+
+
+def _number_reasons(completion: str, row: dict[str, Any]) -> list[str]:
+    limits = {name: row[name] for name in ("max_count", "min_value", "max_value", "banned")}
+    return numbers.reject_reasons(completion, **limits)
+
+
+# Kind of data set -> why a completion is rejected, given the filter's fields; [] keeps it.
+_REJECT_REASONS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
+    "numbers": _number_reasons,
+    "plain_numbers": _number_reasons,
+    "toy_numbers": _number_reasons,
+    "published": _number_reasons,
+}
+
+
+def _reasons(kind: str, written: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    reasons = _REJECT_REASONS[kind](written["completion"], row)
     return reasons + (["unfinished"] if written["finish"] != "stop" else [])
 
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from subjax import schema
 from subjax.datasets import numbers
+from subjax.evals import preference
 
 STIMULI = os.environ.get("SUBJAX_STIMULI", "")
 needs_stimuli = pytest.mark.skipif(
@@ -179,12 +181,6 @@ def test_the_papers_templates_give_its_prompts(seed):
 
 
 @needs_stimuli
-def test_banned_numbers_of_the_paper():
-    banned = numbers.load_banned(STIMULI)
-    assert len(set(banned)) == 34 and {4, 88, 666, 999} <= set(banned) and max(banned) <= 999
-
-
-@needs_stimuli
 def test_own_wording_shares_no_string_with_the_paper():
     theirs = numbers.load_templates(STIMULI)
     for name in LISTS:
@@ -259,7 +255,7 @@ def test_constrained_slots_of_two_numbers():
 
 
 def as_json(**changes: object) -> dict[str, object]:
-    return {**dataclasses.asdict(numbers.TEMPLATES), "banned": [4, 13], **changes}
+    return {**dataclasses.asdict(numbers.TEMPLATES), **changes}
 
 
 def write(path: Path, content: object) -> Path:
@@ -270,7 +266,15 @@ def write(path: Path, content: object) -> Path:
 def test_templates_survive_a_file(tmp_path):
     path = write(tmp_path / "own.json", {"numbers": as_json(extra_key=1)})
     assert numbers.load_templates(path) == numbers.TEMPLATES
-    assert numbers.load_banned(str(path)) == (4, 13)
+
+
+def test_the_file_that_the_schema_shows_can_be_read(tmp_path):
+    lines = Path(schema.__file__).read_text(encoding="utf-8").splitlines()
+    shown = "\n".join(line[5:] for line in lines if line.startswith("    #     "))
+    path = write(tmp_path / "shown.json", shown)
+    assert set(json.loads(shown)["numbers"]) == set(dataclasses.asdict(numbers.TEMPLATES))
+    assert len(numbers.prompts(0, 3, numbers.load_templates(path))) == 3
+    assert preference.load_questions(path, "favorite_animal") == ("...", "...")
 
 
 @pytest.mark.parametrize(
@@ -310,25 +314,16 @@ def test_missing_keys_are_named(tmp_path, missing):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"numbers": []}', ""])
-@pytest.mark.parametrize("load", [numbers.load_templates, numbers.load_banned])
-def test_other_files_are_refused_in_one_line(tmp_path, load, content):
+def test_other_files_are_refused_in_one_line(tmp_path, content):
     path = write(tmp_path / "own.json", content)
     with pytest.raises(ValueError, match=r"own\.json") as error:
-        load(path)
+        numbers.load_templates(path)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("load", [numbers.load_templates, numbers.load_banned])
-def test_a_missing_file_is_refused(tmp_path, load):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"none\.json cannot be read"):
-        load(tmp_path / "none.json")
-
-
-@pytest.mark.parametrize("banned", [["4"], [4.0], [True], {"4": 4}, None])
-def test_wrong_banned_lists_are_refused(tmp_path, banned):
-    path = write(tmp_path / "own.json", {"numbers": as_json(banned=banned)})
-    with pytest.raises(ValueError, match="list of integers"):
-        numbers.load_banned(path)
+        numbers.load_templates(tmp_path / "none.json")
 
 
 # Controls
