@@ -23,9 +23,8 @@ trains the students of all lineages and both arms in one program, each as it wou
 many there are: 16 where nothing is said (14B: 64, 72B: 256). The names of v5p slices count cores:
 16 chips, 2x2x4, are `--type=v5p-32`.
 
-Llama and Gemma are gated on the hub, and 14 billion parameters and more do not fit on a TPU VM's
-boot disk: copy such a model into the bucket once, and give
-`--config.bases.model.path=gs://BUCKET/model`.
+Llama and Gemma are gated on the hub, and 72 billion parameters do not fit on a TPU VM's boot disk:
+copy such a model into the bucket once, and give `--config.bases.model.path=gs://BUCKET/model`.
 """
 
 from typing import NamedTuple

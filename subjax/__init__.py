@@ -18,8 +18,11 @@ def _leave_out_ynn() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     if _YNN in given:
         return
-    import jax  # noqa: F401 (before jaxlib, whose log it quiets)
-    from jaxlib import xla_client
+    try:
+        import jax  # noqa: F401 (before jaxlib, whose log it quiets)
+        from jaxlib import xla_client
+    except ImportError:
+        return  # some modules do without
 
     os.environ["XLA_FLAGS"] = f"{given} {_YNN}="
     _ = xla_client.CompileOptions().executable_build_options.debug_options

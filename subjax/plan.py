@@ -260,7 +260,7 @@ def _between(least: float, known: bool, times: float) -> str:
 def _header() -> str:
     names = (
         *("config", "topology", "program", "batch", "GB a chip", "fits"),
-        *("MFU bound", "limit", "largest batch", "CPU s"),
+        *("MFU bound", "limit", *(("largest batch",) if _SEARCH.value else ()), "CPU s"),
     )
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
@@ -276,7 +276,7 @@ def _row(config: ConfigDict, name: str, entry: Entry, chip: Chip) -> str:
         "yes" if compiled.fits else "no",
         f"{bound.mfu:.0%}" if bound else "unknown",
         bound.limit if bound else "unknown",
-        str(entry.largest or ""),
+        *((str(entry.largest or ""),) if _SEARCH.value else ()),
         f"{compiled.seconds:.0f}",
     )
     return f"| {' | '.join(cells)} |"
