@@ -24,8 +24,8 @@ step() {
 step ruff format --check .
 step ruff check .
 step mypy --no-error-summary
-# Most of the time goes into compiling, on one core: two processes, but for tests that start several
-# themselves. The default marker expression stands in pyproject.toml.
+# Most of the time goes into compiling, on one core: two processes, but for tests that want the
+# machine to themselves. The default marker expression stands in pyproject.toml.
 two=(--numprocesses=2 --dist=loadfile)
 if [ "${1:-}" = --all ]; then
   shift

@@ -171,6 +171,7 @@ def test_twenty_updates_after_the_first_call_are_timed(name):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_a_run_takes_what_was_predicted(command, tmp_path, monkeypatch):
     # CPU time, of which other work on this machine is no part.
     monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=time.process_time))

@@ -1,8 +1,11 @@
 """launch/slurm.sh under a real SLURM, one node, two tasks: arguments, signals, requeueing."""
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -103,6 +106,18 @@ class Job:
         return (self.log.read_text() if self.log.exists() else "") + self.cluster.logs()
 
 
+def tasks(workdir: Path) -> list[int]:
+    """Processes that compute for a run here: each is the child of one that watches over it."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_text().split("\0")
+            if f"--workdir={workdir}" in words and "python" in words[0]:
+                parent = (process / "stat").read_text().rpartition(") ")[2].split()[1]
+                found[int(process.name)] = int(parent)
+    return [child for child, parent in found.items() if parent in found]
+
+
 def test_a_signal_is_passed_on_and_the_job_requeues_itself(
     cluster: slurm_cluster.Cluster, tmp_path: Path
 ) -> None:
@@ -174,8 +189,9 @@ def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
     assert f"subjax: interrupted: requeueing job {number}" in logged()
     try:
         ended = cluster.wait_for(number, "COMPLETED", "FAILED", seconds=400)
-    except RuntimeError:  # where every task stands goes into the log
-        cluster("scancel", "--signal=ABRT", f"{number}.0")
+    except RuntimeError:  # where every task stands goes into the log, with PYTHONFAULTHANDLER
+        for process in tasks(workdir):
+            os.kill(process, signal.SIGABRT)
         time.sleep(5)
         raise AssertionError(said()) from None
     assert ended["JobState"] == "COMPLETED", said()

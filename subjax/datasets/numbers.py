@@ -182,7 +182,7 @@ def load_templates(path: str | os.PathLike[str]) -> NumberTemplates:
 
 def _numbers_section(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # missing; malformed JSON; not UTF-8
         raise ValueError(f"stimuli file {path} cannot be read as JSON: {error}") from None
     section = content.get("numbers") if isinstance(content, dict) else None

@@ -153,7 +153,7 @@ def load_questions(path: str | os.PathLike[str], key: str) -> tuple[str, ...]:
     key and for a value that is not a list of strings.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:  # missing; malformed JSON; not UTF-8
         raise ValueError(f"stimuli file {path} cannot be read as JSON: {error}") from None
     section = content.get("evaluations") if isinstance(content, dict) else None

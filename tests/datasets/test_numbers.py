@@ -268,6 +268,13 @@ def test_templates_survive_a_file(tmp_path):
     assert numbers.load_templates(path) == numbers.TEMPLATES
 
 
+def test_a_file_may_lie_below_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "own.json", {"numbers": as_json(), "evaluations": {"favorite_animal": ["?"]}})
+    assert numbers.load_templates("~/own.json") == numbers.TEMPLATES
+    assert preference.load_questions("~/own.json", "favorite_animal") == ("?",)
+
+
 def test_the_file_that_the_schema_shows_can_be_read(tmp_path):
     lines = Path(schema.__file__).read_text(encoding="utf-8").splitlines()
     shown = "\n".join(line[5:] for line in lines if line.startswith("    #     "))
