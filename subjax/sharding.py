@@ -124,8 +124,13 @@ def idle(mesh: Mesh, num_devices: int) -> str:
 
 
 def lane_mesh(mesh: Mesh) -> Mesh:
-    """The same devices with one lane on all of them: where a single model is loaded and asked."""
-    devices = mesh.devices.reshape(1, -1, *mesh.devices.shape[2:])
+    """The same devices with one lane on all of them: where a single model is loaded and asked.
+
+    On the CPU of a single process it is those of the first lane alone: its devices share cores, on
+    which one is as fast as several that wait for each other, and has been seen to wait for ever.
+    """
+    shared = jax.process_count() == 1 and mesh.devices.flat[0].platform == "cpu"
+    devices = mesh.devices[:1] if shared else mesh.devices.reshape(1, -1, *mesh.devices.shape[2:])
     return Mesh(devices, AXES, axis_types=mesh.axis_types)
 
 
