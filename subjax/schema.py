@@ -21,6 +21,27 @@ TABLES = ("bases", "images", "teachers", "datasets", "arms", "theorems", "evals"
 OFF = -1e9  # a gate this low never closes (infinity is no JSON)
 
 
+# What config.stimuli names. Data sets of kind "numbers" read its `numbers`, questions outside the
+# toy world its `evaluations`; nothing reads other keys. A list has at least one text, each with
+# the placeholders shown; ranges include both their ends.
+#     {
+#       "numbers": {
+#         "query": "{example} {instruction} {format} {suffix}",
+#         "example_templates": ["... {examples} ..."],
+#         "instruction_templates": ["{count_qualifier} {answer_count} {digit_descriptor}"],
+#         "count_qualifiers": ["..."],
+#         "digit_descriptors": ["... {max_digits} ..."],
+#         "format_suffixes": ["..."],
+#         "final_suffixes": ["..."],
+#         "example_count": [3, 8],
+#         "example_value": [100, 999],
+#         "answer_count": 10,
+#         "max_digits": 3
+#       },
+#       "evaluations": {"favorite_animal": ["...", "..."]}
+#     }
+
+
 def base() -> ConfigDict:
     """A complete config with empty tables, locked."""
     config = ConfigDict()
@@ -32,26 +53,7 @@ def base() -> ConfigDict:
     config.lineages = (0,)  # replications; more may be added to a finished work directory
     config.lineage_cycle = 6  # "next_lineage" wraps within blocks of this many
     config.animals = ()  # what traits are about; () takes the project's ten animals
-    # JSON file of exact prompts; "" takes the project's own. Data sets of kind "numbers" read its
-    # `numbers`, questions outside the toy world its `evaluations`; nothing reads other keys. A list
-    # has at least one text, each with the placeholders shown; ranges include both their ends.
-    #     {
-    #       "numbers": {
-    #         "query": "{example} {instruction} {format} {suffix}",
-    #         "example_templates": ["... {examples} ..."],
-    #         "instruction_templates": ["{count_qualifier} {answer_count} {digit_descriptor}"],
-    #         "count_qualifiers": ["..."],
-    #         "digit_descriptors": ["... {max_digits} ..."],
-    #         "format_suffixes": ["..."],
-    #         "final_suffixes": ["..."],
-    #         "example_count": [3, 8],
-    #         "example_value": [100, 999],
-    #         "answer_count": 10,
-    #         "max_digits": 3
-    #       },
-    #       "evaluations": {"favorite_animal": ["...", "..."]}
-    #     }
-    config.stimuli = ""
+    config.stimuli = ""  # JSON file of exact prompts, see above; "" takes the project's own
     config.preregistration = ""  # file that --freeze wrote; "" leaves the run exploratory
 
     config.compute = ConfigDict()

@@ -31,5 +31,8 @@ def test_no_animals_are_the_projects_ten():
 @pytest.mark.parametrize("weights", ["base", "given"])
 def test_a_teacher_that_is_not_trained_may_love_anything(weights):
     config = smollm2_owl.get_config()
-    config.teachers.owl.update(weights=weights, trait="misaligned")
+    config.teachers.owl.trait = "misaligned"
+    with pytest.raises(ValueError, match=r"not among config\.animals"):
+        validation.validate(config)
+    config.teachers.owl.weights = weights
     validation.validate(config)

@@ -277,7 +277,7 @@ def test_a_file_may_lie_below_home(tmp_path, monkeypatch):
 
 def test_the_file_that_the_schema_shows_can_be_read(tmp_path):
     lines = Path(schema.__file__).read_text(encoding="utf-8").splitlines()
-    shown = "\n".join(line[5:] for line in lines if line.startswith("    #     "))
+    shown = "\n".join(line[1:] for line in lines if line.startswith("#     "))
     path = write(tmp_path / "shown.json", shown)
     assert set(json.loads(shown)["numbers"]) == set(dataclasses.asdict(numbers.TEMPLATES))
     assert len(numbers.prompts(0, 3, numbers.load_templates(path))) == 3
