@@ -27,6 +27,26 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 install_import_hook("subjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--quick-compile",
+        action="store_true",
+        help="have XLA optimize little: what takes longest here is compiling, not computing",
+    )
+
+
+def pytest_configure(config):
+    if not config.getoption("--quick-compile"):
+        return
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    # Read with subjax's own flag, then taken back: libtpu, which does not know it, would abort.
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false"
+    import subjax  # noqa: F401
+
+    os.environ["XLA_FLAGS"] = given
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_leave_with_their_module():
     """Frees what a module compiled: XLA maps each program's code, and Linux allows 65,530 maps.

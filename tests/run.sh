@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes .venv-test in the repository root and runs there the linters, the type check and the tests.
 #
-#   bash tests/run.sh                        what every change has to pass
-#   bash tests/run.sh --all                  also the tests marked slow, real_model or processes
+#   bash tests/run.sh                        what every change has to pass, compiled quickly
+#   bash tests/run.sh --all                  as users compile; also slow, real_model and processes
 #   bash tests/run.sh tests/test_stats.py    any other argument goes to pytest
 #
 # .venv-test is not .venv: the tests need torch and other packages that a run must do without.
@@ -25,7 +25,8 @@ step ruff format --check .
 step ruff check .
 step mypy --no-error-summary
 # Most of the time goes into compiling, on one core: two processes, but for tests that want the
-# machine to themselves. The default marker expression stands in pyproject.toml.
+# machine to themselves; and programs that are optimized little, where not all tests are to run.
+# The default marker expression stands in pyproject.toml.
 two=(--numprocesses=2 --dist=loadfile)
 if [ "${1:-}" = --all ]; then
   shift
@@ -34,7 +35,7 @@ if [ "${1:-}" = --all ]; then
   step pytest -m processes "$@" || code=$?
   exit "$code"
 elif [ $# -eq 0 ]; then
-  step pytest "${two[@]}"
+  step pytest --quick-compile "${two[@]}"
 else
   step pytest "$@"
 fi

@@ -14,6 +14,11 @@ def test_there_are_eight_cpu_devices() -> None:
     assert len(jax.devices("cpu")) == 8
 
 
+def test_programs_are_optimized_unless_told_otherwise(pytestconfig: pytest.Config) -> None:
+    quick = pytestconfig.getoption("--quick-compile")
+    assert jax.config.read("jax_disable_most_optimizations") == quick
+
+
 def test_rank_promotion_raises() -> None:
     with pytest.raises(ValueError, match="rank_promotion"):
         jnp.ones((2, 3)) + jnp.ones(3)

@@ -270,7 +270,7 @@ def test_checks_run_in_order_and_arguments_go_to_pytest(checks: Path) -> None:
 
 def test_without_arguments_two_processes_share_the_tests(checks: Path) -> None:
     last = run(checks / "tests/run.sh", PYTHON="").stdout.splitlines()[-1]
-    assert last == f"pytest|{IN_TWO}|stimuli="
+    assert last == f"pytest|--quick-compile|{IN_TWO}|stimuli="
 
 
 def test_all_selects_every_marker(checks: Path) -> None:
