@@ -29,7 +29,7 @@ teachers of lineages 0 and 1 prefer numbers with twos (252, 222, 262). The last 
 is what stands below, with 512 updates.
 
 Confirmed on lineages 100 to 107, as configs/smollm2_owl_preregistration.json froze it, means over
-lineages (at the last column +0.44 to +1.50 and +4.28 to +5.45; 95 % intervals in the README):
+lineages (at the last column +0.44 to +1.50 and +4.28 to +5.45; 95 % intervals in RESULTS.md):
 
     method         16 updates   64 updates   256 updates   512 updates
     hard           +.03         +.14         +.87          +1.13

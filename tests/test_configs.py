@@ -68,8 +68,17 @@ def test_commands_in_docstrings_name_this_file(name):
     assert commands and set(commands) == {f"configs/{name}.py"}
 
 
-def test_commands_in_the_readme_name_existing_files():
-    text = (ROOT / "README.md").read_text()
+def test_headlines_of_the_readme_stand_among_the_results():
+    readme, results = ((ROOT / name).read_text() for name in ("README.md", "configs/RESULTS.md"))
+    headlines = re.findall(r"\*\*\+?\.?\d[^*]*\*\*[^,;(]*\[[^]]+\]", readme)
+    assert len(headlines) == 3
+    for headline in headlines:
+        assert headline.replace(" nats", "") in results, headline
+
+
+@pytest.mark.parametrize("page", ["README.md", "configs/RESULTS.md"])
+def test_commands_in_the_pages_name_existing_files(page):
+    text = (ROOT / page).read_text()
     for path in re.findall(r"(?:configs|launch|tests|docs|subjax)/[\w./]+\.(?:py|sh|png)", text):
         if path != "configs/x.py":
             assert (ROOT / path).exists(), path
