@@ -238,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except jax.errors.JaxRuntimeError as error:
         if not hosts.lost_another(error):
             raise
+        print(f"subjax: {mistakes.first_line(error)}", file=sys.stderr)
         print(f"subjax: {hosts.LOST}", file=sys.stderr)
         hosts.leave(hosts.INTERRUPTED)
     if hosts.is_first():

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -31,6 +31,8 @@ INTERRUPTED = 75
 DEFECT = 70
 # Said with INTERRUPTED where it was another process that died.
 LOST = "another process of this run has ended; see what it said, and run all again"
+# What jax's runtime says of a program, or of memory, that this process has by itself.
+_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "RET_CHECK")
 # A process that died is noticed by the others within this time.
 _HEARTBEAT_S = 60
 # The first process waits this long for others that leave for the same reason.
@@ -87,8 +89,20 @@ def leave(code: int) -> NoReturn:
 
 
 def lost_another(error: Exception) -> bool:
-    """Whether an error says that another process of the run no longer answers."""
-    return jax.distributed.is_initialized() and isinstance(error, jax.errors.JaxRuntimeError)
+    """Whether an error of jax's runtime may say that another process no longer answers.
+
+    What it raises then differs from backend to backend; `_OWN` is what it never does.
+    """
+    return (
+        jax.process_count() > 1
+        and isinstance(error, jax.errors.JaxRuntimeError)
+        and not any(own in str(error) for own in _OWN)
+    )
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error of jax's runtime says that a device has too little memory."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def leave_when_told() -> None:
@@ -132,6 +146,25 @@ def agreed(value: Any) -> Any:
     if is_first():
         own[:] = text
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(own)))
+
+
+def await_files(paths: Iterable[Path]) -> None:
+    """Waits until this process sees files that the first one has written.
+
+    On NFS one that looked for a file before it was there goes on missing it for a while.
+
+    Raises:
+      ValueError: it does not.
+    """
+    end = time.monotonic() + _SEEN_S
+    for path in paths:
+        while not path.exists():
+            if time.monotonic() > end:
+                raise ValueError(
+                    f"process {jax.process_index()} does not see {path}, which process 0 does: "
+                    "give all a --workdir that they share"
+                )
+            time.sleep(0.2)
 
 
 def check_alike(things: Mapping[str, Any]) -> None:

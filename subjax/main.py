@@ -56,7 +56,10 @@ def main(argv: list[str]) -> None:
             raise
         if isinstance(error, ValueError | FloatingPointError | OSError):
             _leave(object_store.named(mistakes.explain(error, workdir), workdir, name))
+        if hosts.out_of_memory(error):
+            _leave(mistakes.MEMORY)
         if hosts.lost_another(error):
+            print(f"subjax: {mistakes.first_line(error)}", file=sys.stderr)
             _leave(hosts.LOST, hosts.INTERRUPTED)
         traceback.print_exc()
         hosts.leave(hosts.DEFECT)

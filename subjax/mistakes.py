@@ -11,6 +11,13 @@ from pathlib import Path
 
 from absl import flags
 
+# The line for a device that ran out of memory.
+MEMORY = (
+    "the memory of a device is full: lower batch_size, lanes or slots, raise accumulate, set "
+    "config.compute.remat to 'full', or spread the model with config.mesh.fsdp; python -m "
+    "subjax.plan says what fits; finished units are kept"
+)
+
 
 def explain(error: Exception, workdir: Path) -> str:
     """The line for an error of a run.
@@ -28,6 +35,11 @@ def explain(error: Exception, workdir: Path) -> str:
             )
         return f"{where}: {error.strerror}: correct that and run again; finished units are kept"
     return str(error)
+
+
+def first_line(error: Exception) -> str:
+    """What an error of jax's runtime says, without the dump that may follow."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
 
 
 def explain_flags(error: Exception, argv: Sequence[str]) -> str:

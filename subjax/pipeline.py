@@ -175,15 +175,25 @@ def _clean(planned: Sequence[Unit], workdir: Path) -> None:
             checkpoints.clean(workdir, unit)
 
 
-def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> None:
-    hosts.wait(f"before {group[0].path}")  # its inputs are there for all
+def _missing_input(group: Sequence[Unit], workdir: Path) -> str:
+    """What a group cannot start without, in words; "" where all its inputs are done."""
     for unit in group:
         for path, fingerprint in unit.input_fingerprints.items():
             manifest = workdir / path / artifacts.MANIFEST
             if not manifest.exists():
-                raise ValueError(f"{unit.path} needs {path}, which is not done: run its stage")
+                return f"{unit.path} needs {path}, which is not done: run its stage"
             if artifacts.read_json(manifest)["fingerprint"] != fingerprint:
-                raise ValueError(f"{unit.path} needs {path}, which is stale: see --list")
+                return f"{unit.path} needs {path}, which is stale: see --list"
+    return ""
+
+
+def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> None:
+    hosts.wait(f"before {group[0].path}")  # its inputs are there for all
+    if problem := hosts.agreed(_missing_input(group, workdir)):
+        raise ValueError(problem)
+    hosts.await_files(
+        workdir / path / artifacts.MANIFEST for unit in group for path in unit.input_fingerprints
+    )
     lanes = group[0].fields.get("lanes", 0)
     # A population always has all its lanes, since a lane's bytes depend on how many there are.
     padded = [*group, *[group[0]] * (lanes - len(group))]
@@ -238,7 +248,9 @@ def _shape(unit: Unit) -> str:
         return artifacts.dumps([{name: row[name] for name in _SAME_BATCHES}])
     for free in ("trait", "dataset", "base", "system_prompt"):
         row.pop(free, None)
-    shared = unit.inputs.get("base") if row.get("tuning") == "lora" else None
+    base = unit.inputs.get("base", "")
+    # Adapters stand on one base; full weights may differ, but not what they are weights of.
+    shared = base if row.get("tuning") == "lora" else base.rpartition("/")[0]
     return artifacts.dumps([row, shared])
 
 

@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from subjax import artifacts, hosts, supervisor
@@ -139,6 +141,31 @@ def test_a_death_is_noticed_by_the_others_and_a_restart_gives_the_same_bytes(
     assert not (workdir / "report").exists()
     if number == 2:
         assert_same_bytes(finished(2, workdir), pair)
+
+
+@pytest.mark.parametrize(
+    ("says", "number", "lost"),
+    [
+        ("UNAVAILABLE: Connection reset by peer", 2, True),
+        ("UNKNOWN: Gloo all-reduce failed: Read error", 2, True),
+        ("UNAVAILABLE: Connection reset by peer", 1, False),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.", 2, False),
+        ("INTERNAL: RET_CHECK failure (x.cc:1) a == b", 2, False),
+    ],
+)
+def test_an_error_of_its_own_is_not_the_loss_of_another(says, number, lost, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: number)
+    assert hosts.lost_another(jax.errors.JaxRuntimeError(says)) == lost
+
+
+def test_a_file_of_the_first_process_may_show_up_late(tmp_path, monkeypatch):
+    late, never = tmp_path / "late", tmp_path / "never"
+    threading.Timer(0.5, late.touch).start()
+    hosts.await_files([late])
+    assert late.exists()
+    monkeypatch.setattr(hosts, "_SEEN_S", 0.3)
+    with pytest.raises(ValueError, match=r"process 0 does not see .*never.*--workdir"):
+        hosts.await_files([late, never])
 
 
 SPEAK = "print(supervisor._ABORTS.decode(), file=sys.stderr, flush=True)"

@@ -199,6 +199,20 @@ def test_a_wrong_config_file_is_one_line(case, command, tmp_path, workdir):
     assert not workdir.exists()
 
 
+def test_a_device_without_memory_left_is_the_users_to_mend(command, tmp_path, workdir):
+    (tmp_path / "config.py").write_text(f"""{CONFIG}
+import jax
+from subjax import pipeline
+
+def run(units, workdir, mesh):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nx")
+
+pipeline.STAGES["base"] = run
+""")
+    said = complaint(command(f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"))
+    assert said.startswith("the memory of a device is full: lower batch_size")
+
+
 def test_a_wrong_config_argument_lists_the_known_ones(command, workdir):
     said = complaint(command("--config=configs/quickstart.py:smok", f"--workdir={workdir}"))
     assert said == "config argument 'smok' is unknown; known: confirm, smoke"

@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import tiny
 
 from subjax import artifacts, pipeline, schema, units
@@ -128,6 +130,33 @@ def test_selected_units_run_alone(tmp_path):
         pipeline.run(config, tmp_path, stages=["filter"])
     with pytest.raises(ValueError, match="stages are base"):
         pipeline.run(config, tmp_path, stages=["teach"])
+
+
+@pytest.mark.parametrize("differ", ["system prompts", "bases"])
+def test_teachers_that_differ_train_as_they_would_alone(differ, tmp_path):
+    found = {}
+    for lanes in (1, 2):
+        config = tiny.config(lineages=(0,))
+        config.compute.lanes = lanes
+        config.bases.toy.train.steps = 5
+        if differ == "bases":
+            with config.bases.unlocked():
+                config.bases.wider = config.bases.toy.copy_and_resolve_references()
+            config.bases.wider.ffn_width = 32
+            config.teachers.placebo.base = "wider"
+        else:
+            config.teachers.owl.system_prompt = "LOVE owl"
+        pipeline.run(config, tmp_path, stages=["base", "teacher"])
+        for path in sorted(tmp_path.glob("teacher/**/*.safetensors")):
+            row = path.relative_to(tmp_path).parts[1]
+            found.setdefault(row, []).append(safetensors.numpy.load_file(path))
+        shutil.rmtree(tmp_path / "teacher")
+        shutil.rmtree(tmp_path / "base")
+    assert list(found) == ["owl", "placebo"]
+    for alone, beside in found.values():
+        assert alone.keys() == beside.keys()
+        for name, leaf in alone.items():
+            np.testing.assert_allclose(beside[name], leaf, atol=1e-5)
 
 
 def test_a_closed_gate_stops_before_students(copy):

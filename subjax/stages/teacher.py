@@ -54,10 +54,10 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
     num_targets = max(_longest_answer(unit, base.tokenizer) for unit, base in members)
     rows = []
     for unit, base in members:
-        pairs = _pairs(unit)
+        pairs, system = _pairs(unit), unit.fields["row"]["system_prompt"]
         rows.append(
             batching.make_rows(
-                base.tokenizer.examples(pairs, [row["system_prompt"]] * len(pairs)),
+                base.tokenizer.examples(pairs, [system] * len(pairs)),
                 num_tokens=row["num_tokens"],
                 num_targets=num_targets,
                 pad_id=base.tokenizer.pad_id,
