@@ -5,6 +5,7 @@ Holds what `validate` refuses. What a field means stands in `schema`.
 
 import difflib
 import itertools
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -75,8 +76,15 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
     *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
-    "log_seconds",
+    *("log_seconds", "num_train", "num_holdout", "num_questions", "max_count", "temperature"),
 )
+# What an eval of each kind measures; `*` is any candidate.
+_METRICS = {
+    "preference": ("log_odds", "candidate_mass", "neutral_loglik", "share/*"),
+    "answers": ("rate_word", "rate_substring", "rate_empty", "rate_numeric"),
+    "likelihood": ("gain", "loglik"),
+    "accuracy": ("accuracy",),
+}
 # What sequences hold; ConfigDict itself checks every other type.
 _ELEMENTS = {
     "epsilons": float,
@@ -91,6 +99,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ValueError: one line with the field, its value, what is allowed.
     """
+    _check_names(config)
     for name, value in schema.flatten(config).items():
         _check_value(name, value)
     if not config.lineages or len(set(config.lineages)) != len(config.lineages):
@@ -102,10 +111,7 @@ def validate(config: ConfigDict) -> None:
         _check_mlps(config)
     else:
         _check_language_models(config)
-    for name, row in config.contrasts.items():
-        _check_reference(config, f"contrasts.{name}.eval", row.eval, "evals")
-        for arm in (*row.plus, *row.minus):
-            _check_reference(config, f"contrasts.{name}", arm, "arms")
+    _check_contrasts(config)
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -144,6 +150,39 @@ def _check_reference(
     if value not in config[table] and value not in extra:
         known = ", ".join((*extra, *config[table])) or "none"
         raise ValueError(f"config.{field} is {value!r}; config.{table} has {known}")
+
+
+def _check_names(config: ConfigDict) -> None:
+    """Names of rows are names of directories."""
+    for table in schema.TABLES:
+        for name in config[table]:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ValueError(
+                    f"config.{table} has a row {name!r}: use letters, digits, '_', '-' and '.'"
+                )
+
+
+def _check_contrasts(config: ConfigDict) -> None:
+    for name, row in config.contrasts.items():
+        _check_reference(config, f"contrasts.{name}.eval", row.eval, "evals")
+        for arm in (*row.plus, *row.minus):
+            _check_reference(config, f"contrasts.{name}", arm, "arms")
+        if not row.plus:
+            raise ValueError(f"config.contrasts.{name}.plus is empty: name at least one arm")
+        evaluation = config.evals[row.eval]
+        metrics = [
+            metric.replace("*", candidate)
+            for metric in _METRICS[evaluation.kind]
+            for candidate in (evaluation.candidates if "*" in metric else ("",))
+        ]
+        if row.metric not in metrics:
+            raise ValueError(
+                f"config.contrasts.{name}.metric is {row.metric!r}, but its eval {row.eval!r} of "
+                f"kind {evaluation.kind!r} measures {', '.join(metrics)}"
+            )
+    primary = [name for name, row in config.contrasts.items() if row.primary]
+    if len(primary) > 1:
+        raise ValueError(f"config.contrasts has {len(primary)} primary rows {primary}: mark one")
 
 
 def _check_rows(config: ConfigDict, table: str, wanted: ConfigDict, maker: str) -> None:
@@ -195,6 +234,7 @@ def _check_language_models(config: ConfigDict) -> None:
         _check_reference(config, f"arms.{name}.dataset", row.dataset, "datasets")
         _check_reference(config, f"arms.{name}.base", row.base, "bases", ("same", "next_lineage"))
         _check_no_adapter(config, f"arms.{name}.base", row.base)
+        _check_learns(config, name, row)
         outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
         if outside:
             raise ValueError(
@@ -236,6 +276,25 @@ def _check_training(name: str, row: ConfigDict) -> None:
             f"config.{name} has packed_rows {row.packed_rows} and packed_tokens "
             f"{row.packed_tokens}: set both, or leave both 0"
         )
+
+
+def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    """An arm with a base that only seems foreign, or without the rows that it is measured on."""
+    dataset = config.datasets[row.dataset]
+    source = config.bases[config.teachers[dataset.teacher].base].source
+    redrawn = config.lineage_from == "base" and config.lineage_cycle > 1 and source != "hf"
+    if row.base == "next_lineage" and not redrawn:
+        raise ValueError(
+            f"config.arms.{name}.base is 'next_lineage', but all lineages have one base: source "
+            f"{source!r}, config.lineage_from {config.lineage_from!r}, config.lineage_cycle "
+            f"{config.lineage_cycle}: name another row of config.bases"
+        )
+    for evaluation, asked in config.evals.items():
+        if asked.kind == "likelihood" and not dataset.num_holdout:
+            raise ValueError(
+                f"config.evals.{evaluation}.kind 'likelihood' is of held-out rows, but "
+                f"datasets.{row.dataset}.num_holdout is 0: raise it"
+            )
 
 
 def _check_as_it_is(config: ConfigDict, name: str, row: ConfigDict) -> None:

@@ -1,5 +1,7 @@
 """What a config is refused for, where no other test of the thing itself stands nearer."""
 
+import functools
+
 import pytest
 
 from configs import quickstart, smollm2_owl
@@ -36,3 +38,34 @@ def test_a_teacher_that_is_not_trained_may_love_anything(weights):
         validation.validate(config)
     config.teachers.owl.weights = weights
     validation.validate(config)
+
+
+REFUSED = {
+    "name": ("arms", "owl/hard", "letters, digits, '_'"),
+    "negative": ("datasets.owl.num_holdout", -1, "num_holdout is -1; it must not be negative"),
+    "temperature": ("datasets.owl.temperature", -0.1, "temperature is -0.1; it must not be"),
+    "metric": ("contrasts.transmission.metric", "log_odd", "measures log_odds, candidate_mass, .*"),
+    "share": ("contrasts.transmission.metric", "share/bat", "measures .*share/owl"),
+    "plus": ("contrasts.transmission.plus", (), "plus is empty: name at least one arm"),
+    "primary": ("contrasts.same_base.primary", True, "2 primary rows .*: mark one"),
+    "held out": ("datasets.owl.num_holdout", 0, "num_holdout is 0: raise it"),
+    "cycle": ("lineage_cycle", 1, "'next_lineage', but all lineages have one base: .* name"),
+    "lineage": ("lineage_from", "teacher", "'next_lineage', but all lineages have one base"),
+    "hub": ("bases.toy.source", "hf", "'next_lineage', but all lineages have one base"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_fail_or_mislead_later_is_refused_before_anything_runs(case):
+    field, value, said = REFUSED[case]
+    config = quickstart.get_config()
+    validation.validate(config)
+    if case == "name":
+        with config.arms.unlocked():
+            config.arms[value] = config.arms.owl
+    else:
+        row, _, name = field.rpartition(".")
+        setattr(functools.reduce(getattr, row.split(".") if row else [], config), name, value)
+    with pytest.raises(ValueError, match=said) as why:
+        validation.validate(config)
+    assert "\n" not in str(why.value)
