@@ -88,8 +88,9 @@ def make_mesh(
     devices = list(devices) or jax.devices()
     if not seed:
         most = len(devices) // (max(data, 1) * fsdp * tensor)
-        every = jax.process_count() == 1  # of several processes each needs its devices in use
-        fits = (n for n in range(1, most + 1) if lanes % n == 0 and (every or most % n == 0))
+        # Of several processes each needs its devices in use; see below for TPUs.
+        some = jax.process_count() == 1 and devices[0].platform != "tpu"
+        fits = (n for n in range(1, most + 1) if lanes % n == 0 and (some or most % n == 0))
         seed = max(fits, default=1)
     if not data:
         left = len(devices) // (seed * fsdp * tensor)
@@ -101,6 +102,12 @@ def make_mesh(
         raise ValueError(
             f"mesh seed x data x fsdp x tensor = {shape} needs {needed} devices, "
             f"found {len(devices)} ({devices[0].platform}): make config.mesh smaller"
+        )
+    # Over 6 of 8 chips the TPU compiler refuses a sum, or aborts the process (libtpu 0.0.52).
+    if len(devices) % needed and devices[0].platform == "tpu":
+        raise ValueError(
+            f"mesh seed x data x fsdp x tensor = {shape} takes {needed} of {len(devices)} chips, "
+            "and programs of a TPU span all of them or an even share: change config.mesh"
         )
     if needed < len(devices) and jax.process_count() > 1:
         raise ValueError(

@@ -244,6 +244,10 @@ def test_a_mesh_takes_all_chips_unless_it_is_told_otherwise(v5e):
     assert (sizes["data"], sizes["fsdp"], sizes["tensor"]) == (4, 1, 1)
     assert sharding.make_mesh(fsdp=2, devices=devices).shape["data"] == 2
     assert sharding.make_mesh(lanes=2, devices=devices).shape["seed"] == 2
+    eight = sharding.make_mesh(lanes=6, devices=aot.topology("v5e:2x4")[1]).shape
+    assert (eight["seed"], eight["data"]) == (2, 4)  # a sum over 6 of 8 chips does not compile
+    with pytest.raises(ValueError, match=r"takes 3 of 4 chips, .*: change config\.mesh"):
+        sharding.make_mesh(seed=3, data=1, lanes=6, devices=devices)
     some = sharding.make_mesh(data=1, fsdp=2, devices=devices)
     assert sharding.idle(some, 4) == "2 of 4 devices are idle: see config.mesh"
 
