@@ -75,7 +75,7 @@ def _effect(results: Results, rows: Sequence[Row]) -> Picture:
     if pair is None or arms is None:
         return Picture(lambda narrow: figures.notice("No scores yet", narrow=narrow), "")
     beside = [contrast for contrast in summary.ordered(results) if _pair(contrast) == pair]
-    label = summary.describe(pair[1], results.target)[0]
+    label = results.describe(*pair)[0]
     caption = [
         f"Arms: {label} of the students, eval {pair[0]}, at the last step. Each dot is one lineage;"
         " the bar is the mean over lineages with its 95 % t-interval."
@@ -182,7 +182,7 @@ def _sweeps(results: Results, rows: Sequence[Row]) -> Picture | None:
         )
     if pair is None or not panels:
         return None
-    axis = _axis(results, pair[1])
+    axis = _axis(results, pair)
     caption = f"{axis} along each sweep: mean over lineages with its 95 % interval."
     return _curves(panels, "See titles", axis, caption)
 
@@ -219,7 +219,9 @@ def _shares(results: Results, rows: Sequence[Row]) -> Picture | None:
         f"Distribution over the candidates by arm, eval {entries[0]['eval']}, at the last step:"
         " means over lineages, in per cent of the probability that is on the candidates at all."
     )
-    draw = functools.partial(figures.heat_map, shares, target=results.target)
+    draw = functools.partial(
+        figures.heat_map, shares, target=results.targets.get(entries[0]["eval"], "")
+    )
     return Picture(lambda narrow: draw(narrow=narrow), caption)
 
 
@@ -254,9 +256,9 @@ def _probes(results: Results) -> Picture | None:
         points[arm] = by_lineage
     if all(len(line) < 2 for lineages in points.values() for line in lineages.values()):
         return None
-    label = summary.describe(pair[1], results.target)[0]
+    label = results.describe(*pair)[0]
     caption = f"{_capital(label)} during training. Thin: lineages; thick: their mean."
-    return _lines(points, results.step_name, _axis(results, pair[1]), caption)
+    return _lines(points, results.step_name, _axis(results, pair), caption)
 
 
 def _measured(results: Results, name: str, y_axis: str, caption: str) -> Picture | None:
@@ -313,7 +315,7 @@ def _arm_panel(
     ]
     if not strips:
         return None
-    axis = _axis(results, pair[1])
+    axis = _axis(results, pair)
     return figures.StripPanel(title=title, axis=axis, strips=strips, zero=zero, whole=whole)
 
 
@@ -333,7 +335,7 @@ def _contrast_panel(
                 margin=contrast.equivalence_margin,
             )
         )
-    axis = f"Difference in {_axis(results, contrasts[0].metric, capital=False)}"
+    axis = f"Difference in {_axis(results, _pair(contrasts[0]), capital=False)}"
     return figures.StripPanel(title=title, axis=axis, strips=strips, zero=True)
 
 
@@ -350,8 +352,8 @@ def _strip(
     )
 
 
-def _axis(results: Results, metric: str, *, capital: bool = True) -> str:
-    label, unit = summary.describe(metric, results.target)
+def _axis(results: Results, pair: Pair, *, capital: bool = True) -> str:
+    label, unit = results.describe(*pair)
     label = f"{label} ({unit})" if unit else label
     return _capital(label) if capital else label
 

@@ -159,7 +159,7 @@ def _contrasts(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Tabl
     }
     lines = []
     for row in rows:
-        label, unit = summary.describe(row["metric"], results.target)
+        label, unit = results.describe(row["eval"], row["metric"])
         beside = formulas.get(row["name"]) or margins.get(row["name"], "")
         value = tables.estimate(row, sign=True)
         lines.append(
@@ -201,7 +201,7 @@ def _arms(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 def _column(results: Results, eval_name: str, metric: str) -> str:
-    label, unit = summary.describe(metric, results.target)
+    label, unit = results.describe(eval_name, metric)
     return f"{label}\n{unit}{unit and ', '}{eval_name}"
 
 

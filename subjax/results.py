@@ -33,7 +33,7 @@ def read(
         status_reason=status_reason,
         lineages=tuple(config.lineages),
         arms=(*config.arms, *config.theorems),
-        target=next((row.target for row in config.evals.values()), ""),
+        targets={name: row.target for name, row in config.evals.items()},
         scores=_scores(by_stage["evaluate"], workdir)
         | _own_scores(next(iter(config.evals), ""), by_stage["mlp"], workdir)
         | _own_scores("theorem", by_stage["theorem"], workdir),

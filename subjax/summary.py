@@ -84,12 +84,12 @@ class Results:
     """Everything that a report shows, as plain data.
 
     Attributes:
-      title: the config's name.
-      claim: what the run is meant to show, lines of the config's docstring.
+      title: `config.title`, or its name.
+      claim: `config.claim`, what the run is meant to show.
       status: one of STATUSES, and `status_reason` the sentence that says why.
       lineages: those that the config asks for, done or not.
       arms: their names in the order of the tables and figures.
-      target: the candidate that the trait is about, "" where there is none.
+      targets: eval -> the candidate that it is about.
       scores: (eval, arm) -> lineage -> records of the evaluate unit.
       contrasts: in the order of the tables; at most one is primary.
       missing: names of units that are not done.
@@ -115,9 +115,9 @@ class Results:
     status_reason: str
     lineages: tuple[int, ...]
     arms: tuple[str, ...]
-    target: str = ""
     scores: Mapping[tuple[str, str], Mapping[int, Sequence[Record]]]
     contrasts: Sequence[Contrast]
+    targets: Mapping[str, str] = field(default_factory=dict)
     missing: Sequence[str] = ()
     counts: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
     examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
@@ -154,6 +154,10 @@ class Results:
     def primary(self) -> Contrast | None:
         """The contrast that the verdict is about."""
         return next((contrast for contrast in self.contrasts if contrast.primary), None)
+
+    def describe(self, eval_name: str, metric: str) -> tuple[str, str]:
+        """Label and unit of a metric, with the target of its eval by name."""
+        return describe(metric, self.targets.get(eval_name, ""))
 
 
 def _check_unique(name: str, values: Sequence[Any]) -> None:
@@ -326,7 +330,7 @@ def verdict(results: Results) -> tuple[str, str]:
     if results.primary is None:
         return "No primary contrast", "The config marks no contrast as primary, so nothing is said."
     contrast, row = results.primary, summarise(results)[0]
-    label, unit = describe(contrast.metric, results.target)
+    label, unit = results.describe(contrast.eval, contrast.metric)
     what = (
         f"In {label} (eval {contrast.eval}) the primary contrast {contrast.formula}"
         f" ({contrast.name})"

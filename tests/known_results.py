@@ -94,7 +94,7 @@ def make_results(**changes):
         "status_reason": "No freeze of this config precedes the first manifest.",
         "lineages": LINEAGES,
         "arms": ARMS,
-        "target": "owl",
+        "targets": {"preference": "owl"},
         "scores": scores(),
         "contrasts": CONTRASTS,
         "counts": {

@@ -214,3 +214,13 @@ def test_results_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         make_results(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_each_eval_names_its_own_target():
+    found = make_results(targets={"preference": "owl", "of_cats": "cat"})
+    labels = [found.describe(name, "log_odds") for name in ("preference", "of_cats", "other")]
+    assert labels == [
+        ("log-odds of owl", "nats"),
+        ("log-odds of cat", "nats"),
+        ("log-odds of the target", "nats"),
+    ]
