@@ -43,7 +43,8 @@
 #   --until-done        makes the TPU where there is none; watches; deletes and makes it anew after a
 #                       preemption; starts the run again when it was interrupted (exit code 75). A
 #                       user's mistake (exit code 1) ends it at once, a defect (70) or a crash when
-#                       it is the third. Stopped and started again, it goes on.
+#                       it is the third, interruptions of less than ten minutes apart when they are
+#                       ten. Stopped and started again, it goes on.
 #   --delete-when-done  (--workdir in a bucket or below /mnt) deletes the TPU when the run is over,
 #                       done or failed, and when the watch itself fails; but not a TPU on which
 #                       another run is going on
@@ -188,7 +189,7 @@ note() {
 }
 
 run_until_done() {
-  local launched="" crashes=0 noted=""
+  local launched="" crashes=0 noted="" early=0 since=0
   watching=yes
   trap leave_watch INT TERM HUP
   while :; do
@@ -225,7 +226,7 @@ leave_watch() {
 make_node() {
   local why refusal="" after
   local passing='RESOURCE_EXHAUSTED|no more capacity|UNAVAILABLE|ALREADY_EXISTS|did not answer'
-  launched="" crashes=0
+  launched="" crashes=0 early=0
   note "creating $name ($type in $zone)"
   create_node && return
   why=$(reason)
@@ -257,7 +258,12 @@ look_at_workers() {
   case "$verdict" in
     done) finish 0 "done: the results are in the work directory" ;;
     mistake) finish 1 "failed: $(last_words)" ;;
-    interrupted) again "was interrupted" ;;
+    interrupted)
+      # What is interrupted again within minutes, on a node that stands, is broken.
+      if ((SECONDS - since < 600)); then early=$((early + 1)); else early=0; fi
+      [ "$early" -lt 10 ] || finish 1 "was interrupted $early times within minutes: $(last_words)"
+      again "was interrupted"
+      ;;
     crashed)
       crashes=$((crashes + 1))
       [ "$crashes" -lt 3 ] || finish 1 "crashed $crashes times: $(last_words)"
@@ -284,6 +290,7 @@ begin() {
 }
 
 again() {
+  since=$SECONDS
   say "the run on $name $1; starting it again"
   start_workers || note "cannot start on $name, trying again: $(reason)"
 }

@@ -4,6 +4,7 @@ It needs Debian's packages slurmctld, slurmd, slurm-client and munge; no root, n
 default port, so that it stands beside a cluster which this machine may belong to.
 """
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -163,6 +164,10 @@ class Cluster:
         """Ends the jobs and the daemons."""
         if len(self._processes) > 1:
             self("scancel", "--full", f"--user={getpass.getuser()}")
+            # A job outlives its daemons: one that waits for what never comes has to go before.
+            with contextlib.suppress(RuntimeError):
+                self._wait("squeue", lambda: not self("squeue", "--noheader"), seconds=20)
+            self("scancel", "--full", "--signal=KILL", f"--user={getpass.getuser()}")
         for process in reversed(self._processes):
             process.terminate()
         for process in reversed(self._processes):

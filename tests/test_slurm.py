@@ -181,7 +181,7 @@ def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
     def said() -> str:
         return f"{cluster.job(number)} {logged() or cluster.logs()}"
 
-    wait_until(lambda: any(workdir.glob("base/*/*/manifest.json")), said, seconds=120)
+    wait_until(lambda: any(workdir.glob("base/*/*/manifest.json")), said, seconds=400)
     assert not (workdir / "report").exists()
     cluster("scancel", "--batch", "--signal=TERM", number)
     wait_until(lambda: cluster.job(number)["Restarts"] == "1", said)

@@ -50,6 +50,15 @@ def test_an_interrupted_run_is_started_again_without_another_copy(cloud: Cloud) 
     assert "owl still costs: bash launch/tpu.sh delete owl --zone=us-west4-a" in done.stderr
 
 
+def test_a_run_that_is_interrupted_again_and_again_is_broken(cloud: Cloud) -> None:
+    """As where its processes lose each other at the same place every time."""
+    cloud.plan(*[75] * 20)
+    failed = cloud.until_done()
+    assert failed.returncode == 1
+    assert cloud.commands().count("start") == 10
+    assert "was interrupted 10 times within minutes: step 75" in failed.stderr
+
+
 def test_a_users_mistake_is_not_tried_again(cloud: Cloud) -> None:
     cloud.plan_of_workers([1], [75])
     failed = cloud.until_done("--delete-when-done")

@@ -28,9 +28,15 @@ xpk makes a cluster, and can run the same image without this script:
 
     xpk cluster create --cluster=C --tpu-type=v5litepod-16 --num-slices=1 --spot
     xpk workload create --cluster=C --workload=owl --tpu-type=v5litepod-16 --docker-image=IMAGE \
-        --max-restarts=50 --command="python -m subjax.main --distributed --config=... --workdir=..."
+        --max-restarts=50 --restart-on-exit-codes=70,75 \
+        --command="python -m subjax.main --distributed --config=... --workdir=..."
 
-GPUs of GKE: xpk with --device-type=h100-80gb-8 --num-nodes=N and an image built with DEVICE=cuda13.
+GPUs of GKE: xpk with --device-type=h100-80gb-8 --num-nodes=N, an image built with DEVICE=cuda13,
+and before the command what jax looks for, made from the names that xpk gives:
+
+    export JAX_COORDINATOR_ADDRESS=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT
+    export JAX_NUM_PROCESSES=$NNODES JAX_PROCESS_ID=$NODE_RANK
+
 Not run: neither on GKE nor through xpk.
 """
 
