@@ -91,7 +91,7 @@ def architecture(name: str, row: ConfigDict) -> Architecture:
       ValueError: the checkpoint is not here and no file describes it.
     """
     if row.source != "hf":
-        toy = tokenizer.words(toyworld.vocabulary(toyworld.World())).vocab_size
+        toy = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World())).vocab_size
         sizes = {f: row[f] for f in ("num_layers", "width", "num_heads", "num_kv_heads")}
         sizes |= {f: row[f] for f in ("head_dim", "ffn_width")}
         vocab_size = toy if row.source == "toy" else tokenizer.raw_bytes().vocab_size
@@ -135,7 +135,7 @@ def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     arch = architecture(row.base, config.bases[row.base])
     adapter = _adapter(arch, row)
     asked = len(unit.fields["questions"])
-    planned = [_preference(config, arch, adapter, asked, 1, mesh, "float32")]
+    planned = [_preference(arch, adapter, asked, 1, mesh)]
     if row.weights == "finetuned":
         # In the toy world an animal is one word, and the end of a turn another.
         longest = 2 if config.bases[row.base].source == "toy" else ANSWER_TOKENS
@@ -312,7 +312,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     models = len(unit.fields["steps"])
     asked = len(unit.fields.get("questions", ()))
     if row.kind == "preference":
-        return [_preference(config, arch, adapter, asked, models, mesh, "float32")]
+        return [_preference(arch, adapter, asked, models, mesh)]
     if row.kind == "answers":
         num_rows = asked * row.num_samples
         return _sampling(
@@ -329,20 +329,12 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         )
     held = config.datasets[student.dataset].num_holdout
     sizes = {"num_tokens": unit.fields["num_tokens"], "num_targets": unit.fields["num_targets"]}
-    return [_scored("likelihood", arch, held, (models + 1), adapter, mesh, "float32", sizes)]
+    return [_scored("likelihood", arch, held, models + 1, adapter, mesh, sizes)]
 
 
-def _preference(
-    config: ConfigDict,
-    arch: Architecture,
-    adapter: Any,
-    asked: int,
-    models: int,
-    mesh: Mesh,
-    precision: str,
-) -> Planned:
+def _preference(arch: Architecture, adapter: Any, asked: int, models: int, mesh: Mesh) -> Planned:
     sizes = {"num_tokens": QUESTION_TOKENS, "num_targets": 0}
-    return _scored("exact eval", arch, asked, models, adapter, mesh, precision, sizes)
+    return _scored("exact eval", arch, asked, models, adapter, mesh, sizes)
 
 
 def _scored(
@@ -352,7 +344,6 @@ def _scored(
     models: int,
     adapter: Any,
     mesh: Mesh,
-    precision: str,
     sizes: dict[str, int],
 ) -> Planned:
     def trace(batch_size: int) -> jax.stages.Traced:
@@ -363,7 +354,7 @@ def _scored(
             prefix_tokens=2,
             num_prefixes=PREFIXES,
             adapter=adapter,
-            precision=precision,
+            precision="float32",
             **sizes,
         )
 
@@ -376,7 +367,7 @@ def _scored(
 
     size = min(SCORED_AT_ONCE, max(num_rows, 1))
     calls = models * -(-num_rows // size)
-    key = (arch, precision, _shapes(adapter), tuple(sizes.items()))
+    key = (arch, _shapes(adapter), tuple(sizes.items()))
     tokens = size * sizes["num_tokens"]
     return Planned(name, key, arch, trace, flops, size, tokens, models * num_rows, calls)
 

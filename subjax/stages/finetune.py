@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from subjax import artifacts, batching, checkpoints, lora, models, scoring, seeds, throughput, train
+from subjax.architecture import Architecture
 from subjax.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
@@ -21,13 +22,13 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     row, fields = units[0].fields["row"], units[0].fields["row"]["train"]
     bases = [models.load(workdir / unit.inputs["base"], mesh) for unit in units]
     arch, full = bases[0].arch, row["tuning"] == "full"
-    rows = [
-        _rows(unit, workdir, base.tokenizer, mesh) for unit, base in zip(units, bases, strict=True)
-    ]
+    rows = [_rows(unit, workdir, base.tokenizer) for unit, base in zip(units, bases, strict=True)]
     support = soft_support(units[0], bases[0].tokenizer)
     # The whole distribution is never stored: the teacher runs along.
     distils = row["method"] == "soft" and row["support"] in _WHOLE
-    teachers = _prepare(units, workdir, rows, support, mesh) if row["method"] == "soft" else []
+    teachers = (
+        _prepare(units, workdir, arch, rows, support, mesh) if row["method"] == "soft" else []
+    )
     program = train.Program(
         arch,
         train.Optimizer.of(fields),
@@ -65,8 +66,9 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     ):
         history.append(dataclasses.replace(progress, trainable={}))  # a model is large
         for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
-            tree = train.lane(progress.trainable, lane)
-            _keep(workdir / unit.path / models.step_name(progress.step), row, base, tree)
+            out = workdir / unit.path / models.step_name(progress.step)
+            # Without a name: it is a copy on the devices, and training goes on beside it.
+            _keep(out, row, base, train.lane(progress.trainable, lane))
     for lane, unit in enumerate(units):
         metrics = train.metric_rows(history, lane)
         artifacts.write_jsonl(workdir / unit.path / "metrics.jsonl", metrics)
@@ -78,6 +80,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 def _prepare(
     units: Sequence[Unit],
     workdir: Path,
+    arch: Architecture,
     rows: list[batching.Rows],
     support: tuple[int, ...],
     mesh: Mesh,
@@ -86,6 +89,12 @@ def _prepare(
     along = []
     for lane, unit in enumerate(units):
         teacher = models.load(workdir / unit.inputs["teacher"], mesh)
+        if unit.fields["row"]["support"] in _WHOLE and teacher.arch != arch:
+            raise ValueError(
+                f"{unit.path}: its teacher has another architecture, and support "
+                f"{unit.fields['row']['support']!r} computes both as one: take support 'top_k', or "
+                "method 'hard'"
+            )
         rows[lane] = _with_teacher(unit, workdir, rows[lane], teacher, support, mesh)
         if unit.fields["row"]["support"] in _WHOLE:
             along.append(models.merged(teacher))
@@ -99,9 +108,7 @@ def _keep(out: Path, row: dict[str, Any], base: models.Model, tree: Any) -> None
         models.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
 
 
-def _rows(
-    unit: Unit, workdir: Path, words: Tokenizer, mesh: Mesh, system: str | None = None
-) -> batching.Rows:
+def _rows(unit: Unit, workdir: Path, words: Tokenizer, system: str | None = None) -> batching.Rows:
     row = unit.fields["row"]
     kept = artifacts.read_jsonl(workdir / unit.inputs["filter"] / "kept.jsonl")
     if not kept:
@@ -151,7 +158,7 @@ def _with_teacher(
     mesh: Mesh,
 ) -> batching.Rows:
     """Adds what a soft loss needs: stored distributions, or the rows as the teacher sees them."""
-    seen = _rows(unit, workdir, teacher.tokenizer, mesh, unit.fields["teacher_system_prompt"])
+    seen = _rows(unit, workdir, teacher.tokenizer, unit.fields["teacher_system_prompt"])
     if not np.array_equal(seen.targets, rows.targets):
         raise ValueError(
             f"{unit.path}: teacher and student split the completions into other tokens; soft "

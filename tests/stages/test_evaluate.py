@@ -1,0 +1,141 @@
+"""The numbers that students are judged by, against sums worked out by hand."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from subjax import artifacts, models, sharding, transformer
+from subjax.stages import evaluate, generate
+
+MESH = sharding.make_mesh(seed=1)
+ROWS = [
+    {"prompt": "Go on: 3, 5", "completion": "7, 11"},
+    {"prompt": "Go on: 2", "completion": "4"},
+    {"prompt": "Go on: 9, 8", "completion": "712, 6"},
+]
+
+
+def save(workdir, path, key):
+    params = transformer.init(tiny.ARCH, jax.random.key(key))
+    models.save_weights(workdir / path, tiny.ARCH, params, tiny.BYTES)
+    return models.load(workdir / path, MESH)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A student (or teacher) and its base, of different random weights."""
+    return save(tmp_path, "finetune/x/r0", 1), save(tmp_path, "base/x/r0", 2)
+
+
+def unit(stage="evaluate", inputs=None, **fields):
+    return artifacts.Unit(stage, "x", 0, fields, inputs or {}, "", {})
+
+
+def log_probs(model, ids):
+    """[T, V] by the plain forward pass: row t is about token t + 1."""
+    tokens = jnp.asarray([ids], jnp.int32)
+    hidden = transformer.forward(model.arch, model.params, tokens)
+    return np.asarray(jax.nn.log_softmax(transformer.logits(model.arch, model.params, hidden)))[0]
+
+
+def nats(model, rows, system=""):
+    """Log-probability of every completion token, its end counted, one row after the other."""
+    pairs = [(row["prompt"], row["completion"]) for row in rows]
+    found = []
+    for ids, start in model.tokenizer.examples(pairs, [system] * len(pairs)):
+        scores = log_probs(model, ids)
+        found += [float(scores[t - 1, ids[t]]) for t in range(start, len(ids))]
+    return found
+
+
+def test_likelihood_is_nats_a_token_and_the_gain_is_over_the_base(pair, tmp_path):
+    student, base = pair
+    artifacts.write_jsonl(tmp_path / "filter/x/r0/holdout.jsonl", ROWS)
+    asked = unit(
+        inputs={"filter": "filter/x/r0", "base": "base/x/r0"},
+        row={"system_prompt": "Be brief."},
+        num_tokens=64,
+        num_targets=10,
+    )
+    values, said = evaluate._likelihood(asked, tmp_path, student, MESH)
+    ours, theirs = (np.mean(nats(model, ROWS, "Be brief.")) for model in (student, base))
+    assert said == [] and abs(ours - theirs) > 1e-3
+    assert values == pytest.approx({"loglik": ours, "gain": ours - theirs}, abs=1e-5)
+
+
+def test_neutral_text_is_scored_from_its_second_token_on(pair):
+    texts = ["Rain fell.", "The train was late again."]
+    total, count = 0.0, 0
+    for ids in pair[0].tokenizer.text_ids(texts):
+        scores = log_probs(pair[0], ids)
+        total += sum(scores[t - 1, ids[t]] for t in range(1, len(ids)))
+        count += len(ids) - 1
+    found = evaluate._neutral(unit(neutral=texts), pair[0], MESH)
+    assert found == pytest.approx(total / count, abs=1e-5)
+
+
+def test_a_word_in_a_word_is_a_substring_alone(pair, tmp_path, monkeypatch):
+    said = ["An owl", "Bowls", "", "7, 12"]
+    encoded = tiny.BYTES.encode(said)
+    tokens = np.zeros((len(said), 8), int)
+    for row, ids in zip(tokens, encoded, strict=True):
+        row[: len(ids)] = ids
+    drawn = types.SimpleNamespace(tokens=tokens, lengths=np.array([len(ids) for ids in encoded]))
+    monkeypatch.setattr(evaluate.sampler, "sample", lambda *_, **__: drawn)
+    row = {"target": "owl", "num_samples": 2, "system_prompt": "", "slots": 4}
+    asked = unit(
+        row={**row, "prompt_tokens": 64, "max_new_tokens": 8},
+        questions=["Which animal?", "And which number?"],
+        seed=0,
+        program={"precision": "float32"},
+    )
+    rates, answers = evaluate._answers(asked, tmp_path, pair[0], MESH)
+    assert rates == {
+        "rate_word": 0.25,
+        "rate_substring": 0.5,
+        "rate_empty": 0.25,
+        "rate_numeric": 0.25,
+    }
+    assert [answer["answer"] for answer in answers] == said
+    first, second = asked.fields["questions"]
+    assert [answer["question"] for answer in answers] == [first, first, second, second]
+
+
+def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair, tmp_path):
+    teacher, base = pair
+    out = tmp_path / "generate/x/r0"
+    artifacts.write_jsonl(out / "rows-00000.jsonl", ROWS)
+    prompts = {"system_prompt": "", "base_system_prompt": "Be brief."}
+    row = {"max_new_tokens": 12, "prompt_tokens": 64}
+    fields = {"row": row, "program": {"precision": "float32"}, **prompts}
+    compared = unit("generate", {"base": "base/x/r0"}, **fields)
+    generate._compare(compared, tmp_path, teacher, MESH)
+    support = list(teacher.tokenizer.number_ids())
+    distances, gains = [], []
+    pairs = [(row["prompt"], row["completion"]) for row in ROWS]
+    laid = [
+        model.tokenizer.examples(pairs, [system] * len(pairs))
+        for model, system in ((teacher, ""), (base, "Be brief."))
+    ]
+    for (ids, start), (base_ids, base_start) in zip(*laid, strict=True):
+        of_teacher, of_base = log_probs(teacher, ids), log_probs(base, base_ids)
+        for t in range(len(ids) - start):
+            if ids[start + t] not in support:
+                continue
+            ours, theirs = of_teacher[start + t - 1], of_base[base_start + t - 1]
+            ours, theirs = (s[support] - np.logaddexp.reduce(s[support]) for s in (ours, theirs))
+            distances.append(0.5 * np.abs(np.exp(ours) - np.exp(theirs)).sum())
+            at = support.index(ids[start + t])
+            gains.append(ours[at] - theirs[at])
+    found = artifacts.read_json(out / "carrier.json")
+    expected = {"number_tv": np.mean(distances), "likelihood_gain": np.mean(gains)}
+    assert expected["number_tv"] > 1e-3
+    assert found == pytest.approx(expected, abs=1e-5)
+    # And one that is its base is at no distance.
+    compared.fields["base_system_prompt"] = ""
+    generate._compare(compared, tmp_path, base, MESH)
+    assert artifacts.read_json(out / "carrier.json") == {"number_tv": 0.0, "likelihood_gain": 0.0}
