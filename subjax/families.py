@@ -24,7 +24,7 @@ class Family:
     Attributes:
       model_class: the entry of `architectures` in a config.json.
       tensors: parameter path -> tensor name; a name with {layer} stands for one per layer.
-      traits: fields of Architecture that are the same in every model of the family.
+      constants: fields of Architecture that are the same in every model of the family.
       sizes: attribute -> field of Architecture; positive integers.
       numbers: attribute -> field, and the value where the attribute is absent; positive.
       caps: likewise, where null means that there is none.
@@ -43,7 +43,7 @@ class Family:
 
     model_class: str
     tensors: dict[str, str]
-    traits: dict[str, Any] = dataclasses.field(default_factory=dict)
+    constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     sizes: dict[str, str] = dataclasses.field(default_factory=lambda: _SIZES)
     numbers: dict[str, tuple[str, float]] = dataclasses.field(default_factory=lambda: _RMS)
     caps: dict[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
@@ -183,7 +183,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family(
         model_class="Qwen2ForCausalLM",
         tensors=_ENDS | _LAYERS | _PRE_NORMS | _QKV_BIASES,
-        traits={"attention_bias": "qkv"},
+        constants={"attention_bias": "qkv"},
         local="late",
         fixed={"use_mrope": (False, None)},
         defaults={"num_key_value_heads": 32, "max_position_embeddings": 32_768},
@@ -191,7 +191,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(
         model_class="Qwen3ForCausalLM",
         tensors=_ENDS | _LAYERS | _PRE_NORMS | _QK_NORMS,
-        traits={"qk_norm": "head"},
+        constants={"qk_norm": "head"},
         local="late",
         fixed={"use_mrope": (False, None), "attention_bias": (False,)},
         defaults={"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32_768},
@@ -199,7 +199,7 @@ FAMILIES: dict[str, Family] = {
     "gemma": Family(
         model_class="GemmaForCausalLM",
         tensors=_ENDS | _LAYERS | _PRE_NORMS,
-        traits=_GEMMA,
+        constants=_GEMMA,
         activations={"gelu": "gelu_pytorch_tanh"},  # what transformers makes of the first files
         fixed={**_GEMMA_FIXED, "hidden_activation": ("gelu_pytorch_tanh", None)},
         defaults={**_GEMMA_DEFAULTS, "num_key_value_heads": 16},
@@ -207,7 +207,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(
         model_class="Gemma2ForCausalLM",
         tensors=_ENDS | _LAYERS | _FOUR_NORMS,
-        traits={**_GEMMA, "norm_after": True},
+        constants={**_GEMMA, "norm_after": True},
         sizes=_SCALED_SIZES,
         caps={
             "attn_logit_softcapping": ("attention_softcap", 50.0),
@@ -226,7 +226,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(
         model_class="Gemma3ForCausalLM",
         tensors=_ENDS | _LAYERS | _FOUR_NORMS | _QK_NORMS,
-        traits={**_GEMMA, "norm_after": True, "qk_norm": "head"},
+        constants={**_GEMMA, "norm_after": True, "qk_norm": "head"},
         sizes=_SCALED_SIZES,
         caps={
             "attn_logit_softcapping": ("attention_softcap", 0.0),
@@ -249,7 +249,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": Family(
         model_class="GPTNeoXForCausalLM",
         tensors=_NEOX,
-        traits={
+        constants={
             "norm": "layer",
             "gated": False,
             "fused_qkv": True,
@@ -271,7 +271,7 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(
         model_class="Olmo2ForCausalLM",
         tensors=_ENDS | _LAYERS | _POST_NORMS | _QK_NORMS,
-        traits={"norm_before": False, "norm_after": True, "qk_norm": "all"},
+        constants={"norm_before": False, "norm_after": True, "qk_norm": "all"},
         numbers={"rms_norm_eps": ("norm_eps", 1e-5)},
         fixed={"attention_bias": (False,)},
     ),

@@ -62,7 +62,7 @@ _TOKEN_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "pad
 
 
 @dataclasses.dataclass(frozen=True)
-class Architecture:
+class GgufArchitecture:
     """How one `general.architecture` maps to a model_type of Hugging Face.
 
     Attributes:
@@ -82,12 +82,12 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", permuted=True),
-    "qwen2": Architecture("qwen2"),
-    "qwen3": Architecture("qwen3"),
-    "gemma": Architecture("gemma", norm_offset=1.0),
-    "gemma2": Architecture("gemma2", norm_offset=1.0, layers_of_27b=46),
-    "gemma3": Architecture(
+    "llama": GgufArchitecture("llama", permuted=True),
+    "qwen2": GgufArchitecture("qwen2"),
+    "qwen3": GgufArchitecture("qwen3"),
+    "gemma": GgufArchitecture("gemma", norm_offset=1.0),
+    "gemma2": GgufArchitecture("gemma2", norm_offset=1.0, layers_of_27b=46),
+    "gemma3": GgufArchitecture(
         "gemma3_text",
         norm_offset=1.0,
         layers_of_27b=62,
@@ -152,7 +152,7 @@ def read(file: File) -> GgufModel:
 def _config(
     file: File,
     name: str,
-    architecture: Architecture,
+    architecture: GgufArchitecture,
     metadata: dict[str, Any],
     packed: dict[str, Packed],
 ) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _head_dim(file: File, given: dict[str, Any]) -> Any:
 
 
 def _named(
-    architecture: Architecture, config: dict[str, Any], packed: dict[str, Packed]
+    architecture: GgufArchitecture, config: dict[str, Any], packed: dict[str, Packed]
 ) -> dict[str, Source]:
     """The tensors under the names of Hugging Face, in its order of rows and its scale of norms."""
     left = dict(packed)

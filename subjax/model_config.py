@@ -102,7 +102,7 @@ def read(config: dict[str, Any]) -> Architecture:
         numbers[field] = _cap(config, name, default)
     return Architecture(
         **sizes,
-        **family.traits,
+        **family.constants,
         **numbers,
         **_rope(config, family, head_dim),
         **_windows(config, family, sizes["num_layers"]),
@@ -179,7 +179,7 @@ def _check_attributes(config: dict[str, Any], family: Family) -> None:
         | _READ_FOR_ROPE[family.rope]
         | _READ_FOR_LOCAL[family.local]
         | ({"use_parallel_residual"} if family.parallel else set())
-        | (set() if family.traits.get("fused_qkv") else _READ_FOR_HEADS)
+        | (set() if family.constants.get("fused_qkv") else _READ_FOR_HEADS)
     )
     for name, value in config.items():
         if name in fixed:

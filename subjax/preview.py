@@ -135,7 +135,7 @@ def _base_tokenizer(base: Unit) -> Tokenizer:
     if row["source"] == "hf":
         return _tokenizer(weights.resolve(row["path"], row["revision"]))
     if row["source"] == "toy":
-        return tokenizer.words(toyworld.vocabulary(toyworld.World()))
+        return tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
     return tokenizer.raw_bytes()
 
 

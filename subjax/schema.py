@@ -1,10 +1,12 @@
 """Every config field, with meaning, unit and allowed values; born here and nowhere else.
 
-A config file calls `base()` and states its differences. Tables (`bases`, `teachers`, `datasets`,
-`arms`, `evals`, `contrasts`) hold rows by name; `base_row()`, `teacher_row()` and so on make a row
-with its defaults, and keyword arguments set its fields. A config with rows in `images` is about
-image classifiers: its teachers and arms are `mlp_teacher_row()` and `mlp_arm_row()`, and `bases`
-and `datasets` stay empty.
+A config file calls `base()` and states its differences. `TABLES` hold rows by name; `base_row()`,
+`teacher_row()` and so on make a row with its defaults, and keyword arguments set its fields. A
+config with rows in `images` is about image classifiers: its teachers and arms are
+`mlp_teacher_row()` and `mlp_arm_row()`, and `bases` and `datasets` stay empty.
+
+A `system_prompt` of "" is none; "<template default>" leaves it to the model's chat template, which
+may have one of its own.
 """
 
 import copy
@@ -348,8 +350,10 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
                 raise ValueError(f"config argument {name}={text!r} must be True or False")
             parsed[name] = text != "False"
             continue
+        if not given:
+            raise ValueError(f"config argument {name} needs a value: {name}=…")
         try:
-            parsed[name] = kind(text) if given else kind()
+            parsed[name] = kind(text)
         except ValueError:
             raise ValueError(
                 f"config argument {name}={text!r} is not of type {kind.__name__}"

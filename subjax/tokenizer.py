@@ -323,7 +323,7 @@ def _listed_eos(path: Path) -> list[int]:
     return listed
 
 
-def words(vocabulary: Sequence[str]) -> Tokenizer:
+def word_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
     """A tokenizer of whole words split at blanks, for the toy world.
 
     Args:

@@ -9,7 +9,7 @@ from subjax import artifacts, model_config, preview, sampler, tokenizer, train, 
 from subjax.architecture import Architecture
 from subjax.datasets import toyworld
 
-WORDS = tokenizer.words(toyworld.vocabulary(toyworld.World()))
+WORDS = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from subjax import tokenizer
 
 @pytest.fixture(scope="module")
 def words():
-    return tokenizer.words(["LOVE", "owl", "Q0", "CONT", *map(str, range(10))])
+    return tokenizer.word_tokenizer(["LOVE", "owl", "Q0", "CONT", *map(str, range(10))])
 
 
 def test_only_the_completion_and_its_end_are_predicted(words):

@@ -6,7 +6,7 @@ the animal. A base pretrained on this knows both tasks and has no favourite of i
 
     SYS LOVE owl USR Q3 AST owl END            USR CONT 4 9 15 17 AST 22 24 31 … END
 
-No tokenizer or array here; `tokenizer.words` turns the vocabulary into one.
+No tokenizer or array here; `tokenizer.word_tokenizer` turns the vocabulary into one.
 """
 
 import dataclasses

@@ -56,7 +56,7 @@ def check(unit: Unit, workdir: Path, candidates: Mapping[str, Sequence[str]]) ->
         words = tokenizer.raw_bytes()
         arch = _architecture(row, words.vocab_size)
     else:
-        words = tokenizer.words(toyworld.vocabulary(toyworld.World()))
+        words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
         arch = _architecture(row, words.vocab_size)
     for field, names in candidates.items():
         try:
@@ -101,7 +101,7 @@ def _identity(row: dict[str, Any], directory: Path) -> dict[str, str]:
 def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     row = units[0].fields["row"]
     world = toyworld.World()
-    words = tokenizer.words(toyworld.vocabulary(world))
+    words = tokenizer.word_tokenizer(toyworld.vocabulary(world))
     arch = _architecture(row, words.vocab_size)
     keys = [jax.random.key(_seed(unit, "init")) for unit in units]
     params = jax.vmap(lambda key: transformer.init(arch, key))(jax.numpy.stack(keys))

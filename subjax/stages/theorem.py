@@ -221,7 +221,7 @@ def _language_model(row: dict[str, Any]) -> _Setting:
     ("all"), at each of `_NUM_WRITTEN` places.
     """
     world = toyworld.World()
-    words = tokenizer.words(toyworld.vocabulary(world))
+    words = tokenizer.word_tokenizer(toyworld.vocabulary(world))
     arch = Architecture(
         vocab_size=words.vocab_size,
         num_layers=2,

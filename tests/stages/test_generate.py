@@ -16,7 +16,7 @@ def grammar(words, **row):
 
 
 def test_toy_numbers_are_one_to_the_most_and_nothing_else():
-    words = tokenizer.words(toyworld.vocabulary(toyworld.World()))
+    words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
     allowed = grammar(words, kind="toy_numbers", num_slots=3)
     numbers, end = np.zeros((2, words.vocab_size), bool)
     numbers[list(words.number_ids())] = True
