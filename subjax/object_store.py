@@ -1,11 +1,13 @@
 """A work directory in an object store, and the copy of it on this machine that stages work in.
 
 The copy is a new, empty directory in each process of each run, so nothing in it is ever stale.
-What is in the store is copied at the start, tensors when a model is loaded. What the first process
-writes is published file by file, and the manifest of a unit after all its other files, by one
-create-only write: a unit that has a manifest is whole and never changes, a unit that was half
-published has none. Other processes take what was published wherever they wait for the first.
-Checkpoints are in the store alone: Orbax writes them there itself, from all processes.
+What is in the store is copied at the start, tensors when a model is loaded; those that the store
+has leave the copy again where they would fill the disk (that of TMPDIR, which has to hold one model
+in float32). What the first process writes is published file by file, and the manifest of a unit
+after all its other files, by one create-only write: a unit that has a manifest is whole and never
+changes, a unit that was half published has none. Other processes take what was published wherever
+they wait for the first. Checkpoints are in the store alone: Orbax writes them there itself, from
+all processes.
 
 The lock is an object too, made by a create-only write. Its holder changes it every `BEAT_S`
 seconds. A second run watches it: when it changes, the run is refused; when it has not for
@@ -17,6 +19,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -105,12 +108,14 @@ class Store:
             (self.directory / name).unlink(missing_ok=True)
         self._generations = listed
         self._get([name for name in changed if not _is_large(name)])
+        self._make_room()
 
     def fetch(self, path: Path) -> None:
         """Copies the tensors below a directory of the copy, unless they are here."""
         if path.is_relative_to(self.directory):
             below = f"{path.relative_to(self.directory)}/"
-            names = [name for name in self._generations if name.startswith(below)]
+            known = sorted(self._generations.keys() | self._copies.keys())
+            names = [name for name in known if name.startswith(below)]
             self._get([name for name in names if not (self.directory / name).exists()])
 
     def publish(self) -> None:
@@ -138,6 +143,23 @@ class Store:
             self._check_lock()
             self._create(name, (self.directory / name).read_bytes())
         self._copies |= changed
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Removes tensors that the store has from the copy, where they are half of a full disk.
+
+        `fetch` brings them back. Never between a fetch and what reads the files.
+        """
+        held = [
+            self.directory / name
+            for name, copy in self._copies.items()
+            if _is_large(name)
+            and (self.directory / name).exists()
+            and _identity(self.directory / name) == copy
+        ]
+        if sum(path.stat().st_size for path in held) > shutil.disk_usage(self.directory).free:
+            for path in held:
+                path.unlink()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

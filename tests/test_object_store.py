@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import uuid
 
 import fsspec
@@ -92,6 +93,36 @@ def test_what_is_published_is_in_the_next_copy(url, tmp_path):
         artifacts.fetch(again / "a/b")
         assert (again / "a/b/r0/x.safetensors").read_bytes() == b"tensors"
     assert artifacts.location(tmp_path) == str(tmp_path)
+
+
+def test_tensors_leave_the_copy_before_they_fill_the_disk(url, tmp_path, monkeypatch):
+    one = store(url, tmp_path / "one")
+    tensors, other = one.directory / "a/b/r0/x.safetensors", one.directory / "a/c/r0/y.safetensors"
+    for path in (tensors, other):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"tensors")
+    artifacts.write_json(tensors.parent / "scores.json", 1)
+    disk = types.SimpleNamespace(free=14)
+    monkeypatch.setattr(object_store.shutil, "disk_usage", lambda _: disk)
+    one.publish()
+    assert tensors.exists() and other.exists()  # as many bytes as are free
+    disk.free = 13
+    one.publish()
+    assert files_of(one.directory) == {"a/b/r0/scores.json"}
+    disk.free = 100
+    one.fetch(tensors.parent)
+    assert tensors.read_bytes() == b"tensors" and not other.exists()
+    written = []
+    monkeypatch.setattr(one._files, "put", lambda _, names: written.extend(names))
+    one.publish()
+    assert written == []
+    reader = store(url, tmp_path / "reader")
+    reader.refresh()
+    reader.fetch(reader.directory / "a")
+    assert len(files_of(reader.directory)) == 3
+    disk.free = 0
+    reader.refresh()
+    assert files_of(reader.directory) == {"a/b/r0/scores.json"}
 
 
 def test_nothing_is_written_twice(url, tmp_path, monkeypatch):
