@@ -323,19 +323,30 @@ def _check_bases(
     bases = {unit.path: unit for unit in planned if unit.stage == "base"}
     used: dict[str, Unit] = {}
     candidates: dict[str, dict[str, list[str]]] = {}
+    asked: dict[str, dict[str, base.Asked]] = {}
     for unit in todo:
         base_unit = bases.get(unit.inputs.get("base", unit.path))
         if base_unit is None:  # a filter
             continue
         used.setdefault(base_unit.row, base_unit)
         compared = candidates.setdefault(base_unit.row, {})
+        prompts = asked.setdefault(base_unit.row, {})
+        fields, name = unit.fields["row"], unit.row.partition("/")[0]
         if unit.stage == "teacher":
             compared["config.animals"] = unit.fields["animals"]
-        elif unit.stage == "evaluate" and unit.fields["row"]["kind"] == "preference":
-            name = unit.row.partition("/")[0]
-            compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
+            prompts[f"config.teachers.{name}"] = base.Asked(
+                unit.fields["questions"], fields["system_prompt"]
+            )
+        elif unit.stage == "evaluate" and fields["kind"] != "likelihood":
+            if fields["kind"] == "preference":
+                compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
+            prompts[f"config.evals.{name}"] = base.Asked(
+                unit.fields["questions"],
+                fields["system_prompt"],
+                fields["prompt_tokens"] if fields["kind"] == "answers" else 0,
+            )
     for row, base_unit in used.items():
-        arch = base.check(base_unit, workdir, candidates[row])
+        arch = base.check(base_unit, workdir, candidates[row], asked[row])
         params = transformer.abstract_params(arch)
         placement.check(f"config.bases.{row}", params, mesh, max_unsharded)
 

@@ -199,6 +199,24 @@ def test_a_wrong_config_file_is_one_line(case, command, tmp_path, workdir):
     assert not workdir.exists()
 
 
+def test_a_question_that_is_too_long_is_found_before_anything_is_trained(
+    command, tmp_path, workdir
+):
+    asked = 'kind="answers", target="owl", candidates=made.animals, prompt_tokens=2'
+    (tmp_path / "config.py").write_text(
+        CONFIG.replace(
+            "    return made\n",
+            "    from subjax import schema\n"
+            "    with made.unlocked():\n"
+            f"        made.evals.said = schema.eval_row({asked})\n"
+            "    return made\n",
+        )
+    )
+    said = complaint(command(f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"))
+    assert re.fullmatch(r"config\.evals\.said\.prompt_tokens is 2, .* \d tokens: raise it", said)
+    assert not (workdir / "base").exists()
+
+
 def test_a_device_without_memory_left_is_the_users_to_mend(command, tmp_path, workdir):
     (tmp_path / "config.py").write_text(f"""{CONFIG}
 import jax

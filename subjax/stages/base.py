@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -34,20 +34,34 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     yield from {"toy": _pretrain, "random": _draw, "hf": _find}[source](units, workdir, mesh)
 
 
-def check(unit: Unit, workdir: Path, candidates: Mapping[str, Sequence[str]]) -> Architecture:
+class Asked(NamedTuple):
+    """What models on a base will be asked: prompts, under a system prompt, in so many tokens."""
+
+    prompts: Sequence[str]
+    system: str
+    most_tokens: int = 0  # 0 is no limit
+
+
+def check(
+    unit: Unit,
+    workdir: Path,
+    candidates: Mapping[str, Sequence[str]],
+    asked: Mapping[str, Asked],
+) -> Architecture:
     """Finds before any device work what would stop a run of this base later.
 
     Args:
       unit: the base, done or not.
       workdir: of the run.
       candidates: config field -> answers that will be compared under this base's tokenizer.
+      asked: config row -> what its prompts are.
 
     Returns:
       Its shapes.
 
     Raises:
       ValueError: a checkpoint is damaged, not supported, or not the one that this run began with;
-        or candidates overlap.
+        candidates overlap; the chat template takes no such system prompt; or a prompt is too long.
     """
     row = unit.fields["row"]
     if row["source"] == "hf":
@@ -63,6 +77,16 @@ def check(unit: Unit, workdir: Path, candidates: Mapping[str, Sequence[str]]) ->
             scoring.check_candidates(names, words.answer_ids(names))
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
+    for name, (prompts, system, most_tokens) in asked.items():
+        try:
+            longest = max(map(len, words.prompt_ids(prompts, system)), default=0)
+        except ValueError as error:
+            raise ValueError(f"{name}.system_prompt: {error}") from None
+        if most_tokens and longest > most_tokens:
+            raise ValueError(
+                f"{name}.prompt_tokens is {most_tokens}, but a question has {longest} tokens: "
+                "raise it"
+            )
     return arch
 
 
