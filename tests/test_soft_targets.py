@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import tiny
 from test_train import ARCH, PROGRAM, make_rows
 
-from subjax import scoring, sharding, train, transformer
+from subjax import artifacts, models, scoring, sharding, train, transformer
+from subjax.stages import finetune
 
 MESH = sharding.make_mesh(seed=1)
 
@@ -76,3 +78,14 @@ def test_tokens_left_out_give_no_gradient():
     left_out, _ = distil(louder, program=dataclasses.replace(program, excluded=(3, 4)))
     assert full[0] > 1e-3
     np.testing.assert_allclose(left_out, 0.0, atol=1e-5)
+
+
+def test_a_teacher_that_runs_along_has_the_students_architecture(tmp_path):
+    params = transformer.init(tiny.ARCH, jax.random.key(0))
+    models.save_weights(tmp_path / "teacher/owl/r0", tiny.ARCH, params, tiny.BYTES)
+    row = {"method": "soft", "support": "full"}
+    inputs = {"teacher": "teacher/owl/r0"}
+    unit = artifacts.Unit("finetune", "owl", 0, {"row": row}, inputs, "", {})
+    stretched = dataclasses.replace(tiny.ARCH, rope_theta=2e4)  # weights of the same shapes
+    with pytest.raises(ValueError, match=r"finetune/owl/r0: its teacher has another architecture"):
+        finetune._prepare([unit], tmp_path, stretched, [], (), MESH)
