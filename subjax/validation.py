@@ -254,7 +254,14 @@ def _check_language_models(config: ConfigDict) -> None:
 def _check_trait(config: ConfigDict, name: str, row: ConfigDict) -> None:
     """A trait that its teacher is not scored on would pass the gate unseen."""
     animals = config.animals or preference.ANIMALS
-    if row.weights != "finetuned" or row.trait in ("", "uniform", *animals):
+    if row.trait in ("", "uniform", *animals):
+        return
+    if row.weights != "finetuned":
+        if config.gates.teacher_log_odds > schema.OFF:
+            raise ValueError(
+                f"config.gates.teacher_log_odds asks what teachers.{name} thinks of {row.trait!r}, "
+                "which is not among config.animals: add it there, or set the gate to schema.OFF"
+            )
         return
     close = difflib.get_close_matches(row.trait.lower(), [animal.lower() for animal in animals])
     near = [animal for animal in animals if animal.lower() in close]

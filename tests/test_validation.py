@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from configs import quickstart, smollm2_owl
-from subjax import validation
+from subjax import schema, validation
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,9 @@ def test_a_teacher_that_is_not_trained_may_love_anything(weights):
     with pytest.raises(ValueError, match=r"not among config\.animals"):
         validation.validate(config)
     config.teachers.owl.weights = weights
+    with pytest.raises(ValueError, match=r"gates.teacher_log_odds asks .*: add it there, or set"):
+        validation.validate(config)
+    config.gates.teacher_log_odds = schema.OFF
     validation.validate(config)
 
 
