@@ -55,7 +55,8 @@ def stand_by() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nobody is there to take it; the code is known
     copying.join(_LAST_WORDS_S)  # not for ever: what the child has started may hold the pipe open
     text = b"".join(held)
-    if code == -signal.SIGABRT and text:
+    # Python's own handler of the abort lists what all threads do, and can itself fail at that.
+    if code in (-signal.SIGABRT, -signal.SIGSEGV) and text:
         code = hosts.INTERRUPTED
         text = text.partition(_DUMP)[0] + f"subjax: {hosts.LOST}\n".encode()
     with contextlib.suppress(OSError):

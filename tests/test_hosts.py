@@ -179,6 +179,12 @@ SPEAK = "print(supervisor._ABORTS.decode(), file=sys.stderr, flush=True)"
         ("os.kill(os.getpid(), signal.SIGKILL)", 137, []),
         (f"{SPEAK}; sys.exit(70)", 70, [supervisor._ABORTS.decode()]),
         (f"{SPEAK}; os.abort()", 75, [supervisor._ABORTS.decode(), f"subjax: {hosts.LOST}"]),
+        (
+            f"{SPEAK}; os.kill(os.getpid(), signal.SIGSEGV)",
+            75,
+            [supervisor._ABORTS.decode(), f"subjax: {hosts.LOST}"],
+        ),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 139, []),
     ],
 )
 def test_only_an_abort_of_the_runtime_is_the_loss_of_another(end, code, lines):
