@@ -89,14 +89,14 @@ def _prepare(
     along = []
     for lane, unit in enumerate(units):
         teacher = models.load(workdir / unit.inputs["teacher"], mesh)
-        if unit.fields["row"]["support"] in _WHOLE and teacher.arch != arch:
+        over = unit.fields["row"]["support"]
+        if over in _WHOLE and teacher.arch != arch:
             raise ValueError(
-                f"{unit.path}: its teacher has another architecture, and support "
-                f"{unit.fields['row']['support']!r} computes both as one: take support 'top_k', or "
-                "method 'hard'"
+                f"{unit.path}: its teacher has another architecture, and support {over!r} computes "
+                "both as one: take support 'top_k', or method 'hard'"
             )
         rows[lane] = _with_teacher(unit, workdir, rows[lane], teacher, support, mesh)
-        if unit.fields["row"]["support"] in _WHOLE:
+        if over in _WHOLE:
             along.append(models.merged(teacher))
     return along
 
