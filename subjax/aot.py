@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from subjax import roofline
 from subjax.roofline import Chip
@@ -46,6 +47,9 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         raise ValueError(f"--topology={name} is none: {str(error).splitlines()[0]}") from None
+    # Programs of such chips cannot be read back: a persistent cache would only warn, every time.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
     return roofline.CHIPS[kind], found.devices
 
 

@@ -64,8 +64,9 @@ def init(arch: Architecture, key: Array) -> Params:
     return params
 
 
+@functools.cache  # tracing takes as long as all else that reading a small model does
 def abstract_params(arch: Architecture) -> Params:
-    """Shapes and dtypes of `init`'s result, nothing computed."""
+    """Shapes and dtypes of `init`'s result, nothing computed; every caller has the same tree."""
     return jax.eval_shape(lambda: init(arch, jax.random.key(0)))
 
 

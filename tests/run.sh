@@ -2,7 +2,7 @@
 # Makes .venv-test in the repository root and runs there the linters, the type check and the tests.
 #
 #   bash tests/run.sh                        what every change has to pass, compiled quickly
-#   bash tests/run.sh --all                  as users compile; also slow, real_model and processes
+#   bash tests/run.sh --all                  as users compile; then slow, real_model and processes
 #   bash tests/run.sh tests/test_stats.py    any other argument goes to pytest
 #
 # .venv-test is not .venv: the tests need torch and other packages that a run must do without.
@@ -25,13 +25,14 @@ step ruff format --check .
 step ruff check .
 step mypy --no-error-summary
 # Most of the time goes into compiling, on one core: two processes, but for tests that want the
-# machine to themselves; and programs that are optimized little, where not all tests are to run.
-# The default marker expression stands in pyproject.toml.
+# machine to themselves; and programs that are optimized little, where all that counts is that they
+# compute the right thing. The default marker expression stands in pyproject.toml.
 two=(--numprocesses=2 --dist=loadfile)
 if [ "${1:-}" = --all ]; then
   shift
   code=0
-  step pytest -m 'not processes' "${two[@]}" "$@" || code=$?
+  step pytest "${two[@]}" "$@" || code=$?
+  step pytest --quick-compile -m '(slow or real_model) and not processes' "${two[@]}" "$@" || code=$?
   step pytest -m processes "$@" || code=$?
   exit "$code"
 elif [ $# -eq 0 ]; then

@@ -269,15 +269,17 @@ for line in sys.stdin:
         os.close(1)
         config = tiny.config(lineages=(0,))
         config.bases.toy.train.steps = 3000
-        config.compute.checkpoint_minutes = 0.004
-        pipeline.run(config, Path(line.strip()), stages=["base"])
+        minutes, workdir = line.split()
+        config.compute.checkpoint_minutes = float(minutes)
+        pipeline.run(config, Path(workdir), stages=["base"])
         os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.usefixtures("compiled_once")
 def test_twenty_kills_change_no_byte(tmp_path):
     """kill -9 at random moments of a training, each after a checkpoint of its own."""
     root = Path(__file__).parents[1]
@@ -290,8 +292,8 @@ def test_twenty_kills_change_no_byte(tmp_path):
         text=True,
     )
 
-    def start(workdir):
-        print(workdir, file=server.stdin, flush=True)
+    def start(workdir, checkpoint_minutes=60):
+        print(checkpoint_minutes, workdir, file=server.stdin, flush=True)
         return int(server.stdout.readline())
 
     def ended():
@@ -305,7 +307,7 @@ def test_twenty_kills_change_no_byte(tmp_path):
     assert ended() == 0
     cut, rng, reached = tmp_path / "cut", np.random.default_rng(0), 0
     for _ in range(20):
-        process = start(cut)
+        process = start(cut, checkpoint_minutes=0.004)
         give_up = time.monotonic() + 120
         while steps(cut) <= reached and time.monotonic() < give_up:
             time.sleep(0.02)

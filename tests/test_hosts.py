@@ -15,7 +15,7 @@ import pytest
 
 from subjax import artifacts, hosts, supervisor
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("compiled_once")]
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/quickstart.py:smoke"

@@ -39,8 +39,11 @@ def planned():
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    server = Server(tmp_path_factory.mktemp("server"), JAX_COMPILATION_CACHE_DIR=str(cache))
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    server = Server(tmp_path_factory.mktemp("server"), **cache)
     yield server
     server.close()
 

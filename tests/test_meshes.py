@@ -308,7 +308,8 @@ def test_tokens_of_bfloat16_rarely_do(record_property):
     """
     expected = drawn("bfloat16", *DRAWS[0])
     most = 0
-    for num_slots, shape in DRAWS[1:]:
+    # Every mesh once, in turns with as many slots and with more: each draw takes long here.
+    for num_slots, shape in [DRAWS[2 * i + (i + 1) % 2] for i in range(len(DRAWS) // 2)]:
         rows, compared = first_differences(drawn("bfloat16", num_slots, shape), expected)
         record_property(f"first differences, {num_slots} slots on {shape}", f"{rows} of {compared}")
         print(f"{num_slots} slots on {shape}: {rows} first differences in {compared} tokens")

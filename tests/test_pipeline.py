@@ -195,24 +195,29 @@ def test_fingerprints_follow_what_a_unit_depends_on():
     assert all("owl" in path for path in changed)
 
 
-@pytest.mark.slow
-def test_a_killed_run_finishes_with_the_same_bytes(finished, tmp_path):
+@pytest.mark.processes
+@pytest.mark.usefixtures("compiled_once")
+def test_a_killed_run_finishes_with_the_same_bytes(tmp_path):
     """kill -9 at growing delays until the run gets through; nothing may differ."""
-    script = "import tiny; from pathlib import Path; from subjax import pipeline\n"
-    script += f"pipeline.run(tiny.config(), Path({str(tmp_path / 'run')!r}))"
+    script = "import tiny, sys; from pathlib import Path; from subjax import pipeline\n"
+    script += "pipeline.run(tiny.config(lineages=(0,)), Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+    def start(workdir):
+        return subprocess.Popen([sys.executable, "-c", script, workdir], env=environment)
+
     kills, delay = 0, 6.0
     while True:
-        process = subprocess.Popen([sys.executable, "-c", script], env=environment)
-        start = time.monotonic()
-        while process.poll() is None and time.monotonic() - start < delay:
+        process, began = start(tmp_path / "cut"), time.monotonic()
+        while process.poll() is None and time.monotonic() - began < delay:
             time.sleep(0.1)
         if process.poll() is not None:
             assert process.returncode == 0
             break
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills, delay = kills + 1, delay * 1.25
+        kills, delay = kills + 1, delay * 1.4
     assert kills >= 2
+    assert start(tmp_path / "whole").wait() == 0
     everything = (*KEPT, "finetune/**/*.safetensors")
-    assert contents(tmp_path / "run", *everything) == contents(finished, *everything)
+    assert contents(tmp_path / "cut", *everything) == contents(tmp_path / "whole", *everything)

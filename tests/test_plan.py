@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -104,6 +107,31 @@ def test_the_update_for_tpus_has_the_kernel_and_never_the_scores(v5e):
         assert attention.usable(256, "bfloat16")
         assert not attention.usable(200, "bfloat16")
         assert not attention.usable(256, "float32")
+
+
+def test_a_persistent_cache_stays_without_programs_that_it_cannot_read(tmp_path):
+    program = (
+        "import jax, jax.numpy as jnp\n"
+        "from subjax import aot\n"
+        "_, devices = aot.topology('v5e:2x2')\n"
+        "there = jax.sharding.SingleDeviceSharding(devices[0])\n"
+        "row = jax.ShapeDtypeStruct((128,), jnp.float32, sharding=there)\n"
+        "for _ in range(2):\n"
+        "    print(aot.compiled(jax.jit(jnp.sin).trace(row))[1][:9])\n"
+    )
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**os.environ, **cache},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (found.stdout, found.returncode) == ("HloModule\n" * 2, 0), found.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_reading_rows_gathers_each_layer_once_and_sums_no_parts(v5e):

@@ -19,6 +19,7 @@ import slurm_cluster
 ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.processes,
+    pytest.mark.usefixtures("compiled_once"),
     pytest.mark.skipif(
         bool(slurm_cluster.missing()),
         reason=f"SLURM is not installed here: no {', '.join(slurm_cluster.missing())} "
