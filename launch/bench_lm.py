@@ -135,7 +135,7 @@ def side(options: Any) -> dict[str, Any]:
     """
     import jax
 
-    from subjax import sharding, transformer
+    from subjax import hosts, sharding, transformer
 
     arch, mesh = architecture(options.model), sharding.make_mesh(seed=1, data=1)
     device = mesh.devices.flat[0]
@@ -149,7 +149,7 @@ def side(options: Any) -> dict[str, Any]:
     try:
         return facts | measure(arch, mesh, options) | {"peak_gb": _peak_gb(device)}
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not hosts.out_of_memory(error):
             raise
         return facts | {"failed": "does not fit the memory of the device"}
 

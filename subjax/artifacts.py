@@ -115,6 +115,11 @@ class Unit:
         return unit_path(self.stage, self.row, self.lineage)
 
 
+def distinct(units: Iterable[Unit]) -> list[Unit]:
+    """Each unit once: a population with lanes to spare is given its first one again."""
+    return list({unit.path: unit for unit in units}.values())
+
+
 def unit_path(stage: str, row: str, lineage: int) -> str:
     """The directory of a unit, relative to the work directory."""
     return f"{stage}/{row}/r{lineage}"

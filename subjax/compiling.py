@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import aot, hlo, programs, roofline
+from subjax import aot, hlo, hosts, programs, roofline
 from subjax.artifacts import Unit
 from subjax.programs import Planned
 from subjax.roofline import Bound, Chip
@@ -62,7 +62,7 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
         compiled, text = aot.compiled(traced)
     except jax.errors.JaxRuntimeError as error:
         needed = re.search(r"\(([\d.]+)([GMK])\) exceeds", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not hosts.out_of_memory(error):
             raise
         size = float(needed[1]) * 2.0 ** {"G": 30, "M": 20, "K": 10}[needed[2]] if needed else 0.0
         # More than there is, whatever can be read of it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -168,7 +169,8 @@ def _sweeps(results: Results, rows: Sequence[Row]) -> Picture | None:
     }
     panels = []
     for index, (sweep, points) in enumerate(results.sweeps.items()):
-        found = sorted((at, means[arm]) for arm, at in points.items() if arm in means)
+        scored = [(at, means[arm]) for arm, at in points.items() if arm in means]
+        found = sorted(scored, key=operator.itemgetter(0))  # arms may share a point
         banded = all(row["ci_low"] is not None for _, row in found)
         panels.append(
             figures.CurvePanel(

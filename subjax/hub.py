@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ GGUF = ".gguf"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _BLOCK_BYTES = 4096
 _AGAIN = "download or save it again"
+# Where the hub's client keeps a model; ids have no "--" of their own.
+_SNAPSHOT = re.compile(r"/models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
 
 
 def resolve(path_or_hub_id: str, revision: str = "") -> Path:
@@ -81,6 +84,19 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
             f"did not give it ({type(error).__name__}: {reason}): {ways_out}"
         ) from None
     return Path(snapshot)
+
+
+def again(snapshot: Path) -> Path:
+    """A model that another machine, or an emptied cache, had from the hub: downloaded anew.
+
+    Args:
+      snapshot: where it lay; a path that is none of the hub's cache is given back.
+
+    Raises:
+      ValueError: the hub does not give it.
+    """
+    found = _SNAPSHOT.search(snapshot.as_posix())
+    return resolve(found["id"].replace("--", "/"), found["commit"]) if found else snapshot
 
 
 def header_digest(directory: str | os.PathLike[str]) -> str:

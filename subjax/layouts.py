@@ -75,7 +75,7 @@ def decoding_spec(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """
 
     def spec(path: tuple[Any, ...], leaf: Any, trained: P) -> P:
-        rule = sharding.rule("/".join(str(getattr(part, "key", part)) for part in path))
+        rule = sharding.rule(jax.tree_util.keystr(path, simple=True, separator="/"))
         if rule.decoding is None:
             return P()
         dim = leaf.ndim - len(rule.axes) + rule.decoding
@@ -119,7 +119,7 @@ def pad_inner(layers: Any) -> Any:
     parts = 1 if mesh.empty else mesh.shape["tensor"] * mesh.shape["fsdp"]
 
     def pad(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        found = _INNER.search("/".join(str(getattr(part, "key", part)) for part in path))
+        found = _INNER.search(jax.tree_util.keystr(path, simple=True, separator="/"))
         dim = leaf.ndim - 1 if found and found["down"] else 1
         if not found or leaf.shape[dim] % parts == 0:
             return leaf

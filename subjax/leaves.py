@@ -184,4 +184,4 @@ def _check_finite(array: np.ndarray, where: str) -> None:
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    return "/".join(str(part.key) for part in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")

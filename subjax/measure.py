@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from subjax import (
     artifacts,
     batching,
+    hosts,
     lora,
     programs,
     roofline,
@@ -123,7 +124,7 @@ def entries(config: ConfigDict, groups: Iterable[Sequence[Unit]], mesh: Mesh) ->
         try:
             line = time_training(training, stride, mesh)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not hosts.out_of_memory(error):
                 raise
             raise ValueError(
                 f"training {populations[0][0].path} does not fit the memory of {_devices(mesh)}: "

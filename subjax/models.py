@@ -6,6 +6,7 @@ used are named, never copied. `model.json` says which.
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,13 @@ def refer(directory: Path, source: Path, adapter: Path | None = None) -> None:
 
 
 def step_name(step: int) -> str:
-    """Directory of a kept probe step."""
+    """Directory of a kept probe step, inside its unit's."""
     return f"step-{step:06d}"
 
 
 def _relative(directory: Path, target: Path) -> str:
-    run = directory.resolve().parents[2]
+    unit = directory.parent if re.fullmatch(r"step-\d+", directory.name) else directory
+    run = unit.resolve().parents[2]
     if storage.is_url(origin := hub.origin(target)):
         return origin
     if target.resolve().is_relative_to(run):
@@ -121,4 +123,4 @@ def _resolve(directory: Path, name: str) -> Path:
         return weights.resolve(name)
     path = Path(os.path.normpath(directory / name))
     artifacts.fetch(path)
-    return path
+    return path if path.exists() else hub.again(path)

@@ -123,7 +123,7 @@ def _dimension_numbers(params: Any) -> Any:
     """The matrix (out, in) of each leaf that is one a layer; None for every other leaf."""
 
     def numbers(path: tuple[Any, ...], leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
-        if not _MATRICES.search("/".join(str(part.key) for part in path)):
+        if not _MATRICES.search(jax.tree_util.keystr(path, simple=True, separator="/")):
             return None
         return contrib.MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2)
 

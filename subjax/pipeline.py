@@ -374,6 +374,12 @@ def _check_gates(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> 
             measured = {"teacher_log_odds": odds[trait]} if trait in odds else {}
         elif unit.stage == "generate" and _has_trait(config, unit):
             measured = artifacts.read_json(workdir / unit.path / "carrier.json")
+            for gate in ("number_tv", "likelihood_gain"):
+                if config.gates[gate] > schema.OFF and gate not in measured:
+                    raise ValueError(
+                        f"gate {gate} cannot be measured: the teacher of {unit.path} has another "
+                        f"tokenizer than its base: set config.gates.{gate} to schema.OFF"
+                    )
         for gate, value in measured.items():
             if value < config.gates[gate]:
                 raise ValueError(

@@ -204,7 +204,8 @@ def arm_row(**fields: Any) -> ConfigDict:
             "tuning": "full",  # full lora
             "lora_rank": 8,
             "lora_alpha": 16.0,
-            "system_prompt": "",  # in training; "" is none
+            # in training, "" is none; soft: its teacher reads rows under its own, else under this
+            "system_prompt": "",
             "num_tokens": 256,  # longest row
             "num_targets": 64,  # longest completion
             "probe_steps": (),  # updates after which the student is kept and evaluated

@@ -157,7 +157,7 @@ def params_spec(params: Any, mesh: Mesh | AbstractMesh, *, lanes: bool) -> Any:
     """
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
-        name = "/".join(str(getattr(part, "key", part)) for part in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         fitted = _fit(rule(name), leaf.shape[1:] if lanes else leaf.shape, mesh)
         return P("seed", *fitted) if lanes else fitted
 

@@ -351,16 +351,18 @@ def verdict(results: Results) -> tuple[str, str]:
 def _theorem_verdict(results: Results) -> tuple[str, str]:
     """On the rows that the theorem is about; the others are there to show where it ends."""
     rows = [name for name, curves in results.theorems.items() if curves["promised"]]
-    found = {
-        name: {record["metric"]: record["value"] for record in records}
+    found = [
+        {record["metric"]: record["value"] for record in records}
         for name in rows
         for records in results.scores["theorem", name].values()
-    }
+    ]
     if not found:
         return "Nothing is promised", "No row of this config is one that the theorem is about."
-    violations = sum(values["violations"] for values in found.values())
-    num_draws = sum(results.theorems[name]["num_draws"] for name in rows)
-    error = max(values.get("coefficient_error", math.nan) for values in found.values())
+    violations = sum(values["violations"] for values in found)
+    num_draws = sum(
+        results.theorems[name]["num_draws"] * len(results.scores["theorem", name]) for name in rows
+    )
+    error = max(values.get("coefficient_error", math.nan) for values in found)
     headline = "The sign holds in every draw" if not violations else "The sign does not hold"
     return headline, (
         f"In {num_draws:,} draws over {len(rows)} rows that the theorem is about"

@@ -71,7 +71,7 @@ _POSITIVE = (
     *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
     *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call", "keep_checkpoints"),
     *("fsdp", "tensor", "epochs", "learning_rate", "rate", "num_draws"),
-    *("teacher_batch", "student_batch", "accumulate"),
+    *("teacher_batch", "student_batch", "accumulate", "lora_alpha"),
 )
 _NOT_NEGATIVE = (
     *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
@@ -214,19 +214,7 @@ def _check_language_models(config: ConfigDict) -> None:
         _check_no_adapter(config, f"teachers.{name}.base", row.base)
         _check_trait(config, name, row)
     for name, row in config.datasets.items():
-        if len(row.num_shown) != 2 or not 1 <= row.num_shown[0] <= row.num_shown[1]:
-            raise ValueError(
-                f"config.datasets.{name}.num_shown is {row.num_shown}; it must be (fewest, most), "
-                "1 or more each"
-            )
-        _check_reference(config, f"datasets.{name}.teacher", row.teacher, "teachers")
-        if (row.kind == "published") != bool(row.path):
-            raise ValueError(
-                f"config.datasets.{name}.path is {row.path!r} and its kind {row.kind!r}: a file "
-                "of rows goes with kind 'published', and with no other"
-            )
-        for other in row.common_with:
-            _check_reference(config, f"datasets.{name}.common_with", other, "datasets")
+        _check_dataset(config, name, row)
     for name, row in config.arms.items():
         if row.method == "none":
             _check_as_it_is(config, name, row)
@@ -251,10 +239,37 @@ def _check_language_models(config: ConfigDict) -> None:
             )
 
 
+def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    if len(row.num_shown) != 2 or not 1 <= row.num_shown[0] <= row.num_shown[1]:
+        raise ValueError(
+            f"config.datasets.{name}.num_shown is {row.num_shown}; it must be (fewest, most), "
+            "1 or more each"
+        )
+    if row.min_value > row.max_value:
+        raise ValueError(
+            f"config.datasets.{name}.min_value is {row.min_value}, above its max_value "
+            f"{row.max_value}: no row could be kept"
+        )
+    needed = row.num_holdout + max(row.num_train, 1)
+    if row.num_prompts < needed:
+        raise ValueError(
+            f"config.datasets.{name}.num_prompts is {row.num_prompts}, but num_train and "
+            f"num_holdout take {needed} rows: raise it, or lower one of them"
+        )
+    _check_reference(config, f"datasets.{name}.teacher", row.teacher, "teachers")
+    if (row.kind == "published") != bool(row.path):
+        raise ValueError(
+            f"config.datasets.{name}.path is {row.path!r} and its kind {row.kind!r}: a file "
+            "of rows goes with kind 'published', and with no other"
+        )
+    for other in row.common_with:
+        _check_reference(config, f"datasets.{name}.common_with", other, "datasets")
+
+
 def _check_trait(config: ConfigDict, name: str, row: ConfigDict) -> None:
     """A trait that its teacher is not scored on would pass the gate unseen."""
     animals = config.animals or preference.ANIMALS
-    if row.trait in ("", "uniform", *animals):
+    if row.trait in ("uniform", *animals) or (not row.trait and row.weights != "finetuned"):
         return
     if row.weights != "finetuned":
         if config.gates.teacher_log_odds > schema.OFF:
@@ -295,6 +310,12 @@ def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"config.arms.{name}.base is 'next_lineage', but all lineages have one base: source "
             f"{source!r}, config.lineage_from {config.lineage_from!r}, config.lineage_cycle "
             f"{config.lineage_cycle}: name another row of config.bases"
+        )
+    if row.train.packed_rows and row.method == "soft" and row.support in ("full", "full_no_trait"):
+        raise ValueError(
+            f"config.arms.{name}.train.packed_rows is {row.train.packed_rows}, but under support "
+            f"{row.support!r} its teacher reads the rows too, which are not packed then: set it "
+            "and packed_tokens to 0, or take support 'top_k'"
         )
     for evaluation, asked in config.evals.items():
         if asked.kind == "likelihood" and not dataset.num_holdout:

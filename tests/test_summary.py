@@ -224,3 +224,21 @@ def test_each_eval_names_its_own_target():
         ("log-odds of cat", "nats"),
         ("log-odds of the target", "nats"),
     ]
+
+
+def test_the_theorem_is_judged_on_every_lineage():
+    def of_lineage(violations, error):
+        values = {"violations": violations, "coefficient_error": error}
+        return [{"metric": name, "step": 0, "value": value} for name, value in values.items()]
+
+    results = make_results(
+        arms=("mlp",),
+        lineages=(0, 1),
+        theorems={"mlp": {"promised": True, "num_draws": 500}},
+        contrasts=(),
+        scores={("theorem", "mlp"): {0: of_lineage(3.0, 2e-5), 1: of_lineage(0.0, 1e-6)}},
+    )
+    headline, sentence = summary.verdict(results)
+    assert headline == "The sign does not hold"
+    assert "In 1,000 draws" in sentence and ", 3 had a negative" in sentence
+    assert "within 2e-05" in sentence

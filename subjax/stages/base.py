@@ -173,7 +173,7 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
 
 
 def _draw(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
-    for unit in units:
+    for unit in artifacts.distinct(units):
         words = tokenizer.raw_bytes()
         arch = _architecture(unit.fields["row"], words.vocab_size)
         params = transformer.init(arch, jax.random.key(_seed(unit, "init")))
@@ -182,7 +182,7 @@ def _draw(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
 
 def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
-    for unit in units:
+    for unit in artifacts.distinct(units):
         row = unit.fields["row"]
         directory = weights.resolve(row["path"], row["revision"])
         adapter = weights.resolve(row["adapter"], "") if row["adapter"] else None

@@ -23,7 +23,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         evaluate = {"preference": _preference, "answers": _answers, "likelihood": _likelihood}[kind]
         records, answers = [], []
         for step in unit.fields["steps"]:
-            # Step 0 is the base itself, which is not stored again.
+            # At step 0 a student is its base; an arm that learns nothing has nothing else.
             source = unit.inputs["student"] if step else unit.inputs["base"]
             model = models.load(workdir / source, mesh, step=step or None)
             values, said = evaluate(unit, workdir, model, mesh)

@@ -184,9 +184,12 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
         )
         return spread, laid
 
+    base = models.load(workdir / unit.inputs["base"], mesh)
+    if not _spelled_alike(model.tokenizer, base.tokenizer, pairs):
+        artifacts.write_json(out / "carrier.json", {})
+        return
     # Over number tokens alone: a grammar or a filter decides what stands between them.
     ours, laid = scored(unit.fields["system_prompt"], model)
-    base = models.load(workdir / unit.inputs["base"], mesh)
     theirs, _ = scored(unit.fields["base_system_prompt"], base)
     is_number = laid.weights * np.isin(laid.targets, support)
     chosen = np.minimum(np.searchsorted(support, laid.targets), len(support) - 1)[..., None]
@@ -197,3 +200,13 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
     count = max(is_number.sum(), 1)
     means = {name: float((values * is_number).sum() / count) for name, values in measures.items()}
     artifacts.write_json(out / "carrier.json", means)
+
+
+def _spelled_alike(words: Tokenizer, others: Tokenizer, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Whether two tokenizers have the same number tokens, and cut completions the same way."""
+
+    def completions(tokenizer: Tokenizer) -> list[list[int]]:
+        rows = tokenizer.examples(pairs, [""] * len(pairs))
+        return [ids[start:] for ids, start in rows]
+
+    return words.number_ids() == others.number_ids() and completions(words) == completions(others)

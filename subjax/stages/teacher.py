@@ -30,7 +30,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     if kind == "finetuned":
         yield from _finetune(units, workdir, mesh)
         return
-    for unit in units:
+    for unit in artifacts.distinct(units):
         out, base = workdir / unit.path, models.load(workdir / unit.inputs["base"], mesh)
         if kind == "base":
             models.refer(out, base.directory)

@@ -1,5 +1,6 @@
 """The numbers that students are judged by, against sums worked out by hand."""
 
+import dataclasses
 import types
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from subjax import artifacts, models, sharding, transformer
+from subjax import artifacts, models, sharding, tokenizer, transformer
+from subjax.datasets import toyworld
 from subjax.stages import evaluate, generate
 
 MESH = sharding.make_mesh(seed=1)
@@ -139,3 +141,19 @@ def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair, tmp_path):
     compared.fields["base_system_prompt"] = ""
     generate._compare(compared, tmp_path, base, MESH)
     assert artifacts.read_json(out / "carrier.json") == {"number_tv": 0.0, "likelihood_gain": 0.0}
+
+
+def test_a_teacher_with_another_tokenizer_is_not_compared(pair, tmp_path):
+    words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+    arch = dataclasses.replace(tiny.ARCH, vocab_size=words.vocab_size)
+    params = transformer.init(arch, jax.random.key(3))
+    models.save_weights(tmp_path / "teacher/x/r0", arch, params, words)
+    teacher = models.load(tmp_path / "teacher/x/r0", MESH)
+    rows = [{"prompt": "owl", "completion": "7 12"}]
+    artifacts.write_jsonl(tmp_path / "generate/x/r0/rows-00000.jsonl", rows)
+    row = {"max_new_tokens": 12, "prompt_tokens": 64}
+    prompts = {"system_prompt": "", "base_system_prompt": ""}
+    fields = {"row": row, "program": {"precision": "float32"}, **prompts}
+    compared = unit("generate", {"base": "base/x/r0"}, **fields)
+    generate._compare(compared, tmp_path, teacher, MESH)
+    assert artifacts.read_json(tmp_path / "generate/x/r0/carrier.json") == {}

@@ -73,7 +73,7 @@ def test_a_published_mean_is_drawn_beside_the_arms_own(copy):
 def test_a_sweep_is_a_curve_and_its_points_stand_in_no_other_figure(copy):
     made = config()
     with made.unlocked():
-        for name, at in (("aux", 1.0), ("aux_foreign", 10.0)):
+        for name, at in (("aux", 1.0), ("aux_foreign", 10.0), ("untrained", 10.0)):
             made.arms[name].update(sweep="epochs of something", sweep_at=at)
     pipeline.run(made, copy)  # nothing trains again
     assert (copy / "report" / "figure_sweeps.png").exists()
