@@ -2,8 +2,8 @@
 # Makes .venv-test in the repository root and runs there the linters, the type check and the tests.
 #
 #   bash tests/run.sh                        what every change has to pass, compiled quickly
-#   bash tests/run.sh --all                  as users compile; then slow, real_model and processes
-#   bash tests/run.sh tests/test_stats.py    any other argument goes to pytest
+#   bash tests/run.sh --all                  also slow and real_model; then processes, as users compile
+#   bash tests/run.sh tests/test_stats.py    any other argument goes to pytest; as users compile
 #
 # .venv-test is not .venv: the tests need torch and other packages that a run must do without.
 set -euo pipefail
@@ -24,19 +24,18 @@ step() {
 step ruff format --check .
 step ruff check .
 step mypy --no-error-summary
-# Most of the time goes into compiling, on one core: two processes, but for tests that want the
-# machine to themselves; and programs that are optimized little, where all that counts is that they
-# compute the right thing. The default marker expression stands in pyproject.toml.
-two=(--numprocesses=2 --dist=loadfile)
+# Most of the time goes into compiling, on one core: two processes, and programs that are optimized
+# little; but tests that want the machine to themselves compile as users do, one after the other. The
+# default marker expression stands in pyproject.toml.
+quickly=(--quick-compile --numprocesses=2 --dist=loadfile)
 if [ "${1:-}" = --all ]; then
   shift
   code=0
-  step pytest "${two[@]}" "$@" || code=$?
-  step pytest --quick-compile -m '(slow or real_model) and not processes' "${two[@]}" "$@" || code=$?
+  step pytest -m 'not processes' "${quickly[@]}" "$@" || code=$?
   step pytest -m processes "$@" || code=$?
   exit "$code"
 elif [ $# -eq 0 ]; then
-  step pytest --quick-compile "${two[@]}"
+  step pytest "${quickly[@]}"
 else
   step pytest "$@"
 fi

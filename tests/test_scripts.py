@@ -27,8 +27,8 @@ sys.exit(int(os.environ.get("FAKE_EXIT", "0")))
 """
 
 
-# How pytest shares the tests between two processes.
-IN_TWO = "--numprocesses=2|--dist=loadfile"
+# Two processes share the tests, and have XLA optimize little.
+QUICKLY = "--quick-compile|--numprocesses=2|--dist=loadfile"
 # name[extra]>=lower,<upper   # why
 REQUIREMENT = re.compile(r"(?P<name>[\w-]+)(\[[\w-]+\])?>=[\d.]+,<[\d.]+ +# \S.*")
 
@@ -254,12 +254,7 @@ def checks(tmp_path: Path) -> Path:
 
 def all_tests(rest: str) -> list[str]:
     """How the fake Python is called where every test is asked for."""
-    quickly = "--quick-compile|-m|(slow or real_model) and not processes"
-    return [
-        f"pytest|{IN_TWO}|{rest}",
-        f"pytest|{quickly}|{IN_TWO}|{rest}",
-        f"pytest|-m|processes|{rest}",
-    ]
+    return [f"pytest|-m|not processes|{QUICKLY}|{rest}", f"pytest|-m|processes|{rest}"]
 
 
 def test_checks_run_in_order_and_arguments_go_to_pytest(checks: Path) -> None:
@@ -275,12 +270,12 @@ def test_checks_run_in_order_and_arguments_go_to_pytest(checks: Path) -> None:
 
 def test_without_arguments_two_processes_share_the_tests(checks: Path) -> None:
     last = run(checks / "tests/run.sh", PYTHON="").stdout.splitlines()[-1]
-    assert last == f"pytest|--quick-compile|{IN_TWO}|stimuli="
+    assert last == f"pytest|{QUICKLY}|stimuli="
 
 
 def test_all_selects_every_marker(checks: Path) -> None:
     done = run(checks / "tests/run.sh", "--all", "-x", PYTHON="")
-    assert done.stdout.splitlines()[-3:] == all_tests("-x|stimuli=")
+    assert done.stdout.splitlines()[-2:] == all_tests("-x|stimuli=")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
     declared = {line.partition(":")[0] for line in settings["ini_options"]["markers"]}
     default = settings["ini_options"]["addopts"]
@@ -298,13 +293,13 @@ def test_a_failing_check_fails_the_run(checks: Path, check: str) -> None:
 def test_what_fails_first_keeps_no_test_from_running(checks: Path) -> None:
     failed = run(checks / "tests/run.sh", "--all", PYTHON="", FAKE_FAIL="pytest")
     assert failed.returncode == 1
-    assert failed.stdout.splitlines()[-3:] == all_tests("stimuli=")
+    assert failed.stdout.splitlines()[-2:] == all_tests("stimuli=")
 
 
 def test_ci_runs_everything_with_the_stimuli_where_they_are(checks: Path) -> None:
     assert os.access(ROOT / ".ci/run", os.X_OK)
     done = run(checks / ".ci/run", PYTHON="")
-    assert done.stdout.splitlines()[-3:] == all_tests("stimuli=")
+    assert done.stdout.splitlines()[-2:] == all_tests("stimuli=")
     stimuli = checks.parent / "shared/stimuli/paper.json"
     stimuli.parent.mkdir(parents=True)
     stimuli.write_text("{}")
@@ -312,7 +307,7 @@ def test_ci_runs_everything_with_the_stimuli_where_they_are(checks: Path) -> Non
     found = last.partition("stimuli=")[2]
     assert Path(found).samefile(stimuli)
     done = run(checks / ".ci/run", PYTHON="", SUBJAX_STIMULI="/mine")
-    assert done.stdout.splitlines()[-3:] == all_tests("stimuli=/mine")
+    assert done.stdout.splitlines()[-2:] == all_tests("stimuli=/mine")
 
 
 def test_shellcheck_finds_nothing() -> None:
