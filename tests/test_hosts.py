@@ -117,9 +117,14 @@ def test_two_processes_give_the_result_of_one(alone, pair):
     assert_alike(alone, pair)
 
 
-def test_four_processes_give_the_result_of_one(alone, tmp_path):
+def test_four_processes_give_the_teachers_of_one(alone, tmp_path):
     flags = ["--config.mesh.seed=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
-    assert_alike(alone, finished(4, tmp_path / "run", *flags))
+    workdir = finished(4, tmp_path / "run", *flags, "--stages=base,teacher")
+    paths = sorted(path.relative_to(alone) for path in alone.glob("teacher/*/*/scores.json"))
+    assert len(paths) >= 4
+    for path in paths:
+        ours, theirs = (artifacts.read_json(run / path)["log_odds"] for run in (workdir, alone))
+        assert ours == pytest.approx(theirs, abs=0.05), path
 
 
 @pytest.mark.parametrize(("number", "dead"), [(2, 1), (2, 0), (4, 0)])
