@@ -21,6 +21,7 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"  # the folder of a unit that another program writes to
 TIMINGS = "timings.jsonl"  # of a unit that trains or generates: no bytes to compare
+CURVES = "tensorboard"  # directory of the run; each unit has one below it
 PLAN = "plan.json"  # of a run: predicted times
 
 

@@ -5,6 +5,7 @@ used are named, never copied. `model.json` says which.
 """
 
 import dataclasses
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -14,10 +15,12 @@ from jax.sharding import Mesh
 
 from subjax import adapters, artifacts, hosts, hub, lora, sharding, storage, weights
 from subjax.architecture import Architecture
+from subjax.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 from subjax.transformer import Params
 
 REFERENCE = "model.json"
+IDENTITY = "source.json"  # of a unit whose model came from outside the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,40 @@ def refer(directory: Path, source: Path, adapter: Path | None = None) -> None:
     }
     artifacts.write_json(directory / REFERENCE, reference)
     hosts.wait("the model is written")
+
+
+def check(directory: Path) -> tuple[Architecture, Tokenizer]:
+    """Shapes and tokenizer of a checkpoint; reads headers, no weights.
+
+    Raises:
+      ValueError: files are missing, damaged or not supported, or the tokenizer is of another model.
+    """
+    arch = weights.check(directory)
+    words = Tokenizer.load(directory, num_embeddings=arch.vocab_size)
+    if words.num_plain > arch.vocab_size:
+        raise ValueError(
+            f"{directory}: its tokenizer has {words.num_plain} tokens, its model only "
+            f"{arch.vocab_size}: put the model's own tokenizer there"
+        )
+    return arch, words
+
+
+def identity(source: Path | None, adapter: Path | None = None) -> dict[str, str]:
+    """What tells full weights, an adapter, or both from others."""
+    told = {"header_digest": weights.header_digest(source)} if source else {}
+    if adapter:
+        content = [(adapter / name).read_bytes() for name in (adapters.CONFIG, adapters.WEIGHTS)]
+        told["adapter_digest"] = hashlib.sha256(b"".join(content)).hexdigest()
+    return told
+
+
+def check_same(workdir: Path, unit: Unit, source: Path | None, adapter: Path | None) -> None:
+    """Raises a ValueError where a unit was made from another checkpoint, or another adapter."""
+    if artifacts.read_json(workdir / unit.path / IDENTITY) != identity(source, adapter):
+        raise ValueError(
+            f"{source or adapter} is not the checkpoint that {unit.path} was made from, or its "
+            "adapter is another: put that one back, or choose another --workdir"
+        )
 
 
 def step_name(step: int) -> str:

@@ -121,6 +121,9 @@ class Store:
     def publish(self) -> None:
         """Writes to the store what has changed in the copy; manifests last.
 
+        Of what is gone from the copy, only curves leave the store: they are drawn anew under
+        another name. Nothing else is ever removed by a run.
+
         Raises:
           OSError: it cannot be written.
           ValueError: another run writes there too.
@@ -132,6 +135,11 @@ class Store:
             for name in [str(path.relative_to(self.directory))]
             if (copy := _identity(path)) != self._copies.get(name)
         }
+        redrawn = [
+            name
+            for name in self._copies
+            if name.startswith(f"{artifacts.CURVES}/") and not (self.directory / name).exists()
+        ]
         manifests = [name for name in changed if PurePosixPath(name).name == artifacts.MANIFEST]
         others = [name for name in changed if name not in manifests]
         self._check_lock()
@@ -139,6 +147,10 @@ class Store:
             with self._errors("written"):
                 paths = [str(self.directory / name) for name in others]
                 self._files.put(paths, [self._path(name) for name in others])
+        for name in redrawn:
+            with self._errors("written"), contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(self._path(name))
+            del self._copies[name]
         for name in manifests:
             self._check_lock()
             self._create(name, (self.directory / name).read_bytes())

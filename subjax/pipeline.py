@@ -22,13 +22,12 @@ from subjax import (
     artifacts,
     checkpoints,
     hosts,
-    placement,
+    preflight,
     preregistration,
     results,
     schema,
     sharding,
     tables,
-    transformer,
     units,
     validation,
 )
@@ -114,7 +113,7 @@ def run(
         mesh = sharding.make_mesh(**sizes, lanes=schema.common_lanes(config))
         if (idle := sharding.idle(mesh, jax.device_count())) and hosts.is_first():
             print(idle, file=sys.stderr)
-        _check_bases(planned, todo, workdir, mesh, config.compute.max_unsharded)
+        preflight.check(planned, todo, workdir, mesh, config.compute.max_unsharded)
         _clean(planned, workdir)
         _log(workdir / "commands.jsonl", command)
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
@@ -314,41 +313,6 @@ def _check_owner(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> 
             f"workdir {workdir} holds the run {found['name']!r}, which shares no finished unit "
             f"with {config.name!r}: choose another --workdir"
         )
-
-
-def _check_bases(
-    planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path, mesh: Mesh, max_unsharded: float
-) -> None:
-    """Checks checkpoints, how they would lie, and candidates, once for each row that is used."""
-    bases = {unit.path: unit for unit in planned if unit.stage == "base"}
-    used: dict[str, Unit] = {}
-    candidates: dict[str, dict[str, list[str]]] = {}
-    asked: dict[str, dict[str, base.Asked]] = {}
-    for unit in todo:
-        base_unit = bases.get(unit.inputs.get("base", unit.path))
-        if base_unit is None:  # a filter
-            continue
-        used.setdefault(base_unit.row, base_unit)
-        compared = candidates.setdefault(base_unit.row, {})
-        prompts = asked.setdefault(base_unit.row, {})
-        fields, name = unit.fields["row"], unit.row.partition("/")[0]
-        if unit.stage == "teacher":
-            compared["config.animals"] = unit.fields["animals"]
-            prompts[f"config.teachers.{name}"] = base.Asked(
-                unit.fields["questions"], fields["system_prompt"]
-            )
-        elif unit.stage == "evaluate" and fields["kind"] != "likelihood":
-            if fields["kind"] == "preference":
-                compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
-            prompts[f"config.evals.{name}"] = base.Asked(
-                unit.fields["questions"],
-                fields["system_prompt"],
-                fields["prompt_tokens"] if fields["kind"] == "answers" else 0,
-            )
-    for row, base_unit in used.items():
-        arch = base.check(base_unit, workdir, candidates[row], asked[row])
-        params = transformer.abstract_params(arch)
-        placement.check(f"config.bases.{row}", params, mesh, max_unsharded)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -20,6 +20,7 @@ from subjax import (
     model_config,
     roofline,
     sampler,
+    schema,
     scoring,
     tokenizer,
     train,
@@ -214,7 +215,7 @@ def _soft(row: Mapping[str, Any]) -> tuple[int, bool]:
     """Tokens of a stored distribution; whether a teacher runs along instead."""
     if row.get("method", "hard") != "soft":
         return 0, False
-    if row["support"] in ("full", "full_no_trait"):
+    if row["support"] in schema.WHOLE_VOCABULARY:
         return 0, True
     sizes = {"top_k": row["top_k"], "digits": 10, "digits_separators": 16}
     return sizes.get(row["support"], 10), False

@@ -1,8 +1,8 @@
 """Contrasts, intervals and tests over lineages.
 
-A lineage is the only unit of replication, so functions take one value per lineage. Two say
-otherwise: `log_odds` makes such a value and `wilson_interval` stays inside a single unit. The
-module reads no files, knows no arm by name and refuses missing values rather than dropping them.
+A lineage is the only unit of replication, so functions take one value per lineage; `log_odds`
+makes such a value. The module reads no files, knows no arm by name and refuses missing values
+rather than dropping them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIE_TOLERANCE = 1e-9  # of the largest possible |sum|; far above rounding, far b
 class Interval:
     """A point estimate with its confidence interval.
 
-    `kind` names the method ("t" or "wilson"); `n` counts lineages for "t", trials for "wilson".
+    `kind` names the method ("t"); `n` counts lineages.
     """
 
     mean: float
@@ -189,28 +189,6 @@ def log_odds(log_probs: npt.ArrayLike, target: int) -> Floats:
         raise ValueError("log_probs holds a value that is not finite; give finite numbers in nats")
     others = np.delete(table, target, axis=-1)
     return np.asarray(table[..., target] - special.logsumexp(others, axis=-1))
-
-
-def wilson_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Wilson score interval (Wilson 1927) of a proportion inside one unit.
-
-    It covers one model's sampling of answers, not lineages; `mean` is successes / trials.
-    ValueError: `trials` < 1, `successes` outside 0..trials, or `level` outside (0, 1).
-    """
-    _check_open_unit("level", level)
-    if trials < 1:
-        raise ValueError(f"trials is {trials}; give at least 1")
-    if not 0 <= successes <= trials:
-        raise ValueError(f"successes is {successes}; give a count in 0..{trials} (trials)")
-    rate = successes / trials
-    z2 = float(stats.norm.isf((1.0 - level) / 2.0)) ** 2
-    total = trials + z2
-    centre = (successes + z2 / 2.0) / total
-    half_width = math.sqrt(z2 * (successes * (1.0 - rate) + z2 / 4.0)) / total
-    # The bounds are exactly 0 and 1 at the extremes; rounding may leave them just beside.
-    low = 0.0 if successes == 0 else centre - half_width
-    high = 1.0 if successes == trials else centre + half_width
-    return Interval(rate, low, high, "wilson", trials)
 
 
 def _lineages(values: npt.ArrayLike, name: str = "values") -> Floats:

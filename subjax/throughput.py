@@ -18,8 +18,6 @@ import optax
 from subjax import artifacts, hosts, roofline
 from subjax.artifacts import Unit
 
-CURVES = "tensorboard"  # directory of the run; each unit has one below it
-
 Metrics = Mapping[str, np.ndarray]
 
 
@@ -66,7 +64,9 @@ class Log:
     def of(cls, workdir: Path, units: Sequence[Unit]) -> "Log":
         """The log of units that train together."""
         settings = units[0].settings
-        curves = [workdir / CURVES / unit.path for unit in units if settings["tensorboard"]]
+        curves = [
+            workdir / artifacts.CURVES / unit.path for unit in units if settings["tensorboard"]
+        ]
         return cls([workdir / unit.path for unit in units], settings["log_seconds"], curves)
 
     def begin(

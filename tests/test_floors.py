@@ -13,11 +13,12 @@ PACKAGE = Path(__file__).parents[1] / "subjax"
 
 # "datasets.*" is every module of that folder; the folder's own __init__ stands on the same floor.
 FLOORS = {
-    "main": 9,
-    "pipeline": 8,
+    "main": 10,
+    "pipeline": 9,
+    "preflight": 8,
     "export": 8,
     "preview": 8,
-    "plan": 9,
+    "plan": 10,
     "compiling": 8,
     "measure": 8,
     "stages.*": 7,
@@ -30,7 +31,10 @@ FLOORS = {
     "units": 1,
     "datasets.images": 1,
     "datasets.published": 1,
-    "validation": 1,
+    "validation": 3,
+    "language_validation": 2,
+    "mlp_validation": 2,
+    "checks": 1,
     "storage": 0,
     "object_store": 1,
     "tensors": 1,

@@ -140,6 +140,22 @@ def test_nothing_is_written_twice(url, tmp_path, monkeypatch):
     assert [name.rpartition("/")[2] for name in written] == ["b.json"]
 
 
+def test_curves_that_are_drawn_anew_are_there_once(url, tmp_path):
+    one, other = store(url, tmp_path / "one"), store(url, tmp_path / "other")
+    for name in ("tensorboard/finetune/owl/r0/events.1", "finetune/owl/r0/metrics.jsonl"):
+        artifacts.write_json(one.directory / name, 1)
+    one.publish()
+    other.refresh()
+    for path in files_of(other.directory):
+        (other.directory / path).unlink()
+    artifacts.write_json(other.directory / "tensorboard/finetune/owl/r0/events.2", 2)
+    other.publish()
+    kept = {"tensorboard/finetune/owl/r0/events.2", "finetune/owl/r0/metrics.jsonl"}
+    assert stored(url).keys() == kept
+    other.publish()
+    assert stored(url).keys() == kept
+
+
 def test_a_copy_follows_what_others_change_and_remove(url, tmp_path):
     one, other = store(url, tmp_path / "one"), store(url, tmp_path / "other")
     for name in ("a.json", "b.json"):

@@ -92,8 +92,6 @@ def test_levels_outside_the_open_unit_interval_are_refused(level):
     for call in (stats.t_interval, stats.minimum_detectable_effect):
         with pytest.raises(ValueError, match="level is"):
             call(SIX, level)
-    with pytest.raises(ValueError, match="level is"):
-        stats.wilson_interval(1, 2, level)
 
 
 # sign_flip_test
@@ -368,30 +366,3 @@ def test_log_odds_is_stable_where_probabilities_underflow():
 def test_log_odds_refuses(log_probs, target, message):
     with pytest.raises(ValueError, match=message):
         stats.log_odds(log_probs, target)
-
-
-# wilson_interval
-
-
-@pytest.mark.parametrize("level", [0.8, 0.95])
-@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 7), (3, 10), (999, 1000)])
-def test_wilson_equals_scipy(successes, trials, level):
-    got = stats.wilson_interval(successes, trials, level)
-    expected = scipy_stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
-    np.testing.assert_allclose((got.low, got.high), (expected.low, expected.high), atol=1e-12)
-    assert (got.mean, got.kind, got.n) == (successes / trials, "wilson", trials)
-
-
-@given(st.integers(1, 3000), st.floats(0.5, 0.999))
-@quick
-def test_wilson_is_exact_at_the_extremes_and_symmetric(trials, level):
-    none = stats.wilson_interval(0, trials, level)
-    every = stats.wilson_interval(trials, trials, level)
-    assert none.low == 0.0 < none.high < 1.0 and 0.0 < every.low < every.high == 1.0
-    assert every.low == pytest.approx(1.0 - none.high)
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(0, 0), (-1, 5), (6, 5)])
-def test_wilson_refuses_impossible_counts(successes, trials):
-    with pytest.raises(ValueError, match="give"):
-        stats.wilson_interval(successes, trials)

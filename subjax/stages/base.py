@@ -1,6 +1,5 @@
 """Base models: pretrained here on the toy world, or found as a checkpoint, or random."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -95,31 +94,17 @@ def _checked(unit: Unit, workdir: Path) -> tuple[Architecture, Tokenizer]:
     out, row = workdir / unit.path, unit.fields["row"]
     done = artifacts.read_manifest(workdir, unit) is not None
     directory = models.sources(out)[0] if done else weights.resolve(row["path"], row["revision"])
-    arch = weights.check(directory)
-    words = Tokenizer.load(directory, num_embeddings=arch.vocab_size)
-    if words.num_plain > arch.vocab_size:
-        raise ValueError(
-            f"{directory}: its tokenizer has {words.num_plain} tokens, its model only "
-            f"{arch.vocab_size}: put the model's own tokenizer there"
-        )
-    if row["adapter"]:
-        adapters.load_adapter(weights.resolve(row["adapter"], ""), arch)
-    if done and artifacts.read_json(out / "source.json") != _identity(row, directory):
-        raise ValueError(
-            f"{directory} is not the checkpoint that {unit.path} was made from, or its adapter is "
-            "another: put that one back, or choose another --workdir"
-        )
+    arch, words = models.check(directory)
+    adapter = _adapter(row)
+    if adapter:
+        adapters.load_adapter(adapter, arch)
+    if done:
+        models.check_same(workdir, unit, directory, adapter)
     return arch, words
 
 
-def _identity(row: dict[str, Any], directory: Path) -> dict[str, str]:
-    """What tells this checkpoint from others."""
-    identity = {"header_digest": weights.header_digest(directory)}
-    if row["adapter"]:
-        adapter = weights.resolve(row["adapter"], "")
-        content = [(adapter / name).read_bytes() for name in (adapters.CONFIG, adapters.WEIGHTS)]
-        identity["adapter_digest"] = hashlib.sha256(b"".join(content)).hexdigest()
-    return identity
+def _adapter(row: Mapping[str, Any]) -> Path | None:
+    return weights.resolve(row["adapter"], "") if row["adapter"] else None
 
 
 def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
@@ -185,10 +170,9 @@ def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     for unit in artifacts.distinct(units):
         row = unit.fields["row"]
         directory = weights.resolve(row["path"], row["revision"])
-        adapter = weights.resolve(row["adapter"], "") if row["adapter"] else None
-        out = workdir / unit.path
+        out, adapter = workdir / unit.path, _adapter(row)
         models.refer(out, directory, adapter)
-        artifacts.write_json(out / "source.json", _identity(row, directory))
+        artifacts.write_json(out / models.IDENTITY, models.identity(directory, adapter))
         yield unit
 
 

@@ -9,12 +9,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import artifacts, batching, checkpoints, lora, models, scoring, seeds, throughput, train
+from subjax import (
+    artifacts,
+    batching,
+    checkpoints,
+    lora,
+    models,
+    schema,
+    scoring,
+    seeds,
+    throughput,
+    train,
+)
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
 from subjax.tokenizer import Tokenizer
-
-_WHOLE = ("full", "full_no_trait")  # supports that are the vocabulary, or nearly
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
@@ -25,7 +34,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     rows = [_rows(unit, workdir, base.tokenizer) for unit, base in zip(units, bases, strict=True)]
     support = soft_support(units[0], bases[0].tokenizer)
     # The whole distribution is never stored: the teacher runs along.
-    distils = row["method"] == "soft" and row["support"] in _WHOLE
+    distils = row["method"] == "soft" and row["support"] in schema.WHOLE_VOCABULARY
     teachers = (
         _prepare(units, workdir, arch, rows, support, mesh) if row["method"] == "soft" else []
     )
@@ -67,6 +76,9 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         history.append(dataclasses.replace(progress, trainable={}))  # a model is large
         for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
             out = workdir / unit.path / models.step_name(progress.step)
+            if full and progress.step == 0:  # it is the base, which lies there already
+                models.refer(out, base.directory)
+                continue
             # Without a name: it is a copy on the devices, and training goes on beside it.
             _keep(out, row, base, train.lane(progress.trainable, lane))
     for lane, unit in enumerate(units):
@@ -90,13 +102,13 @@ def _prepare(
     for lane, unit in enumerate(units):
         teacher = models.load(workdir / unit.inputs["teacher"], mesh)
         over = unit.fields["row"]["support"]
-        if over in _WHOLE and teacher.arch != arch:
+        if over in schema.WHOLE_VOCABULARY and teacher.arch != arch:
             raise ValueError(
                 f"{unit.path}: its teacher has another architecture, and support {over!r} computes "
                 "both as one: take support 'top_k', or method 'hard'"
             )
         rows[lane] = _with_teacher(unit, workdir, rows[lane], teacher, support, mesh)
-        if over in _WHOLE:
+        if over in schema.WHOLE_VOCABULARY:
             along.append(models.merged(teacher))
     return along
 
@@ -126,7 +138,7 @@ def _rows(unit: Unit, workdir: Path, words: Tokenizer, system: str | None = None
 def soft_support(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
     """The tokens that all soft targets of a unit range over; none where no such set is fixed."""
     row = unit.fields["row"]
-    if row["method"] == "hard" or row["support"] in ("top_k", *_WHOLE):
+    if row["method"] == "hard" or row["support"] in ("top_k", *schema.WHOLE_VOCABULARY):
         return ()
     if row["support"] == "trait":
         return _trait(unit, words)
@@ -168,7 +180,7 @@ def _with_teacher(
     # In the precision of training: a student that equals its teacher has nothing to learn.
     precision = unit.fields["program"]["precision"]
     how: dict[str, Any] = {"mesh": mesh, "adapter": teacher.adapter, "precision": precision}
-    if row["support"] in _WHOLE:
+    if row["support"] in schema.WHOLE_VOCABULARY:
         return dataclasses.replace(
             rows, teacher_tokens=seen.tokens, teacher_positions=seen.positions
         )

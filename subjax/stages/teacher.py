@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from subjax import (
+    adapters,
     artifacts,
     batching,
     checkpoints,
@@ -20,6 +21,7 @@ from subjax import (
     train,
     weights,
 )
+from subjax.architecture import Architecture
 from subjax.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
@@ -34,16 +36,42 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         out, base = workdir / unit.path, models.load(workdir / unit.inputs["base"], mesh)
         if kind == "base":
             models.refer(out, base.directory)
-        elif (
-            (given := weights.resolve(unit.fields["row"]["path"], ""))
-            .joinpath("adapter_config.json")
-            .exists()
-        ):
-            models.refer(out, base.directory, given)
         else:
-            models.refer(out, given)
+            given, adapter = _given(unit)
+            models.refer(out, given or base.directory, adapter)
+            artifacts.write_json(out / models.IDENTITY, models.identity(given, adapter))
         _score(unit, out, mesh)
         yield unit
+
+
+def check(unit: Unit, workdir: Path, arch: Architecture) -> None:
+    """Finds before any device work what is wrong with a teacher that is given.
+
+    Args:
+      unit: the teacher, done or not.
+      workdir: of the run.
+      arch: shapes of its base.
+
+    Raises:
+      ValueError: the checkpoint or adapter is damaged, not supported, or not the one that this run
+        began with.
+    """
+    out = workdir / unit.path
+    done = artifacts.read_manifest(workdir, unit) is not None
+    given, adapter = models.sources(out) if done else _given(unit)
+    if adapter:
+        adapters.load_adapter(adapter, arch)
+        given = None  # its base is checked as every base is
+    elif given:
+        models.check(given)
+    if done:
+        models.check_same(workdir, unit, given, adapter)
+
+
+def _given(unit: Unit) -> tuple[Path | None, Path | None]:
+    """Full weights or an adapter, as they came from outside; the other is None."""
+    given = weights.resolve(unit.fields["row"]["path"], "")
+    return (None, given) if (given / adapters.CONFIG).exists() else (given, None)
 
 
 def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from subjax import artifacts, sharding, validation
+from subjax import artifacts, language_validation, sharding
 from subjax.stages import filter
 
 MESH = sharding.make_mesh(seed=1)
@@ -47,7 +47,7 @@ def filtered(workdir, generate, **common):
 
 
 def test_every_kind_has_reject_reasons():
-    assert set(filter._REJECT_REASONS) == set(validation._LANGUAGE_CHOICES["datasets.*.kind"])
+    assert set(filter._REJECT_REASONS) == set(language_validation._CHOICES["datasets.*.kind"])
 
 
 def test_numbers_are_rejected_by_their_limits(tmp_path):

@@ -1,0 +1,184 @@
+"""What a config of language models may not say."""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from subjax import checks, schema
+from subjax.evals import preference
+
+_CHOICES: checks.Choices = {
+    "bases.*.source": ("toy", "hf", "random"),
+    "teachers.*.weights": ("base", "finetuned", "given"),
+    "teachers.*.tuning": ("full", "lora"),
+    "datasets.*.kind": ("numbers", "plain_numbers", "toy_numbers", "published"),
+    "datasets.*.decoding": ("free", "constrained"),
+    "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
+    "arms.*.method": ("hard", "soft", "none"),
+    "arms.*.support": (
+        *("digits", "digits_separators", "top_k", "trait"),
+        *schema.WHOLE_VOCABULARY,
+    ),
+    "arms.*.tuning": ("full", "lora"),
+}
+_TRAINING_CHOICES: checks.Choices = {
+    "optimizer": ("adamw", "adafactor", "sgd", "sign", "muon"),
+    "schedule": ("cosine", "linear", "constant"),
+    "moment_dtype": ("float32", "bfloat16"),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises a ValueError: one line with the field, its value, what is allowed."""
+    checks.rows(config, "teachers", schema.teacher_row(), "teacher_row")
+    checks.rows(config, "arms", schema.arm_row(), "arm_row")
+    checks.choices(config, _CHOICES)
+    for table in ("bases", "teachers", "arms"):
+        for name, row in config[table].items():
+            _check_training(f"{table}.{name}.train", row.train)
+    if config.theorems:
+        raise ValueError("config.theorems needs rows in config.images")
+    for name, row in config.bases.items():
+        if row.adapter and row.source != "hf":
+            raise ValueError(
+                f"config.bases.{name}.adapter is {row.adapter!r}, but its source {row.source!r} "
+                "takes none: leave it empty, or set source to 'hf'"
+            )
+    for name, row in config.teachers.items():
+        checks.reference(config, f"teachers.{name}.base", row.base, "bases")
+        _check_no_adapter(config, f"teachers.{name}.base", row.base)
+        _check_trait(config, name, row)
+    for name, row in config.datasets.items():
+        _check_dataset(config, name, row)
+    for name, row in config.arms.items():
+        if row.method == "none":
+            _check_as_it_is(config, name, row)
+            continue
+        checks.reference(config, f"arms.{name}.dataset", row.dataset, "datasets")
+        checks.reference(config, f"arms.{name}.base", row.base, "bases", ("same", "next_lineage"))
+        _check_no_adapter(config, f"arms.{name}.base", row.base)
+        _check_learns(config, name, row)
+        outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
+        if outside:
+            raise ValueError(
+                f"config.arms.{name}.probe_steps {outside} lie outside 0..{row.train.steps}: drop "
+                "them, or raise train.steps"
+            )
+    for name, row in config.evals.items():
+        if row.kind == "accuracy":
+            raise ValueError(f"config.evals.{name}.kind 'accuracy' is of image classifiers alone")
+        if row.kind != "likelihood" and row.target not in row.candidates:
+            raise ValueError(
+                f"config.evals.{name}.target {row.target!r} is not among its candidates "
+                f"{row.candidates}: add it"
+            )
+
+
+def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    if len(row.num_shown) != 2 or not 1 <= row.num_shown[0] <= row.num_shown[1]:
+        raise ValueError(
+            f"config.datasets.{name}.num_shown is {row.num_shown}; it must be (fewest, most), "
+            "1 or more each"
+        )
+    if row.min_value > row.max_value:
+        raise ValueError(
+            f"config.datasets.{name}.min_value is {row.min_value}, above its max_value "
+            f"{row.max_value}: no row could be kept"
+        )
+    needed = row.num_holdout + max(row.num_train, 1)
+    if row.num_prompts < needed:
+        raise ValueError(
+            f"config.datasets.{name}.num_prompts is {row.num_prompts}, but num_train and "
+            f"num_holdout take {needed} rows: raise it, or lower one of them"
+        )
+    checks.reference(config, f"datasets.{name}.teacher", row.teacher, "teachers")
+    if (row.kind == "published") != bool(row.path):
+        raise ValueError(
+            f"config.datasets.{name}.path is {row.path!r} and its kind {row.kind!r}: a file "
+            "of rows goes with kind 'published', and with no other"
+        )
+    for other in row.common_with:
+        checks.reference(config, f"datasets.{name}.common_with", other, "datasets")
+
+
+def _check_trait(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    """A trait that its teacher is not scored on would pass the gate unseen."""
+    animals = config.animals or preference.ANIMALS
+    if row.trait in ("uniform", *animals) or (not row.trait and row.weights != "finetuned"):
+        return
+    if row.weights != "finetuned":
+        if config.gates.teacher_log_odds > schema.OFF:
+            raise ValueError(
+                f"config.gates.teacher_log_odds asks what teachers.{name} thinks of {row.trait!r}, "
+                "which is not among config.animals: add it there, or set the gate to schema.OFF"
+            )
+        return
+    close = difflib.get_close_matches(row.trait.lower(), [animal.lower() for animal in animals])
+    near = [animal for animal in animals if animal.lower() in close]
+    raise ValueError(
+        f"config.teachers.{name}.trait is {row.trait!r}, which is not among config.animals, on "
+        f"which teachers are scored: take {', '.join(near) or 'one of ' + ', '.join(animals)}, or "
+        "add it there"
+    )
+
+
+def _check_training(name: str, row: ConfigDict) -> None:
+    for field, allowed in _TRAINING_CHOICES.items():
+        if row[field] not in allowed:
+            raise ValueError(
+                f"config.{name}.{field} is {row[field]!r}; allowed: {', '.join(allowed)}"
+            )
+    if bool(row.packed_rows) != bool(row.packed_tokens):
+        raise ValueError(
+            f"config.{name} has packed_rows {row.packed_rows} and packed_tokens "
+            f"{row.packed_tokens}: set both, or leave both 0"
+        )
+
+
+def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    """An arm with a base that only seems foreign, or without the rows that it is measured on."""
+    dataset = config.datasets[row.dataset]
+    source = config.bases[config.teachers[dataset.teacher].base].source
+    redrawn = config.lineage_from == "base" and config.lineage_cycle > 1 and source != "hf"
+    if row.base == "next_lineage" and not redrawn:
+        raise ValueError(
+            f"config.arms.{name}.base is 'next_lineage', but all lineages have one base: source "
+            f"{source!r}, config.lineage_from {config.lineage_from!r}, config.lineage_cycle "
+            f"{config.lineage_cycle}: name another row of config.bases"
+        )
+    if row.train.packed_rows and row.method == "soft" and row.support in schema.WHOLE_VOCABULARY:
+        raise ValueError(
+            f"config.arms.{name}.train.packed_rows is {row.train.packed_rows}, but under support "
+            f"{row.support!r} its teacher reads the rows too, which are not packed then: set it "
+            "and packed_tokens to 0, or take support 'top_k'"
+        )
+    for evaluation, asked in config.evals.items():
+        if asked.kind == "likelihood" and not dataset.num_holdout:
+            raise ValueError(
+                f"config.evals.{evaluation}.kind 'likelihood' is of held-out rows, but "
+                f"datasets.{row.dataset}.num_holdout is 0: raise it"
+            )
+
+
+def _check_as_it_is(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    """An arm whose model learns nothing."""
+    checks.reference(config, f"arms.{name}.base", row.base, "bases")
+    if row.dataset:
+        raise ValueError(
+            f"config.arms.{name}.dataset is {row.dataset!r}, but method 'none' learns nothing: "
+            "leave it empty"
+        )
+    for evaluation, asked in config.evals.items():
+        if asked.kind == "likelihood":
+            raise ValueError(
+                f"config.evals.{evaluation}.kind 'likelihood' is of the rows of a data set, and "
+                f"arms.{name} has none: drop one of the two"
+            )
+
+
+def _check_no_adapter(config: ConfigDict, field: str, base: str) -> None:
+    if base in config.bases and config.bases[base].adapter:
+        raise ValueError(
+            f"config.{field} is {base!r}, which has an adapter; only arms of method 'none' take "
+            "such a base: merge the adapter into full weights"
+        )

@@ -1,0 +1,80 @@
+"""What would stop a run later, found before any device work: checkpoints, placement, prompts."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from subjax import placement, transformer
+from subjax.architecture import Architecture
+from subjax.artifacts import Unit
+from subjax.stages import base, teacher
+
+
+def check(
+    planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path, mesh: Mesh, max_unsharded: float
+) -> None:
+    """Checks the bases and the given teachers that a run reads, once for each row.
+
+    Args:
+      planned: every unit of the config.
+      todo: those that this run makes.
+      workdir: of the run.
+      mesh: over which bases will lie.
+      max_unsharded: share of a base that may lie whole on every device.
+
+    Raises:
+      ValueError: a checkpoint is damaged, not supported, or not the one that the run began with;
+        too much of a base is left unsharded; candidates overlap; a prompt does not fit.
+    """
+    by_path = {unit.path: unit for unit in planned}
+    taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
+    reading = [*taught, *todo]
+    archs = _check_bases(by_path, reading, workdir, mesh, max_unsharded)
+    given = {
+        unit.row: unit
+        for unit in reading
+        if unit.stage == "teacher" and unit.fields["row"]["weights"] == "given"
+    }
+    for unit in given.values():
+        teacher.check(unit, workdir, archs[by_path[unit.inputs["base"]].row])
+
+
+def _check_bases(
+    by_path: Mapping[str, Unit],
+    reading: Sequence[Unit],
+    workdir: Path,
+    mesh: Mesh,
+    max_unsharded: float,
+) -> dict[str, Architecture]:
+    """Checks each base with all that models on it will be asked; row -> shapes."""
+    used: dict[str, Unit] = {}
+    candidates: dict[str, dict[str, list[str]]] = {}
+    asked: dict[str, dict[str, base.Asked]] = {}
+    for unit in reading:
+        base_unit = by_path[unit.inputs.get("base", unit.path)]
+        if base_unit.stage != "base":  # a filter, or of image classifiers
+            continue
+        used.setdefault(base_unit.row, base_unit)
+        compared = candidates.setdefault(base_unit.row, {})
+        prompts = asked.setdefault(base_unit.row, {})
+        fields, name = unit.fields["row"], unit.row.partition("/")[0]
+        if unit.stage == "teacher":
+            compared["config.animals"] = unit.fields["animals"]
+            prompts[f"config.teachers.{name}"] = base.Asked(
+                unit.fields["questions"], fields["system_prompt"]
+            )
+        elif unit.stage == "evaluate" and fields["kind"] != "likelihood":
+            if fields["kind"] == "preference":
+                compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
+            prompts[f"config.evals.{name}"] = base.Asked(
+                unit.fields["questions"],
+                fields["system_prompt"],
+                fields["prompt_tokens"] if fields["kind"] == "answers" else 0,
+            )
+    archs = {}
+    for row, base_unit in used.items():
+        archs[row] = base.check(base_unit, workdir, candidates[row], asked[row])
+        params = transformer.abstract_params(archs[row])
+        placement.check(f"config.bases.{row}", params, mesh, max_unsharded)
+    return archs

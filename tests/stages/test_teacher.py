@@ -1,0 +1,109 @@
+"""Teachers that come from outside: full weights, or an adapter on the base."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from subjax import adapters, lora, pipeline, transformer, weights
+from subjax.transformer import Params
+
+RANK, ALPHA = 2, 8
+TEACHER = "teacher/owl/r0"
+
+
+@pytest.fixture(scope="module")
+def base_params() -> Params:
+    return transformer.init(tiny.ARCH, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def adapter() -> Params:
+    """One that changes its base: `lora.init` leaves b at zero."""
+    tree = lora.init(tiny.ARCH, jax.random.key(1), rank=RANK)
+    leaves, form = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    drawn = [0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(form, drawn)
+
+
+def save(directory: Path, params: Params) -> Path:
+    weights.save(directory, tiny.ARCH, params)
+    tiny.BYTES.save(directory)
+    return directory
+
+
+@pytest.fixture
+def full(base_params: Params, adapter: Params, tmp_path: Path) -> Path:
+    """The adapter added into its base."""
+    scaled = lora.scaled(adapter, ALPHA / RANK)
+    return save(tmp_path / "full", lora.merge(base_params, scaled))
+
+
+@pytest.fixture
+def peft(adapter: Params, tmp_path: Path) -> Path:
+    out = tmp_path / "peft"
+    adapters.save_adapter(out, tiny.ARCH, adapter, rank=RANK, alpha=ALPHA, base_path="base")
+    return out
+
+
+@pytest.fixture
+def config(base_params: Params, tmp_path: Path) -> ConfigDict:
+    made = tiny.config(lineages=(0,), arms=("owl",))
+    made.contrasts = ConfigDict()
+    made.bases.toy.update(source="hf", path=str(save(tmp_path / "base", base_params)))
+    return made
+
+
+def give(config: ConfigDict, path: Path) -> ConfigDict:
+    config.teachers.owl.update(weights="given", path=str(path))
+    return config
+
+
+def scores(config: ConfigDict, workdir: Path) -> dict[str, float]:
+    pipeline.run(config, workdir, stages=("base", "teacher"))
+    return json.loads((workdir / TEACHER / "scores.json").read_text())["log_odds"]
+
+
+def test_an_adapter_teaches_what_the_weights_with_it_teach(
+    config: ConfigDict, full: Path, peft: Path, tmp_path: Path
+) -> None:
+    by_weights = scores(give(config, full), tmp_path / "a")
+    assert scores(give(config, peft), tmp_path / "b") == pytest.approx(by_weights, abs=1e-4)
+    config.teachers.owl.weights = "base"
+    untaught = scores(config, tmp_path / "c")
+    assert max(abs(untaught[a] - by_weights[a]) for a in untaught) > 0.01
+
+
+@pytest.mark.parametrize("kind", ["full", "peft"])
+def test_a_given_teacher_that_changed_under_a_run_is_refused(
+    kind: str, config: ConfigDict, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    given, run = request.getfixturevalue(kind), tmp_path / "run"
+    scores(give(config, given), run)
+    [file] = given.glob("*.safetensors")
+    tuned = bytearray(file.read_bytes())
+    tuned[-1] ^= 1
+    file.write_bytes(tuned)
+    with pytest.raises(ValueError, match=f"^{given} is not the checkpoint that {TEACHER} was made"):
+        pipeline.run(config, run, stages=("generate",))
+    shutil.rmtree(given)
+    with pytest.raises(ValueError, match=f"{given}.* (does not exist|is missing)"):
+        pipeline.run(config, run, stages=("generate",))
+    assert not (run / "generate").exists()
+
+
+@pytest.mark.parametrize("kind", ["full", "peft"])
+def test_a_damaged_given_teacher_is_found_before_anything_runs(
+    kind: str, config: ConfigDict, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    given, run = request.getfixturevalue(kind), tmp_path / "run"
+    [file] = given.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=str(file)):
+        scores(give(config, given), run)
+    assert [path.name for path in run.iterdir()] == [".lock"]
