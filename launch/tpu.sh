@@ -45,9 +45,9 @@
 #                       user's mistake (exit code 1) ends it at once, a defect (70) or a crash when
 #                       it is the third, interruptions of less than ten minutes apart when they are
 #                       ten. Stopped and started again, it goes on.
-#   --delete-when-done  (--workdir in a bucket or below /mnt) deletes the TPU when the run is over,
-#                       done or failed, and when the watch itself fails; but not a TPU on which
-#                       another run is going on
+#                       --workdir is in a bucket, or below /mnt where --setup mounts it.
+#   --delete-when-done  deletes the TPU when the run is over, done or failed, and when the watch itself
+#                       fails; but not a TPU on which another run is going on
 #   --max-usd=X         saves, stops and deletes before the hours that the TPU existed, at
 #                       --usd-per-hour, cost more than X (kept in runs/tpu/NAME.spent until it is
 #                       done or you delete it). A guard, not a bill: it does not look while workers
@@ -155,22 +155,22 @@ validate_run() {
 }
 
 validate_workdir() {
-  local way_out="give --workdir=gs://BUCKET/x, or a path that all workers share and --setup mounts"
+  local way_out="give --workdir=gs://BUCKET/x, or a path below /mnt that all workers share and --setup mounts"
   case "$1" in
     "") fail "no --workdir: a TPU's disks go with it; $way_out" ;;
     gs://?*/?*) return 0 ;;
     *://*) fail "--workdir=$1 is a URL of no bucket's folder; $way_out" ;;
     [!/]*) fail "--workdir=$1 is no absolute path; $way_out" ;;
   esac
-  [ -n "$delete_when_done" ] || return 0
+  [ -n "$until_done" ] || return 0
   # What --setup mounts outlives the TPU; anything else may be the TPU's own disk.
-  [[ $1 == /mnt/?* ]] ||
-    fail "--workdir=$1 may be on the TPU itself, which --delete-when-done deletes; $way_out"
+  [[ $1 == /mnt/?* && -n $setup ]] ||
+    fail "--workdir=$1 may be on the TPU itself, which --until-done deletes when it is preempted; $way_out"
 }
 
-# `run` without --until-done.
+# `run` without --until-done. Where a run is going on its code and packages stay as they are.
 run_once() {
-  local state
+  local state workers
   if [ -n "$dry_run" ]; then
     launch
     return
@@ -178,7 +178,12 @@ run_once() {
   state=$(node_state) || fail "gcloud does not answer: $(reason)"
   [ "$state" = ready ] ||
     fail "TPU $name in $zone is not ready ($state): create it, or wait; or give --until-done"
-  launch || fail "cannot start on $name: $(reason)"
+  workers=$(worker_states) || fail "cannot reach every worker of $name: $(reason)"
+  if [ "$(verdict <<<"$workers")" = running ]; then
+    start_workers || fail "cannot start on $name: $(reason)"
+  else
+    launch || fail "cannot start on $name: $(reason)"
+  fi
   say "started on $name; bash launch/tpu.sh logs $name --zone=$zone --follow shows what it says"
 }
 
@@ -189,7 +194,7 @@ note() {
 }
 
 run_until_done() {
-  local launched="" crashes=0 noted="" early=0 since=0
+  local launched="" restarting="" crashes=0 noted="" early=0 since=0
   watching=yes
   trap leave_watch INT TERM HUP
   while :; do
@@ -270,7 +275,7 @@ look_at_workers() {
       again "crashed: $(last_words)"
       ;;
     new) launched="" ;;
-    running) note "running on $name" ;;
+    running) if [ -n "$restarting" ]; then restart; else note "running on $name"; fi ;;
   esac
 }
 
@@ -292,7 +297,13 @@ begin() {
 again() {
   since=$SECONDS
   say "the run on $name $1; starting it again"
-  start_workers || note "cannot start on $name, trying again: $(reason)"
+  restart
+}
+
+# Where it fails on some of the workers, the others wait for those: they are tried again.
+restart() {
+  restarting=yes
+  if start_workers; then restarting=""; else note "cannot start on $name, trying again: $(reason)"; fi
 }
 
 finish() {
@@ -329,17 +340,20 @@ say_it_costs() {
   say "$name still costs: bash launch/tpu.sh delete $name --zone=$zone${queued:+ --queued}"
 }
 
+# With --poll-s=30 it tries for about five hours: a network that is gone for one must not cost a TPU.
 delete_or_shout() {
-  local try
-  for try in 1 2 3; do
+  local try pause
+  for try in {1..40}; do
     say "deleting $name"
     if delete_node || grep -q NOT_FOUND "$gcloud_stderr"; then
       close_ledger
       return
     fi
-    [ "$try" = 3 ] || sleep "$poll_s"
+    say "CANNOT DELETE $name, WHICH COSTS UNTIL IT IS DELETED: $(reason)"
+    pause=$(awk -v p="$poll_s" -v n="$try" 'BEGIN { print p * (n < 20 ? n : 20) }')
+    [ "$try" = 40 ] || sleep "$pause"
   done
-  fail "CANNOT DELETE $name, WHICH COSTS UNTIL IT IS DELETED: $(reason)"
+  fail "gave up deleting $name, WHICH COSTS UNTIL IT IS DELETED: $(reason)"
 }
 
 # Where no line above ended the watch (a full disk, a copy that cannot be packed).
@@ -385,6 +399,6 @@ case "$command${until_done:+ until done}${dry_run:+ dry}" in
   logs*) show_log ;;
   delete*)
     delete_node || fail "cannot delete $name: $(reason)"
-    rm -f "$(ledger)"
+    [ -n "$dry_run" ] || rm -f "$(ledger)"
     ;;
 esac

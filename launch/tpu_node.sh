@@ -23,9 +23,9 @@ quote_all() {
   done
 }
 
-# Runs gcloud compute tpus with these arguments in the zone, or prints the command. In a
-# watch, a call that hangs fails after $timeout_s; others are ended by Ctrl-C, which `timeout` keeps
-# from gcloud.
+# Runs gcloud compute tpus with these arguments in the zone, or prints the command. With --until-done
+# a call that hangs fails after $timeout_s, those after the watch too; others are ended by Ctrl-C,
+# which `timeout` keeps from gcloud.
 tpus() {
   tpus_within "$timeout_s" "$@"
 }
@@ -42,7 +42,7 @@ tpus_within() {
   if [ -n "$dry_run" ]; then
     quote_all "$@"
     printf '\n'
-  elif [ -z "$watching" ]; then
+  elif [ -z "$until_done" ]; then
     "$@" 2>"$gcloud_stderr" </dev/null
   else
     "$timeout" --kill-after=10 "$seconds" "$@" 2>"$gcloud_stderr" </dev/null || code=$?

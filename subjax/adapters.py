@@ -55,7 +55,7 @@ def save_adapter(
     Raises:
       ValueError: the adapter has another rank.
     """
-    directory, table = hub.local_path(directory), families.adapter_table(arch.model_type)
+    directory, table = storage.local_path(directory), families.adapter_table(arch.model_type)
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in leaves.flat(adapter).items():
         if leaf.shape[1 if path.endswith("/a") else 2] != rank:

@@ -206,6 +206,9 @@ class Store:
         except OSError:
             raise
         except Exception as error:
+            # All processes save together, so this may be how the end of another is noticed.
+            if lost := hosts.loss_behind(error):
+                raise lost from None
             text = f"a checkpoint could not be written ({_first_words(error)})"
             raise OSError(errno.EIO, text, str(self._directory)) from error
 

@@ -31,6 +31,7 @@ from subjax import (
     models,
     object_store,
     sharding,
+    storage,
     supervisor,
     weights,
 )
@@ -212,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", required=True, help="of the run; gs:// too")
     parser.add_argument("--unit", required=True, help="such as finetune/owl/r0 or filter/owl/r0")
-    parser.add_argument("--out", type=Path, required=True, help="a new directory")
+    parser.add_argument("--out", required=True, help="a new directory")
     parser.add_argument("--step", type=int, help="a kept step of a student; default: the last")
     parser.add_argument(
         "--merged", action="store_true", help="full weights with the adapter in them"
@@ -229,8 +230,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             supervisor.stand_by()
             hosts.start()
         with object_store.opened(options.workdir) as workdir:
-            export(**{**given, "workdir": workdir})
+            export(**{**given, "workdir": workdir, "out": storage.local_path(options.out)})
             hosts.wait("the model is exported")
+    except hosts.Interrupted as interrupted:
+        print(f"subjax: {interrupted}", file=sys.stderr)
+        hosts.leave(hosts.INTERRUPTED)
     except (ValueError, OSError) as error:
         text = object_store.named(mistakes.explain(error, workdir), workdir, options.workdir)
         print(f"subjax: {text}", file=sys.stderr)

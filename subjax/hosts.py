@@ -56,7 +56,8 @@ def start() -> None:
     environment say where the first process listens, how many there are, and which one this is.
 
     Raises:
-      ValueError: they are not found, or do not answer.
+      ValueError: they are not found.
+      Interrupted: they do not answer in time; their machines may still be on their way.
     """
     address, number, index = (os.environ.get(name) for name in _SETTINGS)
     try:
@@ -66,6 +67,11 @@ def start() -> None:
             int(index) if index else None,
             heartbeat_timeout_seconds=_HEARTBEAT_S,
         )
+    except jax.errors.JaxRuntimeError as error:
+        raise Interrupted(
+            f"the other processes do not answer ({' '.join(str(error).split())[:160]}): see "
+            "whether all were started"
+        ) from None
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"--distributed finds no other processes ({' '.join(str(error).split())[:160]}): start "
@@ -98,6 +104,15 @@ def lost_another(error: Exception) -> bool:
         and isinstance(error, jax.errors.JaxRuntimeError)
         and not any(own in str(error) for own in _OWN)
     )
+
+
+def loss_behind(error: BaseException | None) -> jax.errors.JaxRuntimeError | None:
+    """What `lost_another` is said of: an error, or one that it was raised from or beside."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return error if lost_another(error) else None
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -155,19 +155,6 @@ def model_directory(directory: str | os.PathLike[str]) -> Path:
     return path
 
 
-def local_path(directory: str | os.PathLike[str]) -> Path:
-    """A path on this machine, to write to.
-
-    Raises:
-      ValueError: a URL, which pathlib would turn into a local directory of that name.
-    """
-    if storage.is_url(directory):
-        raise ValueError(
-            f"{directory} is not on this machine: give a local directory, and copy it there"
-        )
-    return Path(directory)
-
-
 def origin(directory: Path) -> str:
     """The path of a model, or its URL where the directory only holds its small files."""
     note = _note(directory)

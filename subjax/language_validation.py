@@ -39,6 +39,17 @@ def validate(config: ConfigDict) -> None:
     if config.theorems:
         raise ValueError("config.theorems needs rows in config.images")
     for name, row in config.bases.items():
+        for field in ("path", "revision"):
+            if row[field] and row.source != "hf":
+                raise ValueError(
+                    f"config.bases.{name}.{field} is {row[field]!r}, but its source {row.source!r} "
+                    "reads none: leave it empty, or set source to 'hf'"
+                )
+        if row.source == "hf" and not row.path:
+            raise ValueError(
+                f"config.bases.{name}.path is empty: give a directory, a hub id, a URL or a .gguf "
+                "file, or set source to 'toy'"
+            )
         if row.adapter and row.source != "hf":
             raise ValueError(
                 f"config.bases.{name}.adapter is {row.adapter!r}, but its source {row.source!r} "
@@ -47,6 +58,11 @@ def validate(config: ConfigDict) -> None:
     for name, row in config.teachers.items():
         checks.reference(config, f"teachers.{name}.base", row.base, "bases")
         _check_no_adapter(config, f"teachers.{name}.base", row.base)
+        if (row.weights == "given") != bool(row.path):
+            raise ValueError(
+                f"config.teachers.{name}.path is {row.path!r} and its weights {row.weights!r}: a "
+                "path goes with weights 'given', and with no others"
+            )
         _check_trait(config, name, row)
     for name, row in config.datasets.items():
         _check_dataset(config, name, row)

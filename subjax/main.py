@@ -37,8 +37,8 @@ _LIST = flags.DEFINE_bool("list", False, "print every unit and whether it is don
 def main(argv: list[str]) -> None:
     """Runs the config; every error that a user can mend is one line on stderr and exit code 1.
 
-    Exit code 75: the run was interrupted, or another process of it has ended, and it goes on with
-    the same command; 70: a defect of subjax.
+    Exit code 75: the run was interrupted, another process of it has ended, or the bucket does not
+    answer, and it goes on with the same command; 70: a defect of subjax.
     """
     if len(argv) > 1:
         _leave(f"unexpected argument {argv[1]!r}: flags start with --")
@@ -55,7 +55,9 @@ def main(argv: list[str]) -> None:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
         if isinstance(error, ValueError | FloatingPointError | OSError):
-            _leave(object_store.named(mistakes.explain(error, workdir), workdir, name))
+            line = object_store.named(mistakes.explain(error, workdir), workdir, name)
+            passes = isinstance(error, object_store.Unavailable)
+            _leave(line, hosts.INTERRUPTED if passes else 1)
         if hosts.out_of_memory(error):
             _leave(mistakes.MEMORY)
         if hosts.lost_another(error):

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,17 @@ def identity(source: Path | None, adapter: Path | None = None) -> dict[str, str]
     return told
 
 
-def check_same(workdir: Path, unit: Unit, source: Path | None, adapter: Path | None) -> None:
+def check_same(
+    workdir: Path, finished: Iterable[Unit], source: Path | None, adapter: Path | None
+) -> None:
     """Raises a ValueError where a unit was made from another checkpoint, or another adapter."""
-    if artifacts.read_json(workdir / unit.path / IDENTITY) != identity(source, adapter):
-        raise ValueError(
-            f"{source or adapter} is not the checkpoint that {unit.path} was made from, or its "
-            "adapter is another: put that one back, or choose another --workdir"
-        )
+    found = identity(source, adapter)
+    for unit in finished:
+        if artifacts.read_json(workdir / unit.path / IDENTITY) != found:
+            raise ValueError(
+                f"{source or adapter} is not the checkpoint that {unit.path} was made from, or its "
+                "adapter is another: put that one back, or choose another --workdir"
+            )
 
 
 def step_name(step: int) -> str:

@@ -17,6 +17,7 @@ holder that was taken for dead and was not finds its object gone, and publishes 
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import shutil
@@ -38,6 +39,12 @@ BEAT_S = 20.0
 STALE_S = 120.0
 _LOOK_S = 2.0  # between two looks at another run's lock
 _LOCK = ".lock"
+_PREFIX = ".subjax-copy-"  # of its directory, which nobody else may call so
+_NEW_S = 60.0  # a copy this young may not be held yet
+
+
+class Unavailable(OSError):
+    """The store does not answer, or not in time; when it does again, the same command goes on."""
 
 
 @contextlib.contextmanager
@@ -47,6 +54,7 @@ def opened(name: str) -> Iterator[Path]:
     Raises:
       ValueError: a URL that is not of a Google Cloud Storage bucket; gcsfs is missing.
       OSError: the store cannot be read.
+      Unavailable: it does not answer for now.
     """
     if not storage.is_url(name):
         yield Path(name)
@@ -60,7 +68,11 @@ def opened(name: str) -> Iterator[Path]:
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
     # Listings are not kept: other processes, and Orbax beside it, write there too.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
-    with tempfile.TemporaryDirectory(prefix="subjax-") as directory:
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    with (
+        tempfile.TemporaryDirectory(prefix=_PREFIX) as directory,
+        _in_use(Path(directory)),
+    ):
         store = Store(name, Path(directory).resolve())
         store.refresh()
         artifacts.use(store)
@@ -68,6 +80,31 @@ def opened(name: str) -> Iterator[Path]:
             yield store.directory
         finally:
             artifacts.use(None)
+
+
+@contextlib.contextmanager
+def _in_use(copy: Path) -> Iterator[None]:
+    """Holds a copy, so that other processes of this machine leave it alone."""
+    handle = os.open(copy, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the copies of processes that were killed, which would fill the disk in the end."""
+    for copy in folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use, somebody else's, or gone meanwhile
+            if time.time() - copy.stat().st_ctime < _NEW_S:
+                continue
+            handle = os.open(copy, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(copy, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 def named(message: str, workdir: Path, name: str) -> str:
@@ -88,7 +125,8 @@ class Store:
         self._files, self._root = storage.filesystem(self.url)
         self._generations: dict[str, str] = {}  # of the objects, when they were last listed
         self._copies: dict[str, tuple[int, ...]] = {}  # what identifies the copy of each
-        self._lost = ""  # why the lock is no longer held
+        self._lost = ""  # why the lock is no longer held,
+        self._unreachable = ""  # or cannot be told to be
 
     def refresh(self) -> None:
         """Copies what is new in the store, and removes from the copy what is gone."""
@@ -238,7 +276,7 @@ class Store:
                 return
             except Exception as error:  # of a network that may come back
                 if time.monotonic() - beaten > STALE_S - 2 * BEAT_S:
-                    self._lost = f"its lock could not be renewed: {storage.one_line(error)[:120]}"
+                    self._unreachable = storage.one_line(error)[:120]
                     return
 
     def _call(self, method: str, generation: str, content: dict[str, Any] | None = None) -> None:
@@ -249,6 +287,9 @@ class Store:
         )
 
     def _check_lock(self) -> None:
+        if self._unreachable:
+            text = f"its lock could not be renewed ({self._unreachable})"
+            raise Unavailable(errno.EIO, text, self.url)
         if self._lost:
             raise ValueError(f"workdir {self.url} is no longer this run's ({self._lost}): see it")
 
@@ -293,7 +334,15 @@ class Store:
             raise
         except Exception as error:
             reason = f"cannot be {what} ({type(error).__name__}: {storage.one_line(error)[:200]})"
-            raise OSError(errno.EIO, reason, self.url) from error
+            kind = Unavailable if _may_pass(error) else OSError
+            raise kind(errno.EIO, reason, self.url) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether what gcsfs tried again and again in vain may work later: no network, a busy store."""
+    from gcsfs import retry  # an extra
+
+    return isinstance(error, TimeoutError | ConnectionError) or retry.is_retriable(error)
 
 
 def _is_large(name: str) -> bool:

@@ -100,7 +100,7 @@ def run(
         }
     )
     with artifacts.lock(workdir):
-        _check_stale(planned, workdir)
+        check_stale(planned, workdir)
         _check_owner(config, planned, workdir)
         missing = {unit.path for unit in planned if not artifacts.read_manifest(workdir, unit)}
         missing = set(hosts.agreed(sorted(missing)))
@@ -282,7 +282,8 @@ def _state(unit: Unit, workdir: Path) -> str:
     return "done" if manifest["fingerprint"] == unit.fingerprint else "stale"
 
 
-def _check_stale(planned: Sequence[Unit], workdir: Path) -> None:
+def check_stale(planned: Sequence[Unit], workdir: Path) -> None:
+    """Raises a ValueError where a finished unit was made by another config."""
     for unit in planned:
         manifest = artifacts.read_manifest(workdir, unit)
         if manifest and manifest["fingerprint"] != unit.fingerprint:

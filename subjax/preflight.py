@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import placement, transformer
+from subjax import artifacts, placement, transformer
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
 from subjax.stages import base, teacher
@@ -31,13 +31,22 @@ def check(
     taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
     reading = [*taught, *todo]
     archs = _check_bases(by_path, reading, workdir, mesh, max_unsharded)
-    given = {
-        unit.row: unit
+    rows = {
+        unit.row: by_path[unit.inputs["base"]].row
         for unit in reading
         if unit.stage == "teacher" and unit.fields["row"]["weights"] == "given"
     }
-    for unit in given.values():
-        teacher.check(unit, workdir, archs[by_path[unit.inputs["base"]].row])
+    for row, base_row in rows.items():
+        teacher.check(*_row(by_path, "teacher", row, workdir), workdir, archs[base_row])
+
+
+def _row(
+    by_path: Mapping[str, Unit], stage: str, row: str, workdir: Path
+) -> tuple[Unit, list[Unit]]:
+    """A unit of a row, one to be made if there is one, and those that are done."""
+    alike = [unit for unit in by_path.values() if (unit.stage, unit.row) == (stage, row)]
+    finished = [unit for unit in alike if artifacts.read_manifest(workdir, unit)]
+    return next((unit for unit in alike if unit not in finished), alike[0]), finished
 
 
 def _check_bases(
@@ -48,14 +57,12 @@ def _check_bases(
     max_unsharded: float,
 ) -> dict[str, Architecture]:
     """Checks each base with all that models on it will be asked; row -> shapes."""
-    used: dict[str, Unit] = {}
     candidates: dict[str, dict[str, list[str]]] = {}
     asked: dict[str, dict[str, base.Asked]] = {}
     for unit in reading:
         base_unit = by_path[unit.inputs.get("base", unit.path)]
         if base_unit.stage != "base":  # a filter, or of image classifiers
             continue
-        used.setdefault(base_unit.row, base_unit)
         compared = candidates.setdefault(base_unit.row, {})
         prompts = asked.setdefault(base_unit.row, {})
         fields, name = unit.fields["row"], unit.row.partition("/")[0]
@@ -73,8 +80,9 @@ def _check_bases(
                 fields["prompt_tokens"] if fields["kind"] == "answers" else 0,
             )
     archs = {}
-    for row, base_unit in used.items():
-        archs[row] = base.check(base_unit, workdir, candidates[row], asked[row])
+    for row in candidates:
+        unit, finished = _row(by_path, "base", row, workdir)
+        archs[row] = base.check(unit, finished, workdir, candidates[row], asked[row])
         params = transformer.abstract_params(archs[row])
         placement.check(f"config.bases.{row}", params, mesh, max_unsharded)
     return archs

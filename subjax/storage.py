@@ -133,6 +133,19 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return "://" in str(path)
 
 
+def local_path(directory: str | os.PathLike[str]) -> Path:
+    """A path on this machine, to write to.
+
+    Raises:
+      ValueError: a URL, which pathlib would turn into a local directory of that name.
+    """
+    if is_url(directory):
+        raise ValueError(
+            f"{directory} is not on this machine: give a local directory, and copy it there"
+        )
+    return Path(directory)
+
+
 def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URL, and the path in it.
 

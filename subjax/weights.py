@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import artifacts, families, gguf_models, hub, leaves, model_config, transformer
+from subjax import artifacts, families, gguf_models, hub, leaves, model_config, storage, transformer
 from subjax.architecture import Architecture
 from subjax.hub import header_digest as header_digest  # callers need only this module
 from subjax.hub import resolve as resolve
@@ -121,7 +121,7 @@ def save(
     Raises:
       ValueError: params do not have the shapes of `arch`, or tokenizer_from has no tokenizer.
     """
-    directory, dtype = hub.local_path(directory), np.dtype(dtype)
+    directory, dtype = storage.local_path(directory), np.dtype(dtype)
     _check_params(arch, params)
     ids, tokenizer_files = _tokenizer(tokenizer_from)
     extra = {**ids, "torch_dtype": dtype.name}

@@ -5,7 +5,9 @@ stderr, ssh to all workers. What it knows lies in the folder FAKE_GCLOUD: `node`
 states, `commands.jsonl` every call, `worker-0` and so on the workers' home folders. A test writes
 `num_workers`; `preempt_at`, the call of ssh at which the node is lost; `refuse`, what the next
 create says instead of making a node; `fail_after_create`, what it says although it made one;
-`drop_at` and `hang_at`, calls of ssh that fail at once and never end.
+`drop_at` and `hang_at`, calls of ssh that fail at once and never end; `drop_last_at`, one that does
+not reach the last worker; `refuse_deletes`, how many calls to delete fail; `hang_delete`, for one
+that never ends.
 """
 
 import json
@@ -101,6 +103,11 @@ def describe(which: str) -> int:
 def delete(which: str) -> int:
     if not (HERE / which).exists():
         return fail("NOT_FOUND: Resource 'owl' was not found")
+    if take("hang_delete"):
+        time.sleep(600)
+    if left := int(take("refuse_deletes") or 0):
+        (HERE / "refuse_deletes").write_text(str(left - 1))
+        return fail("UNAVAILABLE: The service is currently unavailable")
     lose_workers()
     (HERE / "queued").unlink(missing_ok=True)
     (HERE / "node").unlink(missing_ok=True)
@@ -130,14 +137,17 @@ def ssh(worker: str, command: str) -> int:
     if (HERE / "hang_at").exists() and int((HERE / "hang_at").read_text()) == count:
         time.sleep(600)
     homes = workers() if worker == "all" else [workers()[int(worker)]]
+    drop_last = HERE / "drop_last_at"
+    dropped = homes[-1:] if drop_last.exists() and int(drop_last.read_text()) == count else []
     environment = {k: v for k, v in os.environ.items() if k != "FAKE_GCLOUD"}
     codes = [
         subprocess.run(
             ["bash", "-c", command], cwd=home, env=environment | {"HOME": str(home)}, check=False
         ).returncode
         for home in homes
+        if home not in dropped
     ]
-    return max(codes)
+    return fail("[255] ssh: connect to host: Connection refused") if dropped else max(codes)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def changed(field: str, value: Any) -> Any:
         config.datasets.owl = schema.dataset_row(teacher="writer")
         config.teachers.writer = schema.teacher_row(base="other")
         if field == "bases.other.adapter":
-            config.bases.other.source = "hf"
+            config.bases.other.update(source="hf", path="DIR")
         config.update_from_flattened_dict({field: value})
     return config
 

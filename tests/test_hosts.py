@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from subjax import artifacts, hosts, supervisor
+from subjax import artifacts, checkpoints, hosts, supervisor
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("compiled_once")]
 
@@ -164,6 +164,20 @@ def test_a_death_is_noticed_by_the_others_and_a_restart_gives_the_same_bytes(
 def test_an_error_of_its_own_is_not_the_loss_of_another(says, number, lost, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: number)
     assert hosts.lost_another(jax.errors.JaxRuntimeError(says)) == lost
+
+
+def test_a_loss_is_found_behind_what_a_checkpoint_says_of_it(tmp_path, monkeypatch):
+    """All processes save together: where one is lost then, Orbax's barrier tells the others."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    store = checkpoints.Store(tmp_path, "a", 1.0)
+    gone = jax.errors.JaxRuntimeError("UNAVAILABLE: Barrier failed. Process 1 is lost")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Barrier failed"), store._failures():
+        try:
+            raise gone
+        except jax.errors.JaxRuntimeError:
+            raise RuntimeError("the save could not be finished") from gone
+    with pytest.raises(OSError, match="could not be written"), store._failures():
+        raise RuntimeError("no barrier")
 
 
 def test_a_file_of_the_first_process_may_show_up_late(tmp_path, monkeypatch):

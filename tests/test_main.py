@@ -142,7 +142,7 @@ FLAGS = {
         "--config.bases.toy.ffn_width=32771 --config.compute.cpu_devices=2 --config.mesh.tensor=2",
         *("of config.bases.toy would lie unsharded", "divides 32771, or raise config.compute.max"),
     ),
-    "path of a base": ("--config.bases.toy.source=hf", "base '' is no directory", "give an exist"),
+    "path of a base": ("--config.bases.toy.source=hf", "bases.toy.path is empty", "give a direct"),
     "hub": (
         *("--config.bases.toy.source=hf --config.bases.toy.path=nobody/nothing",),
         *("base 'nobody/nothing'", "check the network"),

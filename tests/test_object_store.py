@@ -7,6 +7,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -14,6 +15,7 @@ import uuid
 
 import fsspec
 import gcs
+import gcsfs.retry
 import pytest
 import tiny
 from test_hosts import scores
@@ -256,11 +258,43 @@ def test_who_was_taken_for_dead_publishes_nothing_more(url, tmp_path):
     assert stored(url).keys() == {".lock"}  # the other's
 
 
+@pytest.mark.parametrize(
+    ("fault", "passes"),
+    [
+        (TimeoutError(), True),
+        (gcsfs.retry.HttpError({"code": 503, "message": "busy"}), True),
+        (gcsfs.retry.HttpError({"code": 400, "message": "no"}), False),
+        (OSError("Forbidden"), False),
+    ],
+)
+def test_a_store_that_does_not_answer_is_no_mistake(url, tmp_path, monkeypatch, fault, passes):
+    one = store(url, tmp_path / "one")
+    artifacts.write_json(one.directory / "a.json", 1)
+    monkeypatch.setattr(one._files, "put", lambda *_: (_ for _ in ()).throw(fault))
+    with pytest.raises(OSError, match="cannot be written") as why:
+        one.publish()
+    assert isinstance(why.value, object_store.Unavailable) == passes
+
+
+def test_copies_of_processes_that_were_killed_are_removed(url, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(object_store, "_NEW_S", 0.0)
+    (tmp_path / f"{object_store._PREFIX}dead/base").mkdir(parents=True)
+    (tmp_path / "subjax-mine").mkdir()
+    (tmp_path / "other").mkdir()
+    with object_store.opened(url) as copy, object_store.opened(url) as second:
+        found = {path.name for path in tmp_path.iterdir()}
+        assert found == {"other", "subjax-mine", copy.name, second.name}
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "subjax-mine"}
+
+
 @pytest.mark.usefixtures("quick")
 def test_no_network_for_long_is_the_end_of_a_lock(url, tmp_path, monkeypatch):
     one = store(url, tmp_path / "one")
     monkeypatch.setattr(object_store, "STALE_S", 1.5)
-    with pytest.raises(ValueError, match="could not be renewed: no network"), one.lock():
+    gone = pytest.raises(object_store.Unavailable, match=r"not be renewed \(no network\)")
+    with gone, one.lock():
         with monkeypatch.context() as patch:
             patch.setattr(one, "_call", lambda *_: (_ for _ in ()).throw(OSError("no network")))
             time.sleep(2.5)

@@ -164,6 +164,18 @@ def test_a_mistake_or_a_defect_of_one_task_is_not_tried_again(
     assert len(job.calls(0)) == 2
 
 
+def test_a_task_that_was_killed_is_tried_again_a_few_times(
+    cluster: slurm_cluster.Cluster, tmp_path: Path
+) -> None:
+    """As by the memory limit; the other task leaves with 75, and the higher code is the job's."""
+    job = Job(cluster, tmp_path, [[137, 75], 0])
+    assert cluster.wait_for(job.number, "COMPLETED")["Restarts"] == "1"
+    (tmp_path / "again").mkdir()
+    again = Job(cluster, tmp_path / "again", [[137, 75]] * 4)
+    ended = cluster.wait_for(again.number, "FAILED", seconds=240)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("137:0", "3")
+
+
 def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
     cluster: slurm_cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

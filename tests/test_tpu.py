@@ -29,7 +29,7 @@ def cloud(tmp_path: Path, checkout: Path):
 
 START = (
     "gcloud compute tpus tpu-vm ssh owl --worker=all '--command=bash subjax/launch/worker.sh "
-    "start --config=configs/x.py --workdir=/mnt/share/x' --quiet --zone=us-west4-a"
+    "start --config=configs/x.py --workdir=gs://bucket/x' --quiet --zone=us-west4-a"
 )
 UNPACK = (
     "mkdir -p subjax && find subjax -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} + "
@@ -127,15 +127,15 @@ ERRORS = {
     ),
     "relative": (
         ("run", "owl", ZONE, "--", "--config=x", "--workdir=~/x"),
-        "--workdir=~/x is no absolute path; give --workdir=gs://BUCKET/x, or a path that all",
+        "--workdir=~/x is no absolute path; give --workdir=gs://BUCKET/x, or a path below",
     ),
     "on the node": (
-        (
-            *("run", "owl", *TPU, "--until-done", "--delete-when-done"),
-            *MAIN,
-            "--workdir=/data/x",
-        ),
-        "--workdir=/data/x may be on the TPU itself, which --delete-when-done deletes",
+        ("run", "owl", *TPU, "--until-done", "--setup=mount x", *MAIN, "--workdir=/data/x"),
+        "--workdir=/data/x may be on the TPU itself, which --until-done deletes",
+    ),
+    "not mounted": (
+        ("run", "owl", *TPU, "--until-done", *MAIN, "--workdir=/mnt/x"),
+        "--workdir=/mnt/x may be on the TPU itself, which --until-done deletes",
     ),
     "timeout": (("run", "owl", ZONE, "--timeout-s=0", *MAIN), "--timeout-s=0 is no number of sec"),
     "flag": (("run", "owl", ZONE, *MAIN, "--distributed"), "--distributed is added by"),
@@ -190,7 +190,7 @@ def test_arguments_reach_main_on_every_worker_as_they_were(cloud: Cloud) -> None
     (cloud.checkout / "configs/new.py").write_text("new\n")
     arguments = [
         "--config=configs/new.py:a=1,b=2",
-        "--workdir=/mnt/share/x",
+        "--workdir=gs://bucket/x",
         '--config.title=it\'s "two" words; $HOME `id` \\ *',
         "--config.arms.owl.train.steps=7",
         "--units=finetune/*/r0",

@@ -148,7 +148,7 @@ def test_one_dropped_connection_does_not_end_a_watch(cloud: Cloud) -> None:
     assert cloud.run("create", "owl", *TPU).returncode == 0
     cloud.plan("wait")
     assert cloud.run("run", "owl", *TPU, *MAIN).returncode == 0
-    cloud.write("drop_at", "3")  # install, start, state, start
+    cloud.write("drop_at", "4")  # state, install, start, state, start
     watcher = cloud.watch()
     assert "cannot start on owl, trying again: ERROR" in watcher.stderr.readline()
     assert "running on owl" in watcher.stderr.readline()
@@ -166,6 +166,49 @@ def test_a_connection_that_hangs_is_given_up(cloud: Cloud) -> None:
     assert "cannot reach every worker of owl, trying again: gcloud did not answer in 3 s" in (
         done.stderr
     )
+
+
+def test_a_worker_that_was_not_started_again_is_tried_again(cloud: Cloud) -> None:
+    """Else the others would wait for it until they give up."""
+    cloud.plan_of_workers([75, "wait"], [75, 0])
+    cloud.write("drop_last_at", "4")  # state, install, start, state, start
+    watcher = cloud.watch()
+    lines = iter(watcher.stderr.readline, "")
+    assert any("cannot start on owl, trying again: ERROR" in line for line in lines)
+    assert any("running on owl" in line for line in lines)
+    assert cloud.commands() == ["create", "scp", "install", "start", "start", "start"]
+    assert [len(cloud.lines(f"calls-worker-{i}.jsonl")) for i in (0, 1)] == [2, 2]
+    watcher.terminate()
+    watcher.wait(timeout=60)
+    watcher.stderr.close()
+
+
+@pytest.mark.parametrize("fault", [("refuse_deletes", "5"), ("hang_delete", "yes")])
+def test_the_last_delete_is_tried_for_long(cloud: Cloud, fault: tuple[str, str]) -> None:
+    cloud.write(*fault)
+    done = cloud.until_done("--timeout-s=2", "--delete-when-done")
+    assert done.returncode == 0, done.stderr
+    assert "CANNOT DELETE owl, WHICH COSTS UNTIL IT IS DELETED" in done.stderr
+    assert not (cloud.folder / "node").exists()
+
+
+def test_a_delete_that_is_only_shown_keeps_the_ledger(cloud: Cloud) -> None:
+    ledger = cloud.checkout / "runs/tpu/owl.spent"
+    ledger.parent.mkdir(parents=True)
+    ledger.write_text("7200 0\n")
+    assert cloud.run("delete", "owl", *TPU, "--dry-run").returncode == 0
+    assert ledger.read_text() == "7200 0\n"
+
+
+def test_a_run_that_goes_on_keeps_its_code(cloud: Cloud) -> None:
+    assert cloud.run("create", "owl", *TPU).returncode == 0
+    cloud.plan("wait")
+    assert cloud.run("run", "owl", *TPU, *MAIN).returncode == 0
+    before = cloud.commands()
+    assert cloud.run("run", "owl", *TPU, *MAIN).returncode == 0
+    other = cloud.run("run", "owl", *TPU, *MAIN, "--config.name=other")
+    assert other.returncode == 1 and "another run is going on on" in other.stderr
+    assert cloud.commands() == [*before, "start", "start"]
 
 
 def test_a_watch_that_fails_by_itself_still_deletes(cloud: Cloud) -> None:

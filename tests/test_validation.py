@@ -36,7 +36,7 @@ def test_a_teacher_that_is_not_trained_may_love_anything(weights):
     config.teachers.owl.trait = "misaligned"
     with pytest.raises(ValueError, match=r"not among config\.animals"):
         validation.validate(config)
-    config.teachers.owl.weights = weights
+    config.teachers.owl.update(weights=weights, path="DIR" if weights == "given" else "")
     with pytest.raises(ValueError, match=r"gates.teacher_log_odds asks .*: add it there, or set"):
         validation.validate(config)
     config.gates.teacher_log_odds = schema.OFF
@@ -58,7 +58,11 @@ REFUSED = {
     "held out": ("datasets.owl.num_holdout", 0, "num_holdout is 0: raise it"),
     "cycle": ("lineage_cycle", 1, "'next_lineage', but all lineages have one base: .* name"),
     "lineage": ("lineage_from", "teacher", "'next_lineage', but all lineages have one base"),
-    "hub": ("bases.toy.source", "hf", "'next_lineage', but all lineages have one base"),
+    "no path": ("bases.toy.source", "hf", "bases.toy.path is empty: give a directory"),
+    "unread path": ("bases.toy.path", "DIR", "path is 'DIR', but its source 'toy' reads none"),
+    "unread revision": ("bases.toy.revision", "main", "'main', but its source 'toy' reads none"),
+    "unused teacher": ("teachers.owl.path", "DIR", "path is 'DIR' and its weights 'finetuned'"),
+    "no teacher": ("teachers.owl.weights", "given", "path is '' and its weights 'given'"),
 }
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ("tpu.sh", "tpu_node.sh", "worker.sh")
 ZONE = "--zone=us-west4-a"
 TPU = (ZONE, "--type=v5litepod-8", "--poll-s=0.05")
-MAIN = ("--", "--config=configs/x.py", "--workdir=/mnt/share/x")
+MAIN = ("--", "--config=configs/x.py", "--workdir=gs://bucket/x")
 
 # Notes its arguments, then follows the plan of its worker: an exit code, or "wait" for SIGTERM,
 # after which it "saves".

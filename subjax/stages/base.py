@@ -43,6 +43,7 @@ class Asked(NamedTuple):
 
 def check(
     unit: Unit,
+    finished: Sequence[Unit],
     workdir: Path,
     candidates: Mapping[str, Sequence[str]],
     asked: Mapping[str, Asked],
@@ -50,7 +51,8 @@ def check(
     """Finds before any device work what would stop a run of this base later.
 
     Args:
-      unit: the base, done or not.
+      unit: a base of some lineage.
+      finished: the bases of that row which are done, perhaps `unit` among them.
       workdir: of the run.
       candidates: config field -> answers that will be compared under this base's tokenizer.
       asked: config row -> what its prompts are.
@@ -64,7 +66,7 @@ def check(
     """
     row = unit.fields["row"]
     if row["source"] == "hf":
-        arch, words = _checked(unit, workdir)
+        arch, words = _checked(unit, finished, workdir)
     elif row["source"] == "random":
         words = tokenizer.raw_bytes()
         arch = _architecture(row, words.vocab_size)
@@ -89,17 +91,18 @@ def check(
     return arch
 
 
-def _checked(unit: Unit, workdir: Path) -> tuple[Architecture, Tokenizer]:
+def _checked(unit: Unit, finished: Sequence[Unit], workdir: Path) -> tuple[Architecture, Tokenizer]:
     """Shapes and tokenizer of a base that was found; headers and shapes are checked."""
-    out, row = workdir / unit.path, unit.fields["row"]
-    done = artifacts.read_manifest(workdir, unit) is not None
-    directory = models.sources(out)[0] if done else weights.resolve(row["path"], row["revision"])
+    row = unit.fields["row"]
+    if unit in finished:
+        directory = models.sources(workdir / unit.path)[0]
+    else:
+        directory = weights.resolve(row["path"], row["revision"])
     arch, words = models.check(directory)
     adapter = _adapter(row)
     if adapter:
         adapters.load_adapter(adapter, arch)
-    if done:
-        models.check_same(workdir, unit, directory, adapter)
+    models.check_same(workdir, finished, directory, adapter)
     return arch, words
 
 

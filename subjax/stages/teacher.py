@@ -44,11 +44,12 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         yield unit
 
 
-def check(unit: Unit, workdir: Path, arch: Architecture) -> None:
+def check(unit: Unit, finished: Sequence[Unit], workdir: Path, arch: Architecture) -> None:
     """Finds before any device work what is wrong with a teacher that is given.
 
     Args:
-      unit: the teacher, done or not.
+      unit: the teacher of some lineage.
+      finished: those of that row which are done, perhaps `unit` among them.
       workdir: of the run.
       arch: shapes of its base.
 
@@ -56,21 +57,21 @@ def check(unit: Unit, workdir: Path, arch: Architecture) -> None:
       ValueError: the checkpoint or adapter is damaged, not supported, or not the one that this run
         began with.
     """
-    out = workdir / unit.path
-    done = artifacts.read_manifest(workdir, unit) is not None
-    given, adapter = models.sources(out) if done else _given(unit)
+    full, adapter = models.sources(workdir / unit.path) if unit in finished else _given(unit)
     if adapter:
         adapters.load_adapter(adapter, arch)
-        given = None  # its base is checked as every base is
-    elif given:
-        models.check(given)
-    if done:
-        models.check_same(workdir, unit, given, adapter)
+    elif full:
+        models.check(full)
+    # The base of an adapter is checked as every base is.
+    models.check_same(workdir, finished, None if adapter else full, adapter)
 
 
 def _given(unit: Unit) -> tuple[Path | None, Path | None]:
     """Full weights or an adapter, as they came from outside; the other is None."""
-    given = weights.resolve(unit.fields["row"]["path"], "")
+    try:
+        given = weights.resolve(unit.fields["row"]["path"], "")
+    except ValueError as error:
+        raise ValueError(f"config.teachers.{unit.row}.path: {error}") from None
     return (None, given) if (given / adapters.CONFIG).exists() else (given, None)
 
 

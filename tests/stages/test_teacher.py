@@ -74,7 +74,7 @@ def test_an_adapter_teaches_what_the_weights_with_it_teach(
 ) -> None:
     by_weights = scores(give(config, full), tmp_path / "a")
     assert scores(give(config, peft), tmp_path / "b") == pytest.approx(by_weights, abs=1e-4)
-    config.teachers.owl.weights = "base"
+    config.teachers.owl.update(weights="base", path="")
     untaught = scores(config, tmp_path / "c")
     assert max(abs(untaught[a] - by_weights[a]) for a in untaught) > 0.01
 
@@ -95,6 +95,23 @@ def test_a_given_teacher_that_changed_under_a_run_is_refused(
     with pytest.raises(ValueError, match=f"{given}.* (does not exist|is missing)"):
         pipeline.run(config, run, stages=("generate",))
     assert not (run / "generate").exists()
+
+
+@pytest.mark.parametrize("kind", ["base", "teacher"])
+def test_a_further_lineage_is_not_made_from_another_checkpoint(
+    kind: str, config: ConfigDict, full: Path, tmp_path: Path
+) -> None:
+    config.lineage_from = "base"  # each lineage has its own teacher, of the same weights
+    run, given = tmp_path / "run", full if kind == "teacher" else tmp_path / "base"
+    scores(give(config, full), run)
+    config.lineages = (0, 1)
+    [file] = given.glob("*.safetensors")
+    tuned = bytearray(file.read_bytes())
+    tuned[-1] ^= 1
+    file.write_bytes(tuned)
+    with pytest.raises(ValueError, match=f"^{given} is not the checkpoint that {kind}/.*/r0 was"):
+        scores(config, run)
+    assert not (run / "teacher/owl/r1").exists()
 
 
 @pytest.mark.parametrize("kind", ["full", "peft"])
