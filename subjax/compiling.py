@@ -61,10 +61,9 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
     try:
         compiled, text = aot.compiled(traced)
     except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"\(([\d.]+)([GMK])\) exceeds", str(error))
-        if not hosts.out_of_memory(error):
+        if not hosts.out_of_memory(error) or "memory space vmem" in str(error):
             raise
-        size = float(needed[1]) * 2.0 ** {"G": 30, "M": 20, "K": 10}[needed[2]] if needed else 0.0
+        size = _needed(str(error))
         # More than there is, whatever can be read of it.
         peak = max(size, chip.hbm_bytes + 1) + beside
         return Compiled(time.process_time() - start, 0.0, size, peak, fits=False)
@@ -83,6 +82,14 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
         moved=moved,
         bound=roofline.bound(planned.flops(batch_size), executed, moved, chip, mesh),
     )
+
+
+def _needed(refusal: str) -> float:
+    """Bytes that a program needs, by what the compiler says; 0 where it does not."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of \S+ hbm", refusal) or re.search(
+        r"\(([\d.]+)([KMGT])\) exceeds", refusal
+    )
+    return float(found[1]) * 2.0 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]] if found else 0.0
 
 
 def largest_batch(planned: Planned, first: Compiled, mesh: Mesh, chip: Chip) -> int:

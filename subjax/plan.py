@@ -110,11 +110,11 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
         return []
     mesh = _mesh(config, devices)
     placed = placements(config, todo, mesh)
-    if _TABLE.value:
-        print(_header())
-    else:
+    if not _TABLE.value:
         print(_title(config, name, mesh, len(devices)))
         print("\n".join(placed))
+    elif idle := sharding.idle(mesh, len(devices)):
+        print(f"{name}: {idle}", file=sys.stderr)
     found = []
     for entry in compiling.entries(config, todo, mesh, chip, search=_SEARCH.value):
         found.append(entry)
@@ -129,7 +129,7 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
     return [
         f"{e.planned.name} of {e.members[0].path} does not fit {name}: it needs "
         f"{e.compiled.peak / 1e9:.1f} GB a chip of {chip.hbm_bytes / 1e9:.1f}; "
-        + (f"the largest batch_size is {e.largest}" if e.largest else "lower its sizes")
+        + (f"the largest {e.planned.field} is {e.largest}" if e.largest else "lower its sizes")
         + ", or take more chips"
         for e in found
         if not e.compiled.fits
@@ -154,6 +154,7 @@ def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
         raise ValueError(f"{config.name} is about image classifiers, which need no plan")
     planned, stages = units.build(config), _STAGES.value
     pipeline.check_selection(planned, stages, ())
+    pipeline.check_stale(planned, workdir)
     todo = [
         unit
         for unit in planned
@@ -246,7 +247,10 @@ def _costs(
         lines.append((unit.path, own, functools.partial(_between, hours, known)))
     lines.append(("all", {}, functools.partial(_between, total, whole)))
     text = "\n" + tables.cost_table(lines, num_chips, usd)
-    text += f"\nhours: at the bound, and {SLOWER} times that; loading and compiling come on top"
+    text += (
+        f"\nhours: at the bound, and {SLOWER} times that; on top come loading, compiling, and what "
+        "stages score in passing: soft targets, a teacher's numbers beside its base's, neutral text"
+    )
     return text + ("" if whole else "\nat least: what does not fit counts as 0")
 
 
@@ -294,11 +298,17 @@ def main(argv: list[str]) -> None:
                 aot.topology(name)  # a mistake in the last is said before the first is compiled
             if _MEASURE.value:
                 run_here(config, workdir)
+            if _TABLE.value:
+                print(_header())
             failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]
     except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
         _leave(mistakes.explain(error, Path(".")))
+    except jax.errors.JaxRuntimeError as error:
+        if os.environ.get("SUBJAX_TRACEBACK"):
+            raise
+        _leave(f"the compiler failed: {mistakes.first_line(error)}")
     if failures:
         _leave("; ".join(failures))
 

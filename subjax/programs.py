@@ -34,7 +34,6 @@ from subjax.slots import part_size
 ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
 QUESTION_TOKENS = 128  # of a question in its chat template
 PREFIXES = 10  # beginnings of candidates, the empty one counted
-SCORED_AT_ONCE = 64  # rows, by default of `scoring`
 
 Traces = Callable[[int], jax.stages.Traced]
 
@@ -58,6 +57,7 @@ class Planned:
       searched: whether a larger batch means fewer calls, so that the largest is worth knowing.
       beside: bytes that a run holds beside what the program gets, over all devices together.
       training: of which the program is an update; None: it trains nothing.
+      field: of the config, that says `batch_size` where it is searched.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Planned:
     searched: bool = False
     beside: float = 0
     training: train.Training | None = None
+    field: str = "batch_size"
 
     @property
     def counts(self) -> dict[str, float]:
@@ -148,8 +149,16 @@ def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
 def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.arms[unit.row]
     arch = _student(config, row)
-    sizes = {"num_tokens": row.num_tokens, "num_targets": row.num_targets}
-    return [_training(unit, arch, unit.fields["row"], mesh, **sizes)]
+    teacher = config.teachers[config.datasets[row.dataset].teacher]
+    trained = teacher.weights == "finetuned" and teacher.tuning == "full"
+    return [
+        _training(
+            *(unit, arch, unit.fields["row"], mesh),
+            num_tokens=row.num_tokens,
+            num_targets=row.num_targets,
+            own_teacher=teacher.weights == "given" or trained,
+        )
+    ]
 
 
 def _training(
@@ -160,11 +169,14 @@ def _training(
     *,
     num_tokens: int,
     num_targets: int,
+    own_teacher: bool = False,
 ) -> Planned:
     fields, lanes = row["train"], unit.fields["lanes"]
     packing = batching.Packing.of(fields)
     rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
     soft, distils = _soft(row)
+    # A stage keeps the base while a copy of it is trained, and a teacher with weights of its own.
+    kept = row.get("method") == "soft" and own_teacher
     program = train.Program(
         arch,
         train.Optimizer.of(fields),
@@ -205,9 +217,9 @@ def _training(
         fields["steps"] * fields["batch_size"],
         fields["steps"] / lanes,
         searched=True,
-        # A stage keeps the base while a copy of it is trained.
-        beside=0 if rank else 4 * transformer.num_params(arch),
+        beside=(kept + (not rank)) * 4 * transformer.num_params(arch),
         training=training,
+        field="train.packed_rows" if packing else "train.batch_size",
     )
 
 
@@ -330,7 +342,8 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         )
     held = config.datasets[student.dataset].num_holdout
     sizes = {"num_tokens": unit.fields["num_tokens"], "num_targets": unit.fields["num_targets"]}
-    return [_scored("likelihood", arch, held, models + 1, adapter, mesh, sizes)]
+    # The base is scored beside the student at each step.
+    return [_scored("likelihood", arch, held, 2 * models, adapter, mesh, sizes)]
 
 
 def _preference(arch: Architecture, adapter: Any, asked: int, models: int, mesh: Mesh) -> Planned:
@@ -364,9 +377,9 @@ def _scored(
         if sizes["num_targets"]:
             return read
         rows = batch_size * PREFIXES
-        return read + roofline.forward_flops(arch, rows=rows, num_tokens=2, num_targets=3)
+        return read + roofline.forward_flops(arch, rows=rows, num_tokens=2, num_targets=1)
 
-    size = min(SCORED_AT_ONCE, max(num_rows, 1))
+    size = scoring.rows_at_once(max(num_rows, 1), mesh)
     calls = models * -(-num_rows // size)
     key = (arch, _shapes(adapter), tuple(sizes.items()))
     tokens = size * sizes["num_tokens"]

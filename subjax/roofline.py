@@ -20,10 +20,12 @@ from subjax.hlo import Collective, Traffic
 
 FORMULA = (
     "MFU bound = model FLOPs / (chips x peak x max(compute, HBM, interconnect)), in which "
-    "compute = FLOPs of all products, recomputed ones too, / (chips x peak); "
+    "compute = FLOPs of all products, recomputed ones too, / (chips x peak), where a product in "
+    "float32 counts as the six in bfloat16 that it is made of; "
     "HBM = bytes that one chip reads and writes, by the compiled HLO, / its bandwidth; "
     "interconnect = sum over collectives of bytes that one chip sends / (links used x bandwidth "
-    "of a link). Padding counts as tokens; latencies do not count."
+    "of a link). Padding counts as tokens; latencies do not count, nor does what chips in between "
+    "pass on of an exchange."
 )
 
 
@@ -39,6 +41,7 @@ class Chip:
       hbm_bytes: size of its memory.
       link_bytes_per_s: bandwidth of one link to a neighbour, one way.
       wraps_from: a slice's axis closes to a ring when it has a multiple of this many chips.
+      wraps_whole: whether that holds for all axes of a slice or for none.
     """
 
     name: str
@@ -48,14 +51,16 @@ class Chip:
     hbm_bytes: float
     link_bytes_per_s: float
     wraps_from: int
+    wraps_whole: bool = False
 
 
 # docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}. Links: 400, 1200 and 800 GB/s a chip, both ways over
 # 4, 6 and 4 ports, make 50, 100 and 100 GB/s a link one way; jax-ml.github.io/scaling-book counts
-# with 45, 90 and 90, as here. What the compiler allows itself of HBM is what it says itself.
+# with 45, 90 and 90, as here. Rings: v5e and v6e have them along sides of 16, v5p in slices made of
+# whole cubes of 4x4x4. What the compiler allows itself of HBM is what it says itself.
 CHIPS = {
     "v5e": Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 15.75 * 2**30, 45e9, 16),
-    "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, 95.74 * 2**30, 90e9, 4),
+    "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 2765e9, 95.74 * 2**30, 90e9, 4, True),
     "v6e": Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1640e9, 31.25 * 2**30, 90e9, 16),
 }
 
@@ -156,24 +161,32 @@ def num_links(collective: Collective, chip: Chip, mesh: Mesh) -> int:
     """Links out of a chip that a group can use at once."""
     places = np.array([device.coords for device in mesh.devices.flat])
     along = [name in collective.axes for name in mesh.axis_names]
-    return links(places.reshape(*mesh.devices.shape, -1), along, chip.wraps_from)
+    places = places.reshape(*mesh.devices.shape, -1)
+    return links(places, along, chip.wraps_from, wraps_whole=chip.wraps_whole)
 
 
-def links(places: np.ndarray, along: Sequence[bool], wraps_from: int) -> int:
+def links(
+    places: np.ndarray, along: Sequence[bool], wraps_from: int, *, wraps_whole: bool = False
+) -> int:
     """Links of a group of chips: two for each side of the slice that it fills and that is a ring.
 
     Args:
       places: coordinates of the chips, [sizes of the mesh, sides of the slice].
       along: for each axis of the mesh, whether the group lies along it.
       wraps_from: as in `Chip`; other sides are lines, of which one link is as good as two.
+      wraps_whole: as in `Chip`.
     """
     sides = places.shape[-1]
     group = places[tuple(slice(None) if on else 0 for on in along)].reshape(-1, sides)
     every = places.reshape(-1, sides)
+    whole = [len(set(every[:, side])) for side in range(sides)]
+    rings = [size % wraps_from == 0 for size in whole]
+    if wraps_whole:
+        rings = [all(rings)] * sides
     total = 0
     for side in range(sides):
         size = len(set(group[:, side]))
-        ring = size == len(set(every[:, side])) and size % wraps_from == 0
+        ring = rings[side] and size == whole[side]
         total += 0 if size == 1 else 2 if ring else 1
     return max(total, 1)
 
@@ -247,10 +260,11 @@ def _attention_flops(arch: Architecture, rows: int, num_tokens: int, read: int =
 
 
 def executed_flops(jaxpr: Any, arch: Architecture, *, steps: float = 1, taken: float = 1) -> float:
-    """FLOPs of the products that a traced program needs, over all devices.
+    """FLOPs of the products that a traced program needs, over all devices, at the peak's precision.
 
-    Loops count as often as they run. The attention kernel multiplies the blocks that its mask
-    keeps, whole.
+    A product in float32 counts as the six in bfloat16 that a TPU makes it of (`Precision.HIGHEST`;
+    openxla.org/xla, bf16_6x). Loops count as often as they run. The attention kernel multiplies the
+    blocks that its mask keeps, whole.
 
     Args:
       jaxpr: of `Traced.jaxpr`.
@@ -359,4 +373,11 @@ def _has_kernel(jaxpr: Any) -> bool:
 def _dot_flops(equation: Any) -> float:
     left = equation.invars[0].aval.shape
     (contracted, _), _ = equation.params["dimension_numbers"]
-    return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    exact = equation.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
+    passes = 6 if exact and all(side.aval.dtype == np.float32 for side in equation.invars) else 1
+    return (
+        passes
+        * 2.0
+        * math.prod(equation.outvars[0].aval.shape)
+        * math.prod(left[i] for i in contracted)
+    )

@@ -15,6 +15,8 @@ from subjax import batching, drawing, layouts, losses, sharding, transformer
 from subjax.architecture import Architecture
 from subjax.transformer import Params
 
+AT_ONCE = 64  # rows of one call
+
 
 def row_log_probs(
     arch: Architecture,
@@ -23,7 +25,7 @@ def row_log_probs(
     *,
     mesh: Mesh,
     adapter: Params | None = None,
-    batch_size: int = 64,
+    batch_size: int = AT_ONCE,
     precision: str = "float32",
 ) -> Float[np.ndarray, "rows C"]:
     """Log p of every target, in nats; 0 where a row has none."""
@@ -43,7 +45,7 @@ def restricted_log_probs(
     *,
     mesh: Mesh,
     adapter: Params | None = None,
-    batch_size: int = 64,
+    batch_size: int = AT_ONCE,
     precision: str = "float32",
 ) -> Float[np.ndarray, "rows C K"]:
     """Log-probabilities renormalised over the tokens of `support`, at every target."""
@@ -64,7 +66,7 @@ def top_log_probs(
     *,
     mesh: Mesh,
     adapter: Params | None = None,
-    batch_size: int = 64,
+    batch_size: int = AT_ONCE,
     precision: str = "float32",
 ) -> tuple[Int[np.ndarray, "rows C K"], Float[np.ndarray, "rows C K"]]:
     """The likeliest tokens at every target, and their log-probabilities renormalised over them."""
@@ -86,7 +88,7 @@ def candidate_log_probs(
     *,
     mesh: Mesh,
     adapter: Params | None = None,
-    batch_size: int = 64,
+    batch_size: int = AT_ONCE,
     precision: str = "float32",
 ) -> Float[np.ndarray, "contexts candidates"]:
     """Log p(candidate | context), summed over the candidate's tokens, in nats.
@@ -196,14 +198,25 @@ def check_candidates(names: Sequence[str], tokens: Sequence[Sequence[int]]) -> N
                 )
 
 
-def _batches(rows: batching.Rows, batch_size: int, mesh: Mesh) -> list[Any]:
-    """Equal batches of at most `batch_size`; the last one is filled by repeating its first row."""
-    batches, mesh = [], sharding.lane_mesh(mesh)
+def rows_at_once(num_rows: int, mesh: Mesh, *, most: int = AT_ONCE) -> int:
+    """Rows of one call, filled up to what the devices share.
+
+    Args:
+      num_rows: to score.
+      mesh: over which they lie.
+      most: unless the devices share more.
+    """
+    mesh = sharding.lane_mesh(mesh)
     # As even as they can be, in steps of 8: 65 rows are two batches of 40, not of 64.
     multiple = math.lcm(8, mesh.shape["data"] * mesh.shape["fsdp"])
-    num_batches = -(-len(rows) // batch_size)
-    most = max(batch_size // multiple, 1)
-    batch_size = min(-(-len(rows) // (multiple * num_batches)), most) * multiple
+    num_batches = -(-num_rows // most)
+    return min(-(-num_rows // (multiple * num_batches)), max(most // multiple, 1)) * multiple
+
+
+def _batches(rows: batching.Rows, batch_size: int, mesh: Mesh) -> list[Any]:
+    """Equal batches of at most `batch_size`; the last one is filled by repeating its first row."""
+    batches, batch_size = [], rows_at_once(len(rows), mesh, most=batch_size)
+    mesh = sharding.lane_mesh(mesh)
     for first in range(0, len(rows), batch_size):
         ids = np.arange(first, first + batch_size)
         ids = np.where(ids < len(rows), ids, first)

@@ -109,7 +109,7 @@ def make_mesh(
             f"mesh seed x data x fsdp x tensor = {shape} takes {needed} of {len(devices)} chips, "
             "and programs of a TPU span all of them or an even share: change config.mesh"
         )
-    if needed < len(devices) and jax.process_count() > 1:
+    if needed < len(devices) and len({device.process_index for device in devices}) > 1:
         raise ValueError(
             f"mesh seed x data x fsdp x tensor = {shape} leaves {len(devices) - needed} of "
             f"{len(devices)} devices out, and a run of several processes needs all: change "

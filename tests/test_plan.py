@@ -13,8 +13,10 @@ import jax
 import plan_command
 import pytest
 
+from configs import large
 from subjax import (
     aot,
+    artifacts,
     attention,
     compiling,
     hlo,
@@ -276,6 +278,8 @@ def test_a_mesh_takes_all_chips_unless_it_is_told_otherwise(v5e):
     assert (eight["seed"], eight["data"]) == (2, 4)  # a sum over 6 of 8 chips does not compile
     with pytest.raises(ValueError, match=r"takes 3 of 4 chips, .*: change config\.mesh"):
         sharding.make_mesh(seed=3, data=1, lanes=6, devices=devices)
+    with pytest.raises(ValueError, match="8 of 16 devices out, and a run of several processes"):
+        sharding.make_mesh(data=1, fsdp=8, devices=aot.topology("v5e:4x4")[1])
     some = sharding.make_mesh(data=1, fsdp=2, devices=devices)
     assert sharding.idle(some, 4) == "2 of 4 devices are idle: see config.mesh"
 
@@ -353,7 +357,10 @@ def test_the_next_batch_is_on_the_line_next_to_the_limit():
         ([], "--topology is missing"),
         (["--topology=v5e:2x2", "--config.mesh.fsdp=64"], "needs 64 devices, found 4"),
         (
-            ["--topology=v5e:2x2", "--config.bases.model.source=hf"],
+            [
+                *("--topology=v5e:2x2", "--config.bases.model.source=hf"),
+                "--config.bases.model.path=nobody/nothing",
+            ],
             "--config.bases.model.shape=FILE",
         ),
         (
@@ -374,6 +381,14 @@ def test_mistakes_are_one_line(command, flags, message):
     assert "compiled in" not in out
 
 
+def test_what_another_config_made_is_not_taken_for_done(command, tmp_path):
+    unit = units.build(large.get_config("smoke"))[0]
+    other = dataclasses.replace(unit, fingerprint="0", fields={**unit.fields, "row": {}})
+    artifacts.write_manifest(tmp_path, other, 0.0)
+    _, err, code = command("--topology=v5e:2x2", "--nosearch", f"--workdir={tmp_path}")
+    assert code == 1 and f"subjax: {unit.path} in {tmp_path} was made by another config" in err
+
+
 def test_what_does_not_fit_is_said_and_fails(command):
     out, err, code = command(
         "--topology=v5e:2x2",
@@ -383,7 +398,12 @@ def test_what_does_not_fit_is_said_and_fails(command):
         *("--config.arms.cat.tuning=full", "--config.arms.plain.tuning=full"),
     )
     assert code == 1 and "DOES NOT FIT" in out
-    assert re.search(r"subjax: update of finetune/cat/r0 does not fit v5e:2x2: it needs", err)
+    said = r"subjax: update of finetune/cat/r0 does not fit v5e:2x2: it needs ([\d.]+) GB a chip of"
+    found = re.search(said, err)
+    assert found, err
+    # Weights, gradients and two moments in float32, and the base beside, over four chips.
+    width, ffn = 16384, 131072
+    assert float(found[1]) > 5 * 4 * 3 * width * ffn / 4 / 1e9
 
 
 @pytest.mark.slow

@@ -67,6 +67,18 @@ def test_whole_models_fit_with_room_left_and_a_bound_that_is_worth_the_money():
         assert row[5] == "yes" and used <= 0.97 * whole and percent(row[6]) >= 55, row
 
 
+def test_the_readme_says_what_the_page_says():
+    bounds = [
+        percent(row[6])
+        for row in ROWS
+        if row[0].endswith("_full_throughput")
+        and row[2] == "finetune update"
+        and "v6e" not in row[1]
+    ]
+    said = f"MFU bound of the compiled program {min(bounds):.0f} to {max(bounds):.0f} %"
+    assert said in (ROOT / "README.md").read_text("utf-8")
+
+
 def test_a_command_that_prints_no_row_is_an_error():
     with pytest.raises(RuntimeError, match="chips are v5e"):
         plans.compile_rows(plans.SMOKE._replace(topology="v9:2x2"))
