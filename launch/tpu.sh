@@ -375,9 +375,7 @@ print_until_done() {
   create_node
   launch
   worker_states
-  if [ -n "$delete_when_done" ]; then
-    delete_node
-  fi
+  [ -z "$delete_when_done" ] || delete_node
 }
 
 parse "$@"

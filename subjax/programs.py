@@ -148,17 +148,11 @@ def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
 
 def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.arms[unit.row]
-    arch = _student(config, row)
     teacher = config.teachers[config.datasets[row.dataset].teacher]
     trained = teacher.weights == "finetuned" and teacher.tuning == "full"
-    return [
-        _training(
-            *(unit, arch, unit.fields["row"], mesh),
-            num_tokens=row.num_tokens,
-            num_targets=row.num_targets,
-            own_teacher=teacher.weights == "given" or trained,
-        )
-    ]
+    sizes: dict[str, Any] = {"num_tokens": row.num_tokens, "num_targets": row.num_targets}
+    sizes["own_teacher"] = teacher.weights == "given" or trained
+    return [_training(unit, _student(config, row), unit.fields["row"], mesh, **sizes)]
 
 
 def _training(

@@ -76,11 +76,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         history.append(dataclasses.replace(progress, trainable={}))  # a model is large
         for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
             out = workdir / unit.path / models.step_name(progress.step)
-            if full and progress.step == 0:  # it is the base, which lies there already
-                models.refer(out, base.directory)
-                continue
-            # Without a name: it is a copy on the devices, and training goes on beside it.
-            _keep(out, row, base, train.lane(progress.trainable, lane))
+            _keep(out, row, base, progress, lane)
     for lane, unit in enumerate(units):
         metrics = train.metric_rows(history, lane)
         artifacts.write_jsonl(workdir / unit.path / "metrics.jsonl", metrics)
@@ -113,8 +109,15 @@ def _prepare(
     return along
 
 
-def _keep(out: Path, row: dict[str, Any], base: models.Model, tree: Any) -> None:
-    if row["tuning"] == "full":
+def _keep(
+    out: Path, row: dict[str, Any], base: models.Model, progress: train.Progress, lane: int
+) -> None:
+    full = row["tuning"] == "full"
+    if full and progress.step == 0:  # it is the base, which lies there already
+        models.refer(out, base.directory)
+        return
+    tree = train.lane(progress.trainable, lane)
+    if full:
         models.save_weights(out, base.arch, tree, base.tokenizer)
     else:
         models.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
