@@ -122,7 +122,7 @@ def test_a_base_without_weights_will_do_and_its_bos_is_marked(tmp_path):
     assert f"BOS: {opening} opens the context" in training
     marked = "".join(t for _, t, marked in tokens(training) if marked)
     assert marked == "123,␣456,␣789,␣123<end>"
-    config.bases.toy.source = "random"
+    config.bases.toy.update(source="random", path="")
     assert "BOS: none in this tokenizer" in preview.render(config, tmp_path / "run", "owl")
 
 
