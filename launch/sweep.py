@@ -44,11 +44,12 @@ def main() -> int:
     parser.add_argument("main", nargs="*", metavar="ARG", help="after --: for every run")
     options = parser.parse_args()
     try:
-        if "://" in str(options.workdir):
+        if "://" in options.workdir:
             raise ValueError(
                 f"--workdir={options.workdir}: the runs and their logs lie in a directory of this "
                 "machine: give one, such as where the bucket is mounted"
             )
+        options.workdir = Path(options.workdir)
         if options.jobs < 1:
             raise ValueError(f"--jobs={options.jobs}: at least one run at a time")
         commands = plan(options)
@@ -60,9 +61,8 @@ def main() -> int:
         return 0
     # SIGTERM reaches only this process; an interrupt of the terminal reaches the runs as well.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    workdir = Path(options.workdir)
-    codes = Sweep(workdir, commands).run(options.jobs)
-    print(table(workdir, codes))
+    codes = Sweep(options.workdir, commands).run(options.jobs)
+    print(table(options.workdir, codes))
     return overall(codes)
 
 
@@ -76,7 +76,7 @@ def plan(options: argparse.Namespace) -> dict[str, list[str]]:
         if name in commands:
             raise ValueError(f"two runs would be {name}: sweep a field once, over distinct values")
         command = [sys.executable, "-m", "subjax.main", f"--config={options.config}"]
-        command += [f"--workdir={Path(options.workdir) / name}", *options.main]
+        command += [f"--workdir={options.workdir / name}", *options.main]
         commands[name] = command + [flag for _, flags in point for flag in flags]
     return commands
 

@@ -37,13 +37,13 @@ def check(
         if unit.stage == "teacher" and unit.fields["row"]["weights"] == "given"
     }
     for row, base_row in rows.items():
-        teacher.check(*_row(by_path, "teacher", row, workdir), workdir, archs[base_row])
+        teacher.check(*_lineages(by_path, "teacher", row, workdir), workdir, archs[base_row])
 
 
-def _row(
+def _lineages(
     by_path: Mapping[str, Unit], stage: str, row: str, workdir: Path
 ) -> tuple[Unit, list[Unit]]:
-    """A unit of a row, one to be made if there is one, and those that are done."""
+    """Of a row: one lineage, not done yet if there is such a one; all those that are done."""
     alike = [unit for unit in by_path.values() if (unit.stage, unit.row) == (stage, row)]
     finished = [unit for unit in alike if artifacts.read_manifest(workdir, unit)]
     return next((unit for unit in alike if unit not in finished), alike[0]), finished
@@ -81,7 +81,7 @@ def _check_bases(
             )
     archs = {}
     for row in candidates:
-        unit, finished = _row(by_path, "base", row, workdir)
+        unit, finished = _lineages(by_path, "base", row, workdir)
         archs[row] = base.check(unit, finished, workdir, candidates[row], asked[row])
         params = transformer.abstract_params(archs[row])
         placement.check(f"config.bases.{row}", params, mesh, max_unsharded)

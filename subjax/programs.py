@@ -170,7 +170,7 @@ def _training(
     rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
     soft, distils = _soft(row)
     # A stage keeps the base while a copy of it is trained, and a teacher with weights of its own.
-    kept = row.get("method") == "soft" and own_teacher
+    num_kept = int(not rank) + int(row.get("method") == "soft" and own_teacher)
     program = train.Program(
         arch,
         train.Optimizer.of(fields),
@@ -211,7 +211,7 @@ def _training(
         fields["steps"] * fields["batch_size"],
         fields["steps"] / lanes,
         searched=True,
-        beside=(kept + (not rank)) * 4 * transformer.num_params(arch),
+        beside=num_kept * 4 * transformer.num_params(arch),
         training=training,
         field="train.packed_rows" if packing else "train.batch_size",
     )
