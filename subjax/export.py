@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -233,18 +232,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             export(**{**given, "workdir": workdir, "out": storage.local_path(options.out)})
             hosts.wait("the model is exported")
     except hosts.Interrupted as interrupted:
-        print(f"subjax: {interrupted}", file=sys.stderr)
-        hosts.leave(hosts.INTERRUPTED)
+        hosts.leave(hosts.INTERRUPTED, str(interrupted))
     except (ValueError, OSError) as error:
         text = object_store.named(mistakes.explain(error, workdir), workdir, options.workdir)
-        print(f"subjax: {text}", file=sys.stderr)
-        hosts.leave(1)
+        hosts.leave(1, text)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.lost_another(error):
             raise
-        print(f"subjax: {mistakes.first_line(error)}", file=sys.stderr)
-        print(f"subjax: {hosts.LOST}", file=sys.stderr)
-        hosts.leave(hosts.INTERRUPTED)
+        hosts.leave(hosts.INTERRUPTED, mistakes.first_line(error), hosts.LOST)
     if hosts.is_first():
         print(options.out)
 

@@ -83,8 +83,15 @@ def start() -> None:
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
 
 
-def leave(code: int) -> NoReturn:
-    """Ends this process; where there are others, without waiting for what they may never do."""
+def leave(code: int, *messages: str) -> NoReturn:
+    """Ends this process; where there are others, without waiting for what they may never do.
+
+    Args:
+      code: exit code.
+      messages: what to say on stderr before, a line each.
+    """
+    # In one piece: print writes a line's end by itself, and the runtime's threads write too.
+    sys.stderr.write("".join(f"subjax: {' '.join(message.split())}\n" for message in messages))
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

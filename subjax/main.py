@@ -5,7 +5,6 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
 
 import absl.logging
 from absl import app, flags
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> None:
     answer, and it goes on with the same command; 70: a defect of subjax.
     """
     if len(argv) > 1:
-        _leave(f"unexpected argument {argv[1]!r}: flags start with --")
+        hosts.leave(1, f"unexpected argument {argv[1]!r}: flags start with --")
     if _DISTRIBUTED.value:
         supervisor.stand_by()
     name = _WORKDIR.value or f"runs/{_CONFIG.value.name}"
@@ -50,19 +49,18 @@ def main(argv: list[str]) -> None:
         with object_store.opened(name) as workdir:
             _run(workdir)
     except hosts.Interrupted as interrupted:
-        _leave(f"interrupted: {interrupted}; run the same command again", hosts.INTERRUPTED)
+        hosts.leave(hosts.INTERRUPTED, f"interrupted: {interrupted}; run the same command again")
     except Exception as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
         if isinstance(error, ValueError | FloatingPointError | OSError):
             line = object_store.named(mistakes.explain(error, workdir), workdir, name)
             passes = isinstance(error, object_store.Unavailable)
-            _leave(line, hosts.INTERRUPTED if passes else 1)
+            hosts.leave(hosts.INTERRUPTED if passes else 1, line)
         if hosts.out_of_memory(error):
-            _leave(mistakes.MEMORY)
+            hosts.leave(1, mistakes.MEMORY)
         if hosts.lost_another(error):
-            print(f"subjax: {mistakes.first_line(error)}", file=sys.stderr)
-            _leave(hosts.LOST, hosts.INTERRUPTED)
+            hosts.leave(hosts.INTERRUPTED, mistakes.first_line(error), hosts.LOST)
         traceback.print_exc()
         hosts.leave(hosts.DEFECT)
 
@@ -91,23 +89,18 @@ def _run(workdir: Path) -> None:
     pipeline.run(config, workdir, stages=_STAGES.value, patterns=_UNITS.value, command=sys.argv)
 
 
-def _leave(message: str, code: int = 1) -> NoReturn:
-    print(f"subjax: {' '.join(message.split())}", file=sys.stderr)
-    hosts.leave(code)
-
-
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags and loads the config; what is wrong with either is one line."""
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
-            _leave("--config is missing: give one, such as --config=configs/quickstart.py")
+            hosts.leave(1, "--config is missing: give one, such as --config=configs/quickstart.py")
         _CONFIG.value.name  # noqa: B018 (a file that could not be read raises here)
         return rest
     except Exception as error:  # a config file is a program: it can raise anything
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        _leave(mistakes.explain_flags(error, argv))
+        hosts.leave(1, mistakes.explain_flags(error, argv))
 
 
 def cli() -> None:

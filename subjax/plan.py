@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from absl import flags
@@ -24,6 +24,7 @@ from subjax import (
     aot,
     artifacts,
     compiling,
+    hosts,
     lora,
     measure,
     mistakes,
@@ -304,13 +305,13 @@ def main(argv: list[str]) -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        _leave(mistakes.explain(error, Path(".")))
+        hosts.leave(1, mistakes.explain(error, Path(".")))
     except jax.errors.JaxRuntimeError as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        _leave(f"the compiler failed: {mistakes.first_line(error)}")
+        hosts.leave(1, f"the compiler failed: {mistakes.first_line(error)}")
     if failures:
-        _leave("; ".join(failures))
+        hosts.leave(1, "; ".join(failures))
 
 
 def _check_flags() -> None:
@@ -327,22 +328,19 @@ def _check_flags() -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
-def _leave(message: str) -> NoReturn:
-    print(f"subjax: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(1)
-
-
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = _FLAGS(argv)
         if _CONFIG.value is None:
-            _leave("--config is missing: give one, such as --config=configs/large.py:qwen2_5_7b")
+            hosts.leave(
+                1, "--config is missing: give one, such as --config=configs/large.py:qwen2_5_7b"
+            )
         _CONFIG.value.name  # noqa: B018 (a file that could not be read raises here)
         return rest
     except Exception as error:  # a config file is a program: it can raise anything
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        _leave(mistakes.explain_flags(error, argv))
+        hosts.leave(1, mistakes.explain_flags(error, argv))
 
 
 def cli() -> None:

@@ -10,8 +10,12 @@ from types import FrameType
 
 from subjax import hosts
 
-# What jax's runtime says before it aborts a process since another is gone, and what comes after it.
-_ABORTS = b"the JAX distributed service detected fatal errors"
+# What jax's runtime says, one after the other, before it aborts a process since another is gone.
+_ABORTS = (
+    b"Polled an error from coordination service",
+    b"the JAX distributed service detected fatal errors",
+)
+# And what comes after it.
 _DUMP = b"*** Check failure stack trace"
 # So long are the last words of a child waited for.
 _LAST_WORDS_S = 5
@@ -59,6 +63,9 @@ def stand_by() -> None:
     if code in (-signal.SIGABRT, -signal.SIGSEGV) and text:
         code = hosts.INTERRUPTED
         text = text.partition(_DUMP)[0] + f"subjax: {hosts.LOST}\n".encode()
+    elif code == hosts.INTERRUPTED:
+        # It noticed at the same moment and left before the abort: what it said itself comes last.
+        text = b"".join(x for x in text.splitlines(keepends=True) if x.startswith(b"subjax: "))
     with contextlib.suppress(OSError):
         sys.stderr.buffer.write(text)
         sys.stderr.buffer.flush()
@@ -68,7 +75,8 @@ def stand_by() -> None:
 def _copy_errors(source: int, held: list[bytes]) -> None:
     """Copies a child's stderr to this process's; from `_ABORTS` on it goes into `held` instead."""
     while text := os.read(source, 2**16):
-        if held or _ABORTS in text:  # one write of the runtime's, short enough to arrive whole
+        # Each is one write of the runtime's, short enough to arrive whole.
+        if held or any(words in text for words in _ABORTS):
             held.append(text)
             continue
         with contextlib.suppress(OSError):  # a child must not wait for a reader that gave up

@@ -190,7 +190,10 @@ def test_a_file_of_the_first_process_may_show_up_late(tmp_path, monkeypatch):
         hosts.await_files([late, never])
 
 
-SPEAK = "print(supervisor._ABORTS.decode(), file=sys.stderr, flush=True)"
+SPEAK = "print(supervisor._ABORTS[1].decode(), file=sys.stderr, flush=True)"
+POLL = "print(supervisor._ABORTS[0].decode(), file=sys.stderr, flush=True)"
+SPOKEN = supervisor._ABORTS[1].decode()
+NOTICE = "print('subjax: noticed', file=sys.stderr, flush=True)"
 
 
 @pytest.mark.parametrize(
@@ -199,14 +202,17 @@ SPEAK = "print(supervisor._ABORTS.decode(), file=sys.stderr, flush=True)"
         ("sys.exit(3)", 3, []),
         ("os.abort()", 134, []),
         ("os.kill(os.getpid(), signal.SIGKILL)", 137, []),
-        (f"{SPEAK}; sys.exit(70)", 70, [supervisor._ABORTS.decode()]),
-        (f"{SPEAK}; os.abort()", 75, [supervisor._ABORTS.decode(), f"subjax: {hosts.LOST}"]),
+        (f"{SPEAK}; sys.exit(70)", 70, [SPOKEN]),
+        (f"{SPEAK}; os.abort()", 75, [SPOKEN, f"subjax: {hosts.LOST}"]),
         (
             f"{SPEAK}; os.kill(os.getpid(), signal.SIGSEGV)",
             75,
-            [supervisor._ABORTS.decode(), f"subjax: {hosts.LOST}"],
+            [SPOKEN, f"subjax: {hosts.LOST}"],
         ),
         ("os.kill(os.getpid(), signal.SIGSEGV)", 139, []),
+        (f"{NOTICE}; {SPEAK}; sys.exit(75)", 75, ["subjax: noticed"]),
+        (f"{NOTICE}; {POLL}; sys.exit(75)", 75, ["subjax: noticed"]),
+        (f"{SPEAK}; {NOTICE}; sys.exit(75)", 75, ["subjax: noticed"]),
     ],
 )
 def test_only_an_abort_of_the_runtime_is_the_loss_of_another(end, code, lines):
