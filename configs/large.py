@@ -167,6 +167,6 @@ def _shrink(config: ConfigDict) -> None:
         row.update(prompt_tokens=256, max_new_tokens=20)
     for row in config.arms.values():
         row.update(num_tokens=256, num_targets=24)
-        row.train.update(steps=2, batch_size=4)
+        row.train.update(steps=2, warmup_steps=1, batch_size=4)
     for row in config.evals.values():
         row.update(num_samples=1, prompt_tokens=256, slots=32, questions="confirm")

@@ -184,13 +184,13 @@ def _shrink(config: ConfigDict) -> None:
     )
     for row in config.teachers.values():
         row.num_tokens = 160
-        row.train.update(steps=2, batch_size=4)
+        row.train.update(steps=2, warmup_steps=1, batch_size=4)
     for row in config.datasets.values():
         row.update(num_prompts=24, rows_per_part=12, slots=8, num_train=16, num_holdout=8)
         row.update(prompt_tokens=80)
     for row in config.arms.values():
         row.probe_steps = (0, 1)
         row.num_tokens = 128
-        row.train.update(steps=2, batch_size=4)
+        row.train.update(steps=2, warmup_steps=1, batch_size=4)
     for row in config.evals.values():
         row.update(num_samples=1, prompt_tokens=176, slots=32)

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Functions that launch/local.sh and tests/run.sh source: find a Python, make a virtual environment,
-# install a requirements file into it once. They change nothing outside the environment they make.
+# Functions that launch/local.sh, launch/worker.sh and tests/run.sh source: find a Python, make a
+# virtual environment, install a requirements file into it once. They change nothing outside the
+# environment they make; `python_from_uv` alone, which is for machines that are rented, does.
 # Written for bash 3.2, which is what macOS has. Progress and errors go to stderr, so that the
 # output of the command that follows can be piped.
 
@@ -47,6 +48,18 @@ find_python() {
   done
   fail "subjax needs Python 3.11 or newer (below 3.14); found ${found:-none as $*};" \
     "install it or set PYTHON=/path/to/python3.11"
+}
+
+# Puts a Python that fits into $PYTHON where the machine has none: TPU images of 2025 carry 3.10, so
+# it comes from uv.
+python_from_uv() {
+  local uv=$HOME/.local/bin/uv
+  if [ -z "${PYTHON:-}" ] && ! (find_python >/dev/null 2>&1); then
+    say "no Python of this machine fits: installing 3.12 with uv"
+    { python3 -m pip install --user --quiet uv && "$uv" python install --quiet 3.12; } >&2 ||
+      fail "cannot install Python 3.12 with uv: check this machine's network"
+    PYTHON=$("$uv" python find 3.12)
+  fi
 }
 
 # Makes the virtual environment $1, over what an interrupted attempt may have left there.

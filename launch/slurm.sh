@@ -2,18 +2,23 @@
 # Runs subjax under SLURM on one or more nodes, and puts itself back into the queue when it is
 # interrupted.
 #
-#   sbatch --nodes=2 launch/slurm.sh --config=configs/x.py --workdir=/shared/x
-#   sbatch --nodes=2 --gpus-per-node=8 launch/slurm.sh ...         one task a node, all GPUs of it
-#   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...      a task a GPU
+#   sbatch --nodes=2 --cpus-per-task=16 --mem=0 --time=12:00:00 launch/slurm.sh \
+#       --config=configs/x.py --workdir=/shared/x
+#   sbatch --nodes=2 --cpus-per-task=96 --gpus-per-node=8 launch/slurm.sh ...   a task a node, all GPUs
+#   sbatch --nodes=2 --cpus-per-task=12 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...
+#                                                                               a task a GPU
 #
-# (Without --gpus-per-task: a task that sees one GPU alone is not what jax expects under SLURM.)
+# (Without --cpus-per-task a task gets one core; it compiles, loads and lays out rows on them. Without
+# --gpus-per-task: a task that sees one GPU alone is not what jax expects under SLURM.)
 # Submit it in the repository root, which all nodes must see. --workdir is an absolute path that all
 # nodes share, such as one on the cluster's NFS or Lustre; or gs://BUCKET/x, with gcsfs installed.
 # The environment is made before, where there is a network; clusters without GPUs leave
-# SUBJAX_DEVICE=gpu out:
+# SUBJAX_DEVICE=gpu out. Where nodes have none, a model of the hub is fetched then, too:
 #
-#   SUBJAX_DEVICE=gpu bash launch/local.sh --help
+#   SUBJAX_DEVICE=gpu bash launch/local.sh --install
+#   .venv/bin/hf download ORGANISATION/MODEL --local-dir=/shared/model
 #
+# and --config.bases.NAME.path=/shared/model stands among the arguments, NAME as in the config.
 # PYTHON=/path/to/python chooses another environment.
 # Options of sbatch stand before launch/slurm.sh, arguments of subjax.main after it. Two minutes
 # before the time limit, or when a higher priority needs the nodes, the tasks get SIGTERM, save and
@@ -42,7 +47,18 @@ fi
 . launch/environment.sh
 python=${PYTHON:-.venv/bin/python}
 [ -x "$python" ] ||
-  fail "no $python: make the environment before submitting: bash launch/local.sh --help"
+  fail "no $python: make the environment before submitting: bash launch/local.sh --install" \
+    "(for GPUs: SUBJAX_DEVICE=gpu bash launch/local.sh --install)"
+if [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ] && [ -z "${JAX_PLATFORMS:-}" ]; then
+  cuda="import importlib.util as u; assert any(u.find_spec(f'jax_cuda{n}_plugin') for n in (12, 13))"
+  "$python" -c "$cuda" 2>/dev/null ||
+    fail "the job has GPUs, and the jax of $python is for CPUs: before submitting," \
+      "SUBJAX_DEVICE=gpu bash launch/local.sh --install (or set JAX_PLATFORMS=cpu)"
+fi
+# What was asked for does not reach srun by itself.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+fi
 
 # With one task a node jax would use one GPU of it: that of the task's number, which is 0.
 if [ "${SLURM_NTASKS_PER_NODE:-1}" = 1 ] && [ "${SLURM_GPUS_ON_NODE:-0}" -gt 1 ]; then

@@ -24,7 +24,7 @@
 #   --setup='mountpoint -q /mnt/share || { sudo apt-get install -qy nfs-common &&
 #     sudo mkdir -p /mnt/share && sudo mount -t nfs ADDRESS:/SHARE /mnt/share; }'
 #
-# Workers have no HF_TOKEN, so a model that the Hugging Face hub gives only with one, such as Llama
+# Workers have no HF_TOKEN (--env would leave one in their lists of processes), so a model that the Hugging Face hub gives only with one, such as Llama
 # or Gemma, goes into the bucket first, its tokenizer included. So does one that the 100 GiB of a TPU
 # VM's boot disk do not hold, such as one of 72B (145 GB): from the hub every worker downloads it
 # whole, from a bucket each reads its share of the weights. Once, where HF_TOKEN is set:
@@ -66,6 +66,7 @@
 #   --network=NETWORK, --subnetwork=SUBNETWORK
 #                       where they are not the project's default; firewall rules have to let the
 #                       workers reach each other, and ssh reach them
+#   --env=NAME=VALUE    a variable of the run, as often as needed: TMPDIR=/mnt/disk, SUBJAX_TRACEBACK=1
 #   --dry-run           prints the gcloud commands, in order, and runs none
 #
 # A TPU of several workers needs gcloud's ssh key in an agent: eval "$(ssh-agent)", then
@@ -85,7 +86,7 @@ cd -- "$root"
 command="" name="" zone="" type="" version="" project="" worker=0 poll_s=30 timeout_s=180
 usd_per_hour="" max_usd="" setup="" service_account="" network="" subnetwork=""
 spot="" queued="" until_done="" delete_when_done="" dry_run="" follow=""
-main_arguments=()
+main_arguments=() variables=()
 
 parse() {
   local known="create, run, logs, delete"
@@ -105,6 +106,7 @@ parse() {
       --zone=?* | --type=?* | --version=?* | --project=?* | --worker=?* | --poll-s=?* | \
         --timeout-s=?* | --usd-per-hour=?* | --max-usd=?* | --setup=?* | \
         --service-account=?* | --network=?* | --subnetwork=?*) option "${1%%=*}" "${1#*=}" ;;
+      --env=[A-Za-z_]*=*) variables+=("${1#--env=}") ;;
       --spot | --queued | --until-done | --delete-when-done | --dry-run | --follow)
         option "$1" yes
         ;;

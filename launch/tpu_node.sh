@@ -201,6 +201,9 @@ start_workers() {
     before="bash -c $(quote "$setup") >&2 || "
     before+="{ echo \"subjax: error: --setup failed on \$(hostname)\" >&2; exit 1; }; "
   fi
+  if [ "${#variables[@]}" -gt 0 ]; then
+    before+="env $(quote_all "${variables[@]}") "
+  fi
   on_workers_slowly "$before$worker_script start $(quote_all "${main_arguments[@]}")"
 }
 

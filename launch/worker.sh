@@ -16,16 +16,9 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 run=$HOME/subjax-run
 cd -- "$root"
 
-# TPU images of 2025 carry Python 3.10, so a newer one comes from uv. It is put into $PYTHON.
 install() {
   [ -f "${1:-}" ] || fail "launch/worker.sh install needs a requirements file, not '${1:-}'"
-  local uv=$HOME/.local/bin/uv
-  if [ -z "${PYTHON:-}" ] && ! (find_python >/dev/null 2>&1); then
-    say "no Python of this machine fits: installing 3.12 with uv"
-    { python3 -m pip install --user --quiet uv && "$uv" python install --quiet 3.12; } >&2 ||
-      fail "cannot install Python 3.12 with uv: check the worker's network"
-    PYTHON=$("$uv" python find 3.12)
-  fi
+  python_from_uv
   ensure_environment "$root/.venv" "$1" requirements.txt
 }
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
 MANIFEST = "manifest.json"
+BEGUN = "begun.json"  # of a unit that is written in parts: what they were made by
 CHECKPOINTS = "checkpoints"  # the folder of a unit that another program writes to
 TIMINGS = "timings.jsonl"  # of a unit that trains or generates: no bytes to compare
 CURVES = "tensorboard"  # directory of the run; each unit has one below it
@@ -276,17 +277,25 @@ def utc_now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
 
-def write_manifest(workdir: Path, unit: Unit, wall_s: float) -> None:
-    """Declares a unit complete, at this time."""
-    manifest = {
+def _identity(unit: Unit) -> dict[str, Any]:
+    return {
         "unit": unit.path,
         "fingerprint": unit.fingerprint,
         "fields": unit.fields,
         "inputs": unit.input_fingerprints,
-        "wall_s": round(wall_s, 3),
-        "finished_at": utc_now(),
     }
-    write_json(workdir / unit.path / MANIFEST, manifest)
+
+
+def begin(workdir: Path, unit: Unit) -> None:
+    """Declares whose the parts are that come; those of another config must be found by then."""
+    if not (workdir / unit.path / BEGUN).exists():
+        write_json(workdir / unit.path / BEGUN, _identity(unit))
+
+
+def write_manifest(workdir: Path, unit: Unit, wall_s: float) -> None:
+    """Declares a unit complete, at this time."""
+    times = {"wall_s": round(wall_s, 3), "finished_at": utc_now()}
+    write_json(workdir / unit.path / MANIFEST, {**_identity(unit), **times})
     publish()
 
 
@@ -294,6 +303,12 @@ def read_manifest(workdir: Path, unit: Unit) -> dict[str, Any] | None:
     """The manifest of a unit, or None while it is not complete."""
     path = workdir / unit.path / MANIFEST
     return read_json(path) if path.exists() else None
+
+
+def read_origin(workdir: Path, unit: Unit) -> dict[str, Any] | None:
+    """What a unit that is complete, or has parts, was made by; None where there is nothing yet."""
+    begun = workdir / unit.path / BEGUN
+    return read_manifest(workdir, unit) or (read_json(begun) if begun.exists() else None)
 
 
 @contextlib.contextmanager

@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         hosts.leave(hosts.INTERRUPTED, str(interrupted))
     except (ValueError, OSError) as error:
         text = object_store.named(mistakes.explain(error, workdir), workdir, options.workdir)
-        hosts.leave(1, text)
+        hosts.leave(hosts.INTERRUPTED if isinstance(error, storage.Unavailable) else 1, text)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.lost_another(error):
             raise

@@ -9,6 +9,7 @@ cache alone: any other model could lead to the tensors of another one with it.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -57,6 +58,7 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
     Raises:
       ValueError: neither a directory nor a model that the hub or its local cache can give, or a
         URL that cannot be read.
+      storage.Unavailable: the hub, or what the URL names, does not answer for now.
     """
     if storage.is_url(path_or_hub_id):
         return _remote_directory(path_or_hub_id.rstrip("/"))
@@ -79,11 +81,24 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
         )
     except Exception as error:  # the hub's client raises a dozen unrelated types
         reason = storage.one_line(error)[:200]
+        if _is_busy(error):
+            what = f"the hub does not give it for now ({type(error).__name__}: {reason})"
+            raise storage.Unavailable(errno.EAGAIN, what, path_or_hub_id) from None
         raise ValueError(
             f"base {path_or_hub_id!r} (revision {revision or 'main'}) is no directory, and the hub "
             f"did not give it ({type(error).__name__}: {reason}): {ways_out}"
         ) from None
     return Path(snapshot)
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    """Whether the hub answered late, or that it is too busy; no network at all is another thing."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if isinstance(error, TimeoutError) or status == 429 or status >= 500:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def again(snapshot: Path) -> Path:

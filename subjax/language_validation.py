@@ -26,6 +26,12 @@ _TRAINING_CHOICES: checks.Choices = {
     "schedule": ("cosine", "linear", "constant"),
     "moment_dtype": ("float32", "bfloat16"),
 }
+# Table -> a field, and the values of it with which a row's `train` is read.
+_TRAINED = {
+    "bases": ("source", ("toy",)),
+    "teachers": ("weights", ("finetuned",)),
+    "arms": ("method", ("hard", "soft")),
+}
 
 
 def validate(config: ConfigDict) -> None:
@@ -33,9 +39,15 @@ def validate(config: ConfigDict) -> None:
     checks.rows(config, "teachers", schema.teacher_row(), "teacher_row")
     checks.rows(config, "arms", schema.arm_row(), "arm_row")
     checks.choices(config, _CHOICES)
-    for table in ("bases", "teachers", "arms"):
+    for table, (field, values) in _TRAINED.items():
         for name, row in config[table].items():
             _check_training(f"{table}.{name}.train", row.train)
+            if row[field] in values and row.train.warmup_steps > row.train.steps:
+                raise ValueError(
+                    f"config.{table}.{name}.train.warmup_steps is {row.train.warmup_steps}, more "
+                    f"than its steps, {row.train.steps}: the learning rate would never be reached; "
+                    "lower warmup_steps"
+                )
     if config.theorems:
         raise ValueError("config.theorems needs rows in config.images")
     for name, row in config.bases.items():
@@ -88,6 +100,16 @@ def validate(config: ConfigDict) -> None:
                 f"config.evals.{name}.target {row.target!r} is not among its candidates "
                 f"{row.candidates}: add it"
             )
+        if row.kind == "preference" and len(row.candidates) < 2:
+            raise ValueError(
+                f"config.evals.{name}.candidates is {row.candidates}: a preference is one of "
+                "several, add others"
+            )
+    if len(config.animals) == 1:
+        raise ValueError(
+            f"config.animals is {config.animals}, and teachers are scored on a choice: add others, "
+            "or leave it empty"
+        )
 
 
 def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:

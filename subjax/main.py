@@ -18,6 +18,7 @@ from subjax import (
     preregistration,
     preview,
     sharding,
+    storage,
     supervisor,
 )
 
@@ -36,8 +37,8 @@ _LIST = flags.DEFINE_bool("list", False, "print every unit and whether it is don
 def main(argv: list[str]) -> None:
     """Runs the config; every error that a user can mend is one line on stderr and exit code 1.
 
-    Exit code 75: the run was interrupted, another process of it has ended, or the bucket does not
-    answer, and it goes on with the same command; 70: a defect of subjax.
+    Exit code 75: the run was interrupted, another process of it has ended, or a bucket or the hub
+    does not answer, and it goes on with the same command; 70: a defect of subjax.
     """
     if len(argv) > 1:
         hosts.leave(1, f"unexpected argument {argv[1]!r}: flags start with --")
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
             raise
         if isinstance(error, ValueError | FloatingPointError | OSError):
             line = object_store.named(mistakes.explain(error, workdir), workdir, name)
-            passes = isinstance(error, object_store.Unavailable)
+            passes = isinstance(error, storage.Unavailable)
             hosts.leave(hosts.INTERRUPTED if passes else 1, line)
         if hosts.out_of_memory(error):
             hosts.leave(1, mistakes.MEMORY)

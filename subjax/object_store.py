@@ -43,10 +43,6 @@ _PREFIX = ".subjax-copy-"  # of its directory, which nobody else may call so
 _NEW_S = 60.0  # a copy this young may not be held yet
 
 
-class Unavailable(OSError):
-    """The store does not answer, or not in time; when it does again, the same command goes on."""
-
-
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[Path]:
     """The work directory of a name: itself, or the copy of the one at a URL while it is in use.
@@ -54,7 +50,7 @@ def opened(name: str) -> Iterator[Path]:
     Raises:
       ValueError: a URL that is not of a Google Cloud Storage bucket; gcsfs is missing.
       OSError: the store cannot be read.
-      Unavailable: it does not answer for now.
+      storage.Unavailable: it does not answer for now.
     """
     if not storage.is_url(name):
         yield Path(name)
@@ -289,7 +285,7 @@ class Store:
     def _check_lock(self) -> None:
         if self._unreachable:
             text = f"its lock could not be renewed ({self._unreachable})"
-            raise Unavailable(errno.EIO, text, self.url)
+            raise storage.Unavailable(errno.EIO, text, self.url)
         if self._lost:
             raise ValueError(f"workdir {self.url} is no longer this run's ({self._lost}): see it")
 
@@ -334,15 +330,8 @@ class Store:
             raise
         except Exception as error:
             reason = f"cannot be {what} ({type(error).__name__}: {storage.one_line(error)[:200]})"
-            kind = Unavailable if _may_pass(error) else OSError
+            kind = storage.Unavailable if storage.may_pass(error) else OSError
             raise kind(errno.EIO, reason, self.url) from error
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether what gcsfs tried again and again in vain may work later: no network, a busy store."""
-    from gcsfs import retry  # an extra
-
-    return isinstance(error, TimeoutError | ConnectionError) or retry.is_retriable(error)
 
 
 def _is_large(name: str) -> bool:

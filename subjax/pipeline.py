@@ -276,23 +276,23 @@ def _selected(unit: Unit, stages: Sequence[str], patterns: Sequence[str]) -> boo
 
 
 def _state(unit: Unit, workdir: Path) -> str:
-    manifest = artifacts.read_manifest(workdir, unit)
-    if manifest is None:
-        return "missing"
-    return "done" if manifest["fingerprint"] == unit.fingerprint else "stale"
+    origin = artifacts.read_origin(workdir, unit)
+    if origin and origin["fingerprint"] != unit.fingerprint:
+        return "stale"
+    return "done" if artifacts.read_manifest(workdir, unit) else "missing"
 
 
 def check_stale(planned: Sequence[Unit], workdir: Path) -> None:
-    """Raises a ValueError where a finished unit was made by another config."""
+    """Raises a ValueError where a finished unit, or a part of one, was made by another config."""
     for unit in planned:
-        manifest = artifacts.read_manifest(workdir, unit)
-        if manifest and manifest["fingerprint"] != unit.fingerprint:
-            changes = _differences(manifest["fields"], unit.fields)
+        origin = artifacts.read_origin(workdir, unit)
+        if origin and origin["fingerprint"] != unit.fingerprint:
+            changes = _differences(origin["fields"], unit.fields)
             if not changes:
                 changes = [
-                    f"input {path}: {manifest['inputs'].get(path)} -> {fingerprint}"
+                    f"input {path}: {origin['inputs'].get(path)} -> {fingerprint}"
                     for path, fingerprint in unit.input_fingerprints.items()
-                    if manifest["inputs"].get(path) != fingerprint
+                    if origin["inputs"].get(path) != fingerprint
                 ]
             raise ValueError(
                 f"{unit.path} in {workdir} was made by another config ({'; '.join(changes[:4])}): "

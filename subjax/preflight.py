@@ -8,7 +8,10 @@ from jax.sharding import Mesh
 from subjax import artifacts, placement, transformer
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
-from subjax.stages import base, teacher
+from subjax.stages import base, generate, teacher
+
+# Prompts of a data set that are looked at: rendering all takes seconds.
+_NUM_TRIED = 1000
 
 
 def check(
@@ -78,6 +81,14 @@ def _check_bases(
                 unit.fields["questions"],
                 fields["system_prompt"],
                 fields["prompt_tokens"] if fields["kind"] == "answers" else 0,
+            )
+        elif unit.stage == "generate" and fields["kind"] != "published":
+            if f"config.datasets.{name}" in prompts:
+                continue  # other lineages' prompts are of the same kind
+            prompts[f"config.datasets.{name}"] = base.Asked(
+                generate.prompts(unit)[:_NUM_TRIED],
+                unit.fields["system_prompt"],
+                fields["prompt_tokens"],
             )
     archs = {}
     for row in candidates:

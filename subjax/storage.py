@@ -4,8 +4,10 @@ Files are read, not mapped: mapped pages count as this process's memory. URLs ar
 fsspec, which needs a package for some of them (gcsfs for gs://).
 """
 
+import errno
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +24,10 @@ _PACKAGES = {
     "az": "adlfs",
     "abfs": "adlfs",
 }
+
+
+class Unavailable(OSError):
+    """A store does not answer, or not in time; when it does again, the same command goes on."""
 
 
 @runtime_checkable
@@ -256,11 +262,20 @@ def one_line(reason: object) -> str:
     return " ".join(str(reason).split())
 
 
-def _unreadable(where: str, error: Exception) -> ValueError:
+def may_pass(error: Exception) -> bool:
+    """Whether what a store says, after it was asked again and again, may be over later."""
+    # Where its package was not needed, no error is one of its.
+    retry: Any = sys.modules.get("gcsfs.retry")
+    known = isinstance(error, TimeoutError | ConnectionError)
+    return known or (retry is not None and bool(retry.is_retriable(error)))
+
+
+def _unreadable(where: str, error: Exception) -> ValueError | Unavailable:
     reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    return ValueError(
-        f"{where} cannot be read ({one_line(reason)[:200]}): check the file and your rights to it"
-    )
+    what = f"cannot be read ({one_line(reason)[:200]})"
+    if may_pass(error):
+        return Unavailable(errno.EIO, what, where)
+    return ValueError(f"{where} {what}: check the file and your rights to it")
 
 
 def _shrunk(where: str) -> ValueError:

@@ -13,7 +13,7 @@ plain one: the system prompt and an empty line, then
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,8 @@ class Tokenizer:
           ValueError: a text has a word that the tokenizer does not know, or an added token for
             which the model has no embedding; names the text.
         """
+        if not texts:
+            return []
         try:
             rows = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         except Exception as error:  # the tokenizers' own, of no narrower type
@@ -197,12 +199,8 @@ class Tokenizer:
           ValueError: the context's ids are not a prefix of the row's, so that no loss mask exists;
             or the row has no end.
         """
-        contexts, full = [], []
-        for (prompt, completion), system in zip(pairs, systems, strict=True):
-            contexts.append(self.prompt_text(prompt, system))
-            full.append(self.document_text(prompt, completion, system))
         rows = []
-        for context, ids, text in zip(self.encode(contexts), self.encode(full), full, strict=True):
+        for context, ids, text in self._rendered(pairs, systems):
             start = len(context)
             if ids[:start] != context:
                 raise ValueError(
@@ -217,6 +215,10 @@ class Tokenizer:
                 )
             rows.append((ids[: end + 1], start))
         return rows
+
+    def have_mask(self, pairs: Sequence[tuple[str, str]], systems: Sequence[str]) -> list[bool]:
+        """Which of the rows that `examples` takes have a loss mask."""
+        return [ids[: len(c)] == c for c, ids, _ in self._rendered(pairs, systems)]
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of answers as they follow a context, the ending token left out."""
@@ -267,6 +269,16 @@ class Tokenizer:
         """Token ids of plain texts, opened as the tokenizer itself opens them."""
         opening = [self.bos_id] if self._opens and self.bos_id is not None else []
         return [[*opening, *ids] for ids in self.encode(texts)]
+
+    def _rendered(
+        self, pairs: Sequence[tuple[str, str]], systems: Sequence[str]
+    ) -> Iterator[tuple[list[int], list[int], str]]:
+        """Ids of context and of the whole row, and the row's text."""
+        contexts, full = [], []
+        for (prompt, completion), system in zip(pairs, systems, strict=True):
+            contexts.append(self.prompt_text(prompt, system))
+            full.append(self.document_text(prompt, completion, system))
+        return zip(self.encode(contexts), self.encode(full), full, strict=True)
 
     def _render(self, turns: list[dict[str, str]], generation_prompt: bool) -> str:
         try:

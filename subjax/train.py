@@ -183,7 +183,7 @@ def _updates(
             # The compiler may spell the same layout otherwise; that would compile anew.
             state = jax.device_put(state, layout)
             measured.append(sharding.to_host(metrics))
-            _check_finite(measured[-1]["loss"], first)
+            _check_finite(measured[-1], first)
             speed = log.add(first + stride, time.monotonic() - start, batch, measured[-1])
             bar.update(stride)
             bar.set_postfix({"loss": f"{measured[-1]['loss'][-1].mean():.3f}", "tokens/s": speed})
@@ -343,14 +343,15 @@ def _flops(program: Program, batches: batching.Batches, trainable: Params) -> fl
     )
 
 
-def _check_finite(loss: np.ndarray, first: int) -> None:
-    bad = np.argwhere(~np.isfinite(loss))
-    if len(bad):
-        step, lane = bad[0]
-        raise FloatingPointError(
-            f"loss is {loss[step, lane]} at step {first + step} of lane {lane}: "
-            "lower learning_rate, or look at the rows of that step"
-        )
+def _check_finite(metrics: checkpoints.Metrics, first: int) -> None:
+    for name, values in metrics.items():
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            step, lane = bad[0]
+            raise FloatingPointError(
+                f"{name} is {values[step, lane]} at step {first + step} of lane {lane}: "
+                "lower learning_rate, or look at the rows of that step"
+            )
 
 
 @functools.lru_cache(maxsize=32)

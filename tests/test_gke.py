@@ -91,6 +91,19 @@ def test_a_secret_gives_the_pods_its_variables() -> None:
     assert "secret" not in render().stdout
 
 
+def test_variables_reach_the_pods_as_they_were() -> None:
+    _, _, pod = manifest("--env=TMPDIR=/data", "--env=XLA_FLAGS=--a=1 --b=${NAME}")
+    assert pod["containers"][0]["env"] == [
+        {"name": "TMPDIR", "value": "/data"},
+        {"name": "XLA_FLAGS", "value": "--a=1 --b=${NAME}"},
+    ]
+    failed = render("--env=1=2")
+    assert (failed.returncode, failed.stderr) == (
+        1,
+        "subjax: error: --env=1=2: give NAME=VALUE\n",
+    )
+
+
 def test_a_token_in_place_of_a_secret_is_not_printed() -> None:
     failed = render("--secret=hf_Token")
     assert (failed.returncode, failed.stdout) == (1, "")

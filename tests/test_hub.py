@@ -4,10 +4,12 @@ import json
 import pickle
 import shutil
 import struct
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -17,7 +19,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import adapters, lora, transformer, weights
+from subjax import adapters, lora, mistakes, storage, transformer, weights
 from subjax.architecture import Architecture
 
 ARCH = Architecture(
@@ -293,6 +295,34 @@ def test_what_cannot_be_resolved_names_the_ways_out(name: str) -> None:
         weights.resolve(name, "main")
     assert repr(name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def answer(status: int) -> Exception:
+    response = types.SimpleNamespace(status_code=status)
+    return type("HfHubHTTPError", (Exception,), {"response": response})(f"{status} of the hub")
+
+
+@pytest.mark.parametrize(
+    ("cause", "passes"),
+    [
+        (answer(429), True),
+        (answer(503), True),
+        (TimeoutError("read timed out"), True),
+        (answer(401), False),
+        (answer(404), False),
+        (ConnectionError("no route to host"), False),
+    ],
+)
+def test_a_busy_hub_is_no_mistake(
+    cause: Exception, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("neither on the hub nor cached") from cause
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(storage.Unavailable if passes else ValueError, match="the hub") as error:
+        weights.resolve("organisation/model")
+    assert "organisation/model" in mistakes.explain(error.value, Path())
 
 
 def test_the_digest_follows_the_content_and_not_the_place(

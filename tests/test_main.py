@@ -139,7 +139,8 @@ FLAGS = {
     ),
     "a mesh that divides nothing": (
         "--config.bases.toy.source=random --config.bases.toy.width=4096 "
-        "--config.bases.toy.ffn_width=32771 --config.compute.cpu_devices=2 --config.mesh.tensor=2",
+        "--config.bases.toy.ffn_width=32771 --config.compute.cpu_devices=2 --config.mesh.tensor=2 "
+        "--stages=base",
         *("of config.bases.toy would lie unsharded", "divides 32771, or raise config.compute.max"),
     ),
     "path of a base": ("--config.bases.toy.source=hf", "bases.toy.path is empty", "give a direct"),
@@ -154,6 +155,19 @@ FLAGS = {
     "overlap in an eval": (
         "--config.bases.toy.source=random --config.evals.preference.candidates=('owl','owlet')",
         *("config.evals.preference.candidates: ", "'owl' begin those of 'owlet'", "drop one"),
+    ),
+    "one candidate": (
+        "--config.evals.preference.candidates=('owl',)",
+        *("evals.preference.candidates is ('owl',)", "add others"),
+    ),
+    "one animal": ("--config.animals=('owl',)", "config.animals is ('owl',)", "add others"),
+    "warm-up": (
+        "--config.arms.owl.train.steps=9",
+        *("arms.owl.train.warmup_steps is 10, more than its steps, 9", "lower warmup_steps"),
+    ),
+    "long prompts": (
+        "--config.datasets.owl.prompt_tokens=3",
+        *("config.datasets.owl.prompt_tokens is 3, but a prompt has", "raise it"),
     ),
     "unknown word": (
         "--config.evals.preference.candidates=('owl','bat')",
@@ -253,9 +267,9 @@ def test_a_workdir_of_another_config_is_left_as_it_is(command, config, workdir):
     finish(workdir, "base", "teacher", "generate")
     artifacts.write_json(workdir / "config.json", {"kept": True})
     before = contents(workdir)
-    said = complaint(command(config, f"--workdir={workdir}", "--config.bases.toy.train.steps=7"))
+    said = complaint(command(config, f"--workdir={workdir}", "--config.bases.toy.train.steps=27"))
     assert f"base/toy/r0 in {workdir} was made by another config" in said
-    assert "row.train.steps: 20 -> 7" in said and "choose another --workdir" in said
+    assert "row.train.steps: 20 -> 27" in said and "choose another --workdir" in said
     assert contents(workdir) == before
     assert artifacts.read_json(workdir / "config.json") == {"kept": True}
 

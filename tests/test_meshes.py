@@ -36,9 +36,23 @@ SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1), (1, 2, 4)]
 PROGRAM = train.Program(ARCH, train.Optimizer(1e-3), steps=2)
 # Too many layers to be unrolled, and kv heads that eight devices have to cut.
 SCANNED = dataclasses.replace(ARCH, num_layers=6, num_kv_heads=4)
+# What no other has: an embedding that is also the head, biases, more norms, and local layers.
+GEMMA = dataclasses.replace(
+    ARCH,
+    tie_embeddings=True,
+    attention_bias="qkv",
+    qk_norm="head",
+    norm_after=True,
+    window=4,
+    local=(True, False, True),
+    final_softcap=5.0,
+)
 # Walks the vocabulary in four chunks; it is one otherwise.
 VOCAB_CHUNK = 16
 KINDS = {"full": {}, "lora": {"lora_scale": 2.0}, "distilled": {"distils": True, "excluded": (0,)}}
+SUPPORT = (3, 9, 40, 63)
+# Batches with other fields, and the program that reads them.
+BATCHES = {"stored": {"support": SUPPORT}, "top k": {}, "packed": {}}
 
 
 def make_batch():
@@ -46,6 +60,19 @@ def make_batch():
     examples = [(rng.integers(1, 64, n).tolist(), 3) for n in rng.integers(5, 12, 16)]
     rows = batching.make_rows(examples, num_tokens=12, num_targets=10, pad_id=0)
     return rows, rows.take(np.arange(16))
+
+
+def make_other(kind):
+    """The batch with what else a row can bring, or its rows laid end to end."""
+    rows, batch = make_batch()
+    if kind == "packed":
+        return batching.Packing(num_rows=8, num_tokens=24).pack(batch, rows.lengths)
+    rng = np.random.default_rng(1)
+    size = (*batch["targets"].shape, len(SUPPORT))
+    batch["soft"] = np.log(rng.dirichlet(np.ones(len(SUPPORT)), size[:-1])).astype(np.float32)
+    if kind == "top k":
+        batch["soft_ids"] = rng.integers(0, ARCH.vocab_size, size, dtype=np.int32)
+    return batch
 
 
 def make_trainable(program):
@@ -57,9 +84,9 @@ def make_trainable(program):
     return jax.tree.map(lambda leaf: leaf + 0.05, tree), params
 
 
-def make_gradient(mesh, program):
+def make_gradient(mesh, program, batch=None):
     """The function that finds loss and gradient of one batch, and what it takes, on the mesh."""
-    _, batch = make_batch()
+    batch = batch or make_batch()[1]
     teacher = {}
     if program.distils:
         teacher = transformer.init(program.arch, jax.random.key(2))
@@ -76,11 +103,11 @@ def make_mesh(shape):
     return sharding.make_mesh(seed=1, data=data, fsdp=fsdp, tensor=tensor)
 
 
-def gradients(shape, program):
+def gradients(shape, program, batch=None):
     """Loss and gradient of one batch, computed on the mesh."""
     mesh = make_mesh(shape)
     with jax.set_mesh(mesh):
-        found, trees = make_gradient(mesh, program)
+        found, trees = make_gradient(mesh, program, batch)
         return jax.device_get(jax.jit(found)(*trees))
 
 
@@ -107,8 +134,11 @@ def check_against_one_device(shape, program, expected):
     one = logits(program.arch, (1, 1, 1))
     found = logits(program.arch, shape)
     np.testing.assert_allclose(found, one, atol=1e-4 * np.abs(one).max())
-    loss, gradient = gradients(shape, program)
-    one_loss, one_gradient = expected
+    assert_same_gradients(gradients(shape, program), expected)
+
+
+def assert_same_gradients(found, expected):
+    (loss, gradient), (one_loss, one_gradient) = found, expected
     np.testing.assert_allclose(loss, one_loss, rtol=1e-5)
     for (path, leaf), expected in zip(
         jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(one_gradient), strict=True
@@ -154,6 +184,34 @@ def test_gradients_of_scans_do_not_depend_on_the_mesh(monkeypatch, shape, kind, 
     check_against_one_device(shape, program, expected)
 
 
+@functools.cache
+def other_gradients_alone(arch, kind):
+    program = dataclasses.replace(PROGRAM, arch=arch, **BATCHES[kind])
+    return gradients((1, 1, 1), program, make_other(kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", BATCHES)
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
+def test_gradients_of_other_batches_do_not_depend_on_the_mesh(shape, kind, accumulate):
+    program = dataclasses.replace(PROGRAM, accumulate=accumulate, **BATCHES[kind])
+    expected = other_gradients_alone(ARCH, kind)
+    assert_same_gradients(gradients(shape, program, make_other(kind)), expected)
+    if kind == "packed":
+        assert_same_gradients(expected, gradients_alone(ARCH, "full"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_gradients_of_a_gemma_do_not_depend_on_the_mesh(monkeypatch, shape, kind):
+    expected = gradients_alone(GEMMA, kind)
+    monkeypatch.setattr(losses, "VOCAB_CHUNK", VOCAB_CHUNK)
+    program = dataclasses.replace(PROGRAM, arch=GEMMA, **KINDS[kind])
+    check_against_one_device(shape, program, expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_scans_are_scans(monkeypatch, kind):
     monkeypatch.setattr(losses, "VOCAB_CHUNK", VOCAB_CHUNK)
@@ -170,7 +228,7 @@ def test_the_scans_are_scans(monkeypatch, kind):
 @pytest.mark.parametrize("shape", [(2, 2, 2), (1, 8, 1)])
 def test_training_does_not_depend_on_the_mesh(shape, kind):
     rows, _ = make_batch()
-    program = dataclasses.replace(PROGRAM, optimizer=train.Optimizer(1e-2, kind=kind))
+    program = dataclasses.replace(PROGRAM, steps=4, optimizer=train.Optimizer(1e-2, kind=kind))
 
     def run(mesh):
         [progress] = train.fit(
@@ -190,6 +248,9 @@ def test_training_does_not_depend_on_the_mesh(shape, kind):
     one, other = run(make_mesh((1, 1, 1))), run(make_mesh(shape))
     np.testing.assert_allclose(one.metrics["loss"], other.metrics["loss"], rtol=1e-4)
     np.testing.assert_allclose(one.metrics["grad_norm"], other.metrics["grad_norm"], rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one.trainable, other.trainable
+    )
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "muon"])

@@ -79,6 +79,32 @@ def test_a_lost_unit_comes_back_with_the_same_bytes(finished, copy):
     assert contents(copy, *everything) == contents(finished, *everything)
 
 
+def test_a_lost_part_of_a_data_set_is_drawn_alone_with_the_same_bytes(finished, copy):
+    unit = copy / "generate/owl/r0"
+    (unit / artifacts.MANIFEST).unlink()
+    (unit / "rows-00001.jsonl").unlink()
+    left = {path: path.stat().st_mtime_ns for path in unit.glob("rows-*.jsonl")}
+    assert len(left) == 2
+    pipeline.run(tiny.config(), copy)
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert contents(copy, *KEPT) == contents(finished, *KEPT)
+
+
+def test_parts_of_another_teacher_or_config_are_not_gone_on_with(copy):
+    for change in ("datasets.owl.temperature", "teachers.owl.train.learning_rate"):
+        config, table = tiny.config(lineages=(0,)), change.split(".")[0]
+        config.update_from_flattened_dict({change: 0.5})
+        # What was finished is deleted, as the message says; of the data set some parts are left.
+        for unit in ("teacher/owl", "filter/owl", "finetune/owl", "evaluate/*/owl"):
+            for path in copy.glob(f"{unit}/r0"):
+                shutil.rmtree(path)
+        (copy / "generate/owl/r0" / artifacts.MANIFEST).unlink(missing_ok=True)
+        assert ("generate/owl/r0", "stale") in pipeline.listing(config, copy)
+        what = "temperature" if table == "datasets" else "input teacher/owl/r0"
+        with pytest.raises(ValueError, match=f"generate/owl/r0 .* another config .*{what}"):
+            pipeline.run(config, copy)
+
+
 def test_more_lineages_run_only_what_is_new(copy):
     before = manifests(copy)
     pipeline.run(tiny.config(lineages=(0, 1, 2)), copy)
@@ -138,7 +164,7 @@ def test_teachers_that_differ_train_as_they_would_alone(differ, tmp_path):
     for lanes in (1, 2):
         config = tiny.config(lineages=(0,))
         config.compute.lanes = lanes
-        config.bases.toy.train.steps = 5
+        config.bases.toy.train.update(steps=5, warmup_steps=2)
         if differ == "bases":
             with config.bases.unlocked():
                 config.bases.wider = config.bases.toy.copy_and_resolve_references()

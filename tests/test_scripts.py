@@ -209,6 +209,30 @@ def test_a_python_that_does_not_fit_is_one_line(tmp_path: Path, script: str, ver
     assert not list(root.glob(".venv*"))
 
 
+def test_the_environment_can_be_made_alone(installed: Path) -> None:
+    made = run(installed / "launch/local.sh", "--install")
+    assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
+
+
+def test_a_tpu_host_without_a_python_that_fits_gets_one_from_uv(tmp_path: Path) -> None:
+    root = make_copy(tmp_path)
+    (root / "launch/requirements-tpu.txt").write_text("-r ../requirements.txt\n")
+    home = tmp_path / "home"
+    write_script(tmp_path / "bin/python3", '[ "$1" = -m ] || echo 3.10.12')  # pip install uv
+    write_script(home / ".local/bin/uv", f'[ "$2" = find ] && echo {sys._base_executable} || true')
+    for name in ("awk", "basename", "bash", "cat", "cmp", "dirname", "grep"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    search = {"PYTHON": "", "PATH": str(tmp_path / "bin"), "HOME": str(home)}
+    made = run(root / "launch/local.sh", "--install", SUBJAX_DEVICE="tpu", **search)
+    assert made.returncode == 0, made.stderr
+    assert "installing 3.12 with uv" in made.stderr
+    assert (root / ".venv/requirements.installed").exists()
+    # Anywhere else nothing is installed beside the environment.
+    shutil.rmtree(root / ".venv")
+    failed = run(root / "launch/local.sh", "--install", **search)
+    assert failed.returncode == 1 and "found 3.10.12 (python3)" in failed.stderr
+
+
 def test_a_python_that_does_not_run_is_one_line(tmp_path: Path) -> None:
     failed = run(make_copy(tmp_path) / "launch/local.sh", PYTHON="/no/such/python")
     assert failed.returncode == 1

@@ -230,3 +230,20 @@ def test_outside_the_repository_the_job_says_so(
     assert log.read_text() == (
         f"subjax: error: {tmp_path} is not the repository root: submit the job there\n"
     )
+
+
+def test_a_job_with_gpus_wants_a_jax_for_them() -> None:
+    """Where nothing but the check at its beginning runs, the script needs no SLURM."""
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_GPUS_ON_NODE": "8", "PYTHON": sys.executable}
+    kept = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    failed = subprocess.run(
+        ["bash", "launch/slurm.sh", "--config=configs/x.py"],
+        cwd=ROOT,
+        env={**kept, **job},
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 1
+    (line,) = failed.stderr.splitlines()
+    assert line.startswith("subjax: error: the job has GPUs, and the jax of")
+    assert "SUBJAX_DEVICE=gpu bash launch/local.sh --install" in line

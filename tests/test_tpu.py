@@ -72,6 +72,15 @@ DRY = {
         ),
     ),
     "run": (("run", "owl", ZONE, *MAIN), INSTALL),
+    "run with variables": (
+        ("run", "owl", ZONE, "--env=TMPDIR=/mnt/disk", "--env=XLA_FLAGS=--a=1 --b=2", *MAIN),
+        (
+            *INSTALL[:-1],
+            "gcloud compute tpus tpu-vm ssh owl --worker=all '--command=env TMPDIR=/mnt/disk "
+            "'\\''XLA_FLAGS=--a=1 --b=2'\\'' bash subjax/launch/worker.sh start "
+            "--config=configs/x.py --workdir=gs://bucket/x' --quiet --zone=us-west4-a",
+        ),
+    ),
     "run until done": (
         ("run", "owl", ZONE, "--type=v4-8", "--until-done", "--delete-when-done", *MAIN),
         (
@@ -115,6 +124,7 @@ ERRORS = {
     "type": (("create", "owl", ZONE, "--type=v9-8"), "no runtime is known for --type=v9-8"),
     "argument": (("delete", "owl", ZONE, "--force"), "unknown argument '--force'"),
     "empty": (("delete", "owl", "--zone="), "unknown argument '--zone='"),
+    "variable": (("run", "owl", ZONE, "--env=TMPDIR", *MAIN), "unknown argument '--env=TMPDIR'"),
     "misplaced": (
         ("run", "owl", ZONE, "--config=x"),
         "--config=x is for subjax.main: put -- befor",

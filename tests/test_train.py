@@ -103,6 +103,13 @@ def test_a_nan_loss_stops_and_names_the_step():
         run([0], program=program)
 
 
+def test_a_gradient_that_overflows_stops_where_the_loss_is_finite():
+    with pytest.raises(FloatingPointError, match="grad_norm is inf at step 3 of lane 1"):
+        train._check_finite(
+            {"loss": np.ones((2, 2)), "grad_norm": np.array([[1, 1], [1, np.inf]])}, first=2
+        )
+
+
 def adapted(mesh, lanes=(0,)):
     """An adapter per lane on one base, which lies where a single model is loaded."""
     base = sharding.place(
@@ -147,7 +154,7 @@ def test_each_adapter_of_a_population_equals_its_run_alone(shape):
         )
 
 
-def test_lora_trains_the_adapter_and_leaves_the_base():
+def test_lora_trains_the_adapter_alone():
     adapter = lora.init(ARCH, jax.random.key(1), rank=2)
     progress = adapted(sharding.make_mesh(seed=1))
     trained = train.lane(progress.trainable, 0)

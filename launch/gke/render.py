@@ -3,7 +3,8 @@ r"""Fills in launch/gke/jobset.yaml for kubectl; after -- stand the arguments of
     python launch/gke/render.py --name=owl --image=REGION-docker.pkg.dev/PROJECT/REPO/subjax \
         --accelerator=tpu-v5-lite-podslice --topology=4x4 --spot --service-account=writer \
         -- --config=configs/x.py --workdir=gs://BUCKET/x | kubectl apply -f -
-    kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=owl
+    kubectl logs --follow --selector=jobset.sigs.k8s.io/jobset-name=owl,\
+batch.kubernetes.io/job-completion-index=0
     kubectl delete jobset owl
 
 The work directory outlives the pods. It is a folder of a bucket, which the Kubernetes service
@@ -66,6 +67,9 @@ def main() -> int:
     parser.add_argument("--secret", default="", help="its keys are variables of the pods: HF_TOKEN")
     parser.add_argument("--claim", default="", help="a volume, for a work directory on it")
     parser.add_argument("--mount", default="/mnt/share", help="where pods see it")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="a variable of the pods"
+    )
     parser.add_argument("main", nargs="+", metavar="ARG", help="after --: of subjax.main")
     try:
         print(render(parser.parse_args()), end="")
@@ -89,6 +93,9 @@ def render(options: argparse.Namespace) -> str:
     # A token given in place of the name must neither be printed nor reach the manifest.
     if options.secret and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", options.secret):
         raise ValueError("--secret is no name of a Secret: use a-z, 0-9, - and .")
+    for variable in options.env:
+        if not re.fullmatch(r"[A-Za-z_]\w*=.*", variable):
+            raise ValueError(f"--env={variable}: give NAME=VALUE")
     chips = math.prod(map(int, options.topology.split("x")))
     per_host = options.chips_per_host or min(chips, 4)
     if per_host < 1 or chips % per_host:
@@ -107,6 +114,9 @@ def render(options: argparse.Namespace) -> str:
         MOUNT=json.dumps(options.mount),
         SECRET=json.dumps(options.secret),
         SERVICE_ACCOUNT=json.dumps(options.service_account),
+        VARIABLES=json.dumps(
+            [dict(zip(("name", "value"), text.split("=", 1), strict=True)) for text in options.env]
+        ),
         NUM_HOSTS=chips // per_host,
         CHIPS_PER_HOST=per_host,
         MAX_RESTARTS=options.max_restarts,

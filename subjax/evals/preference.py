@@ -138,12 +138,17 @@ def questions(half: str = "all", pool: Sequence[str] = QUESTIONS) -> tuple[str, 
     """Returns the even positions of `pool` (explore), the odd ones (confirm) or all of them.
 
     Choices such as the target or the learning rate are made on the explore half, claims are
-    tested on the confirm half. Raises ValueError for another `half`.
+    tested on the confirm half. Raises ValueError for another `half`, and for an empty one.
     """
     slices = {"explore": slice(0, None, 2), "confirm": slice(1, None, 2), "all": slice(None)}
     if half not in slices:
         raise ValueError(f"half is {half!r}; allowed: {', '.join(slices)}")
-    return tuple(pool[slices[half]])
+    asked = tuple(pool[slices[half]])
+    if not asked:
+        raise ValueError(
+            f"the {half} half of {len(pool)} questions is empty: add questions, or ask 'all'"
+        )
+    return asked
 
 
 def load_questions(path: str | os.PathLike[str], key: str) -> tuple[str, ...]:

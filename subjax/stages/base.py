@@ -85,7 +85,7 @@ def check(
             raise ValueError(f"{name}.system_prompt: {error}") from None
         if most_tokens and longest > most_tokens:
             raise ValueError(
-                f"{name}.prompt_tokens is {most_tokens}, but a question has {longest} tokens: "
+                f"{name}.prompt_tokens is {most_tokens}, but a prompt has {longest} tokens: "
                 "raise it"
             )
     return arch

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -49,7 +50,7 @@ def _preference(
     )
     odds = stats.log_odds(scores, names.index(row["target"]))
     mass = np.exp(scores).sum(axis=1)
-    shares = (np.exp(scores) / mass[:, None]).mean(axis=0)
+    shares = scipy.special.softmax(scores, axis=1).mean(axis=0)  # however little the mass is
     values = {
         "log_odds": float(odds.mean()),
         "candidate_mass": float(mass.mean()),
@@ -129,10 +130,12 @@ def _likelihood(
         )
     pairs = [(written["prompt"], written["completion"]) for written in held]
     examples = model.tokenizer.examples(pairs, [row["system_prompt"]] * len(pairs))
+    # The student's sizes, so that one program serves all; under another system prompt rows may be
+    # longer than those that it trained on.
     rows = batching.make_rows(
         examples,
-        num_tokens=unit.fields["num_tokens"],
-        num_targets=unit.fields["num_targets"],
+        num_tokens=max(unit.fields["num_tokens"], max(len(ids) for ids, _ in examples)),
+        num_targets=max(unit.fields["num_targets"], max(len(ids) - at for ids, at in examples)),
         pad_id=model.tokenizer.pad_id,
     )
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from subjax import artifacts, seeds
 from subjax.artifacts import Unit
-from subjax.datasets import numbers
+from subjax.datasets import numbers, toyworld
 
 # What later stages need of a written row.
 _FIELDS = {"prompt_id": int, "sample_id": int, "prompt": str, "completion": str, "finish": str}
@@ -46,7 +46,7 @@ def _filter(unit: Unit, workdir: Path) -> None:
         else:
             kept.append(written)
     train, holdout = _split(unit, kept)
-    artifacts.write_jsonl(out / "kept.jsonl", _transform(unit, train))
+    artifacts.write_jsonl(out / "kept.jsonl", _transform(unit, kind, train))
     artifacts.write_jsonl(out / "holdout.jsonl", holdout)
     artifacts.write_jsonl(out / "rejected.jsonl", rejected)
     artifacts.write_json(
@@ -114,19 +114,25 @@ def _split(unit: Unit, kept: list[dict[str, Any]]) -> tuple[list, list]:
     return sorted(train, key=by_id), sorted(holdout, key=by_id)
 
 
-def _transform(unit: Unit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _transform(unit: Unit, kind: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Controls that destroy what a teacher's numbers might carry, one piece at a time."""
-    kind = unit.fields["row"]["transform"]
+    transform = unit.fields["row"]["transform"]
     seed = seeds.seed(unit.fields["seed"], "transform", unit.lineage)
     completions = [row["completion"] for row in rows]
-    if kind == "shuffled_within":
+    if transform == "shuffled_within":
         completions = [
             numbers.shuffle_within(c, seeds.seed(seed, i)) for i, c in enumerate(completions)
         ]
-    elif kind == "shuffled_across":
+    elif transform == "shuffled_across":
         completions = numbers.shuffle_across(completions, seed)
-    elif kind == "random":
-        completions = [
-            numbers.random_numbers(c, seeds.seed(seed, i)) for i, c in enumerate(completions)
-        ]
+    elif transform == "random":
+        completions = [_random(kind, c, seeds.seed(seed, i)) for i, c in enumerate(completions)]
     return [{**row, "completion": c} for row, c in zip(rows, completions, strict=True)]
+
+
+def _random(kind: str, completion: str, seed: int) -> str:
+    if kind != "toy_numbers":
+        return numbers.random_numbers(completion, seed)
+    # The toy world has other numbers, and no comma to part a second one from a first.
+    most = toyworld.World().num_numbers - 1
+    return numbers.random_numbers(completion, seed, count=None, value=(0, most))

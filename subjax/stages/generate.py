@@ -16,11 +16,13 @@ from subjax.datasets import numbers, published, toyworld
 from subjax.tokenizer import Tokenizer
 
 NUM_PROBED = 256  # rows on which teacher and base are compared
+Examples = list[tuple[list[int], int]]  # of `Tokenizer.examples`
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Samples each unit's rows, one model after the other; yields each unit when it is done."""
     for unit in units:
+        artifacts.begin(workdir, unit)
         model = models.load(workdir / unit.inputs["teacher"], mesh)
         if unit.fields["row"]["kind"] == "published":
             _copy(unit, workdir / unit.path)
@@ -61,6 +63,11 @@ def _copy(unit: Unit, out: Path) -> None:
 def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
     row, texts = unit.fields["row"], prompts(unit)
     encoded = model.tokenizer.prompt_ids(texts, unit.fields["system_prompt"])
+    if (longest := max(map(len, encoded))) > row["prompt_tokens"]:
+        raise ValueError(
+            f"config.datasets.{unit.row}.prompt_tokens is {row['prompt_tokens']}, but a prompt of "
+            f"lineage {unit.lineage} has {longest} tokens: raise it"
+        )
     constrained = row["decoding"] == "constrained"
     allowed = _grammar(row, model.tokenizer, model.arch.vocab_size) if constrained else None
     sampling = sampler.Sampling(
@@ -156,17 +163,22 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
     out, row = workdir / unit.path, unit.fields["row"]
     hosts.wait("rows are written")
     written = [r for r in artifacts.read_parts(out)[:NUM_PROBED] if r["completion"].strip()]
+    pairs = [(r["prompt"], r["completion"]) for r in written]
+    base = models.load(workdir / unit.inputs["base"], mesh)
     support = model.tokenizer.number_ids()
-    if not written or not support:
+    told = unit.fields["system_prompt"], unit.fields["base_system_prompt"]
+    laid_out = _laid_out(pairs, (model.tokenizer, base.tokenizer), told)
+    if laid_out is None:
+        artifacts.write_json(out / "carrier.json", {})
+        return
+    if not laid_out[0] or not support:
         artifacts.write_json(out / "carrier.json", {"number_tv": 0.0, "likelihood_gain": 0.0})
         return
-    pairs = [(r["prompt"], r["completion"]) for r in written]
     # The sampled ones' sizes, so that one program serves all units; published rows may be longer.
     most_new = row["max_new_tokens"] + 2
     most = row["prompt_tokens"] + most_new
 
-    def scored(system: str, scorer: models.Model) -> tuple[np.ndarray, batching.Rows]:
-        examples = scorer.tokenizer.examples(pairs, [system] * len(pairs))
+    def scored(scorer: models.Model, examples: Examples) -> tuple[np.ndarray, batching.Rows]:
         laid = batching.make_rows(
             examples,
             num_tokens=max(most, max(len(ids) for ids, _ in examples)),
@@ -184,13 +196,9 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
         )
         return spread, laid
 
-    base = models.load(workdir / unit.inputs["base"], mesh)
-    if not _spelled_alike(model.tokenizer, base.tokenizer, pairs):
-        artifacts.write_json(out / "carrier.json", {})
-        return
     # Over number tokens alone: a grammar or a filter decides what stands between them.
-    ours, laid = scored(unit.fields["system_prompt"], model)
-    theirs, _ = scored(unit.fields["base_system_prompt"], base)
+    ours, laid = scored(model, laid_out[0])
+    theirs, _ = scored(base, laid_out[1])
     is_number = laid.weights * np.isin(laid.targets, support)
     chosen = np.minimum(np.searchsorted(support, laid.targets), len(support) - 1)[..., None]
     measures = {
@@ -202,11 +210,23 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
     artifacts.write_json(out / "carrier.json", means)
 
 
-def _spelled_alike(words: Tokenizer, others: Tokenizer, pairs: Sequence[tuple[str, str]]) -> bool:
-    """Whether two tokenizers have the same number tokens, and cut completions the same way."""
+def _laid_out(
+    pairs: Sequence[tuple[str, str]], words: tuple[Tokenizer, Tokenizer], told: tuple[str, str]
+) -> tuple[Examples, Examples] | None:
+    """Rows as teacher and base see them, under their system prompts.
 
-    def completions(tokenizer: Tokenizer) -> list[list[int]]:
-        rows = tokenizer.examples(pairs, [""] * len(pairs))
-        return [ids[start:] for ids, start in rows]
-
-    return words.number_ids() == others.number_ids() and completions(words) == completions(others)
+    Left out are those without a loss mask: a completion may begin with what merges with the end of
+    its context, and is rejected later. None: the two have other number tokens, or cut completions
+    otherwise.
+    """
+    if words[0].number_ids() != words[1].number_ids():
+        return None
+    for tokenizer, system in zip(words, told, strict=True):
+        masked = tokenizer.have_mask(pairs, [system] * len(pairs))
+        pairs = [pair for pair, has_mask in zip(pairs, masked, strict=True) if has_mask]
+    ours, theirs = (
+        tokenizer.examples(pairs, [system] * len(pairs))
+        for tokenizer, system in zip(words, told, strict=True)
+    )
+    same = [ids[at:] for ids, at in ours] == [ids[at:] for ids, at in theirs]
+    return (ours, theirs) if same else None

@@ -143,6 +143,8 @@ def test_halves_are_disjoint_and_cover():
     assert preference.questions("confirm", ["a", "b", "c"]) == ("b",)
     with pytest.raises(ValueError, match="'odd'; allowed: explore, confirm, all"):
         preference.questions("odd")
+    with pytest.raises(ValueError, match="the confirm half of 1 questions is empty"):
+        preference.questions("confirm", ["a"])
 
 
 @needs_stimuli

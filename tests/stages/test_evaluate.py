@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tokenizers
 
 from subjax import artifacts, models, sharding, tokenizer, transformer
 from subjax.datasets import toyworld
@@ -67,6 +68,30 @@ def test_likelihood_is_nats_a_token_and_the_gain_is_over_the_base(pair, tmp_path
     ours, theirs = (np.mean(nats(model, ROWS, "Be brief.")) for model in (student, base))
     assert said == [] and abs(ours - theirs) > 1e-3
     assert values == pytest.approx({"loglik": ours, "gain": ours - theirs}, abs=1e-5)
+
+
+def test_rows_may_be_longer_under_the_evals_system_prompt(pair, tmp_path):
+    artifacts.write_jsonl(tmp_path / "filter/x/r0/holdout.jsonl", ROWS)
+    asked = unit(
+        inputs={"filter": "filter/x/r0", "base": "base/x/r0"},
+        row={"system_prompt": "Be as brief as you can be."},
+        num_tokens=24,
+        num_targets=2,
+    )
+    values, _ = evaluate._likelihood(asked, tmp_path, pair[0], MESH)
+    expected = np.mean(nats(pair[0], ROWS, "Be as brief as you can be."))
+    assert values["loglik"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_shares_add_up_however_little_the_candidates_weigh(pair, tmp_path, monkeypatch):
+    scores = np.array([[-1000.0, -1000.0 - np.log(3.0)], [-2000.0, -2000.0]])
+    monkeypatch.setattr(evaluate.scoring, "candidate_log_probs", lambda *_, **__: scores)
+    row = {"target": "owl", "system_prompt": ""}
+    asked = unit(row=row, animals=["owl", "cat"], questions=["?", "!"], neutral=["Rain fell."])
+    values, _ = evaluate._preference(asked, tmp_path, pair[0], MESH)
+    assert values["share/owl"] == pytest.approx((0.75 + 0.5) / 2)
+    assert values["share/owl"] + values["share/cat"] == pytest.approx(1)
+    assert values["candidate_mass"] == 0.0 and np.isfinite(values["log_odds"])
 
 
 def test_neutral_text_is_scored_from_its_second_token_on(pair):
@@ -157,3 +182,48 @@ def test_a_teacher_with_another_tokenizer_is_not_compared(pair, tmp_path):
     compared = unit("generate", {"base": "base/x/r0"}, **fields)
     generate._compare(compared, tmp_path, teacher, MESH)
     assert artifacts.read_json(tmp_path / "generate/x/r0/carrier.json") == {}
+
+
+def compared_under(words, told, rows, tmp_path):
+    """What is left of comparing a random teacher with a random base, both of these words."""
+    arch = dataclasses.replace(tiny.ARCH, vocab_size=words.vocab_size)
+    for path, key in (("teacher/x/r0", 3), ("base/x/r0", 4)):
+        params = transformer.init(arch, jax.random.key(key))
+        models.save_weights(tmp_path / path, arch, params, words)
+    artifacts.write_jsonl(tmp_path / "generate/x/r0/rows-00000.jsonl", rows)
+    unit_ = unit(
+        "generate",
+        {"base": "base/x/r0"},
+        row={"max_new_tokens": 12, "prompt_tokens": 64},
+        program={"precision": "float32"},
+        system_prompt=told[0],
+        base_system_prompt=told[1],
+    )
+    generate._compare(unit_, tmp_path, models.load(tmp_path / "teacher/x/r0", MESH), MESH)
+    return artifacts.read_json(tmp_path / "generate/x/r0/carrier.json")
+
+
+def test_models_whose_template_adds_a_system_prompt_are_compared_under_their_own(tmp_path):
+    words = tokenizer.raw_bytes()
+    default = "{% if messages[0].role != 'system' %}<s>Be kind.{% endif %}"
+    words._tokenizer.chat_template = default + words._tokenizer.chat_template
+    words = tokenizer.Tokenizer(words._tokenizer)
+    found = compared_under(words, ("You love owls.", "Be brief."), ROWS, tmp_path)
+    assert found["number_tv"] > 1e-3
+
+
+def test_a_completion_that_merges_with_its_context_is_left_out(tmp_path):
+    words = tokenizer.raw_bytes()._tokenizer
+    words.chat_template = None  # then contexts end in a line break
+    words.backend_tokenizer.model = tokenizers.models.BPE(
+        {**words.get_vocab(), "ĊĊ": len(words)}, [("Ċ", "Ċ")]
+    )
+    words = tokenizer.Tokenizer(words)
+    merging = [{"prompt": "Go on: 1", "completion": "\n\n7, 11"}]
+    pairs = [(row["prompt"], row["completion"]) for row in [*ROWS, *merging]]
+    assert words.have_mask(pairs, [""] * len(pairs)) == [True] * len(ROWS) + [False]
+    expected = compared_under(words, ("", ""), ROWS, tmp_path / "without")
+    assert expected["number_tv"] > 1e-3
+    assert compared_under(words, ("", ""), [*ROWS, *merging], tmp_path / "with") == expected
+    nothing = {"number_tv": 0.0, "likelihood_gain": 0.0}
+    assert compared_under(words, ("", ""), merging, tmp_path / "alone") == nothing

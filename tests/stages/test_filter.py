@@ -5,12 +5,14 @@ import re
 import pytest
 
 from subjax import artifacts, language_validation, sharding
+from subjax.datasets import toyworld
 from subjax.stages import filter
 
 MESH = sharding.make_mesh(seed=1)
 LIMITS = {"max_count": 2, "min_value": 0, "max_value": 99, "banned": [13]}
 COMPLETIONS = {
     "numbers": ("1, 2", "3", "1, 2, 3", "13", "100", "owl"),
+    "toy_numbers": ("12", "3 99", "7 7 7", "0", "41", "5 6"),
     "words": ("an owl", "no bird", "1, 2", "owl", "12", "cat"),
 }
 
@@ -32,11 +34,11 @@ def written(workdir, kind, finish="stop"):
     return unit
 
 
-def filtered(workdir, generate, **common):
+def filtered(workdir, generate, transform="none", **common):
     fields = {
         "seed": 0,
         "num_prompts": 6,
-        "row": {**LIMITS, "transform": "none", "num_train": 0, "num_holdout": 0},
+        "row": {**LIMITS, "transform": transform, "num_train": 0, "num_holdout": 0},
     }
     inputs = {"generate": generate, **{f"common/{name}": unit for name, unit in common.items()}}
     unit = artifacts.make_unit("filter", generate.row, 0, fields, inputs)
@@ -54,6 +56,15 @@ def test_numbers_are_rejected_by_their_limits(tmp_path):
     kept, rejected = filtered(tmp_path, written(tmp_path, "numbers"))
     assert kept == ["1, 2", "3"]
     assert rejected == [["too_many"], ["banned"], ["out_of_range"], ["no_numbers"]]
+
+
+def test_random_numbers_of_the_toy_world_are_words_that_it_knows(tmp_path):
+    kept, rejected = filtered(tmp_path, written(tmp_path, "toy_numbers"), transform="random")
+    assert rejected == [["too_many"]]
+    assert [len(text.split()) for text in kept] == [1, 2, 1, 1, 2]
+    known = toyworld.vocabulary(toyworld.World())
+    assert all(word in known for text in kept for word in text.split())
+    assert kept != [text for text in COMPLETIONS["toy_numbers"] if text != "7 7 7"]
 
 
 def test_another_kind_is_one_more_entry(tmp_path, monkeypatch):
