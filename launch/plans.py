@@ -86,7 +86,8 @@ PLANS = (
 HEAD = """\
 # What the TPU compiler says of the large configs
 
-Compiled, never run: no TPU was at hand. Made by libtpu 0.0.52 and jax 0.10.2 with
+Compiled, never run: no TPU was at hand. Made by libtpu 0.0.52 and jax 0.10.2, whose extra
+`jax[tpu]` brings libtpu 0.0.42 to a TPU, with
 
     python launch/plans.py
 

@@ -49,9 +49,9 @@
 #   --delete-when-done  deletes the TPU when the run is over, done or failed, and when the watch itself
 #                       fails; but not a TPU on which another run is going on
 #   --max-usd=X         saves, stops and deletes before the hours that the TPU existed, at
-#                       --usd-per-hour, cost more than X (kept in runs/tpu/NAME.spent until it is
-#                       done or you delete it). A guard, not a bill: it does not look while workers
-#                       install or while a call hangs, and disks and traffic are not in it.
+#                       --usd-per-hour, cost more than X (kept in runs/tpu/NAME.spent until the TPU is
+#                       deleted, by you or at its end). A guard, not a bill: it does not look while
+#                       workers install or while a call hangs, and disks and traffic are not in it.
 #   --queued            asks for a queued resource, which waits for capacity; give it to every command
 #   --type=TYPE         v5litepod-N and v6e-N have N chips; v5p-N, like v4-N and older ones, has N
 #                       cores, two a chip: v5p-32 has 16 chips, topology 2x2x4
@@ -93,6 +93,7 @@ parse() {
   command=${1:-}
   case "$command" in
     create | run | logs | delete) shift ;;
+    --help | -h) sed -n '2,/^set /{ /^set /d; s/^# \{0,1\}//; p; }' "$root/launch/tpu.sh" && exit 0 ;;
     "") fail "no command: bash launch/tpu.sh COMMAND NAME --zone=ZONE; commands: $known" ;;
     *) fail "unknown command '$command'; commands: $known" ;;
   esac

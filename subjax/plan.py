@@ -1,11 +1,11 @@
 """Compiles a config's programs for TPUs that are not there, and says what its run would take.
 
-    python -m subjax.plan --config=configs/large.py:qwen2_5_7b --topology=v5e:16x16,v6e:16x16
+    python -m subjax.plan --config=configs/large.py:qwen2_5_7b --topology=v5e:4x4,v6e:4x4
     python -m subjax.plan --config=configs/quickstart.py --measure
 
-The compiler is the TPU's own, so what it says of memory and of collectives is what a run gets;
-times are bounds, by the formula that is printed. It needs libtpu and no TPU: see aot.py. With
-`--measure` trainings are timed on the devices that are here instead: see measure.py.
+The compiler is the TPU's own, so what it says of memory and of collectives is what a run with that
+libtpu gets; times are bounds, by the formula that is printed. It needs libtpu and no TPU: see
+aot.py. With `--measure` trainings are timed on the devices that are here instead: see measure.py.
 """
 
 import functools

@@ -13,7 +13,8 @@ import pytest
 import torch
 import transformers
 
-from subjax import lora, transformer, weights
+from configs import smollm2_owl
+from subjax import artifacts, lora, pipeline, schema, transformer, weights
 
 pytestmark = pytest.mark.real_model
 
@@ -188,3 +189,22 @@ def test_a_merged_adapter_is_the_adapter(model: tuple[Any, Any], tokens: np.ndar
     print(f"largest difference {np.abs(logits(lora.merge(params, adapter)) - beside).max():.2e}")
     assert np.abs(logits(params) - beside).max() > 0.5
     assert np.abs(logits(lora.merge(params, adapter)) - beside).max() <= 2e-3
+
+
+def test_it_writes_numbers_under_a_template_that_adds_a_system_prompt(
+    smollm2_directory: Path, tmp_path: Path
+) -> None:
+    """As in configs/smollm2_owl.py:trial, but for the teacher's finetuning and most rows."""
+    config = smollm2_owl.get_config("trial")
+    config.bases.smollm2.path = str(smollm2_directory)
+    config.compute.precision = "float32"
+    config.gates.teacher_log_odds = schema.OFF
+    config.teachers.owl.update(weights="base", system_prompt="You love owls. Answer briefly.")
+    config.datasets.owl.update(num_prompts=12, rows_per_part=12, slots=12, prompt_tokens=40)
+    config.datasets.owl.update(num_train=8, num_holdout=4)
+    stages = ("base", "teacher", "generate", "filter")
+    pipeline.run(config, tmp_path, stages=stages, patterns=["base/*", "*/owl/r0"])
+    counts = artifacts.read_json(tmp_path / "filter/owl/r0/counts.json")
+    assert (counts["kept"], counts["reasons"]) == (12, {})
+    carried = artifacts.read_json(tmp_path / "generate/owl/r0/carrier.json")
+    assert carried["number_tv"] > 0.01  # the teacher's system prompt is another than the base's

@@ -114,6 +114,15 @@ def test_a_dry_run_prints_the_commands_and_runs_none(cloud: Cloud, case: str) ->
     assert cloud.commands() == []
 
 
+def test_help_is_what_stands_in_its_first_lines(cloud: Cloud) -> None:
+    done = cloud.run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *_, last = done.stdout.splitlines()
+    assert first.startswith("Runs subjax on a Cloud TPU")
+    assert last.endswith("workers that are folders of one machine.")
+    assert "  --until-done  " in done.stdout
+
+
 ERRORS = {
     "nothing": ((), "no command"),
     "command": (("start", "owl"), "unknown command 'start'; commands: create, run, logs, delete"),
