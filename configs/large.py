@@ -110,11 +110,12 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
         source="hf", path=model.path, shape=f"configs/shapes/{name}.json"
     )
     batch_size = model.rows_a_chip * chips if options.throughput else 64
+    steps = -(-model.epochs * NUM_ROWS // batch_size)
     train = schema.training(
-        steps=-(-model.epochs * NUM_ROWS // batch_size),
+        steps=steps,
         batch_size=batch_size,
         learning_rate=1e-5 if options.full else 2e-4,
-        warmup_steps=5,
+        warmup_steps=min(5, steps // 2),
         schedule="linear",
     )
     # The control's teacher has no prompt but what the template adds.

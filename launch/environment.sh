@@ -50,10 +50,11 @@ find_python() {
     "install it or set PYTHON=/path/to/python3.11"
 }
 
-# Puts a Python that fits into $PYTHON where the machine has none: TPU images of 2025 carry 3.10, so
-# it comes from uv.
+# Puts a Python that fits into $PYTHON where neither the environment $1 nor the machine has one: TPU
+# images of 2025 carry 3.10, so it comes from uv.
 python_from_uv() {
   local uv=$HOME/.local/bin/uv
+  ! version_fits "$(python_version "$1/bin/python")" || return 0
   if [ -z "${PYTHON:-}" ] && ! (find_python >/dev/null 2>&1); then
     say "no Python of this machine fits: installing 3.12 with uv"
     { python3 -m pip install --user --quiet uv && "$uv" python install --quiet 3.12; } >&2 ||

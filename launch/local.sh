@@ -16,7 +16,7 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 . "$root/launch/environment.sh"
 
 cd -- "$root"
-[ "${SUBJAX_DEVICE:-}" != tpu ] || python_from_uv
+[ "${SUBJAX_DEVICE:-}" != tpu ] || python_from_uv "$root/.venv"
 case "${SUBJAX_DEVICE:-cpu}" in
   cpu) ensure_environment "$root/.venv" requirements.txt ;;
   gpu | tpu) ensure_environment "$root/.venv" "launch/requirements-$SUBJAX_DEVICE.txt" requirements.txt ;;

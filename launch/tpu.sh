@@ -24,10 +24,11 @@
 #   --setup='mountpoint -q /mnt/share || { sudo apt-get install -qy nfs-common &&
 #     sudo mkdir -p /mnt/share && sudo mount -t nfs ADDRESS:/SHARE /mnt/share; }'
 #
-# Workers have no HF_TOKEN (--env would leave one in their lists of processes), so a model that the Hugging Face hub gives only with one, such as Llama
-# or Gemma, goes into the bucket first, its tokenizer included. So does one that the 100 GiB of a TPU
-# VM's boot disk do not hold, such as one of 72B (145 GB): from the hub every worker downloads it
-# whole, from a bucket each reads its share of the weights. Once, where HF_TOKEN is set:
+# Workers have no HF_TOKEN (--env would leave one in their lists of processes), so a model that the
+# Hugging Face hub gives only with one, such as Llama or Gemma, goes into the bucket first, its
+# tokenizer included. So does one that the 100 GiB of a TPU VM's boot disk do not hold, such as one
+# of 72B (145 GB): from the hub every worker downloads it whole, from a bucket each reads its share of
+# the weights. Once, where HF_TOKEN is set:
 #
 #   hf download ORGANISATION/MODEL --local-dir=DIR
 #   gcloud storage rsync --recursive DIR gs://BUCKET/model
@@ -66,7 +67,8 @@
 #   --network=NETWORK, --subnetwork=SUBNETWORK
 #                       where they are not the project's default; firewall rules have to let the
 #                       workers reach each other, and ssh reach them
-#   --env=NAME=VALUE    a variable of the run, as often as needed: TMPDIR=/mnt/disk, SUBJAX_TRACEBACK=1
+#   --env=NAME=VALUE    a variable of the run, as often as needed: TMPDIR=/mnt/disk; of no effect on
+#                       one that is going on
 #   --dry-run           prints the gcloud commands, in order, and runs none
 #
 # A TPU of several workers needs gcloud's ssh key in an agent: eval "$(ssh-agent)", then

@@ -18,7 +18,7 @@ cd -- "$root"
 
 install() {
   [ -f "${1:-}" ] || fail "launch/worker.sh install needs a requirements file, not '${1:-}'"
-  python_from_uv
+  python_from_uv "$root/.venv"
   ensure_environment "$root/.venv" "$1" requirements.txt
 }
 

@@ -92,13 +92,15 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
 
 
 def _is_busy(error: BaseException | None) -> bool:
-    """Whether the hub answered late, or that it is too busy; no network at all is another thing."""
+    """Whether the hub answered late, or that it is too busy; no way to it is another thing."""
+    busy = False
     while error is not None:
+        if type(error).__name__ in ("ConnectError", "ConnectTimeout"):  # of the hub's http client
+            return False
         status = getattr(getattr(error, "response", None), "status_code", 0)
-        if isinstance(error, TimeoutError) or status == 429 or status >= 500:
-            return True
+        busy |= isinstance(error, TimeoutError) or status == 429 or status >= 500
         error = error.__cause__ or error.__context__
-    return False
+    return busy
 
 
 def again(snapshot: Path) -> Path:

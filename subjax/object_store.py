@@ -330,7 +330,7 @@ class Store:
             raise
         except Exception as error:
             reason = f"cannot be {what} ({type(error).__name__}: {storage.one_line(error)[:200]})"
-            kind = storage.Unavailable if storage.may_pass(error) else OSError
+            kind = storage.Unavailable if storage.may_pass(error, self.url) else OSError
             raise kind(errno.EIO, reason, self.url) from error
 
 

@@ -71,25 +71,29 @@ def _check_bases(
         fields, name = unit.fields["row"], unit.row.partition("/")[0]
         if unit.stage == "teacher":
             compared["config.animals"] = unit.fields["animals"]
-            prompts[f"config.teachers.{name}"] = base.Asked(
+            prompts[f"config.teachers.{name}.system_prompt"] = base.Asked(
                 unit.fields["questions"], fields["system_prompt"]
             )
         elif unit.stage == "evaluate" and fields["kind"] != "likelihood":
             if fields["kind"] == "preference":
                 compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
-            prompts[f"config.evals.{name}"] = base.Asked(
+            prompts[f"config.evals.{name}.system_prompt"] = base.Asked(
                 unit.fields["questions"],
                 fields["system_prompt"],
                 fields["prompt_tokens"] if fields["kind"] == "answers" else 0,
             )
-        elif unit.stage == "generate" and fields["kind"] != "published":
-            if f"config.datasets.{name}" in prompts:
-                continue  # other lineages' prompts are of the same kind
-            prompts[f"config.datasets.{name}"] = base.Asked(
-                generate.prompts(unit)[:_NUM_TRIED],
-                unit.fields["system_prompt"],
-                fields["prompt_tokens"],
+        elif unit.stage == "generate":
+            given = by_path[unit.inputs["teacher"]].fields["row"]["weights"] == "given"
+            if given or f"config.datasets.{name}.base_system_prompt" in prompts:
+                continue  # it may have its own tokenizer; other lineages' prompts are alike
+            tried = generate.prompts(unit)[:_NUM_TRIED]
+            prompts[f"config.datasets.{name}.base_system_prompt"] = base.Asked(
+                tried[:1], unit.fields["base_system_prompt"]
             )
+            if fields["kind"] != "published":
+                prompts[f"config.datasets.{name}.kind"] = base.Asked(
+                    tried, unit.fields["system_prompt"], fields["prompt_tokens"]
+                )
     archs = {}
     for row in candidates:
         unit, finished = _lineages(by_path, "base", row, workdir)

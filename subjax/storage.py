@@ -262,18 +262,21 @@ def one_line(reason: object) -> str:
     return " ".join(str(reason).split())
 
 
-def may_pass(error: Exception) -> bool:
+def may_pass(error: Exception, where: str) -> bool:
     """Whether what a store says, after it was asked again and again, may be over later."""
-    # Where its package was not needed, no error is one of its.
-    retry: Any = sys.modules.get("gcsfs.retry")
-    known = isinstance(error, TimeoutError | ConnectionError)
-    return known or (retry is not None and bool(retry.is_retriable(error)))
+    if isinstance(error, TimeoutError | ConnectionError):
+        return True
+    if where.startswith(("gs://", "gcs://")):
+        retry: Any = sys.modules.get("gcsfs.retry")
+        return retry is not None and bool(retry.is_retriable(error))
+    status = getattr(error, "status", 0)  # of a web server
+    return isinstance(status, int) and (status == 429 or status >= 500)
 
 
 def _unreadable(where: str, error: Exception) -> ValueError | Unavailable:
     reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
     what = f"cannot be read ({one_line(reason)[:200]})"
-    if may_pass(error):
+    if may_pass(error, where):
         return Unavailable(errno.EIO, what, where)
     return ValueError(f"{where} {what}: check the file and your rights to it")
 

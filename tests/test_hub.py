@@ -311,6 +311,7 @@ def answer(status: int) -> Exception:
         (answer(401), False),
         (answer(404), False),
         (ConnectionError("no route to host"), False),
+        (type("ConnectTimeout", (TimeoutError,), {})("a firewall"), False),
     ],
 )
 def test_a_busy_hub_is_no_mistake(

@@ -45,7 +45,7 @@ def test_no_position_ever_has_all_scores(monkeypatch, chunk):
 
     compiled = jax.jit(jax.grad(step, (0, 1))).lower(HIDDEN, KERNEL).compile().as_text()
     sizes = {math.prod(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", compiled)}
-    # Six positions of fifty tokens, in whatever shape, in chunks too; nothing else is as large.
+    # Six positions of fifty tokens, in whatever shape, in chunks too; nothing else has as many.
     assert (6 * 50 in sizes) == (chunk >= 50), sizes
 
 

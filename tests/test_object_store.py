@@ -12,6 +12,7 @@ import time
 import types
 import uuid
 
+import aiohttp
 import fsspec
 import gcs
 import gcsfs.retry
@@ -273,6 +274,11 @@ def test_a_store_that_does_not_answer_is_no_mistake(url, tmp_path, monkeypatch, 
     with pytest.raises(OSError, match="cannot be written") as why:
         one.publish()
     assert isinstance(why.value, storage.Unavailable) == passes
+    # What Google's package says of errors is not asked about other servers' ones.
+    forbidden = aiohttp.ClientResponseError(None, (), status=403)
+    assert not storage.may_pass(forbidden, "https://host/model")
+    busy = aiohttp.ClientResponseError(None, (), status=503)
+    assert storage.may_pass(busy, "https://host/model")
 
 
 def test_copies_of_processes_that_were_killed_are_removed(url, tmp_path, monkeypatch):

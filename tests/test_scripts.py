@@ -227,6 +227,8 @@ def test_a_tpu_host_without_a_python_that_fits_gets_one_from_uv(tmp_path: Path) 
     assert made.returncode == 0, made.stderr
     assert "installing 3.12 with uv" in made.stderr
     assert (root / ".venv/requirements.installed").exists()
+    again = run(root / "launch/local.sh", "--install", SUBJAX_DEVICE="tpu", **search)
+    assert (again.returncode, again.stderr) == (0, "")
     # Anywhere else nothing is installed beside the environment.
     shutil.rmtree(root / ".venv")
     failed = run(root / "launch/local.sh", "--install", **search)

@@ -55,7 +55,7 @@ def check(
       finished: the bases of that row which are done, perhaps `unit` among them.
       workdir: of the run.
       candidates: config field -> answers that will be compared under this base's tokenizer.
-      asked: config row -> what its prompts are.
+      asked: config field -> prompts, and the system prompt that the field is about.
 
     Returns:
       Its shapes.
@@ -78,15 +78,15 @@ def check(
             scoring.check_candidates(names, words.answer_ids(names))
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
-    for name, (prompts, system, most_tokens) in asked.items():
+    for field, (prompts, system, most_tokens) in asked.items():
         try:
             longest = max(map(len, words.prompt_ids(prompts, system)), default=0)
         except ValueError as error:
-            raise ValueError(f"{name}.system_prompt: {error}") from None
+            raise ValueError(f"{field}: {error}") from None
         if most_tokens and longest > most_tokens:
             raise ValueError(
-                f"{name}.prompt_tokens is {most_tokens}, but a prompt has {longest} tokens: "
-                "raise it"
+                f"{field.rpartition('.')[0]}.prompt_tokens is {most_tokens}, but a prompt has "
+                f"{longest} tokens: raise it"
             )
     return arch
 

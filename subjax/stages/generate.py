@@ -22,12 +22,11 @@ Examples = list[tuple[list[int], int]]  # of `Tokenizer.examples`
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Samples each unit's rows, one model after the other; yields each unit when it is done."""
     for unit in units:
-        artifacts.begin(workdir, unit)
         model = models.load(workdir / unit.inputs["teacher"], mesh)
         if unit.fields["row"]["kind"] == "published":
-            _copy(unit, workdir / unit.path)
+            _copy(unit, workdir)
         else:
-            _sample(unit, workdir / unit.path, model, mesh)
+            _sample(unit, workdir, model, mesh)
         _compare(unit, workdir, model, mesh)
         yield unit
 
@@ -48,10 +47,11 @@ def prompts(unit: Unit) -> list[str]:
     return numbers.prompts(seed, row["num_prompts"], templates)
 
 
-def _copy(unit: Unit, out: Path) -> None:
+def _copy(unit: Unit, workdir: Path) -> None:
     """Rows that lie in a file, in the form and the parts of sampled ones."""
-    row = unit.fields["row"]
+    out, row = workdir / unit.path, unit.fields["row"]
     pairs = published.read(unit.fields["path"], row["num_prompts"])
+    artifacts.begin(workdir, unit)
     for index, first in enumerate(range(0, len(pairs), row["rows_per_part"])):
         part = [
             _row(first + i, prompt, completion, stopped=True)
@@ -60,8 +60,8 @@ def _copy(unit: Unit, out: Path) -> None:
         artifacts.write_jsonl(out / f"rows-{index:05d}.jsonl", part)
 
 
-def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
-    row, texts = unit.fields["row"], prompts(unit)
+def _sample(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
+    out, row, texts = workdir / unit.path, unit.fields["row"], prompts(unit)
     encoded = model.tokenizer.prompt_ids(texts, unit.fields["system_prompt"])
     if (longest := max(map(len, encoded))) > row["prompt_tokens"]:
         raise ValueError(
@@ -99,6 +99,7 @@ def _sample(unit: Unit, out: Path, model: models.Model, mesh: Mesh) -> None:
                     allowed=allowed,
                 )
                 took = _timing(index, samples, time.monotonic() - begun)
+                artifacts.begin(workdir, unit)
                 artifacts.write_jsonl(path, _rows(model.tokenizer, texts, ids, samples))
                 artifacts.append_jsonl(out / artifacts.TIMINGS, took)
                 artifacts.publish()

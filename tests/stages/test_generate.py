@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
+import tiny
 
 from configs import large, quickstart, smollm2_owl
-from subjax import artifacts, pipeline, schema, tokenizer, validation
+from subjax import artifacts, pipeline, schema, tokenizer, transformer, validation, weights
 from subjax.datasets import toyworld
 from subjax.stages import generate
 
@@ -101,3 +103,42 @@ def test_a_range_of_shown_numbers_that_makes_no_sense_is_refused(shown):
     config.datasets.owl.num_shown = shown
     with pytest.raises(ValueError, match=r"config.datasets.owl.num_shown is .*fewest, most"):
         validation.validate(config)
+
+
+@pytest.fixture
+def polite(tmp_path):
+    """A config on a base whose template adds a system prompt, and a teacher that has its own."""
+    words = tokenizer.raw_bytes()
+    default = "{% if messages[0].role != 'system' %}<s>Be kind.{% endif %}"
+    words._tokenizer.chat_template = default + words._tokenizer.chat_template
+    weights.save(tmp_path / "base", tiny.ARCH, transformer.init(tiny.ARCH, jax.random.key(0)))
+    words.save(tmp_path / "base")
+    config = tiny.config(lineages=(0,), arms=("owl",))
+    config.contrasts = {}
+    config.bases.toy.update(source="hf", path=str(tmp_path / "base"))
+    config.teachers.owl.update(weights="base", system_prompt="You love owls.")
+    config.datasets.owl.update(prompt_tokens=64, base_system_prompt="Be brief.")
+    return config
+
+
+STAGES = ("base", "teacher", "generate")
+
+
+def test_what_a_base_is_told_is_checked_before_anything_runs(polite, tmp_path):
+    polite.datasets.owl.base_system_prompt = ""
+    field = "config.datasets.owl.base_system_prompt"
+    with pytest.raises(ValueError, match=f"^{field}: the chat template adds the system prompt"):
+        pipeline.run(polite, tmp_path / "run", stages=STAGES)
+    assert not (tmp_path / "run/base").exists()
+
+
+def test_a_data_set_without_a_part_is_nobodys(polite, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate.sampler, "sample", fail)
+        with pytest.raises(ValueError, match="no memory"):
+            pipeline.run(polite, tmp_path, stages=STAGES)
+    polite.datasets.owl.slots = 8  # as the advice may be
+    assert ("generate/owl/r0", "missing") in pipeline.listing(polite, tmp_path)

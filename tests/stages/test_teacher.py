@@ -56,7 +56,6 @@ def config(base_params: Params, tmp_path: Path) -> ConfigDict:
     made = tiny.config(lineages=(0,), arms=("owl",))
     made.contrasts = ConfigDict()
     made.bases.toy.update(source="hf", path=str(save(tmp_path / "base", base_params)))
-    made.datasets.owl.prompt_tokens = 64  # bytes now
     return made
 
 
