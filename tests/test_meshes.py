@@ -172,7 +172,7 @@ FAST = ((2, 2, 2), "full", "full", 2)
 def mark(case):
     if case == FAST:
         return ()
-    return OPTIMIZED if case[0] == (2, 2, 2) and case[3] == 1 else SLOW
+    return OPTIMIZED if case == ((2, 2, 2), "full", "none", 1) else SLOW
 
 
 SCANS = [
@@ -201,9 +201,8 @@ def other_gradients_alone(arch, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("kind", BATCHES)
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
+@pytest.mark.parametrize(("shape", "accumulate"), [((1, 8, 1), 1), ((2, 2, 2), 2), ((1, 2, 4), 1)])
 def test_gradients_of_other_batches_do_not_depend_on_the_mesh(shape, kind, accumulate):
     program = dataclasses.replace(PROGRAM, accumulate=accumulate, **BATCHES[kind])
     expected = other_gradients_alone(ARCH, kind)
@@ -213,8 +212,10 @@ def test_gradients_of_other_batches_do_not_depend_on_the_mesh(shape, kind, accum
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 8), (2, 2, 2)])
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    [((1, 8, 1), "full"), ((1, 1, 8), "lora"), ((2, 2, 2), "full"), ((2, 2, 2), "distilled")],
+)
 def test_gradients_of_a_gemma_do_not_depend_on_the_mesh(monkeypatch, shape, kind):
     expected = gradients_alone(GEMMA, kind)
     monkeypatch.setattr(losses, "VOCAB_CHUNK", VOCAB_CHUNK)
