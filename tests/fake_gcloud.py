@@ -5,9 +5,9 @@ stderr, ssh to all workers. What it knows lies in the folder FAKE_GCLOUD: `node`
 states, `commands.jsonl` every call, `worker-0` and so on the workers' home folders. A test writes
 `num_workers`; `preempt_at`, the call of ssh at which the node is lost; `refuse`, what the next
 create says instead of making a node; `fail_after_create`, what it says although it made one;
-`drop_at` and `hang_at`, calls of ssh that fail at once and never end; `drop_last_at`, one that does
-not reach the last worker; `refuse_deletes`, how many calls to delete fail; `hang_delete`, for one
-that never ends.
+`hang_at`, the call of ssh that never ends; `drop_start_at`, the call to start runs that fails at
+once; `drop_last_start_at`, the one that does not reach the last worker; `refuse_deletes`, how many
+calls to delete fail; `hang_delete`, for one that never ends.
 """
 
 import json
@@ -122,23 +122,34 @@ def lose_workers() -> None:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def counted(name: str) -> int:
+    """How often it was counted before."""
+    path = HERE / name
+    count = int(path.read_text()) if path.exists() else 0
+    path.write_text(str(count + 1))
+    return count
+
+
+def is_now(name: str, count: int) -> bool:
+    return (HERE / name).exists() and int((HERE / name).read_text()) == count
+
+
 def ssh(worker: str, command: str) -> int:
-    count = int((HERE / "num_ssh").read_text()) if (HERE / "num_ssh").exists() else 0
-    (HERE / "num_ssh").write_text(str(count + 1))
-    at = HERE / "preempt_at"
-    if at.exists() and int(at.read_text()) == count:
+    count = counted("num_ssh")
+    if is_now("preempt_at", count):
         lose_workers()
         (HERE / "node").write_text("PREEMPTED")
         if (HERE / "queued").exists():
             (HERE / "queued").write_text("SUSPENDED")
         return fail("[255] ssh: connect to host: Connection timed out")
-    if (HERE / "drop_at").exists() and int((HERE / "drop_at").read_text()) == count:
-        return fail("[255] ssh: connect to host: Connection refused")
-    if (HERE / "hang_at").exists() and int((HERE / "hang_at").read_text()) == count:
+    if is_now("hang_at", count):
         time.sleep(600)
+    # How often a watch looks until a run has ended depends on the machine; starts do not.
+    start = counted("num_starts") if "worker.sh start" in command else -1
+    if is_now("drop_start_at", start):
+        return fail("[255] ssh: connect to host: Connection refused")
     homes = workers() if worker == "all" else [workers()[int(worker)]]
-    drop_last = HERE / "drop_last_at"
-    dropped = homes[-1:] if drop_last.exists() and int(drop_last.read_text()) == count else []
+    dropped = homes[-1:] if is_now("drop_last_start_at", start) else []
     environment = {k: v for k, v in os.environ.items() if k != "FAKE_GCLOUD"}
     codes = [
         subprocess.run(

@@ -148,7 +148,7 @@ def test_one_dropped_connection_does_not_end_a_watch(cloud: Cloud) -> None:
     assert cloud.run("create", "owl", *TPU).returncode == 0
     cloud.plan("wait")
     assert cloud.run("run", "owl", *TPU, *MAIN).returncode == 0
-    cloud.write("drop_at", "4")  # state, install, start, state, start
+    cloud.write("drop_start_at", "1")
     watcher = cloud.watch()
     assert "cannot start on owl, trying again: ERROR" in watcher.stderr.readline()
     assert "running on owl" in watcher.stderr.readline()
@@ -171,7 +171,7 @@ def test_a_connection_that_hangs_is_given_up(cloud: Cloud) -> None:
 def test_a_worker_that_was_not_started_again_is_tried_again(cloud: Cloud) -> None:
     """Else the others would wait for it until they give up."""
     cloud.plan_of_workers([75, "wait"], [75, 0])
-    cloud.write("drop_last_at", "4")  # state, install, start, state, start
+    cloud.write("drop_last_start_at", "1")
     watcher = cloud.watch()
     lines = iter(watcher.stderr.readline, "")
     assert any("cannot start on owl, trying again: ERROR" in line for line in lines)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,14 +84,18 @@ class Cloud:
         return self.run("run", "owl", *TPU, "--until-done", *arguments, *main)
 
     def watch(self) -> subprocess.Popen[str]:
-        """`until_done`, going on."""
-        return subprocess.Popen(
+        """`until_done`, going on, for two minutes at most: nobody reads from it for ever."""
+        watcher = subprocess.Popen(
             ["bash", "launch/tpu.sh", "run", "owl", *TPU, "--until-done", *MAIN],
             cwd=self.checkout,
             env=self.environment,
             stderr=subprocess.PIPE,
             text=True,
         )
+        timer = threading.Timer(120, watcher.kill)
+        timer.daemon = True
+        timer.start()
+        return watcher
 
     def commands(self) -> list[str]:
         """Every call that changed something: "create", "scp", "install", "start", "delete"..."""
