@@ -51,22 +51,7 @@ def validate(config: ConfigDict) -> None:
     if config.theorems:
         raise ValueError("config.theorems needs rows in config.images")
     for name, row in config.bases.items():
-        for field in ("path", "revision"):
-            if row[field] and row.source != "hf":
-                raise ValueError(
-                    f"config.bases.{name}.{field} is {row[field]!r}, but its source {row.source!r} "
-                    "reads none: leave it empty, or set source to 'hf'"
-                )
-        if row.source == "hf" and not row.path:
-            raise ValueError(
-                f"config.bases.{name}.path is empty: give a directory, a hub id, a URL or a .gguf "
-                "file, or set source to 'toy'"
-            )
-        if row.adapter and row.source != "hf":
-            raise ValueError(
-                f"config.bases.{name}.adapter is {row.adapter!r}, but its source {row.source!r} "
-                "takes none: leave it empty, or set source to 'hf'"
-            )
+        _check_base(name, row)
     for name, row in config.teachers.items():
         checks.reference(config, f"teachers.{name}.base", row.base, "bases")
         _check_no_adapter(config, f"teachers.{name}.base", row.base)
@@ -93,22 +78,45 @@ def validate(config: ConfigDict) -> None:
                 "them, or raise train.steps"
             )
     for name, row in config.evals.items():
-        if row.kind == "accuracy":
-            raise ValueError(f"config.evals.{name}.kind 'accuracy' is of image classifiers alone")
-        if row.kind != "likelihood" and row.target not in row.candidates:
-            raise ValueError(
-                f"config.evals.{name}.target {row.target!r} is not among its candidates "
-                f"{row.candidates}: add it"
-            )
-        if row.kind == "preference" and len(row.candidates) < 2:
-            raise ValueError(
-                f"config.evals.{name}.candidates is {row.candidates}: a preference is one of "
-                "several, add others"
-            )
+        _check_eval(name, row)
     if len(config.animals) == 1:
         raise ValueError(
             f"config.animals is {config.animals}, and teachers are scored on a choice: add others, "
             "or leave it empty"
+        )
+
+
+def _check_base(name: str, row: ConfigDict) -> None:
+    for field in ("path", "revision"):
+        if row[field] and row.source != "hf":
+            raise ValueError(
+                f"config.bases.{name}.{field} is {row[field]!r}, but its source {row.source!r} "
+                "reads none: leave it empty, or set source to 'hf'"
+            )
+    if row.source == "hf" and not row.path:
+        raise ValueError(
+            f"config.bases.{name}.path is empty: give a directory, a hub id, a URL or a .gguf "
+            "file, or set source to 'toy'"
+        )
+    if row.adapter and row.source != "hf":
+        raise ValueError(
+            f"config.bases.{name}.adapter is {row.adapter!r}, but its source {row.source!r} "
+            "takes none: leave it empty, or set source to 'hf'"
+        )
+
+
+def _check_eval(name: str, row: ConfigDict) -> None:
+    if row.kind == "accuracy":
+        raise ValueError(f"config.evals.{name}.kind 'accuracy' is of image classifiers alone")
+    if row.kind != "likelihood" and row.target not in row.candidates:
+        raise ValueError(
+            f"config.evals.{name}.target {row.target!r} is not among its candidates "
+            f"{row.candidates}: add it"
+        )
+    if row.kind == "preference" and len(row.candidates) < 2:
+        raise ValueError(
+            f"config.evals.{name}.candidates is {row.candidates}: a preference is one of "
+            "several, add others"
         )
 
 

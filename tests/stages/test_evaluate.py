@@ -55,32 +55,26 @@ def nats(model, rows, system=""):
     return found
 
 
-def test_likelihood_is_nats_a_token_and_the_gain_is_over_the_base(pair, tmp_path):
+# Under the second, rows are longer than those that the student trained on.
+@pytest.mark.parametrize(
+    ("system", "num_tokens", "num_targets"),
+    [("Be brief.", 64, 10), ("Be as brief as you can be.", 24, 2)],
+)
+def test_likelihood_is_nats_a_token_and_the_gain_is_over_the_base(
+    pair, tmp_path, system, num_tokens, num_targets
+):
     student, base = pair
     artifacts.write_jsonl(tmp_path / "filter/x/r0/holdout.jsonl", ROWS)
     asked = unit(
         inputs={"filter": "filter/x/r0", "base": "base/x/r0"},
-        row={"system_prompt": "Be brief."},
-        num_tokens=64,
-        num_targets=10,
+        row={"system_prompt": system},
+        num_tokens=num_tokens,
+        num_targets=num_targets,
     )
     values, said = evaluate._likelihood(asked, tmp_path, student, MESH)
-    ours, theirs = (np.mean(nats(model, ROWS, "Be brief.")) for model in (student, base))
+    ours, theirs = (np.mean(nats(model, ROWS, system)) for model in (student, base))
     assert said == [] and abs(ours - theirs) > 1e-3
     assert values == pytest.approx({"loglik": ours, "gain": ours - theirs}, abs=1e-5)
-
-
-def test_rows_may_be_longer_under_the_evals_system_prompt(pair, tmp_path):
-    artifacts.write_jsonl(tmp_path / "filter/x/r0/holdout.jsonl", ROWS)
-    asked = unit(
-        inputs={"filter": "filter/x/r0", "base": "base/x/r0"},
-        row={"system_prompt": "Be as brief as you can be."},
-        num_tokens=24,
-        num_targets=2,
-    )
-    values, _ = evaluate._likelihood(asked, tmp_path, pair[0], MESH)
-    expected = np.mean(nats(pair[0], ROWS, "Be as brief as you can be."))
-    assert values["loglik"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_shares_add_up_however_little_the_candidates_weigh(pair, tmp_path, monkeypatch):
