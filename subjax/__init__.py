@@ -8,12 +8,13 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
 
 
-def _leave_out_ynn() -> None:
-    """Turns off XLA's YNN fusions, unless the environment says something of them itself.
+def _multiply_with_ynn_alone() -> None:
+    """Has XLA's CPU backend multiply with YNN, and not sum, unless the environment names that.
 
-    On CPUs they compute wrong numbers without a word (jax issue 39103), or hang (39257). jaxlib
-    reads its flags once, which is made to happen here: libtpu, which reads them when it is loaded,
-    does not know this one and would end the process.
+    In jaxlib 0.10.2, sums by YNN are wrong without a word (jax issue 39103), or hang (39257);
+    without YNN, products in a long loop are wrong on two devices that each have a core
+    (`tests/test_precision.py` has both). jaxlib reads its flags once, which is made to happen here:
+    libtpu, which reads them when it is loaded, does not know this one and would end the process.
     """
     given = os.environ.get("XLA_FLAGS", "")
     if _YNN in given:
@@ -24,9 +25,9 @@ def _leave_out_ynn() -> None:
     except ImportError:
         return  # some modules do without
 
-    os.environ["XLA_FLAGS"] = f"{given} {_YNN}="
+    os.environ["XLA_FLAGS"] = f"{given} {_YNN}=-reduce"
     _ = xla_client.CompileOptions().executable_build_options.debug_options
     os.environ["XLA_FLAGS"] = given
 
 
-_leave_out_ynn()
+_multiply_with_ynn_alone()

@@ -1,5 +1,10 @@
 """Products in narrow formats: what is rounded, what is not, and their derivatives."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +17,7 @@ ARCH = Architecture(
     vocab_size=31, num_layers=3, width=32, num_heads=4, num_kv_heads=2, head_dim=8, ffn_width=40
 )
 NARROW = ("mixed", "bfloat16")
+ROOT = Path(__file__).parents[1]
 
 
 def drawn(seed: int, *shape: int) -> jax.Array:
@@ -78,8 +84,52 @@ def test_float32_can_be_differentiated_forward():
 
 
 def test_a_thin_product_is_right_to_its_last_row():
-    """jaxlib 0.10.2 gets the rows behind the 32,768th wrong, with its YNN fusions."""
+    """jaxlib 0.10.2 gets the rows behind the 32,768th wrong where YNN sums."""
     rows = np.random.default_rng(0).standard_normal((40_961, 3)).astype(np.float32)
     matrix = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
     found = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(rows)
     np.testing.assert_allclose(found, ((rows @ matrix.T) ** 2).sum(-1), rtol=1e-4, atol=1e-5)
+
+
+LOOP = """
+import functools
+import jax, jax.numpy as jnp, numpy as np
+from subjax import sharding
+
+mesh = sharding.make_mesh(seed=2, lanes=2)
+
+def lane(rows, kernel, length):
+    def body(rows, _):
+        scores = rows @ kernel.T
+        out = jnp.tanh(scores) @ kernel
+        return out / jnp.sqrt(jnp.mean(out**2)), jnp.sum(jnp.abs(scores))
+    return jax.lax.scan(body, rows, None, length=length)
+
+@functools.partial(jax.jit, static_argnums=2)
+def loop(rows, kernel, length):
+    one = functools.partial(lane, length=length)
+    return jax.vmap(one, spmd_axis_name="seed")(rows, kernel)
+
+with jax.set_mesh(mesh):
+    rows, kernel = (
+        jax.device_put(
+            np.random.default_rng(0).standard_normal(shape, np.float32) / 24,
+            jax.NamedSharding(mesh, jax.P("seed")),
+        )
+        for shape in ((2, 16, 576), (2, 8192, 576))
+    )
+    last, sums = loop(rows, kernel, 400)
+    for i in range(0, 400, 20):
+        rows, few = loop(rows, kernel, 20)
+        np.testing.assert_array_equal(sums[:, i : i + 20], few)
+np.testing.assert_array_equal(last, rows)
+"""
+
+
+@pytest.mark.slow
+def test_one_long_call_on_two_devices_is_many_short_ones():
+    """Without YNN, jaxlib 0.10.2 gets it wrong from the 256th step on, where both have a core."""
+    two = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+    command = [sys.executable, "-c", LOOP]
+    done = subprocess.run(command, env=two, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
