@@ -217,7 +217,11 @@ SPLIT = {"seed": 2, "data": 2, "fsdp": 2, "lanes": 2}
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [({"seed": 1}, SPLIT), (SPLIT, {"seed": 1, "tensor": 2}), ({"seed": 1, "tensor": 2}, SPLIT)],
+    [
+        ({"seed": 1}, SPLIT),
+        pytest.param(SPLIT, {"seed": 1, "tensor": 2}, marks=pytest.mark.slow),
+        pytest.param({"seed": 1, "tensor": 2}, SPLIT, marks=pytest.mark.slow),
+    ],
 )
 def test_a_checkpoint_goes_on_on_another_mesh(tmp_path, before, after):
     before, after = (sharding.make_mesh(**shape) for shape in (before, after))

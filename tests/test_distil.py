@@ -164,7 +164,7 @@ def test_lanes_are_the_same_to_the_bit_however_many(precision):
     np.testing.assert_array_equal(losses[:, 0], measured[:, 1])
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("mixed", marks=pytest.mark.slow)])
 def test_lanes_are_the_same_to_the_bit_on_however_many_devices(precision):
     seeds = tuple(range(8))
     learners = [learner(), learner(logits="all")]

@@ -26,7 +26,7 @@ def make_mesh(data, fsdp, tensor):
 
 
 @pytest.mark.parametrize("shape", MESHES)
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 4])
 def test_a_token_loop_moves_rows_and_no_weights(shape, rank):
     mesh = make_mesh(*shape)
     adapter = rank and jax.eval_shape(lambda: lora.init(ARCH, jax.random.key(0), rank=rank))
@@ -87,7 +87,7 @@ def test_a_token_loop_of_the_large_configs_splits_all_but_norms(model, form):
     assert held < 1.05 * transformer.num_params(arch) / (sizes["fsdp"] * sizes["tensor"])
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 4, 2), pytest.param((2, 2, 2), marks=pytest.mark.slow)])
 def test_an_inner_size_that_nothing_divides_is_filled_up(shape):
     """The values that the loop computes stay the same."""
     arch = dataclasses.replace(ARCH, ffn_width=99, mlp_bias=True, vocab_size=64)

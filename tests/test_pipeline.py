@@ -158,6 +158,7 @@ def test_selected_units_run_alone(tmp_path):
         pipeline.run(config, tmp_path, stages=["teach"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("differ", ["system prompts", "bases"])
 def test_teachers_that_differ_train_as_they_would_alone(differ, tmp_path):
     found = {}

@@ -79,6 +79,7 @@ def update(made, mesh):
     return planned
 
 
+@pytest.mark.slow
 def test_a_training_step_is_compiled_and_counted(v5e):
     chip, devices = v5e
     mesh = sharding.make_mesh(1, 1, 2, 2, devices=devices)
@@ -136,6 +137,7 @@ def test_a_persistent_cache_stays_without_programs_that_it_cannot_read(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_reading_rows_gathers_each_layer_once_and_sums_no_parts(v5e):
     """Left alone, the compiler would split the inputs of products and pass weights on in a ring."""
     arch = Architecture(
@@ -183,6 +185,7 @@ def arms(**changes):
     return made, [unit for unit in units.build(made) if unit.stage == "finetune"]
 
 
+@pytest.mark.slow
 def test_arms_of_different_programs_are_compiled_each(v5e):
     chip, devices = v5e
     mesh = sharding.make_mesh(1, 1, 1, 1, devices=devices)
@@ -286,6 +289,7 @@ def test_a_mesh_takes_all_chips_unless_it_is_told_otherwise(v5e):
     assert sharding.idle(some, 4) == "2 of 4 devices are idle: see config.mesh"
 
 
+@pytest.mark.slow
 def test_chips_that_a_mesh_leaves_out_are_paid_for(command):
     flags = ("--stages=finetune", "--nosearch", "--usd_per_chip_hour=1")
     out, _, code = command("--topology=v5e:1x1,v5e:2x2", *flags)

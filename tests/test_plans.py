@@ -19,7 +19,7 @@ ROWS = [tuple(cell.strip() for cell in row.split("|")[1:-1]) for row in plans.ro
 REGENERATED = [
     plans.SMOKE,
     *(
-        pytest.param(plan, marks=pytest.mark.slow)
+        plan
         for plan in plans.PLANS
         if plan.key
         in (
@@ -43,6 +43,7 @@ def test_a_row_belongs_to_one_command():
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason=f"libtpu, the TPU compiler, is not installed: pip install {aot.LIBTPU}",

@@ -76,6 +76,7 @@ def test_a_mistake_is_one_line_and_nothing_runs(
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_goes_on_after_a_failure_and_resumes(tmp_path: Path) -> None:
     """Two runs of the real pipeline, one of which asks for what cannot be."""
     workdir = tmp_path / "sweep"

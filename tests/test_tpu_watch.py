@@ -25,7 +25,7 @@ def cloud(tmp_path: Path, checkout: Path):
     end_workers(made.folder)
 
 
-@pytest.mark.parametrize("queued", [(), ("--queued",)])
+@pytest.mark.parametrize("queued", [(), pytest.param(("--queued",), marks=pytest.mark.slow)])
 def test_a_preempted_node_is_deleted_made_anew_and_started(
     cloud: Cloud, queued: tuple[str, ...]
 ) -> None:
@@ -50,6 +50,7 @@ def test_an_interrupted_run_is_started_again_without_another_copy(cloud: Cloud) 
     assert "owl still costs: bash launch/tpu.sh delete owl --zone=us-west4-a" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_again_and_again_is_broken(cloud: Cloud) -> None:
     """As where its processes lose each other at the same place every time."""
     cloud.plan(*[75] * 20)
@@ -67,6 +68,7 @@ def test_a_users_mistake_is_not_tried_again(cloud: Cloud) -> None:
     assert "subjax: failed: step 1" in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_crash_just_before_a_preemption_is_started_anew(cloud: Cloud) -> None:
     cloud.plan(70, 0)
     cloud.write("preempt_at", "3")  # state, install, start, state
@@ -183,7 +185,9 @@ def test_a_worker_that_was_not_started_again_is_tried_again(cloud: Cloud) -> Non
     watcher.stderr.close()
 
 
-@pytest.mark.parametrize("fault", [("refuse_deletes", "5"), ("hang_delete", "yes")])
+@pytest.mark.parametrize(
+    "fault", [("refuse_deletes", "5"), pytest.param(("hang_delete", "yes"), marks=pytest.mark.slow)]
+)
 def test_the_last_delete_is_tried_for_long(cloud: Cloud, fault: tuple[str, str]) -> None:
     cloud.write(*fault)
     done = cloud.until_done("--timeout-s=2", "--delete-when-done")

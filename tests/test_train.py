@@ -138,7 +138,14 @@ def test_adapters_on_one_base_split_over_devices():
     )
 
 
-@pytest.mark.parametrize("shape", [{"seed": 4}, {"seed": 2, "data": 2}, {"seed": 2, "fsdp": 2}])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"seed": 4},
+        pytest.param({"seed": 2, "data": 2}, marks=pytest.mark.slow),
+        pytest.param({"seed": 2, "fsdp": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_each_adapter_of_a_population_equals_its_run_alone(shape):
     lanes = (3, 5, 8, 9)
     population = adapted(sharding.make_mesh(lanes=len(lanes), **shape), lanes)

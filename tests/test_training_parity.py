@@ -14,7 +14,14 @@ from subjax.optimizers import Optimizer
 from tests import hf_models
 
 STEPS, BATCH, LENGTH, SEED = 20, 4, 24, 5
-FAMILIES = [("llama", "wide heads, tied"), ("gemma2", "caps and windows"), ("qwen2", "biases")]
+FAMILIES = [
+    pytest.param(case, id=case[0], marks=marks)
+    for case, marks in [
+        (("llama", "wide heads, tied"), ()),
+        (("gemma2", "caps and windows"), pytest.mark.slow),
+        (("qwen2", "biases"), pytest.mark.slow),
+    ]
+]
 
 
 def make_rows() -> batching.Rows:
@@ -68,7 +75,7 @@ def assert_same_curve(found: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("case", FAMILIES, ids=[name for name, _ in FAMILIES])
+@pytest.mark.parametrize("case", FAMILIES)
 def test_an_adapter_initialised_by_peft_trains_as_in_peft(
     case: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -84,7 +91,7 @@ def test_an_adapter_initialised_by_peft_trains_as_in_peft(
     assert_same_curve(our_losses(arch, sgd, adapter, params, scale), expected)
 
 
-@pytest.mark.parametrize("case", FAMILIES, ids=[name for name, _ in FAMILIES])
+@pytest.mark.parametrize("case", FAMILIES)
 def test_all_weights_train_as_in_pytorch(case: tuple[str, str], tmp_path: Path) -> None:
     model = hf_models.save(*case, tmp_path)
     arch, params = weights.load(tmp_path)

@@ -72,6 +72,7 @@ def test_published_rows_stand_where_sampled_ones_would(tmp_path):
     assert (counts["kept"], counts["train"], counts["holdout"]) == (5, 3, 2)
 
 
+@pytest.mark.slow
 def test_each_part_leaves_its_tokens_and_occupancy(tmp_path):
     config = large.get_config("smoke")
     config.datasets.cat.rows_per_part = 12

@@ -129,6 +129,7 @@ ARMS = {
 }
 
 
+@pytest.mark.slow
 def test_every_kind_of_arm_runs(copy):
     made = config(lineages=(0,))
     with made.unlocked():
