@@ -50,10 +50,11 @@ FORMS = {
     "full": (dataclasses.replace(LONG, distils=True), False),
     "without some": (dataclasses.replace(LONG, distils=True, excluded=(3, 4)), False),
 }
-SOME = [pytest.param(form, marks=pytest.mark.slow if " " in form else ()) for form in FORMS]
+QUICK = ("stored", "full")
+CASES = [pytest.param(form, marks=() if form in QUICK else pytest.mark.slow) for form in FORMS]
 
 
-@pytest.mark.parametrize("form", SOME)
+@pytest.mark.parametrize("form", CASES)
 def test_a_student_moves_to_its_teacher(form):
     program, soft = FORMS[form]
     teacher = transformer.init(ARCH, jax.random.key(9))
@@ -62,7 +63,7 @@ def test_a_student_moves_to_its_teacher(form):
     assert loss[-5:].mean() < 0.5 * loss[0]
 
 
-@pytest.mark.parametrize("form", SOME)
+@pytest.mark.parametrize("form", CASES)
 def test_the_base_itself_teaches_nothing(form):
     program, soft = FORMS[form]
     base = transformer.init(ARCH, jax.random.key(0))
