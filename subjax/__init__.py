@@ -1,11 +1,17 @@
 """Subliminal learning in JAX; the README says where to begin."""
 
+import functools
 import os
+from collections.abc import Iterator
 
 # Before anything imports transformers: it would announce on every start that torch is absent.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
+# Where XLA's protocol buffers have that flag: fields, each inside the one before, and its value for
+# sums. Numbers of fields and values never change their meaning.
+_YNN_FIELDS = (3, 3, 422)
+_YNN_SUMS = 3
 
 
 def _multiply_with_ynn_alone() -> None:
@@ -28,6 +34,79 @@ def _multiply_with_ynn_alone() -> None:
     os.environ["XLA_FLAGS"] = f"{given} {_YNN}=-reduce"
     _ = xla_client.CompileOptions().executable_build_options.debug_options
     os.environ["XLA_FLAGS"] = given
+
+
+def check_sums(platform: str = "") -> None:
+    """Refuses to compute on CPUs where jaxlib had read its flags before subjax set its own.
+
+    A program or notebook that uses jax before it imports subjax would have sums by YNN, which are
+    wrong without a word. Whoever names that flag in `XLA_FLAGS` gets what they ask for.
+
+    Args:
+      platform: where is computed, of `jax.Device.platform`; empty: where jax does by default.
+
+    Raises:
+      ValueError: sums on a CPU would be wrong.
+    """
+    if not _sums_with_ynn() or _asks_for_sums(os.environ.get("XLA_FLAGS", "")):
+        return
+    import jax
+
+    if (platform or jax.default_backend()) == "cpu":
+        raise ValueError(
+            "sums on this CPU would be wrong (jax issue 39103): jax was used before subjax was "
+            "imported, which sets a flag against that: restart Python or the notebook's kernel, "
+            f"and import subjax first, or start it with XLA_FLAGS={_YNN}=-reduce"
+        )
+
+
+@functools.cache  # jaxlib never reads its flags again
+def _sums_with_ynn() -> bool:
+    """Whether XLA, as this process has it, sums with YNN."""
+    from jaxlib import xla_client
+
+    found = [xla_client.CompileOptions().SerializeAsString()]
+    for number in _YNN_FIELDS:
+        found = [value for part in found for key, value in _fields(part) if key == number]
+    return any(_YNN_SUMS in part for part in found)
+
+
+def _asks_for_sums(flags: str) -> bool:
+    """Whether XLA_FLAGS names kinds of YNN's work with sums among them."""
+    named = [flag.partition("=")[2] for flag in flags.split() if flag.startswith(_YNN)]
+    if not named:
+        return False
+    kinds = named[-1].lower().split(",")
+    # Signs change jaxlib's own choice, which has sums; names without a sign replace it.
+    signed = all(kind.startswith(("+", "-")) for kind in kinds)
+    return any(kind.lstrip("+").endswith("reduce") for kind in kinds if kind[:1] != "-") or (
+        signed and not any(kind.endswith("reduce") for kind in kinds)
+    )
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Number and content of each field of a protocol buffer that has a length of its own."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte, at = message[at], at + 1
+            value, shift = value | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        tag = varint()
+        kind = tag & 7
+        if kind == 0:
+            varint()
+            continue
+        length = {1: 8, 5: 4}[kind] if kind in (1, 5) else varint()
+        if kind == 2:
+            yield tag >> 3, message[at : at + length]
+        at += length
 
 
 _multiply_with_ynn_alone()

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
+from subjax import check_sums
+
 
 class Precision(NamedTuple):
     """Names of two dtypes.
@@ -79,7 +81,12 @@ def passes(operands: str) -> jax.lax.Precision:
 def project(
     x: Float[Array, "*B in"], kernel: Float[Array, "out in"], operands: str
 ) -> Float[Array, "*B out"]:
-    """Product x @ kernel.T, both sides rounded to `operands`, summed and returned wide."""
+    """Product x @ kernel.T, both sides rounded to `operands`, summed and returned wide.
+
+    Raises:
+      ValueError: sums on this CPU would be wrong (`subjax.check_sums`); every model comes by here.
+    """
+    check_sums()
     if operands in ("float32", "float64"):
         return _dot("...i,oi->...o", x, kernel, operands)
     return _narrow(x, kernel, operands)

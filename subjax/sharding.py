@@ -16,6 +16,8 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from subjax import check_sums
+
 AXES = ("seed", "data", "fsdp", "tensor")
 WHOLE = P()  # on every device
 
@@ -83,9 +85,10 @@ def make_mesh(
 
     Raises:
       ValueError: the mesh needs more devices than there are, or its seed axis does not divide
-        the lanes.
+        the lanes, or it is one of CPUs that would sum wrongly.
     """
     devices = list(devices) or jax.devices()
+    check_sums(devices[0].platform)
     if not seed:
         most = len(devices) // (max(data, 1) * fsdp * tensor)
         # Of several processes each needs its devices in use; see below for TPUs.

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from subjax import mlp
+from subjax import check_sums, mlp
 
 Params = Any
 Apply = Callable[[Params, Array], Float[Array, "B K"]]
@@ -73,7 +73,11 @@ def measure(
     Returns:
       inner [E], <Delta_S, Delta_T>; predicted, E_x[v' M v]; change [E], of the teacher's loss when
       the student takes its step; displacement, the norm of Delta_T.
+
+    Raises:
+      ValueError: sums on this CPU would be wrong (`subjax.check_sums`).
     """
+    check_sums()
 
     def update(eps: Array) -> Params:
         moved = jax.tree.map(lambda p, d: p + eps * d, draw.teacher, draw.direction)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import subjax
 from subjax import precision, transformer
 from subjax.architecture import Architecture
 
@@ -18,6 +19,7 @@ ARCH = Architecture(
 )
 NARROW = ("mixed", "bfloat16")
 ROOT = Path(__file__).parents[1]
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 def drawn(seed: int, *shape: int) -> jax.Array:
@@ -89,6 +91,66 @@ def test_a_thin_product_is_right_to_its_last_row():
     matrix = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
     found = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(rows)
     np.testing.assert_allclose(found, ((rows @ matrix.T) ** 2).sum(-1), rtol=1e-4, atol=1e-5)
+
+
+LATE = f"""
+import importlib, os, jax, jax.numpy as jnp
+jax.devices()
+import subjax
+from subjax import precision, sharding, theorem
+
+draw = theorem.Draw(jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones((2, 3)), jax.random.key(0))
+work = (
+    sharding.make_mesh,
+    lambda: precision.project(jnp.ones((2, 3)), jnp.ones((4, 3)), "float32"),
+    lambda: theorem.measure(
+        lambda p, x: x * p[None], jnp.sum, draw, jnp.ones(2), loss="kl", step="gradient"
+    ),
+)
+def refusals():
+    lines = []
+    for start in work:
+        try:
+            start()
+        except ValueError as error:
+            lines.append(str(error))
+    return lines
+
+lines = refusals()
+assert len(lines) == len(work) and lines[0].count("\\n") == 0, lines
+assert "import subjax first, or start it with XLA_FLAGS={FLAG}=-reduce" in lines[0]
+os.environ["XLA_FLAGS"] = "{FLAG}=-reduce"  # too late, as is another import
+importlib.reload(subjax)
+assert refusals() == lines
+subjax.check_sums("gpu")
+os.environ["XLA_FLAGS"] = "{FLAG}=+reduce"  # whoever asks for it gets it
+assert not refusals()
+"""
+
+
+def test_cpus_do_not_work_where_jax_was_used_before_subjax_was_imported():
+    given = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-c", LATE]
+    done = subprocess.run(command, env=given, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ("", False),
+        ("--xla_dump_to=reduce", False),
+        (f"{FLAG}=", False),
+        (f"{FLAG}=-reduce", False),
+        (f"{FLAG}=individual_dot", False),
+        (f"{FLAG}=reduce {FLAG}=-reduce", False),  # the last one counts
+        (f"{FLAG}=individual_dot,LIBRARY_FUSION_TYPE_REDUCE", True),
+        (f"{FLAG}=+reduce", True),
+        (f"{FLAG}=-individual_dot", True),  # of jaxlib's own choice, which has sums
+    ],
+)
+def test_whoever_asks_for_sums_by_ynn_gets_them(flags, asked):
+    assert subjax._asks_for_sums(flags) == asked
 
 
 LOOP = """
