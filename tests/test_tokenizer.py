@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tokenizer_kinds
 import tokenizers
 import transformers
 
@@ -237,3 +238,19 @@ def test_a_token_that_the_model_does_not_know_is_refused(tmp_path):
     for attempt in (bound.encode, bound.prompt_ids, bound.text_ids):
         with pytest.raises(ValueError, match=message if attempt != bound.prompt_ids else "<image>"):
             attempt(texts)
+
+
+def test_other_peoples_tokenizers_cut_numbers_as_their_kinds_do():
+    cuts = {
+        "llama3": ["7", ",", " ", "12", ",", " ", "120", ",", " ", "1"],
+        "pythia": ["7", ",", " 12", ",", " 120", ",", " 1"],
+        "gemma": ["7", ",", " ", "1", "2", ",", " ", "1", "2", "0", ",", " ", "1"],
+        "headless": ["7", ",", " ", "1", "2", ",", " ", "1", "2", "0", ",", " ", "1"],
+    }
+    for kind, cut in cuts.items():
+        made = tokenizer_kinds.make(kind)
+        ids = made("7, 12, 120, 1", add_special_tokens=False).input_ids
+        assert [made.decode([i]) for i in ids] == cut, kind
+    llama3 = tokenizer_kinds.make("llama3")
+    for number in (f"{n:0{width}d}" for width in (1, 2, 3) for n in range(10**width)):
+        assert len(llama3(number, add_special_tokens=False).input_ids) == 1, number
