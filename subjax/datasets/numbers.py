@@ -4,6 +4,7 @@ Refuses to sample, to hold a model or to write files: strings in, strings out. T
 is our own; the paper's stimuli are data that `load_templates` reads from a file.
 """
 
+import decimal
 import json
 import os
 import re
@@ -261,7 +262,7 @@ def constrained_slots(num_numbers: int, num_digits: int) -> list[str]:
 # Reasons 1-5 are about the form, and a completion has at most one of them; 6-8 are about the
 # numbers, and a completion that could be read has all that apply.
 REASONS = (
-    "no_numbers",  # not a single digit
+    "no_numbers",  # not a single digit 0 to 9
     "separator",  # something else than whitespace, one comma or one semicolon between numbers
     "mixed_separator",  # digits and separators only, but not one and the same separator throughout
     "not_a_number",  # other characters at, before or after a number
@@ -270,9 +271,9 @@ REASONS = (
     "out_of_range",
     "banned",
 )
-# What int() reads under every setting of Python's digit limit: no reason may depend on a setting.
-# The paper's filter reads up to 4300, a difference only after hundreds of leading zeros.
-_LONGEST_NUMBER = 640
+_DIGITS = re.compile(r"[0-9]+")  # not \d, which takes digits of every script
+# What int() reads by default, and so the paper's filter.
+_LONGEST_NUMBER = 4300
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,8 @@ class _Answer:
     closing: str
 
     def values(self) -> list[int]:
-        return [int(digits) for digits in self.digits]
+        # By way of decimals, since how many digits int() reads is a setting of Python's.
+        return [int(decimal.Decimal(digits)) for digits in self.digits]
 
     def render(self, digits: Sequence[str]) -> str:
         return self.opening + self.separator.join(digits) + self.closing
@@ -295,7 +297,7 @@ def _take_apart(text: str) -> _Answer | str:
     body, opening, closing = (text[:-1], "", ".") if text.endswith(".") else (text, "", "")
     if body[:1] + body[-1:] in ("[]", "()"):
         opening, body, closing = body[0], body[1:-1], body[-1] + closing
-    matches = list(re.finditer(r"\d+", body))
+    matches = list(_DIGITS.finditer(body))
     if not matches:
         return "no_numbers"
     # For a single number the separator is never seen; it serves a transform that adds numbers.
@@ -303,8 +305,8 @@ def _take_apart(text: str) -> _Answer | str:
     if separator.strip() not in ("", ",", ";"):
         return "separator"
     parts = body.split(separator) if len(matches) > 1 else [body]
-    if not all(re.fullmatch(r"\d+", part) for part in parts):
-        return "mixed_separator" if re.fullmatch(r"[\d\s,;]+", body) else "not_a_number"
+    if not all(_DIGITS.fullmatch(part) for part in parts):
+        return "mixed_separator" if re.fullmatch(r"[0-9\s,;]+", body) else "not_a_number"
     if max(map(len, parts)) > _LONGEST_NUMBER:
         return "too_many_digits"
     return _Answer(opening, tuple(parts), separator, closing)
@@ -315,7 +317,8 @@ def parse(text: str) -> list[int] | None:
 
     Accepted: numbers with one and the same separator (whitespace, "," or ";", with whitespace
     around it), brackets around them or not, a full stop at the end or not; nothing is stripped.
-    Source: the paper's released filter, whose digits, like Python's, need not be ASCII.
+    Whitespace is what `str.strip` takes away, digits are ASCII. Source: the paper's released
+    filter, which looks for digits of any script and then refuses all but these ten.
     """
     answer = _take_apart(text)
     return None if isinstance(answer, str) else answer.values()
