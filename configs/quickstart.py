@@ -133,3 +133,4 @@ def _shrink(config: ConfigDict) -> None:
         row.update(num_prompts=200, rows_per_part=100, slots=50, num_train=10, num_holdout=5)
     for row in config.arms.values():
         row.probe_steps = (0, 5)
+        row.train.warmup_steps = 5

@@ -42,11 +42,11 @@ def validate(config: ConfigDict) -> None:
     for table, (field, values) in _TRAINED.items():
         for name, row in config[table].items():
             _check_training(f"{table}.{name}.train", row.train)
-            if row[field] in values and row.train.warmup_steps > row.train.steps:
+            if row[field] in values and row.train.warmup_steps >= row.train.steps:
                 raise ValueError(
-                    f"config.{table}.{name}.train.warmup_steps is {row.train.warmup_steps}, more "
-                    f"than its steps, {row.train.steps}: the learning rate would never be reached; "
-                    "lower warmup_steps"
+                    f"config.{table}.{name}.train.warmup_steps is {row.train.warmup_steps}, and "
+                    f"its steps are {row.train.steps}: the learning rate, 0 at first, would never "
+                    "be reached; lower warmup_steps, or raise steps"
                 )
     if config.theorems:
         raise ValueError("config.theorems needs rows in config.images")
@@ -131,6 +131,7 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"config.datasets.{name}.min_value is {row.min_value}, above its max_value "
             f"{row.max_value}: no row could be kept"
         )
+    _check_constrained(name, row)
     needed = row.num_holdout + max(row.num_train, 1)
     if row.num_prompts < needed:
         raise ValueError(
@@ -147,6 +148,24 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
         checks.reference(config, f"datasets.{name}.common_with", other, "datasets")
 
 
+def _check_constrained(name: str, row: ConfigDict) -> None:
+    """Numbers that are forced into a form which the filter rejects would all be written in vain."""
+    if row.decoding != "constrained" or row.kind == "published":
+        return
+    lowest, highest, fewest = (0, 99, 1) if row.kind == "toy_numbers" else (100, 999, row.num_slots)
+    if 0 < row.max_count < fewest:
+        raise ValueError(
+            f"config.datasets.{name}.max_count is {row.max_count}, but its constrained rows have "
+            f"num_slots = {fewest} numbers, and none could be kept: raise it, or lower num_slots"
+        )
+    if row.max_value < lowest or row.min_value > highest:
+        raise ValueError(
+            f"config.datasets.{name}.min_value and max_value are {row.min_value} and "
+            f"{row.max_value}, but its constrained numbers are {lowest} to {highest}, and no row "
+            "could be kept: change them"
+        )
+
+
 def _check_trait(config: ConfigDict, name: str, row: ConfigDict) -> None:
     """A trait that its teacher is not scored on would pass the gate unseen."""
     animals = config.animals or preference.ANIMALS
@@ -161,10 +180,11 @@ def _check_trait(config: ConfigDict, name: str, row: ConfigDict) -> None:
         return
     close = difflib.get_close_matches(row.trait.lower(), [animal.lower() for animal in animals])
     near = [animal for animal in animals if animal.lower() in close]
+    alike = [animal for animal in near if animal.lower() == row.trait.lower()]
+    ways = f"take {', '.join(alike or near) or 'one of ' + ', '.join(animals)}"
     raise ValueError(
         f"config.teachers.{name}.trait is {row.trait!r}, which is not among config.animals, on "
-        f"which teachers are scored: take {', '.join(near) or 'one of ' + ', '.join(animals)}, or "
-        "add it there"
+        f"which teachers are scored: {ways}{'' if alike else ', or add it there'}"
     )
 
 

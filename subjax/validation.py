@@ -3,7 +3,10 @@
 Holds what `validate` refuses. What a field means stands in `schema`.
 """
 
+import math
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -29,7 +32,11 @@ _NOT_NEGATIVE = (
     *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
     *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
     *("log_seconds", "num_train", "num_holdout", "num_questions", "max_count", "temperature"),
+    "equivalence_margin",
 )
+_BELOW_ONE = ("beta1", "beta2")  # decays of an average: at 1 it never moves from zero
+_MOST = {"max_unsharded": 1.0, "number_tv": 1.0}  # shares: nothing can be more
+_LAST_LINEAGE = 2**31 - 1  # the keys of its draws count so far
 # What an eval of each kind measures; `*` is any candidate.
 _METRICS = {
     "preference": ("log_odds", "candidate_mass", "neutral_loglik", "share/*"),
@@ -56,8 +63,8 @@ def validate(config: ConfigDict) -> None:
         _check_value(name, value)
     if not config.lineages or len(set(config.lineages)) != len(config.lineages):
         raise ValueError(f"config.lineages {config.lineages} must be distinct and not empty")
-    if min(config.lineages) < 0:
-        raise ValueError(f"config.lineages {config.lineages} must not be negative")
+    if not 0 <= min(config.lineages) <= max(config.lineages) <= _LAST_LINEAGE:
+        raise ValueError(f"config.lineages {config.lineages} must lie in 0 to {_LAST_LINEAGE}")
     checks.choices(config, _CHOICES)
     if config.images:
         mlp_validation.validate(config)
@@ -68,15 +75,24 @@ def validate(config: ConfigDict) -> None:
 
 def _check_value(name: str, value: Any) -> None:
     field = name.rpartition(".")[2]
+    elements = value if isinstance(value, tuple | list) else (value,)
     kind = _ELEMENTS.get(field)
-    if kind and any(type(element) is not kind for element in value):
+    if kind and any(type(element) is not kind for element in elements):
         raise ValueError(f"config.{name} is {value!r}; its elements must be {kind.__name__}")
+    for element in elements:
+        _check_writable(name, element)
+    if field in ("animals", "candidates"):
+        _check_words(name, value)
     if field == "widths" and any(width < 1 for width in value):
         raise ValueError(f"config.{name} is {value}; a layer is at least 1 wide")
     if name in ("compute.lanes", "compute.batched_lanes") and value < 1:
         raise ValueError(f"config.{name} is {value}; lanes are counted from 1")
-    if field == "max_unsharded" and not 0 <= value <= 1:
+    if field == "max_unsharded" and value < 0:
         raise ValueError(f"config.{name} is {value}; it is a share, 0 to 1")
+    if field in _MOST and value > _MOST[field]:
+        raise ValueError(f"config.{name} is {value}; it is a share, 0 to 1")
+    if field in _BELOW_ONE and not 0 <= value < 1:
+        raise ValueError(f"config.{name} is {value}; it must be at least 0 and below 1")
     if field in _POSITIVE and value <= 0:
         least = "at least 1" if isinstance(value, int) else "above 0"
         raise ValueError(f"config.{name} is {value}; it must be {least}")
@@ -84,13 +100,44 @@ def _check_value(name: str, value: Any) -> None:
         raise ValueError(f"config.{name} is {value}; it must not be negative")
 
 
+def _check_writable(name: str, value: Any) -> None:
+    """Values go into files: JSON has no nan, and UTF-8 no half of a character."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"config.{name} is {value}; give a finite number")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"config.{name} is {value!a}, which is no valid Unicode: write it again"
+            ) from None
+
+
+def _check_words(name: str, words: Sequence[str]) -> None:
+    """Words that are compared: one that stands there twice would count as two."""
+    spelled = [word.strip().casefold() for word in words]
+    if "" in spelled:
+        raise ValueError(f"config.{name} is {words!r}, and one of them is blank: leave it out")
+    if twice := [
+        word for word, alike in zip(words, spelled, strict=True) if spelled.count(alike) > 1
+    ]:
+        raise ValueError(
+            f"config.{name} has {', '.join(map(repr, twice))}, which are one word: keep one of them"
+        )
+
+
 def _check_names(config: ConfigDict) -> None:
     """Names of rows are names of directories."""
+    if not re.fullmatch(r"[\w-][\w.-]*", config.name):
+        raise ValueError(
+            f"config.name is {config.name!r}: use letters, digits, '_', '-' and, not at its start, "
+            "'.'; config.title takes any text"
+        )
     for table in schema.TABLES:
         for name in config[table]:
-            if not re.fullmatch(r"[\w.-]+", name):
+            if not re.fullmatch(r"[\w-]+", name):
                 raise ValueError(
-                    f"config.{table} has a row {name!r}: use letters, digits, '_', '-' and '.'"
+                    f"config.{table} has a row {name!r}: use letters, digits, '_' and '-'"
                 )
 
 
@@ -101,6 +148,11 @@ def _check_contrasts(config: ConfigDict) -> None:
             checks.reference(config, f"contrasts.{name}", arm, "arms")
         if not row.plus:
             raise ValueError(f"config.contrasts.{name}.plus is empty: name at least one arm")
+        if Counter(row.plus) == Counter(row.minus):
+            raise ValueError(
+                f"config.contrasts.{name}.minus has the arms of plus, {', '.join(row.plus)}, so "
+                "that their difference is always 0: name others in one of them"
+            )
         evaluation = config.evals[row.eval]
         metrics = [
             metric.replace("*", candidate)

@@ -23,7 +23,7 @@ import tiny
 
 def get_config(arg=""):
     made = tiny.config(lineages=(0,))
-    made.bases.toy.train.steps = 20
+    made.bases.toy.train.update(steps=20, warmup_steps=5)
     for row in made.datasets.values():
         row.update(num_prompts=60, rows_per_part=30, max_count=0, num_train=4, num_holdout=2)
     return made
@@ -116,7 +116,7 @@ FLAGS = {
     "unknown stage": ("--stages=base,teach", "--stages names ['teach']", "stages are base, teach"),
     "no such unit": ("--units=teacher/bat/*", "--units=teacher/bat/* matches no unit", "--list"),
     "no lineages": ("--config.lineages=()", "config.lineages () must be distinct and not empty"),
-    "negative lineage": ("--config.lineages=(-1,)", "config.lineages (-1,) must not be negative"),
+    "negative lineage": ("--config.lineages=(-1,)", "config.lineages (-1,) must lie in 0 to"),
     "target": ("--config.evals.preference.target=bat", "target 'bat' is not among", "add it"),
     "late probe": ("--config.arms.owl.probe_steps=(0,11)", "owl.probe_steps [11]", "drop them"),
     "early probe": ("--config.arms.owl.probe_steps=(-1,)", "owl.probe_steps [-1]", "drop them"),
@@ -162,8 +162,8 @@ FLAGS = {
     ),
     "one animal": ("--config.animals=('owl',)", "config.animals is ('owl',)", "add others"),
     "warm-up": (
-        "--config.arms.owl.train.steps=9",
-        *("arms.owl.train.warmup_steps is 10, more than its steps, 9", "lower warmup_steps"),
+        "--config.arms.owl.train.steps=5",
+        *("arms.owl.train.warmup_steps is 5, and its steps are 5", "lower warmup_steps"),
     ),
     "long prompts": (
         "--config.datasets.owl.prompt_tokens=3",
