@@ -58,6 +58,21 @@ class Family:
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Wrapper:
+    """A model_type whose `text_config` is a model that is understood; its other parts are not read.
+
+    Attributes:
+      text_type: model_type of that model.
+      parts: beginnings of the names of the others' tensors.
+      harmless: attributes of the others, or of how they meet the text.
+    """
+
+    text_type: str
+    parts: tuple[str, ...]
+    harmless: frozenset[str]
+
+
 # Written by transformers for any model, whatever its type.
 _HARMLESS = """
     _name_or_path architectures transformers_version dtype torch_dtype use_cache initializer_range
@@ -244,6 +259,9 @@ FAMILIES: dict[str, Family] = {
             "max_position_embeddings": 131_072,
             "rope_theta": 1e6,
             "rope_local_base_freq": 1e4,
+            # Published files of the wrapped sizes leave some of these out.
+            **{"vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216},
+            **{"num_hidden_layers": 26, "num_attention_heads": 8},
         },
     ),
     "gpt_neox": Family(
@@ -278,6 +296,20 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+_GEMMA3_WRAPPER = """
+    vision_config mm_tokens_per_image image_token_index boi_token_index eoi_token_index
+    image_token_id boi_token_id eoi_token_id
+"""
+_GEMMA3_PARTS = ("vision_tower.", "multi_modal_projector.")
+WRAPPERS: dict[str, Wrapper] = {
+    "gemma3": Wrapper(
+        text_type="gemma3_text",
+        parts=(*_GEMMA3_PARTS, *(f"model.{part}" for part in _GEMMA3_PARTS)),
+        harmless=frozenset(_GEMMA3_WRAPPER.split()),
+    ),
+}
+
+
 def family(model_type: Any) -> Family:
     """The table of a model_type.
 
@@ -289,10 +321,15 @@ def family(model_type: Any) -> Family:
         shown = repr(model_type)
         raise ValueError(
             f"config.json: model_type is {shown if len(shown) <= 80 else shown[:77] + '...'}; "
-            f"supported: {', '.join(sorted(FAMILIES))}: choose such a model, or add a table to "
-            "subjax/families.py"
+            f"supported: {', '.join(sorted(FAMILIES | WRAPPERS))}: choose such a model, or add a "
+            "table to subjax/families.py"
         )
     return found
+
+
+def wrapper(model_type: Any) -> Wrapper | None:
+    """The table of a model_type that wraps another one; None where it is none."""
+    return WRAPPERS.get(model_type) if isinstance(model_type, str) else None
 
 
 def adapter_table(model_type: str) -> dict[str, str]:

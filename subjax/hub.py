@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -222,12 +223,16 @@ def open_file(directory: Path, name: str) -> File:
     return LocalFile(directory / name)
 
 
-def open_tensors(directory: Path, stack: contextlib.ExitStack) -> dict[str, tensors.Tensor]:
+def open_tensors(
+    directory: Path, stack: contextlib.ExitStack, tied: Container[str] = ()
+) -> dict[str, tensors.Tensor]:
     """Opens all shards of a model and checks them against the index.
 
     Args:
       directory: result of `model_directory`.
       stack: closes the files; the tensors cannot be read afterwards.
+      tied: names that an index may list without a file's having them, and the other way round:
+        savers differ in what they do with one array of two names.
 
     Returns:
       Tensor name -> tensor, of which parts are read.
@@ -241,18 +246,19 @@ def open_tensors(directory: Path, stack: contextlib.ExitStack) -> dict[str, tens
         file = open_file(directory, shard)
         stack.callback(file.close)
         for name, tensor in tensors.open_tensors(file).items():
-            if weight_map is not None and weight_map.get(name) != shard:
-                listed = weight_map.get(name, "no file")
+            listed = shard if weight_map is None else weight_map.get(name, "no file")
+            unlisted_twin = listed == "no file" and name in tied and name not in found
+            if listed != shard and not unlisted_twin:
                 raise ValueError(
                     f"{file.where} holds tensor {name}, which {INDEX_FILE} says is in {listed}: "
                     f"{_AGAIN}"
                 )
             found[name] = tensor
-    for name in weight_map or ():
-        if name not in found:
+    for name, listed in (weight_map or {}).items():
+        if name not in found and name not in tied:
             raise ValueError(
-                f"{_where(directory / INDEX_FILE)} lists tensor {name}, but "
-                f"{(weight_map or {})[name]} does not hold it: {_AGAIN}"
+                f"{_where(directory / INDEX_FILE)} lists tensor {name}, but {listed} does not hold "
+                f"it: {_AGAIN}"
             )
     return found
 

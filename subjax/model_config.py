@@ -4,16 +4,14 @@ An attribute that no table names is refused: a model that is silently computed o
 authors did would make every result about it wrong.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
-from subjax import families
+from subjax import config_attributes, families
 from subjax.architecture import Architecture, RopeScaling
+from subjax.config_attributes import cap, number, options, refused, shown, size
 from subjax.families import Family
 
-# No size of a model comes near; larger ones are typing errors that would exhaust the memory.
-_MAX_SIZE = 2**31
 _MAX_LAYERS = 10_000
 _ACTIVATIONS = {
     "silu": "silu",
@@ -24,26 +22,6 @@ _ACTIVATIONS = {
 }
 _LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 
-# Attributes that are read whatever the family.
-_READ = {
-    *("model_type", "max_position_embeddings", "tie_word_embeddings"),
-    *("rope_theta", "rope_scaling", "rope_parameters"),
-}
-_READ_FOR_HEADS = {"num_key_value_heads", "head_dim"}  # where q, k and v have kernels of their own
-# Which layers are local.
-_READ_FOR_LOCAL: dict[str, set[str]] = {
-    "": set(),
-    "all": {"sliding_window"},
-    "late": {"sliding_window", "layer_types", "use_sliding_window", "max_window_layers"},
-    "even": {"sliding_window", "layer_types"},
-    "pattern": {"sliding_window", "layer_types", "sliding_window_pattern"},
-}
-# Spellings of the share of a head that turns, and of the frequencies' base.
-_READ_FOR_ROPE: dict[str, set[str]] = {
-    "": set(),
-    "partial": {"rotary_pct", "rotary_emb_base", "partial_rotary_factor"},
-    "local": {"rope_local_base_freq"},
-}
 # Attributes of rotary frequencies, and what they say.
 _FIELDS = {
     "rope_theta": "rope_theta",
@@ -69,37 +47,39 @@ def read(config: dict[str, Any]) -> Architecture:
       config: the parsed file.
 
     Returns:
-      The shape of the model; what the file leaves out has transformers' default.
+      The shape of the model, or of the text part of one that is wrapped with others; what the file
+      leaves out has transformers' default.
 
     Raises:
       ValueError: an unknown model_type; an attribute that is not understood, missing, of the wrong
         type, or of a value that would make it another model than the one computed here.
     """
+    config = config_attributes.text_part(config)
     model_type: Any = config.get("model_type")
     family = families.family(model_type)
-    _check_attributes(config, family)
+    config_attributes.check(config, family)
     given = {**family.defaults, **{n: v for n, v in config.items() if v is not None}}
-    sizes: dict[str, Any] = {field: _size(given, name) for name, field in family.sizes.items()}
+    sizes: dict[str, Any] = {field: size(given, name) for name, field in family.sizes.items()}
     width, num_heads = sizes["width"], sizes["num_heads"]
     if sizes["num_layers"] > _MAX_LAYERS:
-        raise _refused("num_hidden_layers", sizes["num_layers"], f"at most {_MAX_LAYERS}")
+        raise refused("num_hidden_layers", sizes["num_layers"], f"at most {_MAX_LAYERS}")
     tied = config.get("tie_word_embeddings", family.defaults.get("tie_word_embeddings", False))
     if type(tied) is not bool:
-        raise _refused("tie_word_embeddings", tied, "true or false")
+        raise refused("tie_word_embeddings", tied, "true or false")
     if "head_dim" not in given and width % num_heads:
         raise ValueError(
             f"config.json: hidden_size {width} is not a multiple of num_attention_heads "
             f"{num_heads}, and head_dim is absent: add head_dim"
         )
-    head_dim = _size(given, "head_dim", width // num_heads)
+    head_dim = size(given, "head_dim", width // num_heads)
     # A file that says null means as many as there are heads; one that says nothing, the default.
     kv_heads = config if "num_key_value_heads" in config else family.defaults
     numbers: dict[str, Any] = {
-        field: _number(name, config.get(name, default))
+        field: number(name, config.get(name, default))
         for name, (field, default) in family.numbers.items()
     }
     for name, (field, default) in family.caps.items():
-        numbers[field] = _cap(config, name, default)
+        numbers[field] = cap(config, name, default)
     return Architecture(
         **sizes,
         **family.constants,
@@ -107,12 +87,12 @@ def read(config: dict[str, Any]) -> Architecture:
         **_rope(config, family, head_dim),
         **_windows(config, family, sizes["num_layers"]),
         model_type=model_type,
-        num_kv_heads=_size(kv_heads, "num_key_value_heads", num_heads),
+        num_kv_heads=size(kv_heads, "num_key_value_heads", num_heads),
         head_dim=head_dim,
         activation=_activation(config, family),
         parallel=_parallel(config, family),
         tie_embeddings=tied,
-        max_positions=_size(given, "max_position_embeddings", 2048),
+        max_positions=size(given, "max_position_embeddings", 2048),
     )
 
 
@@ -133,7 +113,7 @@ def write(arch: Architecture, *, extra: dict[str, Any] | None = None) -> dict[st
     for name, value in (extra or {}).items():
         if name not in family.harmless | families.HARMLESS:
             raise ValueError(
-                f"config.json: extra attribute {name} = {_short(value)} could change the model: "
+                f"config.json: extra attribute {name} = {shown(value)} could change the model: "
                 "pass only attributes that subjax/families.py lists as harmless"
             )
     spelled = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
@@ -166,45 +146,19 @@ def write(arch: Architecture, *, extra: dict[str, Any] | None = None) -> dict[st
     return config
 
 
-def _check_attributes(config: dict[str, Any], family: Family) -> None:
-    fixed = families.FIXED | family.fixed
-    known = (
-        family.harmless
-        | families.HARMLESS
-        | family.sizes.keys()
-        | family.numbers.keys()
-        | family.caps.keys()
-        | {family.activation}
-        | _READ
-        | _READ_FOR_ROPE[family.rope]
-        | _READ_FOR_LOCAL[family.local]
-        | ({"use_parallel_residual"} if family.parallel else set())
-        | (set() if family.constants.get("fused_qkv") else _READ_FOR_HEADS)
-    )
-    for name, value in config.items():
-        if name in fixed:
-            if not any(value == allowed for allowed in fixed[name]):
-                raise _refused(name, value, _options(fixed[name]))
-        elif name not in known:
-            raise ValueError(
-                f"config.json: attribute {name} = {_short(value)} is not understood: choose a "
-                "model without it, or add it to subjax/families.py if it changes no logit"
-            )
-
-
 def _parallel(config: dict[str, Any], family: Family) -> bool:
     if not family.parallel:
         return False
     value = config.get("use_parallel_residual", True)
     if type(value) is not bool:
-        raise _refused("use_parallel_residual", value, "true or false")
+        raise refused("use_parallel_residual", value, "true or false")
     return value
 
 
 def _activation(config: dict[str, Any], family: Family) -> str:
     name = config.get(family.activation) or family.defaults.get("activation", "silu")
     if not isinstance(name, str) or name not in _ACTIVATIONS:
-        raise _refused(family.activation, name, _options(tuple(_ACTIVATIONS)))
+        raise refused(family.activation, name, options(tuple(_ACTIVATIONS)))
     return _ACTIVATIONS[family.activations.get(name, name)]
 
 
@@ -213,7 +167,7 @@ def _windows(config: dict[str, Any], family: Family, num_layers: int) -> dict[st
     window = config.get("sliding_window", family.defaults.get("sliding_window"))
     used = config.get("use_sliding_window", False) if family.local == "late" else bool(family.local)
     if type(used) is not bool:
-        raise _refused("use_sliding_window", used, "true or false")
+        raise refused("use_sliding_window", used, "true or false")
     if not used or window is None:
         return {}
     if config.get("layer_types") is not None:
@@ -222,15 +176,15 @@ def _windows(config: dict[str, Any], family: Family, num_layers: int) -> dict[st
         local = _usual_layers(config, family, num_layers)
     if not any(local):
         return {}
-    return {"window": _size({"sliding_window": window}, "sliding_window"), "local": local}
+    return {"window": size({"sliding_window": window}, "sliding_window"), "local": local}
 
 
 def _named_layers(types: Any, num_layers: int) -> tuple[bool, ...]:
     if not isinstance(types, list) or len(types) != num_layers:
-        raise _refused("layer_types", types, f"null or a list of {num_layers}, one a layer")
+        raise refused("layer_types", types, f"null or a list of {num_layers}, one a layer")
     for entry in types:
         if not isinstance(entry, str) or entry not in _LAYER_TYPES:
-            raise _refused("layer_types", entry, _options(tuple(_LAYER_TYPES)))
+            raise refused("layer_types", entry, options(tuple(_LAYER_TYPES)))
     return tuple(_LAYER_TYPES[entry] for entry in types)
 
 
@@ -240,10 +194,10 @@ def _usual_layers(config: dict[str, Any], family: Family, num_layers: int) -> tu
     if family.local == "late":
         first = config.get("max_window_layers", 28)
         if type(first) is not int or first < 0:
-            raise _refused("max_window_layers", first, "an integer, 0 or more")
+            raise refused("max_window_layers", first, "an integer, 0 or more")
         return tuple(i >= first for i in layers)
     if family.local == "pattern":
-        every = _size(config, "sliding_window_pattern", 6)
+        every = size(config, "sliding_window_pattern", 6)
         return tuple((i + 1) % every > 0 for i in layers)
     return tuple(family.local == "all" or i % 2 == 0 for i in layers)
 
@@ -266,14 +220,14 @@ def _rope(config: dict[str, Any], family: Family, head_dim: int) -> dict[str, An
                 found.setdefault(field, []).append((f"{where}.{name}", rope[name]))
         stretched = _scaling(where, rope)
         if stretched and local:
-            raise _refused(where, rope, 'rope_type "default"')
+            raise refused(where, rope, 'rope_type "default"')
         scaling = stretched or scaling
     values = {field: _agreed(pairs) for field, pairs in found.items()}
     share = values.get("share", 0.25 if family.rope == "partial" else 1.0)
     turned = int(head_dim * share)
     if (family.rope != "partial" and share != 1) or not 2 <= turned <= head_dim:
         name = found.get("share", [("partial_rotary_factor", share)])[0][0]
-        raise _refused(name, share, f"a share of a head of {head_dim} that this family can turn")
+        raise refused(name, share, f"a share of a head of {head_dim} that this family can turn")
     result = {
         "rope_theta": values.get("rope_theta", family.defaults.get("rope_theta", 10_000.0)),
         "rope_scaling": scaling,
@@ -282,7 +236,7 @@ def _rope(config: dict[str, Any], family: Family, head_dim: int) -> dict[str, An
     theta = config.get("rope_theta")
     if family.rope == "partial" and theta not in (None, result["rope_theta"]):
         # transformers reads this family's base elsewhere; here it may only repeat it.
-        raise _refused("rope_theta", theta, f"{result['rope_theta']}, as rotary_emb_base says")
+        raise refused("rope_theta", theta, f"{result['rope_theta']}, as rotary_emb_base says")
     if family.rope == "local":
         default = family.defaults["rope_local_base_freq"]
         result["local_rope_theta"] = values.get("local_rope_theta", default)
@@ -298,7 +252,7 @@ def _rope_objects(
         if rope is None:
             continue
         if not isinstance(rope, dict):
-            raise _refused(attribute, rope, "null or an object")
+            raise refused(attribute, rope, "null or an object")
         # With local layers, only the older attribute is about the others alone.
         if family.rope != "local" or (
             attribute == "rope_scaling" and rope.keys().isdisjoint(_LAYER_TYPES)
@@ -307,7 +261,7 @@ def _rope_objects(
             continue
         for kind, part in rope.items():
             if kind not in _LAYER_TYPES or not isinstance(part, dict):
-                raise _refused(attribute, rope, f"an object for {' and '.join(_LAYER_TYPES)}")
+                raise refused(attribute, rope, f"an object for {' and '.join(_LAYER_TYPES)}")
             yield f"{attribute}.{kind}", part, _LAYER_TYPES[kind]
 
 
@@ -315,12 +269,12 @@ def _scaling(where: str, rope: dict[str, Any]) -> RopeScaling | None:
     """The stretching that an object of rope parameters asks for."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in _SCALINGS:
-        raise _refused(f"{where}: rope_type", kind, _options(tuple(_SCALINGS)))
+        raise refused(f"{where}: rope_type", kind, options(tuple(_SCALINGS)))
     numbers = _SCALINGS[kind]
     shared = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
     if rope.keys() - shared - set(numbers) or rope.get("type", kind) != kind:
-        raise _refused(where, rope, f"for {kind!r}: {', '.join(numbers) or 'rope_theta'}")
-    values = {name: _number(f"{where}.{name}", rope.get(name)) for name in numbers}
+        raise refused(where, rope, f"for {kind!r}: {', '.join(numbers) or 'rope_theta'}")
+    values = {name: number(f"{where}.{name}", rope.get(name)) for name in numbers}
     if kind == "default":
         return None
     if kind == "linear":
@@ -329,7 +283,7 @@ def _scaling(where: str, rope: dict[str, Any]) -> RopeScaling | None:
         factor=values["factor"],
         low_freq_factor=values["low_freq_factor"],
         high_freq_factor=values["high_freq_factor"],
-        original_positions=_size(rope, "original_max_position_embeddings"),
+        original_positions=size(rope, "original_max_position_embeddings"),
     )
 
 
@@ -354,45 +308,9 @@ def _rope_attributes(arch: Architecture, family: Family) -> dict[str, Any]:
 
 
 def _agreed(pairs: list[tuple[str, Any]]) -> float:
-    values = {_number(name, value) for name, value in pairs}
+    values = {number(name, value) for name, value in pairs}
     if len(values) > 1:
         raise ValueError(
-            f"config.json: {_short(dict(pairs))} contradict each other: keep one of them"
+            f"config.json: {shown(dict(pairs))} contradict each other: keep one of them"
         )
     return values.pop()
-
-
-def _size(config: dict[str, Any], name: str, default: int | None = None) -> int:
-    value = config.get(name)
-    if value is None and default is not None:
-        return default
-    if type(value) is not int or not 0 < value < _MAX_SIZE:
-        raise _refused(name, value, "a positive integer")
-    return value
-
-
-def _cap(config: dict[str, Any], name: str, default: float) -> float:
-    value = config.get(name, default or None)
-    return 0.0 if value is None else _number(name, value)
-
-
-def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise _refused(name, value, "a positive number")
-    return float(value)
-
-
-def _refused(name: str, value: Any, allowed: str) -> ValueError:
-    return ValueError(
-        f"config.json: {name} is {_short(value)}; supported: {allowed}: choose a model that has it "
-        "so, or correct the file if it is wrong"
-    )
-
-
-def _options(values: tuple[Any, ...]) -> str:
-    return " or ".join("null" if value is None else repr(value) for value in values)
-
-
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -18,7 +18,17 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import artifacts, families, gguf_models, hub, leaves, model_config, storage, transformer
+from subjax import (
+    artifacts,
+    families,
+    gguf_models,
+    hub,
+    leaves,
+    model_config,
+    storage,
+    tensor_names,
+    transformer,
+)
 from subjax.architecture import Architecture
 from subjax.hub import header_digest as header_digest  # callers need only this module
 from subjax.hub import resolve as resolve
@@ -75,14 +85,19 @@ def _opened(
             arch = model_config.read(config)
         except ValueError as error:
             raise ValueError(f"{hub.origin(model)}: {error}") from None
-        tensors: Mapping[str, Source] = gguf.tensors if gguf else hub.open_tensors(model, stack)
-        names = _match(hub.origin(model), tensors, arch)
+        tensors: Mapping[str, Source] = (
+            gguf.tensors if gguf else hub.open_tensors(model, stack, tensor_names.tied(arch))
+        )
+        wrapper = families.wrapper(config.get("model_type"))
+        skipped = wrapper.parts if wrapper else ()
+        names = tensor_names.match(hub.origin(model), tensors, arch, skipped)
+        head = names.pop("head/kernel") if arch.tie_embeddings and "head/kernel" in names else []
         for path, leaf in leaves.flat(transformer.abstract_params(arch)).items():
             shape = leaf.shape[1:] if leaves.is_stacked(path) else leaf.shape
             for name in names[path]:
                 leaves.check_tensor(f"{tensors[name].where}: tensor {name}", tensors[name], shape)
-        if arch.tie_embeddings:
-            _check_tied(tensors, families.family(arch.model_type).tensors)
+        if head:
+            _check_tied((names["embed/embedding"][0], head[0]), tensors)
         yield arch, {path: [tensors[name] for name in found] for path, found in names.items()}
 
 
@@ -169,38 +184,10 @@ def resident(key: Hashable, load: Callable[[], T]) -> T:
     return _resident[key]
 
 
-def _match(where: str, tensors: Mapping[str, Source], arch: Architecture) -> dict[str, list[str]]:
-    """Names of the tensors of each parameter path, one or one per layer; every tensor accounted."""
-    sources: dict[str, list[str]] = {}
-    wanted: set[str] = set()
-    family = families.family(arch.model_type)
-    for path, template in family.tensors.items():
-        if path == "head/kernel" and arch.tie_embeddings:
-            wanted.add(template)
-            continue
-        layers = range(arch.num_layers) if leaves.is_stacked(path) else (0,)
-        # Stops at the first one missing: an absurd number of layers must not fill the memory.
-        for layer in layers:
-            name = template.format(layer=layer)
-            if name not in tensors:
-                raise ValueError(f"{where} has no tensor {name}: download or save the model again")
-            sources.setdefault(path, []).append(name)
-        wanted.update(sources[path])
-    for name in sorted(tensors.keys() - wanted):
-        if not name.endswith(family.ignored_tensors):
-            raise ValueError(
-                f"{where} has tensor {name}, which a {arch.model_type} model with this config "
-                "does not have: correct the config, or remove the tensor"
-            )
-    return sources
-
-
-def _check_tied(tensors: Mapping[str, Source], table: dict[str, str]) -> None:
+def _check_tied(names: tuple[str, str], tensors: Mapping[str, Source]) -> None:
     """Accepts a head beside a tied embedding only where the two are the same bits."""
-    embedding, head = tensors[table["embed/embedding"]], tensors.get(table["head/kernel"])
-    if head is None:
-        return
-    where = f"{head.where}: tensor {table['head/kernel']}"
+    embedding, head = (tensors[name] for name in names)
+    where = f"{head.where}: tensor {names[1]}"
     num_rows, width = embedding.shape
     leaves.check_tensor(where, head, (num_rows, width))
     for start in range(0, num_rows, _ROWS_AT_ONCE):
@@ -210,8 +197,8 @@ def _check_tied(tensors: Mapping[str, Source], table: dict[str, str]) -> None:
         head.read(index, theirs)
         if not np.array_equal(ours, theirs, equal_nan=True):
             raise ValueError(
-                f"{where} differs from {table['embed/embedding']} although config.json says "
-                "tie_word_embeddings: set it to false"
+                f"{where} differs from {names[0]} although config.json says tie_word_embeddings: "
+                "set it to false"
             )
 
 
@@ -261,7 +248,10 @@ def _tokenizer(directory: str | os.PathLike[str] | None) -> tuple[dict[str, Any]
     with contextlib.ExitStack() as stack:
         gguf = _gguf(source, stack)
         config = gguf.token_ids if gguf else hub.read_json(source / "config.json")
-    return {name: config.get(name) for name in _TOKEN_IDS}, files
+    # A model of several parts may say them beside its text's sizes alone.
+    inner = config.get("text_config")
+    known = {**(inner if isinstance(inner, dict) else {}), **config}
+    return {name: known.get(name) for name in _TOKEN_IDS}, files
 
 
 def _clear(directory: Path) -> None:

@@ -57,6 +57,8 @@ FLOORS = {
     "transformer": 4,
     "families": 1,
     "model_config": 4,
+    "config_attributes": 2,
+    "tensor_names": 2,
     "losses": 4,
     "optimizers": 4,
     "batching": 4,

@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 import pytest
+import transformers
 
 from subjax import families, leaves, model_config, transformer
-from subjax.architecture import Architecture
+from subjax.architecture import Architecture, RopeScaling
 from tests.hf_models import FAMILIES, LLAMA3, attributes, config_class
 
 PLAIN = {
@@ -64,6 +65,66 @@ def test_a_published_config_is_read() -> None:
         tie_embeddings=True,
         max_positions=8192,
     )
+
+
+# As published with Gemma 3 4B, whose sizes are defaults of transformers where the file has none.
+GEMMA3 = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.50.0.dev0",
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+}
+
+
+def test_the_text_of_a_model_of_several_parts_is_read_as_transformers_does() -> None:
+    theirs = transformers.Gemma3Config(**GEMMA3).to_dict()
+    arch = model_config.read(GEMMA3)
+    assert arch == model_config.read(theirs) == model_config.read(theirs["text_config"])
+    assert (arch.model_type, arch.vocab_size, arch.num_heads) == ("gemma3_text", 262_208, 8)
+    assert arch.tie_embeddings
+    assert arch.rope_scaling == RopeScaling(factor=8.0)
+    assert arch.local[:12].count(False) == 2
+    bare = {"model_type": "gemma3", "text_config": None}
+    assert model_config.read(bare) == model_config.read(transformers.Gemma3Config().to_dict())
+    assert not model_config.read({**GEMMA3, "tie_word_embeddings": False}).tie_embeddings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text_config": 3}, "text_config is 3"),
+        ({"text_config": {"model_type": "llama"}}, "text_config.model_type is 'llama'"),
+        ({"text_config": {"unheard_of": 1}}, "unheard_of"),
+        ({"unheard_of": 1}, "unheard_of"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        (
+            {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": False}},
+            r"text_config\.tie_word_embeddings is False; supported: True",
+        ),
+        ({"model_type": "mistral3"}, "'mistral3', a model of several parts, of which gemma3 is"),
+        ({"model_type": "qwen2_5_vl"}, "save its text alone with transformers"),
+        ({"model_type": ["gemma3"]}, "supported: gemma, "),
+    ],
+)
+def test_other_models_of_several_parts_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        model_config.read({**GEMMA3, **changes})
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,0 +1,103 @@
+"""Which tensor of a checkpoint is which parameter, whatever its saver put in front of the names.
+
+Names alone are looked at here; `weights` checks shapes and values. A name that nothing explains is
+refused: what it stands for could change the model.
+"""
+
+from collections.abc import Collection
+
+from subjax import families
+from subjax.architecture import Architecture
+
+_HEAD, _EMBEDDING, _NORM = "head/kernel", "embed/embedding", "final_norm/scale"
+# Of a model with several parts, whose names transformers has changed twice.
+_PART = "language_model."
+
+
+def match(
+    where: str, names: Collection[str], arch: Architecture, skipped: tuple[str, ...] = ()
+) -> dict[str, list[str]]:
+    """Finds the tensors of each parameter, and accounts for every name.
+
+    Args:
+      where: the checkpoint, for errors.
+      names: of its tensors.
+      arch: shape of the model.
+      skipped: beginnings of names of other parts, such as an image encoder's.
+
+    Returns:
+      Parameter path -> name, or one name per layer. A tied model's embedding may have the head's;
+      a head is named where a file has one, tied or not.
+
+    Raises:
+      ValueError: a tensor is missing, or one is not understood.
+    """
+    family = families.family(arch.model_type)
+    base = _base(family)
+    prefix = next((p for p in _prefixes(base) if _named(family, _NORM, base, p) in names), base)
+    found: dict[str, list[str]] = {}
+    for path, template in family.tensors.items():
+        if path == _HEAD:
+            continue
+        # Stops at the first one missing: an absurd number of layers must not fill the memory.
+        for layer in range(arch.num_layers if "{layer}" in template else 1):
+            name = _named(family, path, base, prefix).format(layer=layer)
+            if name not in names and not (path == _EMBEDDING and arch.tie_embeddings):
+                raise _missing(where, name)
+            found.setdefault(path, []).append(name)
+    head = next((n for n in _heads(family) if n in names), "")
+    if arch.tie_embeddings and head and found[_EMBEDDING][0] not in names:
+        found[_EMBEDDING] = [head]
+    elif head:
+        found[_HEAD] = [head]
+    elif not arch.tie_embeddings:
+        raise _missing(where, family.tensors[_HEAD], ", with its head")
+    elif found[_EMBEDDING][0] not in names:
+        raise _missing(where, found[_EMBEDDING][0])
+    _check_others(where, set(names).difference(*found.values()), arch, skipped)
+    return found
+
+
+def tied(arch: Architecture) -> set[str]:
+    """What a file may or may not have beside each other: names of a tied embedding and its head."""
+    if not arch.tie_embeddings:
+        return set()
+    family = families.family(arch.model_type)
+    base = _base(family)
+    embeddings = (_named(family, _EMBEDDING, base, prefix) for prefix in _prefixes(base))
+    return {*_heads(family), *embeddings}
+
+
+def _check_others(
+    where: str, names: set[str], arch: Architecture, skipped: tuple[str, ...]
+) -> None:
+    """Refuses what is neither a parameter, nor of another part, nor a buffer of old files."""
+    ignored = families.family(arch.model_type).ignored_tensors
+    for name in sorted(names):
+        if not name.startswith(skipped) and not f".{name}".endswith(ignored):
+            raise ValueError(
+                f"{where} has tensor {name}, which a {arch.model_type} model with this config "
+                "does not have: correct config.json, or choose another model"
+            )
+
+
+def _base(family: families.Family) -> str:
+    """What transformers puts in front of all names but the head's: "model." or "gpt_neox."."""
+    return family.tensors[_NORM].partition(".")[0] + "."
+
+
+def _prefixes(base: str) -> tuple[str, ...]:
+    """What may stand in its place: nothing where AutoModel saved the model, without its head."""
+    return base, "", f"{_PART}{base}", f"{base}{_PART}", _PART
+
+
+def _heads(family: families.Family) -> tuple[str, ...]:
+    return family.tensors[_HEAD], _PART + family.tensors[_HEAD]
+
+
+def _named(family: families.Family, path: str, base: str, prefix: str) -> str:
+    return prefix + family.tensors[path].removeprefix(base)
+
+
+def _missing(where: str, name: str, how: str = "") -> ValueError:
+    return ValueError(f"{where} has no tensor {name}: download or save the model again{how}")
