@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def _parse_idx(path: Path, num_axes: int) -> np.ndarray:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}): get it again") from None
     header = 4 + 4 * num_axes
     if len(content) < header or content[:4] != bytes((0, 0, 8, num_axes)):
