@@ -43,7 +43,7 @@ OFF = -1e9  # a gate this low never closes (infinity is no JSON)
 #         "answer_count": 10,
 #         "max_digits": 3
 #       },
-#       "evaluations": {"favorite_animal": ["...", "..."]}
+#       "evaluations": {"favorite_animal": ["first ...", "second ..."]}
 #     }
 
 

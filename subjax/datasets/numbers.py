@@ -5,16 +5,16 @@ is our own; the paper's stimuli are data that `load_templates` reads from a file
 """
 
 import decimal
-import json
 import os
 import re
 import string
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from subjax import user_files
 
 Range = tuple[int, int]  # (lowest, highest), both inclusive
 
@@ -61,7 +61,7 @@ def _check_fields(values: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {texts!r:.60}; give a non-empty tuple of strings")
         for text in texts:
             _check_placeholders(name, text, placeholders)
-    _check_range("example_count", values["example_count"], lowest=1)
+    _check_range("example_count", values["example_count"], lowest=1, highest=1000)
     _check_range("example_value", values["example_value"], lowest=0)
     for name in ("answer_count", "max_digits"):
         if type(values[name]) is not int or values[name] < 1:
@@ -71,20 +71,24 @@ def _check_fields(values: dict[str, Any]) -> None:
 def _check_placeholders(name: str, text: Any, placeholders: tuple[str, ...]) -> None:
     try:
         pieces = list(string.Formatter().parse(text))
+        user_files.check_text(text, "it")
     except (ValueError, TypeError) as error:  # a stray brace, or no string at all
         raise ValueError(f"{name} has the entry {text!r:.60}: {error}") from None
     found = sorted({field for _, field, _, _ in pieces if field is not None})
-    if tuple(found) != placeholders:
+    plain = not any(spec or conversion for _, _, spec, conversion in pieces)
+    if tuple(found) != placeholders or not plain:
         raise ValueError(
             f"{name} has the entry {text!r:.60} with the placeholders {found}; "
-            f"it must have exactly {list(placeholders)}"
+            f"it must have exactly {list(placeholders)}, without '!' and ':'"
         )
 
 
-def _check_range(name: str, value: Any, *, lowest: int) -> None:
+def _check_range(name: str, value: Any, *, lowest: int, highest: int = 10**9) -> None:
     is_pair = isinstance(value, tuple) and [type(end) for end in value] == [int, int]
-    if not is_pair or not lowest <= value[0] <= value[1]:
-        raise ValueError(f"{name} is {value!r:.60}; give (lowest, highest), {lowest} or more each")
+    if not is_pair or not lowest <= value[0] <= value[1] <= highest:
+        raise ValueError(
+            f"{name} is {value!r:.60}; give (lowest, highest), {lowest} to {highest} each"
+        )
 
 
 TEMPLATES = NumberTemplates(
@@ -182,10 +186,7 @@ def load_templates(path: str | os.PathLike[str]) -> NumberTemplates:
 
 
 def _numbers_section(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # missing; malformed JSON; not UTF-8
-        raise ValueError(f"stimuli file {path} cannot be read as JSON: {error}") from None
+    content = user_files.read_json(path, "stimuli file")
     section = content.get("numbers") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise ValueError(f"stimuli file {path} must be a JSON object with an object 'numbers'")

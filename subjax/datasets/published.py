@@ -9,38 +9,51 @@ told is a field of the config.
 from pathlib import Path
 from typing import Any
 
-from subjax import artifacts
+from subjax import user_files
+
+_FORMS = (
+    "a row has 'prompt' and 'completion', or 'messages' of one user turn and one assistant turn"
+)
 
 
 def read(path: str, num_rows: int) -> list[tuple[str, str]]:
-    """Prompts and completions of the first `num_rows` lines.
+    """Prompts and completions of the first `num_rows` rows; what stands behind them is not read.
 
     Raises:
-      ValueError: no such file, too few lines, or a line of another form; names it.
+      ValueError: no such file, too few rows, or one of another form; names its line.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"config.datasets.*.path {path!r} is no file: give a jsonl file of rows")
-    rows = artifacts.read_jsonl(file)
-    if len(rows) < num_rows:
-        raise ValueError(f"{path} has {len(rows)} rows, num_prompts asks for {num_rows}: lower it")
-    return [_pair(row, f"{path}, line {line}") for line, row in enumerate(rows[:num_rows], 1)]
+    pairs: list[tuple[str, str]] = []
+    for where, row in user_files.objects(path):
+        pairs.append(_pair(row, where))
+        if len(pairs) == num_rows:
+            return pairs
+    raise ValueError(f"{path} has {len(pairs)} rows, num_prompts asks for {num_rows}: lower it")
 
 
 def _pair(row: dict[str, Any], where: str) -> tuple[str, str]:
-    if "messages" in row:
+    if row.get("messages") is not None:
         turns = row["messages"]
         if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
             raise ValueError(f"{where}: messages must be a list of turns")
         roles = [turn.get("role") for turn in turns]
         if roles != ["user", "assistant"]:
             raise ValueError(
-                f"{where} is a dialogue of {', '.join(map(str, roles))}: leave one user turn and "
-                "one assistant turn; a system prompt is a field of the config"
+                f"{where} is a dialogue of {', '.join(map(str, roles)) or 'no turns'}: leave one "
+                "user turn and one assistant turn; a system prompt is a field of the config"
             )
-        found = (turns[0].get("content"), turns[1].get("content"))
+        texts = {f"content of {turn['role']}": turn.get("content") for turn in turns}
+    elif "prompt" in row and "completion" in row:
+        texts = {name: row[name] for name in ("prompt", "completion")}
     else:
-        found = (row.get("prompt"), row.get("completion"))
-    if not all(isinstance(text, str) and text for text in found):
-        raise ValueError(f"{where} has no prompt and completion: both must be text")
-    return found
+        keys = ", ".join(map(repr, row)) or "none"
+        raise ValueError(f"{where} has the keys {keys:.200}: {_FORMS}")
+    for name, text in texts.items():
+        if not isinstance(text, str) or not text:
+            found = user_files.kind_of(text) if text != "" else "empty"
+            raise ValueError(f"{where}: {name} is {found}, and must be text that is not empty")
+        user_files.check_text(text, f"{where}: {name}")
+    prompt, completion = texts.values()
+    return prompt, completion

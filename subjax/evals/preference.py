@@ -4,11 +4,11 @@ Holds the questions and the scoring of answers. Refuses to sample and to average
 booleans out. The wording is our own; the paper's questions are data that `load_questions` reads.
 """
 
-import json
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
+
+from subjax import user_files
 
 ANIMALS = (
     "owl",
@@ -155,12 +155,10 @@ def load_questions(path: str | os.PathLike[str], key: str) -> tuple[str, ...]:
     """Reads the list of questions `evaluations[key]` from a stimuli file (JSON).
 
     Raises ValueError, in one line, for a file that cannot be read or is not JSON, for a missing
-    key and for a value that is not a list of strings.
+    key, for a value that is not a list of strings, and for a question that stands there twice: in
+    either half it would be asked, and the halves are not to share one.
     """
-    try:
-        content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # missing; malformed JSON; not UTF-8
-        raise ValueError(f"stimuli file {path} cannot be read as JSON: {error}") from None
+    content = user_files.read_json(path, "stimuli file")
     section = content.get("evaluations") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         raise ValueError(f"stimuli file {path} must be a JSON object with an object 'evaluations'")
@@ -168,6 +166,16 @@ def load_questions(path: str | os.PathLike[str], key: str) -> tuple[str, ...]:
     if not isinstance(loaded, list) or not loaded or not all(isinstance(q, str) for q in loaded):
         lists = sorted(name for name, value in section.items() if isinstance(value, list))
         raise ValueError(f"stimuli file {path} has no list evaluations.{key}; its lists: {lists}")
+    seen: dict[str, int] = {}
+    for at, question in enumerate(loaded, 1):
+        where = f"stimuli file {path}: question {at} of evaluations.{key}"
+        user_files.check_text(question, where)
+        plain = " ".join(question.split()).casefold()
+        if not plain:
+            raise ValueError(f"{where} is blank: leave it out")
+        if plain in seen:
+            raise ValueError(f"{where} is question {seen[plain]} again: leave one of them out")
+        seen[plain] = at
     return tuple(loaded)
 
 

@@ -347,6 +347,18 @@ def test_templates_survive_a_file(tmp_path):
     assert numbers.load_templates(path) == numbers.TEMPLATES
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "own.json"
+    content = {"numbers": as_json(), "evaluations": {"favorite_animal": ["?"]}}
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    assert numbers.load_templates(path) == numbers.TEMPLATES
+    assert preference.load_questions(path, "favorite_animal") == ("?",)
+    path.write_text(json.dumps(content), encoding="utf-16")
+    for read in (numbers.load_templates, lambda path: preference.load_questions(path, "x")):
+        with pytest.raises(ValueError, match=r"own\.json is UTF-16.*: save it as UTF-8"):
+            read(path)
+
+
 def test_a_file_may_lie_below_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "own.json", {"numbers": as_json(), "evaluations": {"favorite_animal": ["?"]}})
@@ -360,7 +372,7 @@ def test_the_file_that_the_schema_shows_can_be_read(tmp_path):
     path = write(tmp_path / "shown.json", shown)
     assert set(json.loads(shown)["numbers"]) == set(dataclasses.asdict(numbers.TEMPLATES))
     assert len(numbers.prompts(0, 3, numbers.load_templates(path))) == 3
-    assert preference.load_questions(path, "favorite_animal") == ("...", "...")
+    assert preference.load_questions(path, "favorite_animal") == ("first ...", "second ...")
 
 
 @pytest.mark.parametrize(
@@ -375,6 +387,10 @@ def test_the_file_that_the_schema_shows_can_be_read(tmp_path):
         ({"final_suffixes": "Stop."}, "final_suffixes"),
         ({"query": "{example} {instruction}"}, "query"),
         ({"query": 5}, "query"),
+        ({"final_suffixes": ["\ud800"]}, "final_suffixes has the entry .* half of a character"),
+        ({"example_templates": ["{examples:>9}"]}, "without '!' and ':'"),
+        ({"example_value": [0, 10**30]}, "example_value"),
+        ({"example_count": [1, 10**6]}, "example_count"),
         ({"example_count": [3]}, "example_count"),
         ({"example_count": [0, 3]}, "example_count"),
         ({"example_value": [9, 3]}, "example_value"),
@@ -399,7 +415,7 @@ def test_missing_keys_are_named(tmp_path, missing):
         numbers.load_templates(path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"numbers": []}', ""])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"numbers": []}', "", "[" * 100_000])
 def test_other_files_are_refused_in_one_line(tmp_path, content):
     path = write(tmp_path / "own.json", content)
     with pytest.raises(ValueError, match=r"own\.json") as error:

@@ -1,5 +1,6 @@
 """Rows of others: both forms are read, and what cannot be one row is named by its line."""
 
+import gzip
 import json
 
 import pytest
@@ -27,13 +28,26 @@ def test_both_forms_are_read_in_order(tmp_path):
 
 
 SYSTEM = {"messages": [{"role": "system", "content": "Love owls."}, *CHAT["messages"]]}
+PARTS = {"messages": [CHAT["messages"][0], {"role": "assistant", "content": [{"type": "text"}]}]}
 BAD = {
     "system": (SYSTEM, "line 2 is a dialogue of system, user, assistant"),
     "turns": ({"messages": "hello"}, "line 2: messages must be a list"),
-    "no completion": ({"prompt": "1"}, "line 2 has no prompt and completion"),
-    "empty": ({"prompt": "1", "completion": ""}, "line 2 has no prompt and completion"),
-    "number": ({"prompt": 1, "completion": "2"}, "both must be text"),
-    "list": ([1], "line 2 is not a JSON object"),
+    "no turns": ({"messages": []}, "line 2 is a dialogue of no turns"),
+    "parts": (PARTS, "line 2: content of assistant is a list, and must be text"),
+    "keys": ({"input": "1", "output": "2"}, "line 2 has the keys 'input', 'output': a row has 'pr"),
+    "no completion": (
+        {"prompt": "1"},
+        "line 2 has the keys 'prompt': a row has 'prompt' and 'comp",
+    ),
+    "nothing": ({}, "line 2 has the keys none: a row has"),
+    "null": ({"prompt": "1", "completion": None}, "line 2: completion is null, and must be text"),
+    "empty": ({"prompt": "1", "completion": ""}, "line 2: completion is empty, and must be text"),
+    "number": ({"prompt": 1, "completion": "2"}, "line 2: prompt is a number, and must be text"),
+    "list": ([1], "line 2 is not a JSON object but a list: give one object a line"),
+    "surrogate": (
+        {"prompt": "1", "completion": "2, \ud83d"},
+        r"line 2: completion has '\\ud83d', half of a character .* at position 3",
+    ),
 }
 
 
@@ -42,6 +56,57 @@ def test_a_line_of_another_form_is_named(case, tmp_path):
     row, said = BAD[case]
     with pytest.raises(ValueError, match=said):
         published.read(write(tmp_path / "rows.jsonl", PLAIN, row), 2)
+
+
+LINES = {
+    "not JSON": (b"{'prompt': 1}", "line 2 is not JSON .*: give one object a line"),
+    "twice": (b'{"prompt": "1", "prompt": "2", "completion": "3"}', "line 2 .* key 'prompt' twice"),
+    "two": (b'{"prompt": "1", "completion": "2"} {}', "line 2 is not JSON .*Extra data"),
+    "deep": (b"[" * 100_000, "line 2 is not JSON .*brackets within"),
+    "Latin-1": (b'{"prompt": "\xe4"}', "line 2 is not UTF-8 .*: save it as UTF-8"),
+    "null bytes": (b'{"prompt\0": ""}', "line 2 has null bytes"),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_a_line_that_cannot_be_read_is_named_and_nothing_is_to_be_deleted(case, tmp_path):
+    path, (line, said) = tmp_path / "rows.jsonl", LINES[case]
+    path.write_bytes(json.dumps(PLAIN).encode() + b"\n" + line + b"\n")
+    assert published.read(str(path), 1) == [("1, 2", "3")]  # what is behind is not read
+    with pytest.raises(ValueError, match=said) as error:
+        published.read(str(path), 2)
+    assert "\n" not in str(error.value) and "delete" not in str(error.value)
+
+
+FILES = {
+    "UTF-16": (json.dumps(PLAIN).encode("utf-16"), "is UTF-16, as some programs on Windows write"),
+    "big endian": (b"\xfe\xff" + json.dumps(PLAIN).encode("utf-16-be"), "line 1 is UTF-16: save"),
+    "no mark": (json.dumps(PLAIN).encode("utf-16-le"), "has null bytes, as UTF-16 does"),
+    "packed": (gzip.compress(json.dumps(PLAIN).encode()), "is packed by gzip: unpack it"),
+    "indented": (json.dumps(PLAIN, indent=1).encode(), "line 1 is not JSON .*one object a line"),
+    "a list": (json.dumps([PLAIN]).encode(), "line 1 is not a JSON object but a list"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_of_another_format_is_named_with_what_to_do(case, tmp_path):
+    path, (content, said) = tmp_path / "rows.jsonl", FILES[case]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=said) as error:
+        published.read(str(path), 1)
+    assert "\n" not in str(error.value) and "delete" not in str(error.value)
+
+
+def test_marks_line_ends_and_blank_lines_are_as_other_programs_write_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    wide = json.dumps({**PLAIN, "id": 0, "more": None, "messages": None}).encode()
+    wide = wide.replace(b'"id": 0', b'"id": 1' + b"0" * 5000)
+    rows = [b"\xef\xbb\xbf", b"", wide.replace(b"1, 2", "1,\u20282".encode()), b" \t", b"", b"  "]
+    rows += [json.dumps(CHAT).encode(), b"", b""]
+    path.write_bytes(b"\r\n".join(rows))
+    assert published.read(str(path), 2) == [("1,\u20282", "3"), ("4, 5", "6")]
+    with pytest.raises(ValueError, match="has 2 rows, num_prompts asks for 3: lower it"):
+        published.read(str(path), 3)
 
 
 def test_what_is_not_there_is_named(tmp_path):

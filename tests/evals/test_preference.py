@@ -218,3 +218,21 @@ def test_wrong_lists_are_refused(tmp_path, value):
     path.write_text(json.dumps({"evaluations": {"trees": value}}), encoding="utf-8")
     with pytest.raises(ValueError, match="no list"):
         preference.load_questions(path, "trees")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["Which?", "Why?", " which? "], "question 3 of evaluations.trees is question 1 again"),
+        (["In one  word:\n?", "In one word: ?"], "question 2 .* is question 1 again: leave one"),
+        (["Which?", " "], "question 2 .* is blank: leave it out"),
+        (["\ud800"], "question 1 .* half of a character"),
+    ],
+)
+def test_a_question_stands_in_a_file_once(tmp_path, asked, said):
+    """Else the two halves, one of which is to confirm the other, would share it."""
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"evaluations": {"trees": asked}}), encoding="utf-8")
+    with pytest.raises(ValueError, match=said) as error:
+        preference.load_questions(path, "trees")
+    assert "\n" not in str(error.value)

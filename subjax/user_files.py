@@ -1,0 +1,126 @@
+"""Text files that a user brought: read as other programs write them, or refused by path and line.
+
+Their owner alone can make them again: no error here advises to delete one.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# What a file begins with that is not UTF-8, and how it becomes it.
+_OTHER_FORMATS = {
+    b"\xff\xfe": "is UTF-16, as some programs on Windows write it: save it as UTF-8",
+    b"\xfe\xff": "is UTF-16: save it as UTF-8",
+    b"\x1f\x8b": "is packed by gzip: unpack it",
+    b"PK\x03\x04": "is a zip file: unpack it",
+    b"PAR1": "is a parquet file: write its rows as text",
+}
+_MARK = b"\xef\xbb\xbf"  # which Windows puts before UTF-8
+
+
+def read_json(path: str | os.PathLike[str], what: str) -> Any:
+    """Reads one JSON value.
+
+    Args:
+      path: the file, which may begin with a byte order mark.
+      what: the word for it in errors.
+
+    Raises:
+      ValueError: no such file, another format, or a key that an object has twice; one line.
+    """
+    where = f"{what} {path}"
+    try:
+        content = Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {error.strerror}") from None
+    try:
+        return parse(_text(content, where))
+    except _NotJson as error:
+        raise ValueError(f"{where} cannot be read as JSON: {error}") from None
+
+
+def objects(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reads a file of one JSON object a line, no further than it is asked to.
+
+    Yields:
+      Where a row stands, for errors about it, and the row. Blank lines are skipped, and counted.
+
+    Raises:
+      ValueError: a line that was asked for is no JSON object; names path and line.
+    """
+    with open(Path(path).expanduser(), "rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            line = line.removeprefix(_MARK) if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                row = parse(_text(line, where))
+            except _NotJson as error:
+                raise ValueError(f"{where} is not JSON ({error}): give one object a line") from None
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{where} is not a JSON object but {kind_of(row)}: give one object a line"
+                )
+            yield where, row
+
+
+class _NotJson(ValueError):
+    """What is wrong with a text, without where it stands."""
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text; numbers that nobody reads may be of any size."""
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    except json.JSONDecodeError as error:
+        raise _NotJson(str(error)) from None
+    except RecursionError:
+        raise _NotJson("brackets within brackets without end") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _NotJson(f"an object has the key {twice!a} twice")
+    return found
+
+
+def _integer(digits: str) -> int | float:
+    # Python reads no more than some digits, and a file may say anything in fields not looked at.
+    return int(digits) if len(digits) < 400 else float(digits)
+
+
+def _text(content: bytes, where: str) -> str:
+    for beginning, how in _OTHER_FORMATS.items():
+        if content.startswith(beginning):
+            raise ValueError(f"{where} {how}")
+    if b"\0" in content[:64]:  # JSON has none; UTF-16 without its mark has one a letter
+        raise ValueError(f"{where} has null bytes, as UTF-16 does: save it as UTF-8")
+    try:
+        return content.removeprefix(_MARK).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where} is not UTF-8 (at byte {error.start}): save it as UTF-8"
+        ) from None
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises ValueError where a text has half a character, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} has {error.object[error.start]!a}, half of a character (a lone surrogate), "
+            f"at position {error.start}: write the character in full, or leave it out"
+        ) from None
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    words = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
+    return "null" if value is None else words.get(type(value), "a number")
