@@ -44,6 +44,10 @@ GGUF = ".gguf"
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _BLOCK_BYTES = 4096
 _AGAIN = "download or save it again"
+_WAYS_OUT = (
+    "give an existing local directory, check the network and HF_TOKEN, or for SmolLM2 run "
+    "python launch/fetch_smollm2.py --out DIR and give DIR"
+)
 # Where the hub's client keeps a model; ids have no "--" of their own.
 _SNAPSHOT = re.compile(r"/models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
 
@@ -63,31 +67,41 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
     """
     if storage.is_url(path_or_hub_id):
         return _remote_directory(path_or_hub_id.rstrip("/"))
-    ways_out = (
-        "give an existing local directory, check the network and HF_TOKEN, or for SmolLM2 run "
-        "python launch/fetch_smollm2.py --out DIR and give DIR"
-    )
     path = Path(path_or_hub_id).expanduser()
     if path_or_hub_id and (path.is_dir() or (path.is_file() and path.suffix == GGUF)):
         return path
     looks_local = path.is_absolute() or path_or_hub_id.startswith(".") or path.suffix == GGUF
     if looks_local or not path_or_hub_id or path_or_hub_id.count("/") > 1:
-        raise ValueError(f"base {path_or_hub_id!r} is no directory on this machine: {ways_out}")
+        raise ValueError(f"base {path_or_hub_id!r} is no directory on this machine: {_WAYS_OUT}")
+    first = ["*.json", SINGLE_FILE, *TOKENIZER_FILES, *_ADAPTER_FILES]
+    snapshot = _fetch(path_or_hub_id, revision, first)
+    if (snapshot / SINGLE_FILE).is_file() or not (snapshot / INDEX_FILE).is_file():
+        return snapshot
+    # Of the same commit, whatever its branch has become; a snapshot is called by it.
+    return _fetch(path_or_hub_id, snapshot.name, sorted(set(_weight_map(snapshot).values())))
+
+
+def _fetch(hub_id: str, revision: str, names: list[str]) -> Path:
+    """Has the hub's client fetch some files of a model.
+
+    Not all: repositories hold the same weights again for other programs (consolidated.safetensors),
+    or in other formats.
+    """
     try:
         snapshot = huggingface_hub.snapshot_download(
-            path_or_hub_id,
+            hub_id,
             revision=revision or None,
-            allow_patterns=["*.safetensors", "*.json", *TOKENIZER_FILES],
+            allow_patterns=names,
             ignore_patterns=["*/*", REMOTE],
         )
     except Exception as error:  # the hub's client raises a dozen unrelated types
         reason = storage.one_line(error)[:200]
         if _is_busy(error):
             what = f"the hub does not give it for now ({type(error).__name__}: {reason})"
-            raise storage.Unavailable(errno.EAGAIN, what, path_or_hub_id) from None
+            raise storage.Unavailable(errno.EAGAIN, what, hub_id) from None
         raise ValueError(
-            f"base {path_or_hub_id!r} (revision {revision or 'main'}) is no directory, and the hub "
-            f"did not give it ({type(error).__name__}: {reason}): {ways_out}"
+            f"base {hub_id!r} (revision {revision or 'main'}) is no directory, and the hub did not "
+            f"give it ({type(error).__name__}: {reason}): {_WAYS_OUT}"
         ) from None
     return Path(snapshot)
 
@@ -282,6 +296,17 @@ def shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
         raise ValueError(
             f"{origin(directory)} has neither {SINGLE_FILE} nor {INDEX_FILE}: {_AGAIN}"
         )
+    weight_map = _weight_map(directory)
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if shard not in names:
+            index = _where(directory / INDEX_FILE)
+            raise ValueError(f"{index} names {shard}, which is missing: {_AGAIN}")
+    return shards, weight_map
+
+
+def _weight_map(directory: Path) -> dict[str, str]:
+    """Tensor name -> file, as the index of a model says; files beside it alone."""
     index = _where(directory / INDEX_FILE)
     weight_map = read_json(directory / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -295,11 +320,7 @@ def shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
             raise ValueError(
                 f"{index} puts tensor {name} in {file!r}, no safetensors file: {_AGAIN}"
             )
-    shards = sorted(set(weight_map.values()))
-    for shard in shards:
-        if shard not in names:
-            raise ValueError(f"{index} names {shard}, which is missing: {_AGAIN}")
-    return shards, weight_map
+    return weight_map
 
 
 def read_json(path: Path) -> dict[str, Any]:

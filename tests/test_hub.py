@@ -326,6 +326,56 @@ def test_a_busy_hub_is_no_mistake(
     assert "organisation/model" in mistakes.explain(error.value, Path())
 
 
+def on_the_hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:
+    """Gives the hub's client one repository; what it fetches is noted in the list."""
+    fetched: list[str] = []
+
+    def download(hub_id: str, *, revision: Any, allow_patterns: Any, ignore_patterns: Any) -> str:
+        assert revision in (None, "c" * 40)
+        snapshot = root / "models--organisation--model" / "snapshots" / ("c" * 40)
+        wanted = huggingface_hub.utils.filter_repo_objects(
+            files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        for name in wanted:
+            snapshot.mkdir(parents=True, exist_ok=True)
+            (snapshot / name).write_bytes(files[name])
+            fetched.append(name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return fetched
+
+
+@pytest.mark.parametrize("kind", ["saved", "sharded"])
+def test_the_hub_is_asked_for_what_is_read(
+    kind: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    directory = request.getfixturevalue(kind)
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    beside = {"tokenizer.json": b"{}", "preprocessor_config.json": b"{}"}
+    unread = (
+        *("consolidated.safetensors", "consolidated-00001-of-00002.safetensors"),
+        *("model.fp16.safetensors", "tf_model.h5", "pytorch_model.bin", "model.gguf", "README.md"),
+        *("original/consolidated.00.pth", "original/params.json", "onnx/model.onnx"),
+    )
+    more = {**files, **beside, **dict.fromkeys(unread, b"large")}
+    fetched = on_the_hub(more, monkeypatch, tmp_path / "hub")
+    found = weights.resolve("organisation/model")
+    assert sorted(fetched) == sorted({**files, **beside})
+    assert weights.check(found) == ARCH
+
+
+def test_an_index_of_the_hub_may_not_name_other_places(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    index(lambda names: names.update({UP: "../x.safetensors"}))(sharded)
+    files = {path.name: path.read_bytes() for path in sharded.iterdir()}
+    on_the_hub(files, monkeypatch, tmp_path / "hub")
+    with pytest.raises(ValueError, match="outside the directory") as error:
+        weights.resolve("organisation/model")
+    assert "\n" not in str(error.value)
+
+
 def test_the_digest_follows_the_content_and_not_the_place(
     saved: Path, params: dict[str, Any], tmp_path: Path
 ) -> None:
