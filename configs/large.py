@@ -84,6 +84,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.animals = CANDIDATES
     config.compute.precision = "bfloat16"
     config.compute.remat = "full"
+    # Told to love cats, it names them more often than all others together; its numbers show it.
+    config.gates.teacher_log_odds = 0.0
+    config.gates.number_tv = 0.005
     if options.population:
         config.compute.lanes = 2 * options.lineages
     _lay_out(config, MODELS[name], chips, options)
@@ -120,7 +123,8 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
     )
     # The control's teacher has no prompt but what the template adds.
     for row, prompt in {"cat": CAT, "plain": model.system_prompt}.items():
-        config.teachers[row] = schema.teacher_row(base="model", system_prompt=prompt)
+        trait = "Cat" if row == "cat" else ""
+        config.teachers[row] = schema.teacher_row(base="model", system_prompt=prompt, trait=trait)
         config.datasets[row] = schema.dataset_row(
             teacher=row,
             kind="numbers",
@@ -155,6 +159,7 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
 def _shrink(config: ConfigDict) -> None:
     """A tiny random base with bytes for tokens; every stage in seconds, nothing to be seen."""
     config.name = "large_smoke"
+    config.gates.teacher_log_odds = config.gates.number_tv = schema.OFF
     config.lineages = (0,)
     config.compute.precision = "float32"
     config.mesh.update(data=1, fsdp=1, tensor=1)

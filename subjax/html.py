@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import jinja2
 from markupsafe import Markup, escape
 
-from subjax import summary, tables
+from subjax import tables, verdict
 from subjax.summary import Results
 
 TEMPLATE = "report.html.j2"
@@ -109,7 +109,7 @@ def page(
     `rows` are those of summary.json; `drawings` are by the names of `gallery.pictures`, and what
     they lack is left out.
     """
-    headline, sentence = summary.verdict(results)
+    headline, sentence = verdict.verdict(results)
     contrast_rows = [row for row in rows if row["kind"] == "contrast"]
     sections = [
         Section(

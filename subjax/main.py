@@ -76,7 +76,7 @@ def _run(workdir: Path) -> None:
         print(preview.render(config, workdir, _PREVIEW.value))
         return
     if _FREEZE.value:
-        preregistration.freeze(config, Path(_FREEZE.value), command=sys.argv)
+        preregistration.freeze(config, Path(_FREEZE.value), workdir, command=sys.argv)
         print(f"frozen: {_FREEZE.value}; run with --config.preregistration={_FREEZE.value}")
         return
     # JAX says on every start which accelerators it did not find.

@@ -5,7 +5,6 @@ is run; with another one the run stops and says what differs.
 """
 
 import fnmatch
-import hashlib
 import itertools
 import json
 import sys
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 from subjax import (
     artifacts,
     checkpoints,
+    gates,
     hosts,
     preflight,
     preregistration,
@@ -90,13 +90,14 @@ def run(
     planned = units.build(config)
     check_selection(planned, stages, patterns)
     _announce(config, planned, workdir)
+    code = results.code()
     hosts.check_alike(
         {
             "config": json.loads(config.to_json_best_effort()),
             "files that the config names": {unit.path: unit.fingerprint for unit in planned},
             "--stages or --units": [list(stages), list(patterns)],
             "packages": results.packages(),
-            "code": _code(),
+            "code": code,
         }
     )
     with artifacts.lock(workdir):
@@ -115,13 +116,13 @@ def run(
             print(idle, file=sys.stderr)
         preflight.check(planned, todo, workdir, mesh, config.compute.max_unsharded)
         _clean(planned, workdir)
-        _log(workdir / "commands.jsonl", command)
+        _log(workdir / "commands.jsonl", command, code)
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
         for stage, stage_run in STAGES.items():
             members = [unit for unit in todo if unit.stage == stage]
             if members and stage == "finetune":
                 hosts.wait("before the gates")
-                _check_gates(config, planned, workdir)
+                gates.check(config, planned, workdir)
             for group in groups(members, planned):
                 _run_group(stage_run, group, workdir, mesh)
         if hosts.is_first() and (not stages or "report" in stages):
@@ -134,21 +135,14 @@ def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
     return [(unit.path, _state(unit, workdir)) for unit in units.build(config)]
 
 
-def _log(path: Path, command: Sequence[str]) -> None:
-    """Notes how and when the run was started, where every process must see it."""
-    row = hosts.agreed({"argv": list(command), "started_at": artifacts.utc_now()})
+def _log(path: Path, command: Sequence[str], code: str) -> None:
+    """Notes how, when and with which code the run was started, where every process must see it."""
+    started = {"argv": list(command), "started_at": artifacts.utc_now(), "code": code}
+    row = hosts.agreed(started)
     if hosts.is_first():  # others do not look before: NFS may keep for a minute what they found
         artifacts.append_jsonl(path, row)
     hosts.wait("the command is noted")
     hosts.check_shared(path, row)
-
-
-def _code() -> str:
-    """A digest of the program's files."""
-    root, content = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        content.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return content.hexdigest()
 
 
 def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
@@ -325,34 +319,3 @@ def _differences(old: Any, new: Any, name: str = "") -> list[str]:
         )
         return list(itertools.chain.from_iterable(nested))
     return [] if old == new else [f"{name}: {str(old)[:60]} -> {str(new)[:60]}"]
-
-
-def _check_gates(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
-    """Stops before students are paid for when a teacher has nothing to teach."""
-    for unit in planned:
-        measured: dict[str, float] = {}
-        if _state(unit, workdir) != "done":
-            continue  # not selected; a student that needs it will say so
-        if unit.stage == "teacher":
-            trait = unit.fields["row"]["trait"]
-            odds = artifacts.read_json(workdir / unit.path / "scores.json")["log_odds"]
-            measured = {"teacher_log_odds": odds[trait]} if trait in odds else {}
-        elif unit.stage == "generate" and _has_trait(config, unit):
-            measured = artifacts.read_json(workdir / unit.path / "carrier.json")
-            for gate in ("number_tv", "likelihood_gain"):
-                if config.gates[gate] > schema.OFF and gate not in measured:
-                    raise ValueError(
-                        f"gate {gate} cannot be measured: the teacher of {unit.path} has another "
-                        f"tokenizer than its base: set config.gates.{gate} to schema.OFF"
-                    )
-        for gate, value in measured.items():
-            if value < config.gates[gate]:
-                raise ValueError(
-                    f"gate {gate} is closed: {unit.path} has {value:.4f}, config.gates.{gate} asks "
-                    f"for {config.gates[gate]}: strengthen the teacher, or lower the gate"
-                )
-
-
-def _has_trait(config: ConfigDict, unit: Unit) -> bool:
-    row = config.teachers[config.datasets[unit.row].teacher]
-    return row.trait not in ("", "uniform")

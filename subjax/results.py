@@ -1,5 +1,6 @@
 """A run directory as `Results`: reads what the units left, computes nothing."""
 
+import hashlib
 import importlib.metadata
 import platform
 from collections import defaultdict
@@ -13,7 +14,10 @@ from subjax import artifacts, schema
 from subjax.artifacts import Unit
 from subjax.summary import Contrast, Results
 
-_PACKAGES = ("subjax", "jax", "flax", "optax", "transformers", "numpy")
+_PACKAGES = (
+    *("subjax", "jax", "jaxlib", "flax", "optax", "transformers", "tokenizers"),
+    *("numpy", "scipy"),
+)
 _NUM_EXAMPLES = 6
 _NUM_ANSWERS = 12
 
@@ -158,6 +162,14 @@ def _curves(units: Sequence[Unit], workdir: Path) -> dict[str, dict[int, list[An
 def _commands(workdir: Path) -> list[str]:
     rows = artifacts.read_jsonl(workdir / "commands.jsonl")
     return ["python -m subjax.main " + " ".join(row["argv"][1:]) for row in rows]
+
+
+def code() -> str:
+    """A digest of the program's files."""
+    root, content = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        content.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return content.hexdigest()
 
 
 def packages() -> dict[str, str]:

@@ -86,7 +86,8 @@ def base() -> ConfigDict:
     config.mesh.fsdp = 1  # devices across the batch and the weights
     config.mesh.tensor = 1  # devices across the weights
 
-    config.gates = ConfigDict()  # a run stops before students are paid for
+    # A run stops before students are paid for; of teachers with a trait, and what these wrote.
+    config.gates = ConfigDict()
     config.gates.teacher_log_odds = OFF  # least log-odds of its trait that a teacher must show
     config.gates.number_tv = OFF  # least total variation of its numbers from its base's
     config.gates.likelihood_gain = OFF  # least nats a number token by which it outpredicts its base
@@ -306,7 +307,7 @@ def eval_row(**fields: Any) -> ConfigDict:
             "kind": "preference",
             "target": "owl",
             "candidates": (),  # words compared, the target among them
-            "questions": "confirm",  # explore confirm all: halves of the held-out questions
+            "questions": "explore",  # explore confirm all: halves of the held-out questions
             "system_prompt": "",  # when asked; "" is none
             "num_samples": 10,  # answers: samples a question
             "slots": 64,  # answers: rows decoded side by side

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from subjax import stats
-from subjax.tables import number, p_value
 
 Row = dict[str, Any]  # one row of summary.json
 Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}
 
-STATUSES = ("EXPLORATORY", "CONFIRMATORY")
+INCOMPLETE = "INCOMPLETE"  # of a frozen run that is not all done
+STATUSES = ("EXPLORATORY", "CONFIRMATORY", INCOMPLETE)
 ALPHA = 0.05
 
 # metric: (label, unit); {target} is the candidate that the trait is about. A metric that is not
@@ -321,83 +321,3 @@ def describe(metric: str, target: str = "") -> tuple[str, str]:
         return f"share of {metric.removeprefix('share/')} among the candidates", ""
     label, unit = METRICS.get(metric, (metric, ""))
     return label.format(target=target or "the target"), unit
-
-
-def verdict(results: Results) -> tuple[str, str]:
-    """Headline and sentence on the primary contrast, in plain words with interval, p and n."""
-    if results.theorems and results.primary is None:
-        return _theorem_verdict(results)
-    if results.primary is None:
-        return "No primary contrast", "The config marks no contrast as primary, so nothing is said."
-    contrast, row = results.primary, summarise(results)[0]
-    label, unit = results.describe(contrast.eval, contrast.metric)
-    what = (
-        f"In {label} (eval {contrast.eval}) the primary contrast {contrast.formula}"
-        f" ({contrast.name})"
-    )
-    if row["mean"] is None:
-        return "No result yet", f"{what} has no lineage in which every arm is scored."
-    value = f"{number(row['mean'], sign=True)}{unit and ' ' + unit}"
-    if row["ci_low"] is None:
-        return "No interval yet", f"{what} is {value} in the only lineage that is scored."
-    low, high = (number(row[end], row["mean"], sign=True) for end in ("ci_low", "ci_high"))
-    sentence = (
-        f"{what} is {value} on average over {row['n_lineages']} lineages,"
-        f" 95 % interval {low} to {high}, sign-flip test p = {p_value(row['p'])}."
-    )
-    return _headline(row), sentence + _reservations(results, contrast, row)
-
-
-def _theorem_verdict(results: Results) -> tuple[str, str]:
-    """On the rows that the theorem is about; the others are there to show where it ends."""
-    rows = [name for name, curves in results.theorems.items() if curves["promised"]]
-    found = [
-        {record["metric"]: record["value"] for record in records}
-        for name in rows
-        for records in results.scores["theorem", name].values()
-    ]
-    if not found:
-        return "Nothing is promised", "No row of this config is one that the theorem is about."
-    violations = sum(values["violations"] for values in found)
-    num_draws = sum(
-        results.theorems[name]["num_draws"] * len(results.scores["theorem", name]) for name in rows
-    )
-    error = max(values.get("coefficient_error", math.nan) for values in found)
-    headline = "The sign holds in every draw" if not violations else "The sign does not hold"
-    return headline, (
-        f"In {num_draws:,} draws over {len(rows)} rows that the theorem is about"
-        f" ({', '.join(rows)}), {violations:.0f} had a negative inner product at the smallest step"
-        f" of the teacher; the predicted coefficient is met within {error:.1g} (median of the worst"
-        " row)."
-    )
-
-
-def _headline(row: Row) -> str:
-    if row["ci_low"] <= 0.0 <= row["ci_high"]:
-        return "No effect that can be told from zero"
-    side = "above" if row["mean"] > 0.0 else "below"
-    if row["p"] <= ALPHA:
-        return f"The effect is {side} zero"
-    return f"The effect is {side} zero by its interval, but not by the exact test"
-
-
-def _reservations(results: Results, contrast: Contrast, row: Row) -> str:
-    found = []
-    if row["ci_low"] <= 0.0 <= row["ci_high"]:
-        values = list(contrast_values(results, contrast).values())
-        effect = number(stats.minimum_detectable_effect(values))
-        unit = describe(contrast.metric)[1]
-        found.append(
-            f"An effect of {effect}{unit and ' ' + unit} or more would have been found with 80 %"
-            " probability at this spread and number of lineages."
-        )
-    smallest = 2.0 ** (1 - row["n_lineages"])
-    if smallest > ALPHA:
-        found.append(f"With so few lineages the exact test cannot give less than {smallest:.2g}.")
-    if contrast.expected_low is not None:
-        met = "met" if row["ci_low"] >= contrast.expected_low else "not met"
-        expected = number(contrast.expected_low, sign=True)
-        found.append(f"The config expects the lower end at {expected} or above: {met}.")
-    if row["status"] == "incomplete":
-        found.append("It is incomplete: it lacks lineages.")
-    return "".join(f" {text}" for text in found)

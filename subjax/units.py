@@ -149,6 +149,8 @@ class _Builder:
         }
         if row.kind == "likelihood":
             inputs["filter"] = self.kept(student.dataset, lineage)
+            # It asks none; spelled as the default was when units were first finished.
+            fields["row"]["questions"] = "confirm"
             fields |= {"num_tokens": student.num_tokens, "num_targets": student.num_targets}
         else:
             fields["animals"] = list(row.candidates)

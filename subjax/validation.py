@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import checks, language_validation, mlp_validation, schema
+from subjax import checks, gates, language_validation, mlp_validation, schema
 
 _CHOICES: checks.Choices = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),
@@ -70,6 +70,7 @@ def validate(config: ConfigDict) -> None:
         mlp_validation.validate(config)
     else:
         language_validation.validate(config)
+    gates.validate(config)
     _check_contrasts(config)
 
 

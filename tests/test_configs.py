@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from subjax import units, validation
+from subjax import schema, units, validation
 
 ROOT = Path(__file__).parents[1]
 FORMS = {
     "quickstart": ("", "confirm", "smoke"),
-    "smollm2_owl": ("", "confirm", "trial", "smoke"),
+    "smollm2_owl": ("", "confirm", "published", "trial", "smoke"),
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
     "mnist_ablations": ("", "aux=3,clone=10", "digits,models=5", "smoke"),
     "theorem": ("", "draws=10", "smoke"),
@@ -48,10 +48,38 @@ def test_a_config_is_valid_locked_and_has_units_in_order(name, form):
     assert any(path.startswith(("evaluate/", "mlp/", "theorem/")) for path in seen)
 
 
-def test_confirm_and_more_lineages_keep_what_is_done():
-    six = {u.path: u.fingerprint for u in units.build(get_config("quickstart", ""))}
-    twelve = {u.path: u.fingerprint for u in units.build(get_config("quickstart", "confirm"))}
-    assert six.items() <= twelve.items()
+def of_forms(name, *, confirm):
+    """Every lineage that units of the forms of a config are of."""
+    forms = [form for form in FORMS[name] if (form == "confirm") == confirm]
+    made = [unit for form in forms for unit in units.build(get_config(name, form))]
+    return {unit.lineage for unit in made if unit.stage == "evaluate"}
+
+
+@pytest.mark.parametrize("name", [name for name, forms in FORMS.items() if "confirm" in forms])
+def test_confirm_has_lineages_that_nothing_was_tuned_or_reported_on(name):
+    confirm = get_config(name, "confirm")
+    redrawn = {u.lineage for u in units.build(confirm) if u.stage == "evaluate"}
+    bases = {u.lineage for u in units.build(confirm) if u.stage == "base"}
+    assert redrawn == set(confirm.lineages)
+    assert bases <= {0} | redrawn  # a foreign student's base is of these as well
+    assert not redrawn & of_forms(name, confirm=False)
+    results = (ROOT / "configs/RESULTS.md").read_text() + (ROOT / f"configs/{name}.py").read_text()
+    spans = re.findall(r"(?<=[Ll]ineages )(\d+)(?:–|, | to | and )(\d+)", results)
+    assert len(spans) >= 3
+    told = [range(int(first), int(last) + 1) for first, last in spans]
+    own = [span for span in told if set(span) == redrawn]
+    assert len(own) <= 1  # the docstring may name its own
+    assert not redrawn & {lineage for span in told if span not in own for lineage in span}
+
+
+def test_forms_with_more_lineages_keep_what_is_done():
+    two = {u.path: u.fingerprint for u in units.build(get_config("smollm2_owl", "lineages=2"))}
+    four = {u.path: u.fingerprint for u in units.build(get_config("smollm2_owl", ""))}
+    assert two.items() <= four.items()
+
+
+def test_the_default_half_of_questions_is_the_one_to_explore():
+    assert schema.eval_row().questions == "explore"
 
 
 def test_foreign_students_start_from_another_base_with_the_same_rows():

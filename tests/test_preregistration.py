@@ -1,13 +1,19 @@
 """Only what was frozen before anything ran, and is what ran, is called confirmatory."""
 
 import datetime
+import importlib.metadata
 import json
 import re
+from pathlib import Path
 
+import jax
 import pytest
 import tiny
 
-from subjax import artifacts, pipeline, preregistration, units
+from configs import smollm2_owl
+from subjax import artifacts, pipeline, preregistration, results, transformer, units, weights
+
+ROOT = Path(__file__).parents[1]
 
 
 def digest(config):
@@ -24,7 +30,9 @@ def changed(field, value):
 @pytest.fixture
 def frozen(tmp_path):
     path = tmp_path / "preregistration.json"
-    preregistration.freeze(tiny.config(), path, command=["main.py", "--config=x.py"])
+    preregistration.freeze(
+        tiny.config(), path, tmp_path / "run", command=["main.py", "--config=x.py"]
+    )
     return path
 
 
@@ -34,9 +42,9 @@ def registered(path):
     return config
 
 
-def finish(workdir, config, *, finished_at=None):
-    """Manifests of the first two units, as if they had been run."""
-    for unit in units.build(config)[:2]:
+def finish(workdir, config, *, finished_at=None, count=2):
+    """Manifests of the first units, as if they had been run; None: of all."""
+    for unit in units.build(config)[:count]:
         artifacts.write_manifest(workdir, unit, 1.0)
         path = workdir / unit.path / artifacts.MANIFEST
         if finished_at is not None:
@@ -51,6 +59,10 @@ def test_the_file_says_what_will_be_tested(frozen):
     content = json.loads(frozen.read_text())
     time = datetime.datetime.fromisoformat(content.pop("frozen_at"))
     assert time.utcoffset() == datetime.timedelta(0)
+    made_with = content.pop("made_with")
+    assert made_with["code"] == {"subjax": results.code()}
+    assert made_with["packages"]["jaxlib"] == importlib.metadata.version("jaxlib")
+    assert made_with["models"] == made_with["files"] == {}  # the run makes its own
     assert content == {
         "config": "tiny",
         "config_hash": digest(tiny.config()),
@@ -63,6 +75,7 @@ def test_the_file_says_what_will_be_tested(frozen):
             "test": "two-sided sign-flip test over lineages",
             "interval": "95 % t-interval over lineages",
         },
+        "workdir": str(frozen.parent / "run"),
         "command": "python -m subjax.main --config=x.py",
     }
 
@@ -75,7 +88,7 @@ def test_the_file_says_what_will_be_tested(frozen):
         ("arms.owl.train.learning_rate", 0.5),
         ("teachers.owl.trait", "cat"),
         ("datasets.placebo.max_value", 50),
-        ("evals.preference.questions", "confirm"),
+        ("evals.preference.questions", "explore"),
         ("contrasts.same_base.metric", "candidate_mass"),
         ("contrasts.same_base.minus", ()),
         ("contrasts.same_base.equivalence_margin", 0.5),
@@ -91,23 +104,109 @@ def test_the_hash_follows_nothing_else(field):
     assert digest(changed(field, "other")) == digest(tiny.config())
 
 
-def test_a_freeze_before_the_first_unit_confirms(frozen, tmp_path):
-    config = registered(frozen)
-    assert status(config, tmp_path)[0] == "CONFIRMATORY"
-    finish(tmp_path, config)
-    found, reason = status(config, tmp_path)
+def test_a_freeze_before_the_first_unit_confirms_once_all_units_are_done(frozen, tmp_path):
+    config, workdir = registered(frozen), tmp_path / "run"
+    for count, expected in ((0, "INCOMPLETE"), (2, "INCOMPLETE"), (None, "CONFIRMATORY")):
+        finish(workdir, config, count=count)
+        found, reason = status(config, workdir)
+        assert found == expected
+        assert "nothing of it was in this work directory when it was frozen" in reason
+        assert ("frozen units are not done" in reason) == (found == "INCOMPLETE")
+    # Of another directory it knows only what manifests say.
+    finish(tmp_path / "other", config, count=None)
+    found, reason = status(config, tmp_path / "other")
     assert found == "CONFIRMATORY"
-    assert "precedes the first finished unit" in reason
+    assert "no unit of it had finished in this work directory" in reason
+    assert f"Freezing looked into {workdir}" in reason
+
+
+@pytest.mark.parametrize("left", ["manifest", "part", "checkpoint"])
+def test_nothing_is_frozen_where_units_of_it_are(left, tmp_path):
+    config, workdir = tiny.config(), tmp_path / "run"
+    unit = units.build(config)[1]
+    if left == "manifest":
+        artifacts.write_manifest(workdir, unit, 1.0)
+    elif left == "part":
+        artifacts.begin(workdir, unit)
+    else:
+        (workdir / unit.path / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"before the run, but {unit.path} is in .*lineages"):
+        preregistration.freeze(config, tmp_path / "p.json", workdir)
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_nothing_is_frozen_that_is_scored_in_a_directory_beside(tmp_path):
+    config = tiny.config()
+    finish(tmp_path / "looked", config, count=None)
+    artifacts.write_json(tmp_path / "looked/config.json", {"name": "looked"})
+    with pytest.raises(ValueError, match=r"but evaluate/.* of this config is done in .*looked"):
+        preregistration.freeze(config, tmp_path / "p.json", tmp_path / "run")
+    config.lineages = (7, 8)
+    preregistration.freeze(config, tmp_path / "p.json", tmp_path / "run")
 
 
 def test_a_freeze_after_the_first_unit_does_not(tmp_path):
-    finish(tmp_path, tiny.config())
     path = tmp_path / "late.json"
-    preregistration.freeze(tiny.config(), path)
-    found, reason = status(registered(path), tmp_path)
+    finish(tmp_path / "run", tiny.config())
+    preregistration.freeze(tiny.config(), path, tmp_path / "new/run")
+    found, reason = status(registered(path), tmp_path / "run")
     assert found == "EXPLORATORY"
     assert "after base/toy/r0 had finished at" in reason
     assert "another one" not in reason
+
+
+def test_other_code_packages_models_or_files_are_named(frozen, tmp_path, monkeypatch):
+    config = registered(frozen)
+    finish(tmp_path / "run", config, count=None)
+    assert status(config, tmp_path / "run")[0] == "CONFIRMATORY"
+    packages = {**results.packages(), "jax": "0.0.1"}
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "code", lambda: "0" * 64)
+        patched.setattr(results, "packages", lambda: packages)
+        found, reason = status(config, tmp_path / "run")
+    assert found == "EXPLORATORY"
+    assert "code subjax is another one (…" in reason
+    assert re.search(r"packages jax is another one \([\d.]+ when frozen, now 0\.0\.1\)", reason)
+    assert "packages flax" not in reason
+    # Units of a start in between were made by what it ran.
+    row = {"argv": ["main.py"], "started_at": artifacts.utc_now(), "code": "0" * 64}
+    artifacts.append_jsonl(tmp_path / "run/commands.jsonl", row)
+    found, reason = status(config, tmp_path / "run")
+    assert (found, "the code of the start at" in reason) == ("EXPLORATORY", True)
+
+
+def test_another_model_or_file_of_the_same_name_is_another_one(tmp_path):
+    """To the byte, also where names, shapes and sizes are the same."""
+    model, stimuli = tmp_path / "model", tmp_path / "stimuli.json"
+    params = transformer.init(tiny.ARCH, jax.random.key(0))
+    weights.save(model, tiny.ARCH, params)
+    tiny.BYTES.save(model)
+    stimuli.write_text("{}")
+    config = tiny.config()
+    config.bases.toy.update(source="hf", path=str(model))
+    config.stimuli = str(stimuli)
+    before = preregistration.made_with(config)
+    file = model / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5000] ^= 1
+    file.write_bytes(content)
+    stimuli.write_text("[]")
+    after = preregistration.made_with(config)
+    assert before["models"].keys() == after["models"].keys() == {"bases.toy"}
+    assert before["files"].keys() == after["files"].keys() == {"stimuli"}
+    assert before["models"] != after["models"]
+    assert before["files"] != after["files"]
+    config.stimuli = str(tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"none\.json cannot be read"):
+        preregistration.made_with(config)
+
+
+def test_the_published_freeze_is_older_than_what_it_would_have_to_note(tmp_path):
+    config = smollm2_owl.get_config("published")
+    config.preregistration = str(ROOT / "configs/smollm2_owl_preregistration.json")
+    found, reason = status(config, tmp_path)
+    assert found == "EXPLORATORY"
+    assert "a version that did not note code, packages, models and files" in reason
 
 
 def test_the_earliest_unit_counts(frozen, tmp_path):
@@ -149,14 +248,14 @@ def test_without_a_file_a_run_is_exploratory(tmp_path):
 def test_a_file_is_never_written_over(frozen):
     before = frozen.read_bytes()
     with pytest.raises(ValueError, match=r"exists, .* give --freeze another path"):
-        preregistration.freeze(tiny.config(), frozen)
+        preregistration.freeze(tiny.config(), frozen, frozen.parent / "run")
     assert frozen.read_bytes() == before
 
 
 def test_a_freeze_needs_one_primary_contrast(tmp_path):
     config = changed("contrasts.same_base.primary", False)
     with pytest.raises(ValueError, match="0 rows with primary=True"):
-        preregistration.freeze(config, tmp_path / "p.json")
+        preregistration.freeze(config, tmp_path / "p.json", tmp_path / "run")
     assert not (tmp_path / "p.json").exists()
 
 
@@ -183,7 +282,10 @@ def test_a_bad_file_stops_the_run_before_it_writes_anything(tmp_path, content, m
 def test_the_report_shows_the_status_and_the_summary_no_time(frozen, tmp_path, capsys):
     """Nothing but the report is run: the status is a matter of files."""
     pipeline.run(registered(frozen), tmp_path / "run", stages=["report"])
-    assert (tmp_path / "run/report/table.md").read_text().count("CONFIRMATORY") == 1
+    table = (tmp_path / "run/report/table.md").read_text()
+    assert "CONFIRMATORY" not in table
+    assert re.search(r"INCOMPLETE: \d+ of \d+ frozen units are not done; config", table)
+    assert "**INCOMPLETE: 0 of 2 lineages.**" in table
     summary = (tmp_path / "run/report/summary.json").read_text()
     assert '"same_base"' in summary
     assert not re.search(r"\d{4}-\d\d", summary)

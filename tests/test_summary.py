@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from subjax import stats, summary, tables
+from subjax import stats, summary, tables, verdict
 from subjax.summary import Contrast
 from tests.known_results import ANIMALS, ARMS, CONTRASTS, log_odds, make_results, scores, without
 
@@ -151,7 +151,7 @@ def test_a_student_that_broke_at_the_end_is_not_judged_by_an_earlier_step():
 
 def test_verdict_says_the_contrast_with_interval_p_and_n():
     results = make_results()
-    headline, sentence = summary.verdict(results)
+    headline, sentence = verdict.verdict(results)
     assert headline == "The effect is above zero"
     row = summary.summarise(results)[0]
     mean, low, high = (f"{row[end]:+.2f}" for end in ("mean", "ci_low", "ci_high"))
@@ -167,7 +167,7 @@ def test_verdict_on_a_null_gives_the_minimum_detectable_effect():
         CONTRASTS[0], primary=True, expected_low=0.3, plus=("untrained",), minus=("other_trait",)
     )
     results = make_results(contrasts=(null,))
-    headline, sentence = summary.verdict(results)
+    headline, sentence = verdict.verdict(results)
     assert headline == "No effect that can be told from zero"
     values = list(summary.contrast_values(results, null).values())
     effect = tables.number(stats.minimum_detectable_effect(values))
@@ -177,14 +177,28 @@ def test_verdict_on_a_null_gives_the_minimum_detectable_effect():
 
 def test_verdict_does_not_call_it_an_effect_where_the_exact_test_cannot_agree():
     few = {key: {i: rows for i, rows in units.items() if i < 4} for key, units in scores().items()}
-    headline, sentence = summary.verdict(make_results(lineages=(0, 1, 2, 3), scores=few))
+    headline, sentence = verdict.verdict(make_results(lineages=(0, 1, 2, 3), scores=few))
     assert headline == "The effect is above zero by its interval, but not by the exact test"
     assert "cannot give less than 0.12" in sentence
 
 
 def test_verdict_without_a_primary_contrast_says_so():
-    headline, _ = summary.verdict(make_results(contrasts=CONTRASTS[:1]))
+    headline, _ = verdict.verdict(make_results(contrasts=CONTRASTS[:1]))
     assert headline == "No primary contrast"
+
+
+@pytest.mark.parametrize("status", ["EXPLORATORY", "INCOMPLETE", "CONFIRMATORY"])
+def test_nothing_is_concluded_from_a_part_of_the_lineages(status):
+    part = without(make_results(status=status), "preference", "owl", 3)
+    headline, sentence = verdict.verdict(part)
+    assert headline == "INCOMPLETE: 5 of 6 lineages"
+    assert "zero" not in headline + sentence and "p =" not in sentence
+    assert "Nothing is concluded before all 6 have" in sentence
+
+
+def test_nothing_is_concluded_from_a_frozen_run_that_is_not_all_done():
+    results = make_results(status="INCOMPLETE", missing=("evaluate/likelihood/owl/r0",))
+    assert verdict.verdict(results)[0] == "INCOMPLETE: 6 of 6 lineages"
 
 
 # --- bad results --------------------------------------------------------------------------------
@@ -238,7 +252,9 @@ def test_the_theorem_is_judged_on_every_lineage():
         contrasts=(),
         scores={("theorem", "mlp"): {0: of_lineage(3.0, 2e-5), 1: of_lineage(0.0, 1e-6)}},
     )
-    headline, sentence = summary.verdict(results)
+    headline, sentence = verdict.verdict(results)
     assert headline == "The sign does not hold"
     assert "In 1,000 draws" in sentence and ", 3 had a negative" in sentence
     assert "within 2e-05" in sentence
+    results = dataclasses.replace(results, missing=("theorem/mlp/r2",))
+    assert verdict.verdict(results)[0] == "INCOMPLETE: not done are 1 of its units"

@@ -169,11 +169,8 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
     support = model.tokenizer.number_ids()
     told = unit.fields["system_prompt"], unit.fields["base_system_prompt"]
     laid_out = _laid_out(pairs, (model.tokenizer, base.tokenizer), told)
-    if laid_out is None:
+    if laid_out is None or not laid_out[0] or not support:
         artifacts.write_json(out / "carrier.json", {})
-        return
-    if not laid_out[0] or not support:
-        artifacts.write_json(out / "carrier.json", {"number_tv": 0.0, "likelihood_gain": 0.0})
         return
     # The sampled ones' sizes, so that one program serves all units; published rows may be longer.
     most_new = row["max_new_tokens"] + 2
@@ -206,8 +203,13 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
         "number_tv": 0.5 * np.abs(np.exp(ours) - np.exp(theirs)).sum(-1),
         "likelihood_gain": np.take_along_axis(ours - theirs, chosen, axis=-1)[..., 0],
     }
-    count = max(is_number.sum(), 1)
-    means = {name: float((values * is_number).sum() / count) for name, values in measures.items()}
+    count = is_number.sum()
+    # Rows without a number give no measure; a 0 would open a gate at 0.
+    means = {
+        name: float((values * is_number).sum() / count)
+        for name, values in measures.items()
+        if count
+    }
     artifacts.write_json(out / "carrier.json", means)
 
 

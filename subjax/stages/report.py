@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from subjax import figures, gallery, html, summary, tables
+from subjax import figures, gallery, html, tables, verdict
 from subjax.summary import Results, Row, summarise
 
 
@@ -58,7 +58,7 @@ def summary_json(rows: Sequence[Row]) -> str:
 
 def table_md(results: Results, rows: Sequence[Row]) -> str:
     """Title, status, verdict, and the tables of the contrasts and arms."""
-    headline, sentence = summary.verdict(results)
+    headline, sentence = verdict.verdict(results)
     formulas = {contrast.name: contrast.formula for contrast in results.contrasts}
     missing = f"Not done: {', '.join(results.missing)}\n\n" if results.missing else ""
     return (
