@@ -1,11 +1,16 @@
 """PEFT adapters in and out: adapter_config.json and adapter_model.safetensors.
 
 The rules are those of full weights (`weights`): every tensor is mapped or refused, shapes are
-checked before a tensor is read, pickle is never opened.
+checked before a tensor is read, pickle is never opened. What settings mean is in `adapter_config`.
 """
 
 import contextlib
+import dataclasses
+import json
 import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,8 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import artifacts, families, hub, leaves, lora, storage, tensors
+from subjax import adapter_config, artifacts, families, hub, leaves, lora, storage, tensors
+from subjax.adapter_config import Settings
 from subjax.architecture import Architecture
 from subjax.tensors import Tensor
 from subjax.transformer import Params
@@ -22,13 +28,10 @@ from subjax.transformer import Params
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-# Settings of an adapter_config.json that change nothing about a trained adapter, or are read here;
-# any other one has to be unset.
-_PEFT_SETTINGS = """
-    peft_type task_type r lora_alpha use_rslora target_modules base_model_name_or_path peft_version
-    revision inference_mode init_lora_weights lora_dropout auto_mapping megatron_core
-    qalora_group_size bias
-"""
+# A factor's name: with or without PEFT's prefix and the name that an adapter had in memory.
+_FACTOR = re.compile(
+    r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<factor>lora_[AB])(?:\.[^.]+)?\.weight"
+)
 
 
 def save_adapter(
@@ -93,6 +96,9 @@ def load_adapter(
 ) -> tuple[Params, float]:
     """Reads an adapter in PEFT's format, float32.
 
+    Where its modules have several ranks, the smaller ones are filled up with zeros; where they have
+    several scales, these are in b and the scale that is returned is one.
+
     Args:
       directory: holds adapter_config.json and adapter_model.safetensors; or a URL that does.
       arch: shape of the base, which the adapter's shapes have to fit.
@@ -106,68 +112,187 @@ def load_adapter(
         is missing, unknown or of a wrong shape.
     """
     directory = hub.resolve(str(directory)) if storage.is_url(directory) else Path(directory)
-    config = _adapter_config(directory)
+    settings = _settings(directory)
     with contextlib.closing(storage.LocalFile(directory / WEIGHTS)) as file:
-        found = tensors.open_tensors(file)
-        modules = config["target_modules"]
-        if isinstance(modules, list) and set(modules) != _modules(found):
-            raise ValueError(
-                f"{directory}: target_modules are {sorted(map(str, modules))}, but the tensors are "
-                f"of {sorted(_modules(found))}: save the adapter again"
-            )
-        abstract, sources = _match_adapter(file.where, found, arch, config["r"])
-        scale = lora.scale(config["lora_alpha"], config["r"], rslora=config["use_rslora"])
+        found = _factors(file.where, tensors.open_tensors(file))
+        adapted = _adapted(file.where, found, arch, settings)
+        scales = {module: settings.scale_of(module) for module in adapted}
+        scale = min(scales.values())
+        if scale == max(scales.values()):
+            scales = dict.fromkeys(scales, 1.0)
+        else:
+            scale = 1.0
+        abstract, sources = _sources(found, arch, adapted, settings, scales)
         return leaves.read(abstract, sources, mesh, np.dtype(np.float32)), scale
 
 
-def _match_adapter(
-    where: str, found: dict[str, Tensor], arch: Architecture, rank: int
-) -> tuple[Params, dict[str, list[Tensor]]]:
-    """Shapes of the adapter whose tensors these are, and the tensors of each of its paths."""
-    table = families.adapter_table(arch.model_type)
-    modules = {path.split("/")[2]: _modules([name]) for path, name in table.items()}
-    targets = [target for target in lora.all_targets(arch) if modules[target] <= _modules(found)]
-    if not targets:
-        raise ValueError(f"{where} has no LoRA tensor of a {arch.model_type} model: check the path")
+def copy(source: Path, directory: Path, changes: Mapping[str, Any]) -> None:
+    """Copies an adapter, with PEFT's own names of its tensors, whatever names they had.
+
+    Args:
+      source: a local directory that `load_adapter` reads.
+      directory: an existing one.
+      changes: settings of adapter_config.json that the copy says otherwise.
+    """
+    with contextlib.closing(storage.LocalFile(source / WEIGHTS)) as file:
+        header = tensors.parse_json(tensors.read_header(file), file.where)
+        start = tensors.header_bytes(file)
+    named = {_peft_name(name): entry for name, entry in header.items()}
+    text = json.dumps(named).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    with leaves.partial(directory / WEIGHTS) as partial, partial.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        with (source / WEIGHTS).open("rb") as body:
+            body.seek(start)
+            shutil.copyfileobj(body, out)
+    artifacts.write_json(directory / CONFIG, {**hub.read_json(source / CONFIG), **changes})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Padded:
+    """A factor with zeros up to the shape that its leaf's layers share; see `tensors.Source`.
+
+    Attributes:
+      where: the file, for errors.
+      tensor: None for a module that is not adapted.
+      shape: the one that is shared.
+      times: what the factor is multiplied by.
+    """
+
+    where: str
+    tensor: Tensor | None
+    shape: tuple[int, ...]
+    times: float
+    is_remote: bool = False
+    dtype: str = "F32"
+
+    def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:
+        """Reads a part; what lies outside of the tensor is zero."""
+        out[...] = 0
+        sizes = self.tensor.shape if self.tensor else (0,) * len(index)
+        inner = tuple(
+            slice(min(part.start, size), min(part.stop, size))
+            for part, size in zip(index, sizes, strict=True)
+        )
+        part = np.empty([one.stop - one.start for one in inner], out.dtype)
+        if self.tensor and part.size:
+            self.tensor.read(inner, part)
+            out[tuple(slice(0, size) for size in part.shape)] = part * out.dtype.type(self.times)
+
+
+def _factors(where: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under PEFT's own names, as `families.adapter_table` has them."""
+    factors: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        own = _peft_name(name)
+        if own in factors:
+            raise ValueError(
+                f"{where}: {name} and another tensor are both {own}: save each adapter in a "
+                "directory of its own"
+            )
+        factors[own] = tensor
+    return factors
+
+
+def _peft_name(name: str) -> str:
+    """The name of a factor as PEFT writes it; other names as they are."""
+    match = _FACTOR.fullmatch(name)
+    return f"base_model.model.{match['module']}.{match['factor']}.weight" if match else name
+
+
+def _adapted(
+    where: str, found: Mapping[str, Tensor], arch: Architecture, settings: Settings
+) -> dict[str, tuple[str, int]]:
+    """Target and layer of each module that the settings adapt; the tensors are exactly theirs."""
+    modules = {
+        _module(name.format(layer=layer)): (path.split("/")[2], layer)
+        for path, name in families.adapter_table(arch.model_type).items()
+        if path.endswith("/a") and path.split("/")[2] in lora.all_targets(arch)
+        for layer in range(arch.num_layers)
+    }
+    adapted = {module: at for module, at in modules.items() if settings.adapts(module)}
+    kernels = {**arch.attention_kernels, **arch.mlp_kernels}
+    wanted: set[str] = set()
+    for module, (target, _) in adapted.items():
+        (num_in, num_out), rank = kernels[target], settings.rank_of(module)
+        for factor, shape in (("lora_A", (rank, num_in)), ("lora_B", (num_out, rank))):
+            name = f"base_model.model.{module}.{factor}.weight"
+            leaves.check_tensor(f"{where}: tensor {name}", found.get(name), shape)
+            wanted.add(name)
+    for name in sorted(found.keys() - wanted):
+        is_known = _FACTOR.fullmatch(name) and _module(name) in modules
+        raise ValueError(
+            f"{where}: tensor {name} is of a module that target_modules "
+            f"{_shown(settings.targets)} leaves out: name it there, or save the adapter again"
+            if is_known
+            else f"{where}: tensor {name} has no place in a {arch.model_type} model of "
+            f"{arch.num_layers} layers: check base and adapter"
+        )
+    if not adapted:
+        raise ValueError(
+            f"{settings.where}: target_modules {_shown(settings.targets)} names no linear module "
+            f"of the layers of a {arch.model_type} model, such as {next(iter(modules))}: check "
+            "base and adapter"
+        )
+    return adapted
+
+
+def _sources(
+    found: Mapping[str, Tensor],
+    arch: Architecture,
+    adapted: Mapping[str, tuple[str, int]],
+    settings: Settings,
+    scales: Mapping[str, float],
+) -> tuple[Params, dict[str, list[tensors.Source]]]:
+    """Shapes of the tree, and the tensors of each of its paths; `scales` are those that b takes."""
+    rank = max(settings.rank_of(module) for module in adapted)
+    targets = [t for t in lora.all_targets(arch) if t in {at[0] for at in adapted.values()}]
     abstract = jax.eval_shape(
         lambda: lora.init(arch, jax.random.key(0), rank=rank, targets=targets)
     )
-    sources: dict[str, list[Tensor]] = {}
-    wanted: set[str] = set()
+    table = families.adapter_table(arch.model_type)
+    sources: dict[str, list[tensors.Source]] = {}
     for path, leaf in leaves.flat(abstract).items():
-        names = [table[path].format(layer=layer) for layer in range(arch.num_layers)]
-        for name in names:
-            leaves.check_tensor(f"{where}: tensor {name}", found.get(name), leaf.shape[1:])
-        sources[path] = [found[name] for name in names]
-        wanted.update(names)
-    for name in sorted(found.keys() - wanted):
-        raise ValueError(f"{where}: tensor {name} has no place in the base: check base and adapter")
+        sources[path] = []
+        for layer in range(arch.num_layers):
+            name = table[path].format(layer=layer)
+            tensor, shape = found.get(name), leaf.shape[1:]
+            times = scales.get(_module(name), 1.0) if path.endswith("/b") else 1.0
+            if tensor and tensor.shape == shape and times == 1:
+                sources[path].append(tensor)
+            else:
+                sources[path].append(_Padded(settings.where, tensor, shape, times))
     return abstract, sources
 
 
-def _adapter_config(directory: Path) -> dict[str, Any]:
+def _settings(directory: Path) -> Settings:
     """Reads and checks adapter_config.json."""
     where = directory / CONFIG
     if not where.is_file():
-        raise ValueError(f"{where} is missing: give a directory in PEFT's format")
+        inside = sorted(str(path.parent) for path in directory.glob(f"*/{CONFIG}"))
+        shown = f"; there are: {', '.join(inside[:8])}" if inside else ""
+        raise ValueError(f"{where} is missing: give a directory in PEFT's format{shown}")
+    settings = adapter_config.read(hub.read_json(where), str(where))
     if not (directory / WEIGHTS).is_file():
         raise ValueError(
-            f"{directory} has no adapter_model.safetensors (adapter_model.bin is pickle and is "
-            "refused): save the adapter again with safetensors"
+            f"{directory} has no {WEIGHTS} (adapter_model.bin is pickle and is never opened): load "
+            "the adapter with PEFT, and save_pretrained writes the file"
         )
-    config = {"target_modules": None, "use_rslora": False, "lora_alpha": 8, **hub.read_json(where)}
-    for name, value in config.items():
-        # bias is "none" where it is unset; everything else is null, false or empty.
-        if (name not in _PEFT_SETTINGS.split() and value) or (name == "bias" and value != "none"):
-            raise ValueError(f"{where}: setting {name} = {value!r} of PEFT is not supported")
-    rank, alpha = config.get("r"), config["lora_alpha"]
-    if config.get("peft_type") != "LORA" or type(rank) is not int or rank < 1:
-        raise ValueError(f"{where}: peft_type must be LORA and r a positive integer, is {rank!r}")
-    if type(alpha) not in (int, float) or type(config["use_rslora"]) is not bool:
-        raise ValueError(f"{where}: lora_alpha must be a number and use_rslora true or false")
-    return config
+    return settings
 
 
-def _modules(names: Any) -> set[str]:
-    """The modules that PEFT's tensor names belong to: ...self_attn.q_proj.lora_A.weight."""
-    return {name.split(".")[-3] for name in names if name.count(".") > 2}
+def _modules(names: Iterable[str]) -> set[str]:
+    """The ends of the names of modules that PEFT's tensor names belong to, such as q_proj."""
+    return {_module(name).rpartition(".")[2] for name in names}
+
+
+def _module(name: str) -> str:
+    """The module that a factor belongs to, as transformers names it."""
+    match = _FACTOR.fullmatch(name)
+    assert match, name
+    return match["module"]
+
+
+def _shown(targets: str | tuple[str, ...]) -> str:
+    shown = repr(targets if isinstance(targets, str) else sorted(targets))
+    return shown if len(shown) <= 120 else shown[:117] + "..."

@@ -12,7 +12,6 @@ a TFDS data set of array_record files, with the splits train and holdout.
 import argparse
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,11 +111,9 @@ def _write_rows(directory: Path, out: Path) -> None:
 
 
 def _write_adapter(adapter: Path, out: Path, base: str, revision: str) -> None:
-    """A PEFT adapter as it lies in the run, but for the name of its base."""
-    shutil.copyfile(adapter / adapters.WEIGHTS, out / adapters.WEIGHTS)
-    settings = artifacts.read_json(adapter / adapters.CONFIG)
-    settings |= {"base_model_name_or_path": base, "revision": revision or None}
-    artifacts.write_json(out / adapters.CONFIG, settings)
+    """A PEFT adapter as it lies in the run, but for the names of its base and its tensors."""
+    named = {"base_model_name_or_path": base, "revision": revision or None}
+    adapters.copy(adapter, out, named)
 
 
 def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapter: bool) -> str:

@@ -53,6 +53,7 @@ FLOORS = {
     "weights": 5,
     "placement": 5,
     "adapters": 5,
+    "adapter_config": 0,
     "checkpoints": 5,
     "objective": 5,
     "throughput": 5,

@@ -266,16 +266,26 @@ DAMAGED_ADAPTERS: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any
     ("layers.7", lambda config, t: t.update({A0.replace("layers.0", "layers.7"): t[A0]})),
     (A0, lambda config, t: t.update({A0: t[A0][:2].copy()})),
     ("shape", lambda config, t: config.update(r=8)),
-    ("r a positive integer", lambda config, t: config.update(r=0)),
-    ("r a positive integer", lambda config, t: config.pop("r")),
+    ("r must be a positive integer", lambda config, t: config.update(r=0)),
+    ("r must be a positive integer", lambda config, t: config.pop("r")),
     ("peft_type", lambda config, t: config.update(peft_type="IA3")),
     ("use_dora", lambda config, t: config.update(use_dora=True)),
     ("modules_to_save", lambda config, t: config.update(modules_to_save=["lm_head"])),
-    ("rank_pattern", lambda config, t: config.update(rank_pattern={"q_proj": 2})),
-    ("bias", lambda config, t: config.update(bias="all")),
+    (A0, lambda config, t: config.update(rank_pattern={"q_proj": 2})),
+    ("rank_pattern", lambda config, t: config.update(rank_pattern={"(": 4})),
+    ("bias", lambda config, t: config.update(bias="some")),
     ("lora_alpha", lambda config, t: config.update(lora_alpha="16")),
     ("target_modules", lambda config, t: config.update(target_modules=["q_proj"])),
     ("a_new_setting", lambda config, t: config.update(a_new_setting=1)),
+    ("a_new_setting", lambda config, t: config.update(a_new_setting={})),
+    ("layers_to_transform", lambda config, t: config.update(layers_to_transform="0")),
+    ("target_modules names no module", lambda config, t: config.pop("target_modules")),
+    ("names no linear module", lambda c, t: (c.update(target_modules="q"), t.clear())),
+    ("exclude_modules", lambda config, t: config.update(exclude_modules="*")),
+    ("left out", lambda config, t: config.update(exclude_modules=["q_proj"])),
+    ("task_type", lambda config, t: config.update(task_type="SEQ_CLS")),
+    ("init_lora_weights", lambda config, t: config.update(init_lora_weights="PISSA?")),
+    ("another tensor", lambda config, t: t.update({A0.replace("_A", "_A.default"): t[A0]})),
 ]
 
 
@@ -292,6 +302,11 @@ def test_a_damaged_adapter_is_one_clear_line(
     assert message in str(error.value)
     assert str(saved_adapter) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_where_an_adapter_lies_deeper_is_said(saved_adapter: Path) -> None:
+    with pytest.raises(ValueError, match=f"there are: {saved_adapter}"):
+        adapters.load_adapter(saved_adapter.parent, ARCH)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])

@@ -1,0 +1,248 @@
+"""What the adapter_config.json of a PEFT adapter says, as PEFT itself reads it.
+
+A setting that changes what an adapter computes is read here or refused by name. What is left out
+are settings that only matter while an adapter is made and trained.
+"""
+
+import dataclasses
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+# Settings that change no logit of an adapter whose tensors are loaded; tests prove each against
+# PEFT. A configuration of an initialisation counts only while the adapter is made.
+_HARMLESS = """
+    auto_mapping base_model_name_or_path revision inference_mode peft_version lora_dropout
+    fan_in_fan_out megatron_core loftq_config eva_config corda_config lora_ga_config
+    qalora_group_size runtime_config ensure_weight_tying
+"""
+# Initialisations that leave the base as it is; written in lower case.
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+_BIASES = ("none", "all", "lora_only")
+
+_MERGE = (
+    "merge it with PEFT, PeftModel.from_pretrained(base, DIR).merge_and_unload().save_pretrained("
+    "NEW), and give NEW, with the base's tokenizer files, as full weights"
+)
+_AGAIN = "train the adapter again without it"
+# What a setting that is not supported can be replaced by. PEFT cannot merge all of them.
+_WAYS_OUT = {
+    "use_dora": _MERGE,
+    "modules_to_save": _MERGE,
+    "trainable_token_indices": _MERGE,
+    "target_parameters": _MERGE,
+    "kasa_config": _MERGE,
+    "use_bdlora": _MERGE,
+    "velora_config": _MERGE,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Which modules an adapter changes, and by how much.
+
+    Names of modules are those of the base in transformers: model.layers.0.self_attn.q_proj.
+
+    Attributes:
+      where: the file, for errors.
+      rank: R of modules that `ranks` does not name.
+      alpha: numerator of the scale of modules that `alphas` does not name.
+      rslora: whether scales divide by sqrt(R) instead of by R.
+      targets: ends of names, or a regular expression of whole names, or "all-linear".
+      excluded: likewise, of modules that are left alone.
+      layers: numbers of the layers that `targets` is about; None: all.
+      layer_lists: regular expressions of names of the list that layers are numbered in; none: any.
+      ranks: regular expression of the end of a name -> rank.
+      alphas: likewise -> alpha.
+    """
+
+    where: str
+    rank: int
+    alpha: float
+    rslora: bool
+    targets: str | tuple[str, ...]
+    excluded: str | tuple[str, ...] = ()
+    layers: tuple[int, ...] | None = None
+    layer_lists: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alphas: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def adapts(self, module: str) -> bool:
+        """Whether PEFT puts an adapter on a linear module of the base's layers.
+
+        Raises:
+          ValueError: a regular expression cannot be read; names the setting.
+        """
+        if self._named(self.excluded, module, "exclude_modules"):
+            return False
+        if isinstance(self.targets, str) and self.targets.lower() == "all-linear":
+            return True
+        found = self._named(self.targets, module, "target_modules")
+        # A name that is given whole is adapted whatever its layer.
+        return found and (self.layers is None or module in self.targets or self._has_layer(module))
+
+    def rank_of(self, module: str) -> int:
+        """R of an adapted module."""
+        return self._of(self.ranks, module, "rank_pattern", self.rank)
+
+    def scale_of(self, module: str) -> float:
+        """The factor of b @ a of an adapted module."""
+        rank = self.rank_of(module)
+        alpha = self._of(self.alphas, module, "alpha_pattern", self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def _named(self, names: str | tuple[str, ...], module: str, setting: str) -> bool:
+        if isinstance(names, str):
+            return self._match(re.fullmatch, names, names, module, setting) is not None
+        return any(module == name or module.endswith("." + name) for name in names)
+
+    def _has_layer(self, module: str) -> bool:
+        """Whether the number of the module's layer, the first in its name, is one of `layers`."""
+        patterns = {name: rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\." for name in self.layer_lists}
+        patterns = patterns or {"": r".*?\.[^.]*\.(?P<layer>\d+)\."}
+        for name, pattern in patterns.items():
+            found = self._match(re.match, pattern, name, module, "layers_pattern")
+            if found:
+                return found["layer"] is not None and int(found["layer"]) in (self.layers or ())
+        return False
+
+    def _of(self, patterns: Mapping[str, Any], module: str, setting: str, default: Any) -> Any:
+        """The value of the first name, in the file's order, that the module's name ends in."""
+        for key, value in patterns.items():
+            if self._match(re.match, rf"(.*\.)?({key})$", key, module, setting):
+                return value
+        return default
+
+    def _match(
+        self, how: Callable[..., Any], pattern: str, given: str, module: str, setting: str
+    ) -> re.Match[str] | None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what a later Python may read otherwise
+                return how(pattern, module)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(
+                f"{self.where}: {setting} has {_shown(given)}, which is no regular expression "
+                f"({error}): correct it"
+            ) from None
+
+
+def read(config: Mapping[str, Any], where: str) -> Settings:
+    """Checks the content of an adapter_config.json.
+
+    Args:
+      config: what stands in it.
+      where: the file, for errors.
+
+    Raises:
+      ValueError: a setting is malformed, or of PEFT and not supported; names it and what helps.
+    """
+    left = {**config}
+    kind, task = left.pop("peft_type", None), left.pop("task_type", None)
+    if kind != "LORA":
+        raise ValueError(f"{where}: peft_type must be LORA, is {kind!r}: {_MERGE}")
+    if task not in (None, "CAUSAL_LM"):
+        raise ValueError(
+            f"{where}: task_type is {task!r}, this is no adapter of a language model's next token: "
+            "give one of task_type CAUSAL_LM"
+        )
+    layers = left.pop("layers_to_transform", None)
+    lists = left.pop("layers_pattern", None) or []
+    found = {
+        "rank": left.pop("r", None),
+        "alpha": left.pop("lora_alpha", 8),
+        "rslora": left.pop("use_rslora", False),
+        "targets": _tuple(left.pop("target_modules", None)),
+        "excluded": _tuple(left.pop("exclude_modules", None) or []),
+        "layers": (layers,) if type(layers) is int else _tuple(layers or None),
+        "layer_lists": (lists,) if isinstance(lists, str) else _tuple(lists),
+        "ranks": left.pop("rank_pattern", None) or {},
+        "alphas": left.pop("alpha_pattern", None) or {},
+    }
+    _check(found, where)
+    _check_init(left.pop("init_lora_weights", True), where)
+    bias = left.pop("bias", "none")
+    if bias not in _BIASES:  # trained biases are tensors without a place, and refused as such
+        raise ValueError(f"{where}: bias is {bias!r}, PEFT knows {', '.join(_BIASES)}: correct it")
+    for name, value in left.items():
+        # An empty object is no lack of a setting: PEFT fills it with what is usual.
+        if name not in _HARMLESS.split() and value not in (None, False, [], ""):
+            way_out = _WAYS_OUT.get(name, _AGAIN)
+            raise ValueError(
+                f"{where}: {name} = {_shown(value)} of PEFT is not supported: {way_out}"
+            )
+    return Settings(where, **found)
+
+
+def _check(found: Mapping[str, Any], where: str) -> None:
+    """Raises where a value is not of the type that PEFT gives it."""
+    targets, layers = found["targets"], found["layers"]
+    if targets in (None, "", ()):
+        raise ValueError(
+            f"{where}: target_modules names no module: list the modules that the adapter has "
+            'tensors of, such as ["q_proj", "v_proj"]'
+        )
+    ranks, alphas = found["ranks"], found["alphas"]
+    counted = layers is None or (_are(int, layers) and isinstance(targets, tuple))
+    right = (
+        ("r", _is_rank(found["rank"]), "a positive integer"),
+        ("lora_alpha", _is_number(found["alpha"]), "a number"),
+        ("use_rslora", type(found["rslora"]) is bool, "true or false"),
+        ("target_modules", _are(str, targets), "a text or a list of texts"),
+        ("exclude_modules", _are(str, found["excluded"]), "a text or a list of texts"),
+        ("layers_to_transform", counted, "whole numbers, and target_modules a list"),
+        ("layers_pattern", _are(str, found["layer_lists"]), "a text or a list of texts"),
+        ("rank_pattern", _holds(ranks, _is_rank), "an object of positive integers"),
+        ("alpha_pattern", _holds(alphas, _is_number), "an object of numbers"),
+    )
+    for name, is_right, wanted in right:
+        if not is_right:
+            raise ValueError(f"{where}: {name} must be {wanted}: correct it")
+
+
+def _check_init(init: Any, where: str) -> None:
+    """Raises where the way the factors began changed the base: it is not the base that is given."""
+    name = init.lower() if isinstance(init, str) else init
+    if any(name is plain or (name == plain and isinstance(name, str)) for plain in _PLAIN_INITS):
+        return
+    if isinstance(name, str) and (name.startswith("pissa") or name in ("olora", "loftq")):
+        raise ValueError(
+            f"{where}: init_lora_weights = {init!r} changed the base's weights, which an ordinary "
+            f"LoRA leaves alone: {_MERGE}"
+        )
+    if name in ("corda", "lora_ga"):
+        raise ValueError(
+            f"{where}: init_lora_weights = {init!r} changed the base's weights by data that PEFT "
+            "does not keep: save it again from the trained model, with "
+            "path_initial_model_for_weight_conversion, which makes an ordinary LoRA of it"
+        )
+    raise ValueError(f"{where}: init_lora_weights is {_shown(init)}, which is unknown: correct it")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _are(kind: type, values: Any) -> bool:
+    if isinstance(values, str):
+        return kind is str
+    return isinstance(values, tuple) and all(type(value) is kind for value in values)
+
+
+def _holds(values: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(values, dict) and all(map(is_right, values.values()))
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
