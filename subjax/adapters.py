@@ -222,8 +222,8 @@ def _adapted(
     for name in sorted(found.keys() - wanted):
         is_known = _FACTOR.fullmatch(name) and _module(name) in modules
         raise ValueError(
-            f"{where}: tensor {name} is of a module that target_modules "
-            f"{_shown(settings.targets)} leaves out: name it there, or save the adapter again"
+            f"{where}: tensor {name} is of a module that target_modules, exclude_modules or "
+            f"layers_to_transform of {CONFIG} leave out: correct them, or save the adapter again"
             if is_known
             else f"{where}: tensor {name} has no place in a {arch.model_type} model of "
             f"{arch.num_layers} layers: check base and adapter"

@@ -282,7 +282,7 @@ DAMAGED_ADAPTERS: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any
     ("target_modules names no module", lambda config, t: config.pop("target_modules")),
     ("names no linear module", lambda c, t: (c.update(target_modules="q"), t.clear())),
     ("exclude_modules", lambda config, t: config.update(exclude_modules="*")),
-    ("left out", lambda config, t: config.update(exclude_modules=["q_proj"])),
+    ("leave out", lambda config, t: config.update(exclude_modules=["q_proj"])),
     ("task_type", lambda config, t: config.update(task_type="SEQ_CLS")),
     ("init_lora_weights", lambda config, t: config.update(init_lora_weights="PISSA?")),
     ("another tensor", lambda config, t: t.update({A0.replace("_A", "_A.default"): t[A0]})),
