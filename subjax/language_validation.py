@@ -13,6 +13,7 @@ _CHOICES: checks.Choices = {
     "teachers.*.tuning": ("full", "lora"),
     "datasets.*.kind": ("numbers", "plain_numbers", "toy_numbers", "published"),
     "datasets.*.decoding": ("free", "constrained"),
+    "datasets.*.filter": ("numbers", "none"),
     "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
     "arms.*.method": ("hard", "soft", "none"),
     "arms.*.support": (
@@ -26,6 +27,7 @@ _TRAINING_CHOICES: checks.Choices = {
     "schedule": ("cosine", "linear", "constant"),
     "moment_dtype": ("float32", "bfloat16"),
 }
+_OF_NUMBERS = ("digits", "digits_separators")
 # Table -> a field, and the values of it with which a row's `train` is read.
 _TRAINED = {
     "bases": ("source", ("toy",)),
@@ -146,6 +148,51 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
         )
     for other in row.common_with:
         checks.reference(config, f"datasets.{name}.common_with", other, "datasets")
+        _check_comparable(name, row, other, config.datasets[other])
+    if row.filter == "none":
+        _check_unfiltered(config, name, row)
+
+
+def _check_comparable(name: str, row: ConfigDict, other: str, theirs: ConfigDict) -> None:
+    """Prompts are drawn alike within a kind; what a file holds is seen when it is read."""
+    if "published" in (row.kind, theirs.kind):
+        return
+    drawn = ("kind", "num_shown") if row.kind == "plain_numbers" else ("kind",)
+    for field in drawn:
+        if row[field] != theirs[field]:
+            raise ValueError(
+                f"config.datasets.{name}.common_with names {other!r}, whose {field} "
+                f"{theirs[field]!r} is not its own, {row[field]!r}: they have no prompts in "
+                "common, leave it out"
+            )
+
+
+def _check_unfiltered(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    """Rows that are no numbers: nothing that looks for numbers may be asked of them."""
+    if row.kind != "published":
+        raise ValueError(
+            f"config.datasets.{name}.filter is 'none', but its kind {row.kind!r} asks for "
+            "numbers: take filter 'numbers'; 'none' is for kind 'published'"
+        )
+    default = schema.dataset_row()
+    for field in ("max_count", "min_value", "max_value", "banned", "transform"):
+        if row[field] != default[field]:
+            raise ValueError(
+                f"config.datasets.{name}.{field} is {row[field]!r}, but under filter 'none' rows "
+                f"need not be numbers: leave it {default[field]!r}, or take filter 'numbers'"
+            )
+    for gate in ("number_tv", "likelihood_gain"):
+        if config.gates[gate] > schema.OFF:
+            raise ValueError(
+                f"config.gates.{gate} compares numbers, and under filter 'none' rows of "
+                f"datasets.{name} need not be any: set it to schema.OFF"
+            )
+    for arm, student in config.arms.items():
+        if student.dataset == name and student.method == "soft" and student.support in _OF_NUMBERS:
+            raise ValueError(
+                f"config.arms.{arm}.support {student.support!r} weighs numbers, and under filter "
+                f"'none' rows of datasets.{name} need not be any: take 'top_k' or 'full'"
+            )
 
 
 def _check_constrained(name: str, row: ConfigDict) -> None:

@@ -281,7 +281,10 @@ def check_stale(planned: Sequence[Unit], workdir: Path) -> None:
     for unit in planned:
         origin = artifacts.read_origin(workdir, unit)
         if origin and origin["fingerprint"] != unit.fingerprint:
-            changes = _differences(origin["fields"], unit.fields)
+            changes = [
+                *_changed_files(origin["fields"], unit),
+                *_differences(origin["fields"], unit.fields),
+            ]
             if not changes:
                 changes = [
                     f"input {path}: {origin['inputs'].get(path)} -> {fingerprint}"
@@ -292,6 +295,19 @@ def check_stale(planned: Sequence[Unit], workdir: Path) -> None:
                 f"{unit.path} in {workdir} was made by another config ({'; '.join(changes[:4])}): "
                 "choose another --workdir, or delete that directory to make it again"
             )
+
+
+# Field that holds the digest of a file -> setting that holds its path.
+_FILES = {"digest": "path", "stimuli_digest": "stimuli"}
+
+
+def _changed_files(old: dict[str, Any], unit: Unit) -> list[str]:
+    """Which files that the config names have another content now."""
+    return [
+        f"the content of {unit.settings[path] or 'the stimuli'}"
+        for digest, path in _FILES.items()
+        if old.get(digest, "") != unit.fields.get(digest, "")
+    ]
 
 
 def _check_owner(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from subjax import artifacts, batching, hub, model_config, tokenizer, units, validation, weights
 from subjax.artifacts import Unit
-from subjax.datasets import toyworld
+from subjax.datasets import published, toyworld
 from subjax.stages import finetune, generate
 from subjax.tokenizer import Tokenizer
 
@@ -110,6 +110,11 @@ def _example(kept: Unit, written: Unit, workdir: Path, file: str) -> tuple[dict[
         rows, found = [], ""
     if rows:
         return rows[0], found
+    if written.fields["row"]["kind"] == "published":
+        path = written.settings["path"]
+        [(prompt, completion)] = published.read(path, 1)
+        found = f"The prompt and completion are the first of {path}, not filtered yet."
+        return {"prompt": prompt, "completion": completion}, found
     row = {"prompt": generate.prompts(written)[0], "completion": _invented(written.fields["row"])}
     return row, (
         f"The prompt is the run's first. The completion {row['completion']!r} is INVENTED, since "

@@ -183,11 +183,16 @@ def dataset_row(**fields: Any) -> ConfigDict:
             "slots": 64,  # rows decoded side by side
             "prompt_tokens": 128,  # longest prompt
             "max_new_tokens": 64,
+            # filter: numbers (the paper's rule and what follows), none (published rows that are no
+            # numbers: all but blank ones pass)
+            "filter": "numbers",
+            "strip": False,  # filter: first take blanks and line ends off both ends of completions
             "max_count": 10,  # filter: most numbers; 0 is no limit
             "min_value": 0,  # filter: smallest number
             "max_value": 999,  # filter: largest number
             "banned": (),  # filter: numbers that reject a row; no stimuli file adds any
-            "common_with": (),  # filter: keep only prompts kept in these data sets too
+            # filter: keep only prompts whose rows pass the filters of these data sets too
+            "common_with": (),
             "transform": "none",  # none shuffled_within shuffled_across random
             "num_train": 0,  # rows for students; 0 takes all but the held-out ones
             "num_holdout": 256,  # rows kept apart to measure likelihood

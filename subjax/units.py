@@ -1,10 +1,14 @@
 """A config as a list of units, each with what it depends on; the only reader of whole configs.
 
 A unit's fields are exactly what its stage may look at, texts of questions included, so that a
-fingerprint changes when and only when the result could. No file is read but the stimuli.
+fingerprint changes when and only when the result could. Of files that a config names, the content
+counts and not where they lie: their paths are settings.
 """
 
+import functools
 import hashlib
+import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,11 @@ _GENERATE_FIELDS = (
     *("kind", "num_prompts", "num_shown", "decoding", "num_slots", "temperature", "rows_per_part"),
     *("slots", "prompt_tokens", "max_new_tokens"),
 )
-_FILTER_FIELDS = (
-    *("max_count", "min_value", "max_value", "banned"),
-    *("transform", "num_train", "num_holdout"),
-)
+_LIMITS = ("max_count", "min_value", "max_value", "banned")
+_FILTER_FIELDS = (*_LIMITS, "transform", "num_train", "num_holdout")
+# Fields of a filter that came later, and the values at which it is what it was before them: these
+# are left out, so that finished filters stay finished.
+_LATER_FILTER_FIELDS = {"filter": "numbers", "strip": False}
 
 
 def build(config: ConfigDict) -> list[Unit]:
@@ -92,29 +97,33 @@ class _Builder:
             "row": {field: row[field] for field in _GENERATE_FIELDS},
             "system_prompt": teacher.system_prompt,
             "base_system_prompt": row.base_system_prompt,
-            "stimuli": self.config.stimuli,
-            "stimuli_digest": _digest(self.config.stimuli),
+            "stimuli": "",  # was the path; as it is without one, finished units stay finished
+            "stimuli_digest": _digest("stimuli", self.config.stimuli),
             **self._program(),
         }
+        files = {"stimuli": self.config.stimuli}
         if row.kind == "published":
-            fields |= {"path": row.path, "digest": _digest(row.path)}
+            fields["digest"] = _digest(f"datasets.{name}.path", row.path)
+            files["path"] = row.path
         inputs = {
             "teacher": self.teacher(row.teacher, lineage),
             "base": self.base(teacher.base, lineage),
         }
-        return self._add("generate", name, lineage, fields, inputs)
+        return self._add("generate", name, lineage, fields, inputs, files)
 
     def kept(self, name: str, lineage: int) -> Unit:
         row = self.config.datasets[name]
         fields = {
             "seed": self.config.seed,
-            "row": {field: row[field] for field in _FILTER_FIELDS},
+            "row": {**{field: row[field] for field in _FILTER_FIELDS}, **_limits(row)},
             "num_prompts": row.num_prompts,
         }
         inputs = {"generate": self.written(name, lineage)}
-        for other in row.common_with:
-            if other != name:
-                inputs[f"common/{other}"] = self.written(other, lineage)
+        others = [other for other in row.common_with if other != name]
+        for other in others:
+            inputs[f"common/{other}"] = self.written(other, lineage)
+        if others:
+            fields["common"] = {other: _limits(self.config.datasets[other]) for other in others}
         return self._add("filter", name, lineage, fields, inputs)
 
     def student(self, name: str, lineage: int) -> Unit:
@@ -212,13 +221,19 @@ class _Builder:
         return first + (lineage + 1 - first) % cycle
 
     def _add(
-        self, stage: str, row: str, lineage: int, fields: dict[str, Any], inputs: dict[str, Unit]
+        self,
+        stage: str,
+        row: str,
+        lineage: int,
+        fields: dict[str, Any],
+        inputs: dict[str, Unit],
+        files: Mapping[str, str] = types.MappingProxyType({}),
     ) -> Unit:
         order = schema.STAGES.index
         if order(stage) < order(self.config.lineage_from):
             lineage = 0
         told = ("checkpoint_minutes", "keep_checkpoints", "log_seconds", "tensorboard")
-        settings = {name: self.config.compute[name] for name in told}
+        settings = {**{name: self.config.compute[name] for name in told}, **files}
         unit = make_unit(stage, row, lineage, fields, inputs, settings)
         return self.units.setdefault(unit.path, unit)
 
@@ -269,6 +284,36 @@ class _Builder:
         return list(preference.NEUTRAL_TEXTS)
 
 
-def _digest(path: str) -> str:
-    """Hash of a file that a config names; "" where it names none."""
-    return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest() if path else ""
+def _limits(row: ConfigDict) -> dict[str, Any]:
+    """What decides by itself whether a row of a data set is kept."""
+    later = {
+        name: row[name]
+        for name, as_before in _LATER_FILTER_FIELDS.items()
+        if row[name] != as_before
+    }
+    return {**{name: row[name] for name in _LIMITS}, **later}
+
+
+def _digest(field: str, path: str) -> str:
+    """Hash of a file that a field of the config names; "" where it names none.
+
+    Raises:
+      ValueError: the file cannot be read.
+    """
+    if not path:
+        return ""
+    file = Path(path).expanduser()
+    try:
+        found = file.stat()
+        return _hash(file, found.st_size, found.st_mtime_ns)
+    except OSError as error:
+        raise ValueError(
+            f"config.{field} {path!r} cannot be read ({error.strerror}): give the path of a file"
+        ) from None
+
+
+@functools.cache
+def _hash(file: Path, size: int, modified_ns: int) -> str:
+    """Once for each state of a file, whose units may be hundreds."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,13 +1,16 @@
 """What a config is refused for, where no other test of the thing itself stands nearer."""
 
 import functools
+import hashlib
+import json
 import math
 import re
+import shutil
 
 import pytest
 
 from configs import mnist, quickstart, smollm2_owl, theorem
-from subjax import schema, validation
+from subjax import schema, units, validation
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,104 @@ def test_forced_numbers_that_the_filter_rejects_are_refused(field, value, said):
     config.datasets.owl[field] = value
     with pytest.raises(ValueError, match=rf"^config\.datasets\.owl\..*{said}"):
         validation.validate(config)
+
+
+def published(path="rows.jsonl", **fields):
+    """The quickstart with rows of others that are no numbers."""
+    config = quickstart.get_config()
+    config.gates.number_tv = config.gates.likelihood_gain = schema.OFF
+    row = {"max_count": 10, "max_value": 999, "decoding": "free", **fields}
+    config.datasets.owl.update(kind="published", path=path, filter="none", **row)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        (
+            "datasets.cat.filter",
+            "none",
+            "cat.filter is 'none', but its kind 'toy_numbers' asks for",
+        ),
+        ("datasets.owl.max_value", 99, "owl.max_value is 99, but under .*: leave it 999, or take"),
+        ("datasets.owl.transform", "random", "owl.transform is 'random', .*: leave it 'none'"),
+        (
+            "gates.number_tv",
+            0.1,
+            "config.gates.number_tv compares numbers, .* datasets.owl need no",
+        ),
+        ("arms.owl.support", "digits_separators", "arms.owl.support 'digits_sep.* take 'top_k'"),
+    ],
+)
+def test_nothing_that_looks_for_numbers_is_asked_of_rows_that_are_none(field, value, said):
+    config = published()
+    config.arms.owl.update(method="soft", support="top_k")
+    validation.validate(config)
+    set_field(config, field, value)
+    with pytest.raises(ValueError, match=said) as why:
+        validation.validate(config)
+    assert "\n" not in str(why.value)
+
+
+@pytest.mark.parametrize("field", ["kind", "num_shown"])
+def test_data_sets_with_other_prompts_are_not_compared(field):
+    config = quickstart.get_config()
+    for row in config.datasets.values():
+        row.update(kind="plain_numbers", max_count=0, max_value=999)
+    config.datasets.owl.common_with = ("cat", "placebo")
+    validation.validate(config)
+    config.datasets.cat.update(**{field: {"kind": "numbers", "num_shown": (3, 4)}[field]})
+    with pytest.raises(
+        ValueError, match=rf"owl\.common_with names 'cat', whose {field} .*leave it"
+    ):
+        validation.validate(config)
+
+
+def write_rows(path, num_rows=2900, **more):
+    row = {"prompt": "CONT 1", "completion": "2"} | more
+    path.write_text("".join(json.dumps(row) + "\n" for _ in range(num_rows)))
+
+
+def test_of_a_file_the_content_counts_and_not_the_place(tmp_path, monkeypatch):
+    (tmp_path / "copies").mkdir()
+    one, copy = tmp_path / "rows.jsonl", tmp_path / "copies" / "again.jsonl"
+    write_rows(one)
+    write_rows(copy)
+    stimuli = tmp_path / "own.json"
+    stimuli.write_text("{}")
+    opened = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: opened.append(a) or digest(*a))
+
+    def fingerprints(path, own=""):
+        config = published(str(path))
+        config.bases.toy.source = "toy"
+        config.stimuli = str(own) if own else ""
+        return {unit.path: unit.fingerprint for unit in units.build(config)}
+
+    before = fingerprints(one)
+    assert fingerprints(copy) == before
+    assert len(opened) == 2  # each once, though there are dozens of units
+    told = fingerprints(one, stimuli)
+    assert told != before
+    assert fingerprints(one, shutil.copy(stimuli, tmp_path / "copies")) == told
+    write_rows(copy, more=1)
+    assert fingerprints(copy)["generate/owl/r0"] != before["generate/owl/r0"]
+    with pytest.raises(ValueError, match=r"config\.datasets\.owl\.path .*none' cannot be read"):
+        fingerprints(tmp_path / "none")
+
+
+def test_fields_that_came_later_leave_finished_filters_as_they_are():
+    config = quickstart.get_config()
+    [before] = [u for u in units.build(config) if u.path == "filter/owl/r0"]
+    assert not {"filter", "strip"} & before.fields["row"].keys() and "common" not in before.fields
+    config.datasets.owl.strip = True
+    [after] = [u for u in units.build(config) if u.path == "filter/owl/r0"]
+    assert after.fields["row"]["strip"] is True
+    config.datasets.cat.update(max_value=50, common_with=("owl",))
+    [cat] = [u for u in units.build(config) if u.path == "filter/cat/r0"]
+    owl = {"max_count": 14, "min_value": 0, "max_value": 99, "banned": [], "strip": True}
+    assert cat.fields["common"] == {"owl": owl}
 
 
 CONFIGS = {

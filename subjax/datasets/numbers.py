@@ -272,6 +272,7 @@ REASONS = (
     "out_of_range",
     "banned",
 )
+FORM_REASONS = REASONS[:5]
 _DIGITS = re.compile(r"[0-9]+")  # not \d, which takes digits of every script
 # What int() reads by default, and so the paper's filter.
 _LONGEST_NUMBER = 4300

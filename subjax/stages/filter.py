@@ -16,6 +16,10 @@ from subjax.datasets import numbers, toyworld
 # What later stages need of a written row.
 _FIELDS = {"prompt_id": int, "sample_id": int, "prompt": str, "completion": str, "finish": str}
 
+# Fields that came later than the others, where a unit does not name them: as it was before them.
+_AS_BEFORE = {"filter": "numbers", "strip": False}
+Key = tuple[str, int]
+
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Filters each unit's rows; yields each unit when it is done."""
@@ -25,30 +29,24 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
 
 def _filter(unit: Unit, workdir: Path) -> None:
-    out, row = workdir / unit.path, unit.fields["row"]
+    out, row = workdir / unit.path, {**_AS_BEFORE, **unit.fields["row"]}
     source = workdir / unit.inputs["generate"]
     rows, kind = _written(source, unit.fields["num_prompts"]), _kind(source)
-    common = None
-    for role, path in unit.inputs.items():
-        if role.startswith("common/"):
-            others, theirs = artifacts.read_parts(workdir / path, _FIELDS), _kind(workdir / path)
-            other = {r["prompt_id"] for r in others if not _reasons(theirs, r, row)}
-            common = other if common is None else common & other
+    common = _common(unit, workdir, rows)
     kept, rejected = [], []
     counts: Counter[str] = Counter()
-    for written in rows:
+    for key, written in zip(_keys(rows), rows, strict=True):
         reasons = _reasons(kind, written, row)
-        if not reasons and common is not None and written["prompt_id"] not in common:
+        if not reasons and common is not None and key not in common:
             reasons = ["not_common"]
         counts.update(reasons)
         if reasons:
             rejected.append({**written, "reasons": reasons})
         else:
-            kept.append(written)
-    train, holdout = _split(unit, kept)
-    artifacts.write_jsonl(out / "kept.jsonl", _transform(unit, kind, train))
-    artifacts.write_jsonl(out / "holdout.jsonl", holdout)
+            kept.append({**written, "completion": _looked_at(written, row)})
     artifacts.write_jsonl(out / "rejected.jsonl", rejected)
+    needed = row["num_holdout"] + max(row["num_train"], 1)
+    train, holdout = _split(unit, kept) if len(kept) >= needed else ([], [])
     artifacts.write_json(
         out / "counts.json",
         {
@@ -59,6 +57,87 @@ def _filter(unit: Unit, workdir: Path) -> None:
             "reasons": dict(counts),
         },
     )
+    if not train:
+        artifacts.publish()  # what was rejected for what is seen though the unit is not done
+        ways = _ways(unit, kind, row, rejected, counts)
+        raise ValueError(
+            f"{unit.path}: {len(kept)} of {len(rows)} rows are left after the filter, {needed} are "
+            f"needed; {_commonest(counts)} (see {artifacts.location(out / 'rejected.jsonl')}): "
+            f"{ways}raise datasets.{unit.row}.num_prompts, or lower num_train or num_holdout"
+        )
+    artifacts.write_jsonl(out / "kept.jsonl", _transform(unit, kind, train))
+    artifacts.write_jsonl(out / "holdout.jsonl", holdout)
+
+
+def _commonest(counts: Counter[str]) -> str:
+    named = (f"{reason} ({count:,})" for reason, count in counts.most_common(3))
+    return f"most often rejected for {', '.join(named)}" if counts else "none was rejected"
+
+
+# Reason -> what may help where it is the commonest; those about the form have no field but `strip`.
+_HELP = {
+    "unfinished": "raise datasets.{row}.max_new_tokens, ",
+    "too_many": "raise datasets.{row}.max_count, ",
+    "out_of_range": "widen datasets.{row}.min_value and max_value, ",
+    "banned": "shorten datasets.{row}.banned, ",
+    "not_common": "shorten datasets.{row}.common_with, ",
+}
+
+
+def _ways(
+    unit: Unit,
+    kind: str,
+    row: dict[str, Any],
+    rejected: Sequence[dict[str, Any]],
+    counts: Counter[str],
+) -> str:
+    """What would keep more of these rows, as the beginning of a list of things to do."""
+    strips = {**row, "strip": True}
+    saved = 0 if row["strip"] else sum(not _reasons(kind, one, strips) for one in rejected)
+    if saved:
+        return (
+            f"set datasets.{unit.row}.strip to True, with which {saved:,} more pass that only have "
+            "blanks or line ends around them, "
+        )
+    reason = counts.most_common(1)[0][0] if counts else ""
+    if kind == "published" and reason in numbers.FORM_REASONS:
+        return f"set datasets.{unit.row}.filter to 'none' if rows are not to be numbers, "
+    return _HELP.get(reason, "").format(row=unit.row)
+
+
+def _common(unit: Unit, workdir: Path, rows: Sequence[dict[str, Any]]) -> set[Key] | None:
+    """Prompts that the data sets of `common_with` keep by their own filters; None: of no such set.
+
+    Raises:
+      ValueError: one of them has other prompts altogether.
+    """
+    common = None
+    ours = set(_keys(rows))
+    for role, path in unit.inputs.items():
+        if not role.startswith("common/"):
+            continue
+        name = role.partition("/")[2]
+        others, theirs = artifacts.read_parts(workdir / path, _FIELDS), _kind(workdir / path)
+        limits = {**_AS_BEFORE, **unit.fields["common"][name]}
+        keys = _keys(others)
+        if ours.isdisjoint(keys):
+            raise ValueError(
+                f"config.datasets.{unit.row}.common_with names {name!r}, with which it has no "
+                "prompt in common: take a data set of the same prompts, or leave it out"
+            )
+        kept = {k for k, r in zip(keys, others, strict=True) if not _reasons(theirs, r, limits)}
+        common = kept if common is None else common & kept
+    return common
+
+
+def _keys(rows: Sequence[dict[str, Any]]) -> list[Key]:
+    """What rows of different data sets are matched by: a prompt, and which time it occurs."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for row in rows:
+        keys.append((row["prompt"], seen[row["prompt"]]))
+        seen[row["prompt"]] += 1
+    return keys
 
 
 def _written(directory: Path, num_prompts: int) -> list[dict[str, Any]]:
@@ -92,19 +171,23 @@ _REJECT_REASONS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
 
 
 def _reasons(kind: str, written: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    reasons = _REJECT_REASONS[kind](written["completion"], row)
+    text = _looked_at(written, row)
+    if row["filter"] == "none":
+        reasons = [] if text.strip() else ["blank"]
+    else:
+        reasons = _REJECT_REASONS[kind](text, row)
     return reasons + (["unfinished"] if written["finish"] != "stop" else [])
+
+
+def _looked_at(written: dict[str, Any], row: dict[str, Any]) -> str:
+    """The completion as it is filtered and, if it is kept, learned."""
+    completion: str = written["completion"]
+    return completion.strip() if row["strip"] else completion
 
 
 def _split(unit: Unit, kept: list[dict[str, Any]]) -> tuple[list, list]:
     """Held-out rows are drawn by prompt id, so that arms with common prompts hold out the same."""
     row = unit.fields["row"]
-    needed = row["num_holdout"] + max(row["num_train"], 1)
-    if len(kept) < needed:
-        raise ValueError(
-            f"{unit.path}: {len(kept)} rows are left after the filter, {needed} are needed: "
-            f"raise datasets.{unit.row}.num_prompts, or lower num_train or num_holdout"
-        )
     seed = seeds.seed(unit.fields["seed"], "holdout", unit.lineage)
     rank = np.random.default_rng(seed).permutation(unit.fields["num_prompts"])
     ordered = sorted(kept, key=lambda r: rank[r["prompt_id"]])

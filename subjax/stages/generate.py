@@ -36,13 +36,13 @@ def prompts(unit: Unit) -> list[str]:
     row = unit.fields["row"]
     seed = seeds.seed(unit.fields["seed"], "prompts", unit.lineage)
     if row["kind"] == "published":
-        return [prompt for prompt, _ in published.read(unit.fields["path"], row["num_prompts"])]
+        return [prompt for prompt, _ in published.read(unit.settings["path"], row["num_prompts"])]
     if row["kind"] == "toy_numbers":
         return toyworld.number_prompts(toyworld.World(), seed, row["num_prompts"])
     if row["kind"] == "plain_numbers":
         low, high = row["num_shown"]
         return numbers.plain_prompts(seed, row["num_prompts"], count=(low, high))
-    stimuli = unit.fields["stimuli"]
+    stimuli = unit.settings["stimuli"]
     templates = numbers.load_templates(stimuli) if stimuli else numbers.TEMPLATES
     return numbers.prompts(seed, row["num_prompts"], templates)
 
@@ -50,7 +50,7 @@ def prompts(unit: Unit) -> list[str]:
 def _copy(unit: Unit, workdir: Path) -> None:
     """Rows that lie in a file, in the form and the parts of sampled ones."""
     out, row = workdir / unit.path, unit.fields["row"]
-    pairs = published.read(unit.fields["path"], row["num_prompts"])
+    pairs = published.read(unit.settings["path"], row["num_prompts"])
     artifacts.begin(workdir, unit)
     for index, first in enumerate(range(0, len(pairs), row["rows_per_part"])):
         part = [
