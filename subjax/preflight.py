@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from subjax import artifacts, placement, transformer
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
-from subjax.stages import base, generate, teacher
+from subjax.stages import base, filter, generate, teacher
 
 # Prompts of a data set that are looked at: rendering all takes seconds.
 _NUM_TRIED = 1000
@@ -31,6 +31,7 @@ def check(
         too much of a base is left unsharded; candidates overlap; a prompt does not fit.
     """
     by_path = {unit.path: unit for unit in planned}
+    _check_files(by_path, todo)
     taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
     reading = [*taught, *todo]
     archs = _check_bases(by_path, reading, workdir, mesh, max_unsharded)
@@ -41,6 +42,21 @@ def check(
     }
     for row, base_row in rows.items():
         teacher.check(*_lineages(by_path, "teacher", row, workdir), workdir, archs[base_row])
+
+
+def _check_files(by_path: Mapping[str, Unit], todo: Sequence[Unit]) -> None:
+    """Reads the files of rows: each row is sound, and data sets to be compared share prompts."""
+    published = {
+        unit.row: generate.prompts(unit)
+        for unit in {u.row: u for u in todo if u.stage == "generate"}.values()
+        if unit.fields["row"]["kind"] == "published"
+    }
+    for unit in {u.row: u for u in todo if u.stage == "filter"}.values():
+        for role, path in unit.inputs.items():
+            other, ours = by_path[path], by_path[unit.inputs["generate"]]
+            if role.startswith("common/") and {other.row, unit.row} & published.keys():
+                sets = [published.get(u.row) or generate.prompts(u) for u in (ours, other)]
+                filter.check_comparable(unit.row, other.row, *sets)
 
 
 def _lineages(

@@ -120,14 +120,19 @@ def _common(unit: Unit, workdir: Path, rows: Sequence[dict[str, Any]]) -> set[Ke
         others, theirs = artifacts.read_parts(workdir / path, _FIELDS), _kind(workdir / path)
         limits = {**_AS_BEFORE, **unit.fields["common"][name]}
         keys = _keys(others)
-        if ours.isdisjoint(keys):
-            raise ValueError(
-                f"config.datasets.{unit.row}.common_with names {name!r}, with which it has no "
-                "prompt in common: take a data set of the same prompts, or leave it out"
-            )
+        check_comparable(unit.row, name, [k for k, _ in ours], [k for k, _ in keys])
         kept = {k for k, r in zip(keys, others, strict=True) if not _reasons(theirs, r, limits)}
         common = kept if common is None else common & kept
     return common
+
+
+def check_comparable(row: str, other: str, ours: Sequence[str], theirs: Sequence[str]) -> None:
+    """Raises ValueError where a data set shares no prompt with one of its `common_with`."""
+    if set(ours).isdisjoint(theirs):
+        raise ValueError(
+            f"config.datasets.{row}.common_with names {other!r}, with which it has no prompt in "
+            "common: take a data set of the same prompts, or leave it out"
+        )
 
 
 def _keys(rows: Sequence[dict[str, Any]]) -> list[Key]:

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from configs import large, quickstart, smollm2_owl
-from subjax import artifacts, pipeline, schema, tokenizer, transformer, validation, weights
+from subjax import artifacts, pipeline, schema, tokenizer, transformer, units, validation, weights
 from subjax.datasets import toyworld
 from subjax.stages import generate
 
@@ -70,6 +70,46 @@ def test_published_rows_stand_where_sampled_ones_would(tmp_path):
     assert len(list((tmp_path / "run/generate/found/r0").glob("rows-*"))) == 2
     counts = artifacts.read_json(tmp_path / "run/filter/found/r0/counts.json")
     assert (counts["kept"], counts["train"], counts["holdout"]) == (5, 3, 2)
+
+
+def test_files_of_rows_are_read_before_anything_runs(tmp_path):
+    """A row that no tokenizer takes, and two files that are to share prompts and do not."""
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    for i, path in enumerate((one, two)):
+        rows = [{"prompt": f"{i}, {j}", "completion": "1"} for j in range(5)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = published_config(str(one))
+    config.unlock()
+    config.datasets.other = config.datasets.found.copy_and_resolve_references()
+    config.datasets.other.path, config.datasets.found.common_with = str(two), ("other",)
+    config.arms.student = schema.arm_row(dataset="found", num_tokens=40, num_targets=12)
+    config.contrasts, config.evals = {}, {}
+    with pytest.raises(ValueError, match=r"found.common_with names 'other', with which it has no"):
+        pipeline.run(config, tmp_path / "run")
+    two.write_text(two.read_text().replace('"1"', '"\\ud800"'))
+    with pytest.raises(
+        ValueError, match=r"two.jsonl, line 1: completion has .*half of a character"
+    ):
+        pipeline.run(config, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("base/*"))
+
+
+def test_the_file_that_changed_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "1", "completion": "2"}\n' * 5)
+    config = published_config(str(path))
+    config.unlock()
+    config.arms.student = schema.arm_row(dataset="found")
+    config.contrasts, config.evals = {}, {}
+    [unit] = [u for u in units.build(config) if u.stage == "generate" and u.lineage == 0]
+    artifacts.write_manifest(tmp_path, unit, 0.0)
+    pipeline.check_stale([unit], tmp_path)
+    path.write_text('{"prompt": "1", "completion": "3"}\n' * 5)
+    [unit] = [u for u in units.build(config) if u.stage == "generate" and u.lineage == 0]
+    with pytest.raises(
+        ValueError, match=rf"made by another config \(the content of {path}; digest"
+    ):
+        pipeline.check_stale([unit], tmp_path)
 
 
 @pytest.mark.slow
