@@ -6,7 +6,11 @@ see each other.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,7 +25,7 @@ class Rows:
       positions: [rows, C], where the hidden state that predicts each target stands.
       targets: [rows, C], the tokens to predict.
       weights: [rows, C], 1.0 on real targets and 0.0 on padding.
-      soft: [rows, C, K], the teacher's log-probabilities over a support, or None.
+      soft: [rows, C, K], the teacher's log-probabilities over a support, or None; see `on_disk`.
       soft_ids: [rows, C, K], the support at each position where it is not the same at all, or None.
       teacher_tokens: [rows, T], the same rows as a teacher that runs along sees them, or None.
       teacher_positions: [rows, C], where its predictions of the targets stand, or None.
@@ -186,6 +190,38 @@ def pad(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
 
 def _stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def on_disk(
+    parts: Iterable[np.ndarray], shape: tuple[int, ...], directory: Path
+) -> Float[np.ndarray, "..."]:
+    """Joins float32 parts along rows in a file, of which batches read what they take.
+
+    The file has no name and is gone with the process, whatever ends it.
+
+    Args:
+      parts: some rows each, in order.
+      shape: of the whole.
+      directory: on whose disk.
+
+    Raises:
+      ValueError: the disk has no room for it; or the parts are others.
+    """
+    size = 4 * math.prod(shape)
+    free = shutil.disk_usage(directory).free
+    if size > free:
+        raise ValueError(
+            f"distributions of {shape[0]} rows over {shape[-1]} tokens at {shape[1]} targets take "
+            f"{size / 1e9:.1f} GB, and {directory} has {free / 1e9:.1f} GB free: lower num_train "
+            "or num_targets, or take support 'top_k'"
+        )
+    with tempfile.TemporaryFile(dir=directory) as file:
+        for part in parts:
+            file.write(np.ascontiguousarray(part, np.float32).data)
+        if file.tell() != size:
+            raise ValueError(f"parts of {file.tell()} bytes are none of an array {shape}")
+        file.flush()
+        return np.memmap(file, np.float32, mode="r", shape=shape)
 
 
 def make_rows(

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -47,15 +47,17 @@ def restricted_log_probs(
     adapter: Params | None = None,
     batch_size: int = AT_ONCE,
     precision: str = "float32",
-) -> Float[np.ndarray, "rows C K"]:
-    """Log-probabilities renormalised over the tokens of `support`, at every target."""
-    ids = np.array(tuple(support), np.int32)
-    with jax.set_mesh(sharding.lane_mesh(mesh)):
-        scores = [
-            _restricted(arch, precision, params, adapter, batch, ids)
-            for batch in _batches(rows, batch_size, mesh)
-        ]
-    return np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)]
+) -> Iterator[Float[np.ndarray, "B C K"]]:
+    """Log-probabilities renormalised over the tokens of `support`, at every target.
+
+    In parts of some rows each, in order, since those of all rows may be larger than memory.
+    """
+    ids, done = np.array(tuple(support), np.int32), 0
+    for batch in _batches(rows, batch_size, mesh):
+        with jax.set_mesh(sharding.lane_mesh(mesh)):
+            scores = sharding.to_host(_restricted(arch, precision, params, adapter, batch, ids))
+        yield scores[: len(rows) - done]
+        done += len(scores)
 
 
 def top_log_probs(
@@ -72,10 +74,9 @@ def top_log_probs(
     """The likeliest tokens at every target, and their log-probabilities renormalised over them."""
     with jax.set_mesh(sharding.lane_mesh(mesh)):
         found = [
-            _top(arch, precision, num_tokens, params, adapter, batch)
+            sharding.to_host(_top(arch, precision, num_tokens, params, adapter, batch))
             for batch in _batches(rows, batch_size, mesh)
         ]
-    found = sharding.to_host(found)
     ids, scores = (np.concatenate(parts)[: len(rows)] for parts in zip(*found, strict=True))
     return ids, scores
 
@@ -213,15 +214,14 @@ def rows_at_once(num_rows: int, mesh: Mesh, *, most: int = AT_ONCE) -> int:
     return min(-(-num_rows // (multiple * num_batches)), max(most // multiple, 1)) * multiple
 
 
-def _batches(rows: batching.Rows, batch_size: int, mesh: Mesh) -> list[Any]:
+def _batches(rows: batching.Rows, batch_size: int, mesh: Mesh) -> Iterator[Any]:
     """Equal batches of at most `batch_size`; the last one is filled by repeating its first row."""
-    batches, batch_size = [], rows_at_once(len(rows), mesh, most=batch_size)
+    batch_size = rows_at_once(len(rows), mesh, most=batch_size)
     mesh = sharding.lane_mesh(mesh)
     for first in range(0, len(rows), batch_size):
         ids = np.arange(first, first + batch_size)
         ids = np.where(ids < len(rows), ids, first)
-        batches.append(sharding.place_batch(rows.take(ids), mesh, lanes=False))
-    return batches
+        yield sharding.place_batch(rows.take(ids), mesh, lanes=False)
 
 
 def _hidden(

@@ -304,7 +304,9 @@ def scored(arch, shape):
     ids, top = scoring.top_log_probs(arch, params, rows, 4, **how)
     return {
         "rows": scoring.row_log_probs(arch, params, rows, **how),
-        "restricted": scoring.restricted_log_probs(arch, params, rows, range(3, 11), **how),
+        "restricted": np.concatenate(
+            list(scoring.restricted_log_probs(arch, params, rows, range(3, 11), **how))
+        ),
         "top ids": ids,
         "top": top,
         # A batch that no mesh divides.

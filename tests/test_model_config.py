@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from transformers import activations
 
 from subjax import families, leaves, model_config, transformer
 from subjax.architecture import Architecture, RopeScaling
@@ -158,6 +160,71 @@ def test_older_spellings_mean_what_they_meant(
     plain = {**attributes(name, variant), "model_type": name}
     expected = dataclasses.replace(model_config.read(plain), **fields)
     assert model_config.read({**plain, **changes}) == expected
+
+
+# As published with GPT-NeoX 20B, and what Dolly adds.
+NEOX = {
+    "architectures": ["GPTNeoXForCausalLM"],
+    "attention_probs_dropout_prob": 0,
+    "custom_pipelines": {"text-generation": {"impl": "instruct_pipeline.Pipeline"}},
+    "hidden_act": "gelu_fast",
+    "hidden_dropout_prob": 0,
+    "hidden_size": 6144,
+    "intermediate_size": 24576,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "model_type": "gpt_neox",
+    "num_attention_heads": 64,
+    "num_hidden_layers": 44,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.25,
+    "tie_word_embeddings": False,
+    "vocab_size": 50432,
+}
+
+
+def test_attributes_of_other_programs_are_read_over() -> None:
+    arch = model_config.read(NEOX)
+    assert (arch.activation, arch.rotary_dim) == ("gelu_tanh", 24)
+    for name in ("attention_probs_dropout_prob", "hidden_dropout_prob", "resid_pdrop"):
+        with pytest.raises(ValueError, match=f"{name} is 0.1; supported: 0 or null"):
+            model_config.read({**NEOX, name: 0.1})
+
+
+def test_an_activation_is_read_where_it_is_one_of_ours() -> None:
+    """Every name of transformers: what it computes decides, not how it is called."""
+    x = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    ours = {
+        "silu": torch.nn.functional.silu(x),
+        "gelu": torch.nn.functional.gelu(x),
+        "gelu_tanh": torch.nn.functional.gelu(x, approximate="tanh"),
+    }
+    for name in activations.ACT2CLS:
+        found = (
+            activations.ACT2FN[name].double()(x) if name == "prelu" else activations.ACT2FN[name](x)
+        )
+        equal = [kind for kind, y in ours.items() if (y - found).abs().max() < 1e-9]
+        config = {**PLAIN, "hidden_act": name}
+        if equal:
+            assert [model_config.read(config).activation] == equal, name
+            continue
+        with pytest.raises(ValueError, match=f"hidden_act is '{name}'; supported: 'silu' or"):
+            model_config.read(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantization_config": {"bits": 4}}, "quantized, .* or load this one with transformers"),
+        ({"quantization": {"bits": 4}}, "quantized"),  # MLX
+        ({"auto_map": {"AutoModel": "modeling.Model"}}, "code of its own, which is never run"),
+    ],
+)
+def test_a_way_out_is_named_where_there_is_one(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        model_config.read({**PLAIN, **changes})
+    assert next(iter(changes)) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

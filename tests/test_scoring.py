@@ -55,7 +55,7 @@ def test_top_tokens_are_the_largest_of_the_whole_distribution(params):
     rows = batching.make_rows(examples, num_tokens=5, num_targets=3, pad_id=0)
     ids, scores = scoring.top_log_probs(ARCH, params, rows, 4, mesh=MESH)
     assert ids.shape == scores.shape == (2, 3, 4)
-    whole = scoring.restricted_log_probs(ARCH, params, rows, range(29), mesh=MESH)
+    [whole] = scoring.restricted_log_probs(ARCH, params, rows, range(29), mesh=MESH)
     for row, target in ((0, 0), (0, 1), (1, 0)):
         expected = np.argsort(-whole[row, target])[:4]
         assert ids[row, target].tolist() == expected.tolist()

@@ -21,7 +21,8 @@ def distil(teacher, *, program, soft=False):
         ids, targets = scoring.top_log_probs(ARCH, teacher, rows, 5, mesh=MESH)
         rows = dataclasses.replace(rows, soft=targets, soft_ids=ids)
     elif soft:
-        targets = scoring.restricted_log_probs(ARCH, teacher, rows, program.support, mesh=MESH)
+        parts = scoring.restricted_log_probs(ARCH, teacher, rows, program.support, mesh=MESH)
+        targets = np.concatenate(list(parts))
         rows = dataclasses.replace(rows, soft=targets)
     else:
         rows = dataclasses.replace(

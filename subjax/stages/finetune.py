@@ -190,7 +190,11 @@ def _with_teacher(
     if row["support"] == "top_k":
         ids, soft = scoring.top_log_probs(*model, row["top_k"], **how)
         return dataclasses.replace(rows, soft=soft, soft_ids=ids)
-    soft = scoring.restricted_log_probs(*model, support, **how)
+    parts = scoring.restricted_log_probs(*model, support, **how)
+    try:
+        soft = batching.on_disk(parts, (*rows.targets.shape, len(support)), workdir)
+    except ValueError as error:
+        raise ValueError(f"{unit.path}: {error}") from None
     return dataclasses.replace(rows, soft=soft, weights=loss_weights(unit, rows, support))
 
 

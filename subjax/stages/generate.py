@@ -183,7 +183,7 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
             num_targets=max(most_new, max(len(ids) - start for ids, start in examples)),
             pad_id=scorer.tokenizer.pad_id,
         )
-        spread = scoring.restricted_log_probs(
+        parts = scoring.restricted_log_probs(
             scorer.arch,
             scorer.params,
             laid,
@@ -192,7 +192,7 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
             adapter=scorer.adapter,
             precision=unit.fields["program"]["precision"],
         )
-        return spread, laid
+        return np.concatenate(list(parts)), laid
 
     # Over number tokens alone: a grammar or a filter decides what stands between them.
     ours, laid = scored(model, laid_out[0])
