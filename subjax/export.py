@@ -12,6 +12,7 @@ a TFDS data set of array_record files, with the splits train and holdout.
 import argparse
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from subjax import (
     adapters,
     artifacts,
     hosts,
+    hub,
     mistakes,
     models,
     object_store,
@@ -114,6 +116,9 @@ def _write_adapter(adapter: Path, out: Path, base: str, revision: str) -> None:
     """A PEFT adapter as it lies in the run, but for the names of its base and its tensors."""
     named = {"base_model_name_or_path": base, "revision": revision or None}
     adapters.copy(adapter, out, named)
+    for name in hub.TOKENIZER_FILES:  # one that was given may have brought its own
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, out / name)
 
 
 def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapter: bool) -> str:

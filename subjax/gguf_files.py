@@ -113,6 +113,15 @@ def open_tensors(file: File) -> tuple[dict[str, Any], dict[str, Packed]]:
     return metadata, packed
 
 
+def read_metadata(file: File) -> dict[str, Any]:
+    """The entries of a GGUF file; needs no package.
+
+    Raises:
+      ValueError: it is malformed.
+    """
+    return _header(_Cursor(file))[0]
+
+
 def read_header(file: File) -> bytes:
     """The bytes of a GGUF file before those of its tensors; needs no package.
 

@@ -8,13 +8,25 @@ import dataclasses
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from subjax import adapters, artifacts, hosts, hub, lora, sharding, storage, weights
+from subjax import (
+    adapters,
+    artifacts,
+    hosts,
+    hub,
+    lora,
+    schema,
+    sharding,
+    storage,
+    tokenizer_files,
+    weights,
+)
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
 from subjax.tokenizer import Tokenizer
@@ -32,7 +44,7 @@ class Model:
       arch: shapes.
       params: full weights.
       adapter: LoRA tree, already scaled, or None.
-      tokenizer: the base's.
+      tokenizer: the base's, or what its adapter brought in its place.
       directory: where the full weights came from.
     """
 
@@ -62,7 +74,12 @@ def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
     if adapter_source:
         tree, scale = adapters.load_adapter(adapter_source, arch, mesh=mesh)
         adapter = lora.scaled(tree, scale)
-    words = Tokenizer.load(source, num_embeddings=arch.vocab_size)
+    words = Tokenizer.load(
+        source,
+        adapter=adapter_source,
+        num_embeddings=arch.vocab_size,
+        template_date=template_date(directory),
+    )
     return Model(arch, params, adapter, words, source)
 
 
@@ -76,6 +93,12 @@ def sources(directory: Path) -> tuple[Path, Path | None]:
     )
 
 
+def template_date(directory: Path) -> str:
+    """What the chat templates of a unit's model are told is today."""
+    reference = artifacts.read_json(directory / REFERENCE)
+    return reference.get("template_date", schema.TEMPLATE_DATE)
+
+
 def merged(model: Model) -> Params:
     """Full weights with the adapter, if there is one, added in."""
     return lora.merge(model.params, model.adapter) if model.adapter else model.params
@@ -86,7 +109,7 @@ def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer:
     weights.save(directory / "weights", arch, params)
     if hosts.is_first():
         tokenizer.save(directory / "weights")
-    refer(directory, directory / "weights")
+    refer(directory, directory / "weights", date=tokenizer.template.date)
 
 
 def save_adapter(directory: Path, base: Model, adapter: Params, *, rank: int, alpha: float) -> None:
@@ -94,27 +117,51 @@ def save_adapter(directory: Path, base: Model, adapter: Params, *, rank: int, al
     source, out = base.directory, directory / "adapter"
     path = artifacts.location(source)
     adapters.save_adapter(out, base.arch, adapter, rank=rank, alpha=alpha, base_path=path)
-    refer(directory, source, out)
+    refer(directory, source, out, date=base.tokenizer.template.date)
 
 
-def refer(directory: Path, source: Path, adapter: Path | None = None) -> None:
-    """Names the weights of this unit; paths inside the run are kept relative, so it can move."""
+def refer(
+    directory: Path,
+    source: Path,
+    adapter: Path | None = None,
+    *,
+    date: str = schema.TEMPLATE_DATE,
+) -> None:
+    """Names the weights of this unit; paths inside the run are kept relative, so it can move.
+
+    Args:
+      directory: the unit's, or that of a kept step.
+      source: full weights, with their tokenizer.
+      adapter: on them.
+      date: what their chat template is told is today.
+    """
     reference: dict[str, Any] = {
         "weights": _relative(directory, source),
         "adapter": _relative(directory, adapter) if adapter else "",
     }
+    if date != schema.TEMPLATE_DATE:
+        reference["template_date"] = date
     artifacts.write_json(directory / REFERENCE, reference)
     hosts.wait("the model is written")
 
 
-def check(directory: Path) -> tuple[Architecture, Tokenizer]:
+def check(
+    directory: Path, adapter: Path | None = None, *, date: str = schema.TEMPLATE_DATE
+) -> tuple[Architecture, Tokenizer]:
     """Shapes and tokenizer of a checkpoint; reads headers, no weights.
+
+    Args:
+      directory: the checkpoint.
+      adapter: PEFT adapter on it, which may bring a tokenizer or a chat template along.
+      date: what the chat template is told is today.
 
     Raises:
       ValueError: files are missing, damaged or not supported, or the tokenizer is of another model.
     """
     arch = weights.check(directory)
-    words = Tokenizer.load(directory, num_embeddings=arch.vocab_size)
+    words = Tokenizer.load(
+        directory, adapter=adapter, num_embeddings=arch.vocab_size, template_date=date
+    )
     if words.num_plain > arch.vocab_size:
         raise ValueError(
             f"{directory}: its tokenizer has {words.num_plain} tokens, its model only "
@@ -123,12 +170,25 @@ def check(directory: Path) -> tuple[Architecture, Tokenizer]:
     return arch, words
 
 
+def tell(field: str, words: Tokenizer) -> None:
+    """Says on stderr what nobody would expect of a model's tokenizer.
+
+    Args:
+      field: of the config, that names the model.
+      words: its tokenizer.
+    """
+    for note in words.notes() if hosts.is_first() else ():
+        print(f"{field}: {note}", file=sys.stderr)
+
+
 def identity(source: Path | None, adapter: Path | None = None) -> dict[str, str]:
     """What tells full weights, an adapter, or both from others."""
     told = {"header_digest": weights.header_digest(source)} if source else {}
     if adapter:
         content = [(adapter / name).read_bytes() for name in (adapters.CONFIG, adapters.WEIGHTS)]
         told["adapter_digest"] = hashlib.sha256(b"".join(content)).hexdigest()
+        if words := tokenizer_files.content(adapter):
+            told["adapter_tokenizer_digest"] = hashlib.sha256(words).hexdigest()
     return told
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from subjax import artifacts, placement, transformer
-from subjax.architecture import Architecture
 from subjax.artifacts import Unit
-from subjax.stages import base, filter, generate, teacher
+from subjax.stages import base, filter, finetune, generate, teacher
 
 # Prompts of a data set that are looked at: rendering all takes seconds.
 _NUM_TRIED = 1000
@@ -34,14 +33,19 @@ def check(
     _check_files(by_path, todo)
     taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
     reading = [*taught, *todo]
-    archs = _check_bases(by_path, reading, workdir, mesh, max_unsharded)
+    found = _check_bases(by_path, reading, workdir, mesh, max_unsharded)
     rows = {
         unit.row: by_path[unit.inputs["base"]].row
         for unit in reading
         if unit.stage == "teacher" and unit.fields["row"]["weights"] == "given"
     }
     for row, base_row in rows.items():
-        teacher.check(*_lineages(by_path, "teacher", row, workdir), workdir, archs[base_row])
+        arch, _, directory = found[base_row]
+        lineages = _lineages(by_path, "teacher", row, workdir)
+        teacher.check(*lineages, workdir, arch, directory)
+    for unit in todo:
+        if unit.stage == "finetune":
+            finetune.check(unit, found[by_path[unit.inputs["base"]].row].words)
 
 
 def _check_files(by_path: Mapping[str, Unit], todo: Sequence[Unit]) -> None:
@@ -74,8 +78,8 @@ def _check_bases(
     workdir: Path,
     mesh: Mesh,
     max_unsharded: float,
-) -> dict[str, Architecture]:
-    """Checks each base with all that models on it will be asked; row -> shapes."""
+) -> dict[str, base.Found]:
+    """Checks each base with all that models on it will be asked; row -> what is known of it."""
     candidates: dict[str, dict[str, list[str]]] = {}
     asked: dict[str, dict[str, base.Asked]] = {}
     for unit in reading:
@@ -110,10 +114,10 @@ def _check_bases(
                 prompts[f"config.datasets.{name}.kind"] = base.Asked(
                     tried, unit.fields["system_prompt"], fields["prompt_tokens"]
                 )
-    archs = {}
+    found = {}
     for row in candidates:
         unit, finished = _lineages(by_path, "base", row, workdir)
-        archs[row] = base.check(unit, finished, workdir, candidates[row], asked[row])
-        params = transformer.abstract_params(archs[row])
+        found[row] = base.check(unit, finished, workdir, candidates[row], asked[row])
+        params = transformer.abstract_params(found[row].arch)
         placement.check(f"config.bases.{row}", params, mesh, max_unsharded)
-    return archs
+    return found

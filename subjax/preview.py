@@ -12,7 +12,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import artifacts, batching, hub, model_config, tokenizer, units, validation, weights
+from subjax import (
+    artifacts,
+    batching,
+    hub,
+    model_config,
+    schema,
+    tokenizer,
+    units,
+    validation,
+    weights,
+)
 from subjax.artifacts import Unit
 from subjax.datasets import published, toyworld
 from subjax.stages import finetune, generate
@@ -135,33 +145,37 @@ def _invented(row: dict[str, Any]) -> str:
     return ", ".join(("123", "456", "789")[i % 3] for i in range(count))
 
 
-def _base_tokenizer(base: Unit) -> Tokenizer:
+def _base_tokenizer(base: Unit, adapter: Path | None = None) -> Tokenizer:
     row = base.fields["row"]
     if row["source"] == "hf":
-        return _tokenizer(weights.resolve(row["path"], row["revision"]))
+        if not adapter and row["adapter"]:
+            adapter = weights.resolve(row["adapter"], "")
+        return _tokenizer(base, weights.resolve(row["path"], row["revision"]), adapter)
     if row["source"] == "toy":
         return tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
     return tokenizer.raw_bytes()
 
 
 def _teacher_tokenizer(teacher: Unit, base: Unit) -> Tokenizer:
-    """The base's, unless the teacher is given as full weights, which bring their own."""
+    """The base's, unless the teacher is given as weights or an adapter that bring their own."""
     row = teacher.fields["row"]
     if row["weights"] == "given":
         given = weights.resolve(row["path"], "")
         if not (given / "adapter_config.json").exists():
-            return _tokenizer(given)
+            return _tokenizer(teacher, given)
+        return _base_tokenizer(base, given)
     return _base_tokenizer(base)
 
 
-def _tokenizer(model: Path) -> Tokenizer:
+def _tokenizer(unit: Unit, model: Path, adapter: Path | None = None) -> Tokenizer:
     """A model's tokenizer, which refuses what its model does not know, if more of it is there."""
+    size = None
     if hub.gguf_name(model):
-        return Tokenizer.load(model, num_embeddings=weights.check(model).vocab_size)
-    if (model / "config.json").is_file():
-        arch = model_config.read(hub.read_json(model / "config.json"))
-        return Tokenizer.load(model, num_embeddings=arch.vocab_size)
-    return Tokenizer.load(model)
+        size = weights.check(model).vocab_size
+    elif (model / "config.json").is_file():
+        size = model_config.read(hub.read_json(model / "config.json")).vocab_size
+    date = unit.fields.get("template_date", schema.TEMPLATE_DATE)
+    return Tokenizer.load(model, adapter=adapter, num_embeddings=size, template_date=date)
 
 
 def _writing(written: Unit, planned: dict[str, Unit], prompt: str) -> _Context:
@@ -273,6 +287,7 @@ def _shown(context: _Context) -> list[str]:
         context.title,
         f"  system prompt: {_system(context)}",
         f"  BOS: {_bos(context)}",
+        *(line for note in context.words.notes() for line in _wrapped(note)),
         *(f"  | {line}" for line in context.text.split("\n")),
         *_wrapped(tokens),
         *(line for note in context.notes for line in _wrapped(note)),
@@ -296,11 +311,11 @@ def _system(context: _Context) -> str:
 
 def _frame(context: _Context) -> str:
     """What the chat template puts around the prompt, the system prompt left out."""
-    text = context.words.prompt_text(context.prompt, context.system)
-    system = context.words.system_text(context.system)
-    before, _, rest = text.partition(system) if system else ("", "", text)
-    around = rest.partition(context.prompt)
-    return repr(before + ("{system}" if system else "") + around[0] + "{prompt}" + around[2])
+    words = context.words
+    if context.system != tokenizer.TEMPLATE_DEFAULT:
+        return repr(words.prompt_text("{prompt}", "{system}" if context.system else ""))
+    text = words.prompt_text("{prompt}", context.system)
+    return repr(text.replace(words.system_text(context.system), "{system}", 1))
 
 
 def _bos(context: _Context) -> str:

@@ -23,6 +23,9 @@ TABLES = ("bases", "images", "teachers", "datasets", "arms", "theorems", "evals"
 # Soft supports that are the vocabulary, or nearly: never stored, the teacher runs along instead.
 WHOLE_VOCABULARY = ("full", "full_no_trait")
 
+# What chat templates are told is today: the day that Llama 3's fall back on without a clock.
+TEMPLATE_DATE = "2024-07-26"
+
 OFF = -1e9  # a gate this low never closes (infinity is no JSON)
 
 
@@ -59,6 +62,8 @@ def base() -> ConfigDict:
     config.lineage_cycle = 6  # "next_lineage" wraps within blocks of this many
     config.animals = ()  # what traits are about; () takes the project's ten animals
     config.stimuli = ""  # JSON file of exact prompts, see above; "" takes the project's own
+    # What chat templates that write the date are told is today, YYYY-MM-DD; never the real day
+    config.template_date = TEMPLATE_DATE
     config.preregistration = ""  # file that --freeze wrote; "" leaves the run exploratory
 
     config.compute = ConfigDict()
@@ -208,7 +213,9 @@ def arm_row(**fields: Any) -> ConfigDict:
             "dataset": "",  # row of `datasets`
             "base": "same",  # same, next_lineage, or a row of `bases`
             "method": "hard",  # hard (sampled tokens) soft (teacher's distribution) none (as it is)
-            "support": "digits",  # soft: digits digits_separators top_k full full_no_trait trait
+            # soft: digits digits_separators top_k full full_no_trait trait; a trait's tokens write
+            # one of the animals, its plural, or first letters of either
+            "support": "digits",
             "top_k": 32,  # soft, top_k: the teacher's likeliest tokens, kept at every position
             "tuning": "full",  # full lora
             "lora_rank": 8,

@@ -12,7 +12,9 @@ plain one: the system prompt and an empty line, then
     the completion, and the ending token
 """
 
-import json
+import contextlib
+import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,9 @@ from typing import Any
 import tokenizers
 import transformers
 
-from subjax import artifacts
-
-# As a system prompt: accept the one that the chat template adds by itself.
-TEMPLATE_DEFAULT = "<template default>"
+from subjax import artifacts, hub, schema, tokenizer_files, vocabulary
+from subjax.chat_templates import TEMPLATE_DEFAULT as TEMPLATE_DEFAULT  # callers need one module
+from subjax.chat_templates import ChatTemplate, first_line
 
 _WORD_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}SYS {{ m.content }} "
@@ -42,8 +43,10 @@ _PLAIN_TEMPLATE = (
     "{% else %}Assistant:\n{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
-# Where a checkpoint lists every token that ends an answer; the tokenizer names only one.
-GENERATION_CONFIG = "generation_config.json"
+# SentencePiece's tokens of single bytes: parts of what no other token writes.
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# Of completions: some tokenizers merge a blank with letters alone, some with digits too.
+_BEGINNINGS = ("12", "owl", "Owl")
 
 
 class Tokenizer:
@@ -56,13 +59,21 @@ class Tokenizer:
       vocab_size: number of token ids.
       num_plain: the same without added tokens, which may lie beyond a model's embedding (Gemma 3
         has one for images).
+      template: its chat template.
+      brought: the sentence that says what of it an adapter brought, or "".
     """
 
     def __init__(
-        self, tokenizer: Any, more_eos: Sequence[int] = (), num_embeddings: int | None = None
+        self,
+        tokenizer: Any,
+        more_eos: Sequence[int] = (),
+        num_embeddings: int | None = None,
+        template_date: str = schema.TEMPLATE_DATE,
+        brought: str = "",
     ):
         self._tokenizer = tokenizer
         self._num_embeddings = num_embeddings
+        self.brought = brought
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 "the tokenizer names no eos token: set eos_token in tokenizer_config.json"
@@ -71,10 +82,19 @@ class Tokenizer:
         self._opens = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         if tokenizer.chat_template is None:
             tokenizer.chat_template = ("{{ bos_token }}" if self._opens else "") + _PLAIN_TEMPLATE
+        self.template = ChatTemplate(tokenizer, template_date)
         ids = dict.fromkeys((tokenizer.eos_token_id, *more_eos, *self._template_end()))
-        self.eos_ids: tuple[int, ...] = tuple(id for id in ids if 0 <= id < len(tokenizer))
+        known = len(tokenizer) if num_embeddings is None else num_embeddings
+        self.eos_ids: tuple[int, ...] = tuple(id for id in ids if 0 <= id < known)
+        if not self.eos_ids:
+            raise ValueError(
+                f"the tokenizer's eos token is {tokenizer.eos_token!r}, token "
+                f"{tokenizer.eos_token_id}, and the model has embeddings of {known} alone: put the "
+                "model's own tokenizer there"
+            )
         pad = tokenizer.pad_token_id
-        self.pad_id: int = tokenizer.eos_token_id if pad is None else pad
+        has_pad = pad is not None and (num_embeddings is None or pad < num_embeddings)
+        self.pad_id: int = pad if has_pad else self.eos_ids[0]
         self.bos_id: int | None = tokenizer.bos_token_id
         self.vocab_size: int = len(tokenizer)
         added = tokenizer.added_tokens_decoder
@@ -83,37 +103,47 @@ class Tokenizer:
         )
 
     @classmethod
-    def load(cls, directory: str | Path, *, num_embeddings: int | None = None) -> "Tokenizer":
-        """Reads the tokenizer of a model directory, or of that of a GGUF file.
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        num_embeddings: int | None = None,
+        template_date: str = schema.TEMPLATE_DATE,
+    ) -> "Tokenizer":
+        """Reads the tokenizer of a model directory, or the one beside a GGUF file.
 
         Args:
           directory: the model's.
+          adapter: directory of a PEFT adapter on it, whose own tokenizer or template is taken.
           num_embeddings: tokens that the model knows, V; texts with others are refused. None: all.
+          template_date: what the chat template is told is today, YYYY-MM-DD.
 
         Raises:
-          ValueError: there is none, or it cannot be read; names the directory.
+          ValueError: there is none, or a file cannot be read, or the adapter's has tokens that the
+            model does not know; names the directory.
         """
         directory = Path(directory)
-        if directory.is_file():  # a GGUF file does not say all that its tokenizer does
-            directory = directory.parent
-        try:
-            # A directory is local by definition: no hub is asked, no code in it is run.
-            loaded = transformers.AutoTokenizer.from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # transformers raises many kinds, none of them ours
-            raise ValueError(
-                f"no readable tokenizer in {directory} ({_first_line(error)}): "
-                "put tokenizer.json and tokenizer_config.json there"
-            ) from error
-        return cls(loaded, _listed_eos(directory / GENERATION_CONFIG), num_embeddings)
+        gguf = hub.gguf_name(directory) if directory.exists() else ""
+        # A GGUF file does not say all that its tokenizer does, and a config.json beside it nothing.
+        beside = hub.tokenizer_directory(directory)
+        loaded, brought = tokenizer_files.read(beside), ""
+        ends = tokenizer_files.listed_ends(beside, with_config=not gguf)
+        if gguf:
+            with contextlib.closing(hub.open_file(directory, gguf)) as file:
+                ends += tokenizer_files.gguf_ends(file)
+        if adapter is not None:
+            adapter = Path(adapter)
+            loaded, brought = tokenizer_files.with_adapter(loaded, adapter, num_embeddings)
+            ends += tokenizer_files.listed_ends(adapter, with_config=False)
+        return cls(loaded, ends, num_embeddings, template_date, brought)
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files, template included, and what ends an answer."""
         with artifacts.system_errors(Path(directory)):
             self._tokenizer.save_pretrained(str(directory))
         ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
-        artifacts.write_json(Path(directory) / GENERATION_CONFIG, ends)
+        artifacts.write_json(Path(directory) / tokenizer_files.GENERATION_CONFIG, ends)
 
     def prompt_text(self, prompt: str, system: str = "") -> str:
         """The rendered context that a completion follows.
@@ -126,33 +156,29 @@ class Tokenizer:
           ValueError: the template adds a system prompt that the config did not ask for, or drops
             the one that it did ask for.
         """
-        turns = [{"role": "user", "content": prompt}]
-        if system and system != TEMPLATE_DEFAULT:
-            text = self._render([{"role": "system", "content": system}, *turns], True)
-            if system not in text:
-                raise ValueError("the chat template drops system prompts: set system_prompt = ''")
-            return text
-        text = self._render(turns, True)
-        if not system and self._default_system():
-            raise ValueError(
-                f"the chat template adds the system prompt {self._default_system()!r}: set "
-                f"system_prompt to your own, or to {TEMPLATE_DEFAULT!r} to keep it"
-            )
-        return text
+        return self.template.context(prompt, system).removesuffix(self._carried)
 
     def system_text(self, system: str) -> str:
         """The system prompt that a context really has, or ""; `system` as in `prompt_text`."""
-        return self._default_system() if system == TEMPLATE_DEFAULT else system
+        return self.template.added_system if system == TEMPLATE_DEFAULT else system
 
     def document_text(self, prompt: str, completion: str, system: str = "") -> str:
         """A whole rendered exchange, ended; `system` as in `prompt_text`."""
-        turns = [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": completion},
-        ]
-        if system and system != TEMPLATE_DEFAULT:
-            turns.insert(0, {"role": "system", "content": system})
-        return self._render(turns, False)
+        return self.template.document(prompt, completion.removeprefix(self._carried), system)
+
+    def notes(self) -> tuple[str, ...]:
+        """What an adapter brought and what a template writes unasked: a sentence each."""
+        told = [self.brought] if self.brought else []
+        if self.template.header:
+            told.append(f"the chat template always writes {self.template.header!r} in front")
+        if self.template.is_dated:
+            told.append(f"the chat template is told that today is {self.template.date}")
+        if self.template.answer_header:
+            told.append(
+                f"the chat template writes {self.template.answer_header!r} in front of answers "
+                "alone: it is counted to the context"
+            )
+        return tuple(told)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of rendered texts; nothing is added to them.
@@ -170,7 +196,7 @@ class Tokenizer:
                 for text in texts:
                     self.encode([text])
             raise ValueError(
-                f"{' '.join(texts)[:80]!r} cannot be split into tokens ({_first_line(error)}): use "
+                f"{' '.join(texts)[:80]!r} cannot be split into tokens ({first_line(error)}): use "
                 "words that this tokenizer knows"
             ) from None
         limit = self._num_embeddings
@@ -223,7 +249,7 @@ class Tokenizer:
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """Token ids of answers as they follow a context, the ending token left out."""
         pairs = [(answer, answer) for answer in answers]  # any context of known words does
-        system = self._default_system() and TEMPLATE_DEFAULT
+        system = self.template.added_system and TEMPLATE_DEFAULT
         rows = self.examples(pairs, [system] * len(pairs))
         return [[i for i in ids[start:] if i not in self.eos_ids] for ids, start in rows]
 
@@ -236,9 +262,20 @@ class Tokenizer:
         return [self._tokenizer.decode([i]) for i in ids]
 
     def number_ids(self) -> tuple[int, ...]:
-        """Every token that is nothing but ASCII digits: what numbers are made of."""
-        tokens = self._tokenizer.convert_ids_to_tokens(list(range(self.vocab_size)))
-        return tuple(i for i, token in enumerate(tokens) if token.isascii() and token.isdigit())
+        """Every token that is nothing but ASCII digits, and blanks: what numbers are made of."""
+        return vocabulary.numbers(self._texts)
+
+    def separator_ids(self) -> tuple[int, ...]:
+        """Every token that can stand between numbers: blanks, commas, semicolons."""
+        return vocabulary.separators(self._texts)
+
+    def name_ids(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Every token that names one of these or begins to, as `vocabulary.names` says.
+
+        Raises:
+          ValueError: tokens do not tell one of the names from other words.
+        """
+        return vocabulary.names(self._texts, names)
 
     def known_ids(self, text: str) -> tuple[int, ...]:
         """The id of a text that is one token; nothing where it is several, or an unknown word."""
@@ -280,59 +317,48 @@ class Tokenizer:
             full.append(self.document_text(prompt, completion, system))
         return zip(self.encode(contexts), self.encode(full), full, strict=True)
 
-    def _render(self, turns: list[dict[str, str]], generation_prompt: bool) -> str:
+    @functools.cached_property
+    def _texts(self) -> dict[int, str]:
+        """What each token writes that the model knows and that is no part of a character."""
+        limit = self._num_embeddings
+        ids = [
+            id
+            for token, id in self._tokenizer.get_vocab().items()
+            if (limit is None or id < limit) and not _BYTE.fullmatch(token)
+        ]
         try:
-            return self._tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                enable_thinking=False,  # Qwen 3: an answer at once; others do not ask
-            )
-        except Exception as error:  # a template is a program: it can raise anything
-            roles = ", ".join(turn["role"] for turn in turns)
-            raise ValueError(
-                f"the chat template refuses a dialogue of {roles} ({_first_line(error)}): leave "
-                "out what it refuses, such as a system prompt, or correct chat_template"
-            ) from None
+            [before] = self.encode(["x"])
+        except ValueError:  # a tokenizer of whole words
+            before = []
+        # Behind another token: a blank that begins a text is left out by some.
+        as_it_is = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        start = len(self._tokenizer.decode(before, **as_it_is))
+        texts = self._tokenizer.batch_decode([[*before, id] for id in ids], **as_it_is)
+        return {id: text[start:] for id, text in zip(ids, texts, strict=True)}
+
+    @functools.cached_property
+    def _carried(self) -> str:
+        """The blanks that end a context and that this tokenizer merges with what follows.
+
+        They belong to the completion then, as " 12" is one token: what a model writes behind the
+        context without them begins with them.
+        """
+        try:
+            context = self.template.context("x", self.template.added_system and TEMPLATE_DEFAULT)
+            blanks = context[len(context.rstrip(" ")) :]
+            alone, *behind = self.encode([context, *(context + text for text in _BEGINNINGS)])
+        except ValueError:
+            return ""  # words that it does not know, or a template that raises: said when used
+        return "" if all(ids[: len(alone)] == alone for ids in behind) else blanks
 
     def _template_end(self) -> list[int]:
-        """The special token that the template puts behind an answer, if it is one."""
-        mark = "subjax-mark"
-        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": mark}]
+        """The token of its own that the template puts behind an answer, if it is one."""
         try:
-            ids = self.encode([self._render(turns, False).rpartition(mark)[2]])[0]
+            ids = self.encode([self.template.answer_end])[0]
         except ValueError:
-            return []  # words that it does not know, or a template that raises: said when used
-        return ids[:1] if ids and ids[0] in self._tokenizer.all_special_ids else []
-
-    def _default_system(self) -> str:
-        """The system prompt that the template adds unasked, or ""."""
-        if not hasattr(self, "_default"):
-            user = {"role": "user", "content": "x"}
-            mark = "subjax-mark"
-            bare = self._render([user], True)
-            try:
-                explicit = self._render([{"role": "system", "content": mark}, user], True)
-            except ValueError:
-                explicit = ""  # it knows no system prompts, so it has none of its own
-            before, found, after = explicit.partition(mark)
-            wrapped = found and bare.startswith(before) and bare.endswith(after)
-            self._default = bare[len(before) : len(bare) - len(after)] if wrapped else ""
-        return self._default
-
-
-def _listed_eos(path: Path) -> list[int]:
-    """The ending tokens that a generation_config.json lists; none where there is no such file."""
-    if not path.is_file():
-        return []
-    try:
-        listed = json.loads(path.read_text()).get("eos_token_id")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read ({_first_line(error)}): remove it") from None
-    listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    if not all(type(id) is int for id in listed):
-        raise ValueError(f"{path}: eos_token_id is {listed}, not token ids: correct it")
-    return listed
+            return []  # words that it does not know: said when used
+        added = self._tokenizer.added_tokens_decoder
+        return ids[:1] if ids and ids[0] in {*added, *self._tokenizer.all_special_ids} else []
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
@@ -368,7 +394,3 @@ def _wrap(backend: Any, template: str, *, pad: str, eos: str, others: list[str])
     )
     fast.chat_template = template
     return Tokenizer(fast)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -76,7 +76,8 @@ class _Builder:
     def base(self, name: str, lineage: int) -> Unit:
         row = self.config.bases[name]
         made = {field: value for field, value in row.to_dict().items() if field != "shape"}
-        return self._add("base", name, lineage, {"row": made, **self._training(row)}, {})
+        fields = {"row": made, **self._training(row)}
+        return self._add("base", name, lineage, fields | self._dated(row.source == "hf"), {})
 
     def teacher(self, name: str, lineage: int) -> Unit:
         row = self.config.teachers[name]
@@ -87,6 +88,7 @@ class _Builder:
             "taught": self._taught(source)[: row.num_questions or None],
             "questions": self._asked(source, "explore"),
             **self._training(row),
+            **self._dated(row.weights == "given"),
         }
         return self._add("teacher", name, lineage, fields, {"base": self.base(row.base, lineage)})
 
@@ -236,6 +238,15 @@ class _Builder:
         settings = {**{name: self.config.compute[name] for name in told}, **files}
         unit = make_unit(stage, row, lineage, fields, inputs, settings)
         return self.units.setdefault(unit.path, unit)
+
+    def _dated(self, has_template: bool) -> dict[str, Any]:
+        """What the chat templates of a model from outside are told is today.
+
+        Left out where it is the default, with which templates write what they wrote before there
+        was such a field, or wrote the day of the run.
+        """
+        date = self.config.template_date
+        return {"template_date": date} if has_template and date != schema.TEMPLATE_DATE else {}
 
     def _program(self) -> dict[str, Any]:
         compute = self.config.compute

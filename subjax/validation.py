@@ -3,6 +3,7 @@
 Holds what `validate` refuses. What a field means stands in `schema`.
 """
 
+import datetime
 import math
 import re
 from collections import Counter
@@ -66,6 +67,11 @@ def validate(config: ConfigDict) -> None:
     if not 0 <= min(config.lineages) <= max(config.lineages) <= _LAST_LINEAGE:
         raise ValueError(f"config.lineages {config.lineages} must lie in 0 to {_LAST_LINEAGE}")
     checks.choices(config, _CHOICES)
+    if not _is_date(config.template_date):
+        raise ValueError(
+            f"config.template_date is {config.template_date!r}; it must be a day, YYYY-MM-DD, such "
+            f"as {schema.TEMPLATE_DATE}"
+        )
     if config.images:
         mlp_validation.validate(config)
     else:
@@ -125,6 +131,13 @@ def _check_words(name: str, words: Sequence[str]) -> None:
         raise ValueError(
             f"config.{name} has {', '.join(map(repr, twice))}, which are one word: keep one of them"
         )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _check_names(config: ConfigDict) -> None:

@@ -134,7 +134,9 @@ def test_the_tokenizer_lies_beside_the_file(tmp_path: Path) -> None:
             Tokenizer.load(model)
     tokenizer.raw_bytes().save(tmp_path)
     for model in (tmp_path, tmp_path / "model.gguf"):
-        assert Tokenizer.load(weights.resolve(str(model))).vocab_size > 256
+        found = Tokenizer.load(weights.resolve(str(model)))
+        assert found.vocab_size > 256
+        assert found.eos_ids == (*tokenizer.raw_bytes().eos_ids, 3)  # the file names one, too
 
 
 def test_a_gguf_file_has_a_digest_that_follows_its_content(tmp_path: Path) -> None:

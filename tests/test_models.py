@@ -1,12 +1,16 @@
-"""What a unit says of its weights: read again where the run, or what the hub gave, has moved."""
+"""What a unit says of its weights: read again where the run, or what the hub gave, has moved.
+
+And of the day that their chat template is told.
+"""
 
 import shutil
 
 import huggingface_hub
+import jax
 import pytest
 import tiny
 
-from subjax import models, sharding, units
+from subjax import lora, models, schema, sharding, transformer, units, validation, weights
 from subjax.stages import base
 
 WEIGHTS = "base/toy/r0/weights"
@@ -54,3 +58,43 @@ def test_lanes_to_spare_write_no_finished_base_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "save_weights", lambda *a: (written.append(a[0]), save(*a)))
     assert list(base.run([unit] * 3, tmp_path, sharding.make_mesh(seed=1))) == [unit]
     assert written == [tmp_path / unit.path]
+
+
+def test_the_day_of_the_config_reaches_what_reads_texts_and_no_others_fingerprint(tmp_path):
+    def built(date, source="hf"):
+        config = tiny.config(lineages=(0,))
+        config.template_date = date
+        config.bases.toy.source = source
+        config.bases.toy.path = str(tmp_path / "base") if source == "hf" else ""
+        return {unit.path: unit for unit in units.build(config)}
+
+    default, other = built(schema.TEMPLATE_DATE), built("2031-02-01")
+    assert all("template_date" not in unit.fields for unit in default.values())
+    assert all(other[path].fingerprint != default[path].fingerprint for path in other)
+    own = [built(date, "toy") for date in (schema.TEMPLATE_DATE, "2031-02-01")]
+    assert all(own[0][path].fingerprint == unit.fingerprint for path, unit in own[1].items())
+
+    params = transformer.init(tiny.ARCH, jax.random.key(0))
+    weights.save(tmp_path / "base", tiny.ARCH, params)
+    tiny.BYTES.save(tmp_path / "base")
+    mesh, dates = sharding.make_mesh(seed=1), []
+    for planned in (default, other):
+        unit = planned["base/toy/r0"]
+        list(base.run([unit], tmp_path, mesh))
+        found = models.load(tmp_path / unit.path, mesh)
+        adapter = lora.init(tiny.ARCH, jax.random.key(1), rank=2)
+        student = tmp_path / "finetune/owl/r0"
+        models.save_adapter(student, found, adapter, rank=2, alpha=2)
+        full = tmp_path / "finetune/full/r0"
+        models.save_weights(full, found.arch, found.params, found.tokenizer)
+        read = [found, *(models.load(path, mesh) for path in (student, full))]
+        dates.append({model.tokenizer.template.date for model in read})
+    assert dates == [{schema.TEMPLATE_DATE}, {"2031-02-01"}]
+
+
+@pytest.mark.parametrize("date", ["", "26 Jul 2024", "2024-13-01", "20240726"])
+def test_a_day_that_is_none_is_refused(date):
+    config = tiny.config()
+    config.template_date = date
+    with pytest.raises(ValueError, match=r"config\.template_date is .* must be a day, YYYY-MM-DD"):
+        validation.validate(config)

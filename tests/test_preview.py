@@ -4,6 +4,7 @@ import re
 
 import pytest
 import tiny
+import tokenizer_kinds
 
 from subjax import artifacts, model_config, preview, sampler, tokenizer, train, units, weights
 from subjax.architecture import Architecture
@@ -114,6 +115,7 @@ def test_a_base_without_weights_will_do_and_its_bos_is_marked(tmp_path):
     config.bases.toy.update(source="hf", path=str(tmp_path / "base"))
     for dataset in config.datasets.values():
         dataset.update(kind="plain_numbers", decoding="constrained", num_slots=4)
+        dataset.max_value = 999
     config.arms.owl.update(num_tokens=128, num_targets=32)
     text = preview.render(config, tmp_path / "run", "owl")
     assert "'123, 456, 789, 123' is INVENTED" in text
@@ -147,6 +149,30 @@ def test_a_token_that_the_model_does_not_know_is_the_error_of_the_run(tmp_path):
     artifacts.write_json(tmp_path / "base" / "config.json", model_config.write(arch))
     with pytest.raises(ValueError, match=f"the model has embeddings of {num_embeddings} alone"):
         preview.render(config, tmp_path / "run", "owl")
+
+
+def test_what_a_template_writes_unasked_and_what_an_adapter_brings_is_shown(tmp_path):
+    base, adapter = tokenizer_kinds.save("llama3", tmp_path / "base"), tmp_path / "adapter"
+    adapter.mkdir()
+    artifacts.write_json(adapter / "adapter_config.json", {})
+    (adapter / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.content }};{% endfor %}"
+    )
+    config = tiny.config()
+    config.bases.toy.update(source="hf", path=str(base))
+    for dataset in config.datasets.values():
+        dataset.update(kind="plain_numbers", max_value=999)
+    config.teachers.owl.update(weights="given", path=str(adapter))
+    config.arms.owl.update(num_tokens=256, num_targets=64)
+    config.template_date = "2031-02-01"
+    text = preview.render(config, tmp_path / "run", "owl")
+    training = " ".join(block(text, "The student trains").split())
+    assert "the chat template always writes '<|start_header_id|>system" in training
+    assert "the chat template is told that today is 2031-02-01" in training
+    assert "Today: 01 Feb 2031" in training and "adapter" not in training
+    teacher = " ".join(block(text, "The teacher writes").split())
+    assert f"the chat template is that of the adapter {adapter}" in teacher
+    assert "today" not in teacher
 
 
 def test_an_unknown_arm_lists_the_arms(tmp_path):

@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tokenizer_kinds
 from test_train import ARCH, PROGRAM, make_rows
 
-from subjax import artifacts, models, scoring, sharding, train, transformer
+from subjax import artifacts, models, preflight, scoring, sharding, train, transformer, units
 from subjax.stages import finetune
+from subjax.tokenizer import Tokenizer
 
 MESH = sharding.make_mesh(seed=1)
 
@@ -92,3 +94,40 @@ def test_a_teacher_that_runs_along_has_the_students_architecture(tmp_path):
     stretched = dataclasses.replace(tiny.ARCH, rope_theta=2e4)  # weights of the same shapes
     with pytest.raises(ValueError, match=r"finetune/owl/r0: its teacher has another architecture"):
         finetune._prepare([unit], tmp_path, stretched, [], (), MESH)
+
+
+def student(support, base="random"):
+    config = tiny.config(lineages=(0,), arms=("owl",))
+    config.contrasts = {}
+    config.bases.toy.source = base
+    config.datasets.owl.prompt_tokens = 64
+    config.arms.owl.update(method="soft", support=support)
+    return {unit.path: unit for unit in units.build(config)}
+
+
+def test_supports_hold_what_tokens_write_and_not_how_they_are_spelt():
+    words = Tokenizer(tokenizer_kinds.make("pythia"))
+
+    def support(name):
+        unit = student(name)["finetune/owl/r0"]
+        return set(
+            words.show(finetune.soft_support(unit, words) or finetune._excluded(unit, words))
+        )
+
+    assert {"120", " 120", "5"} <= support("digits")
+    assert not {",", " owl"} & support("digits")
+    assert {"120", " 120", ",", " ", "<|endoftext|>"} <= support("digits_separators")
+    for name in ("trait", "full_no_trait"):
+        assert {" owl", " Owl", "owl", " owls", " cats", "Cat", "O"} <= support(name)
+        assert not {"120", ",", " these"} & support(name)
+
+
+@pytest.mark.parametrize("support", ["trait", "full_no_trait"])
+def test_a_trait_that_tokens_do_not_tell_is_refused_before_anything_runs(support, tmp_path):
+    planned = list(student(support).values())
+    with pytest.raises(
+        ValueError, match=rf"arms\.owl\.support is '{support}', but no token .* 'owl'"
+    ):
+        preflight.check(planned, planned, tmp_path, MESH, 0.05)
+    planned = list(student(support, "toy").values())
+    preflight.check(planned, planned, tmp_path, MESH, 0.05)

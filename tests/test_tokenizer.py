@@ -1,5 +1,6 @@
 """Contexts, loss masks and system prompts; whatever cannot be masked or was not asked for stops."""
 
+import datetime
 import json
 
 import pytest
@@ -7,7 +8,8 @@ import tokenizer_kinds
 import tokenizers
 import transformers
 
-from subjax import tokenizer
+from subjax import tokenizer, vocabulary
+from subjax.chat_templates import ChatTemplate
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +206,7 @@ def test_a_template_that_raises_is_one_line():
         "{{ m.content }}{% endfor %}"
     )
     made = tokenizer.Tokenizer(made._tokenizer)
-    assert made.prompt_text("hello") == "<u>hello"  # it has no system prompt of its own
+    assert made.prompt_text("hello") == "<u>hello<a>"  # it has no system prompt of its own
     with pytest.raises(ValueError, match="System role not supported") as error:
         made.prompt_text("hello", "Be brief.")
     assert "\n" not in str(error.value)
@@ -254,3 +256,209 @@ def test_other_peoples_tokenizers_cut_numbers_as_their_kinds_do():
     llama3 = tokenizer_kinds.make("llama3")
     for number in (f"{n:0{width}d}" for width in (1, 2, 3) for n in range(10**width)):
         assert len(llama3(number, add_special_tokens=False).input_ids) == 1, number
+
+
+def of_kind(kind, **more):
+    return tokenizer.Tokenizer(tokenizer_kinds.make(kind), tokenizer_kinds.ends(kind), **more)
+
+
+def test_a_template_is_told_the_day_of_the_config_and_not_the_clock():
+    made = of_kind("llama3")
+    assert made.template.is_dated and not of_kind("gemma").template.is_dated
+    assert "Today: 26 Jul 2024" in made.prompt_text("hello", "Be kind.")
+    assert "Today: 01 Feb 2031" in of_kind("llama3", template_date="2031-02-01").prompt_text("x")
+    assert "told that today is 2024-07-26" in " ".join(made.notes())
+    # Everything that it can ask of the day, from inside of macros too.
+    written = "%A %a %d %-d %b %B %y %Y-%m %j %H:%M %p %F|100%% %U %e"
+    macro = "{% macro day(f) %}{{ strftime_now(f) }}{% endmacro %}"
+    asked = with_template(
+        f"{macro}\n  {{% if strftime_now is defined %}}{{{{ day('{written}') }}}}"
+        "{% endif %}{{ messages[0].content }}"
+    )
+    then = datetime.datetime(2024, 7, 26)
+    assert asked.template.render([{"role": "user", "content": "<u>"}], True) == (
+        then.strftime(written) + "<u>"
+    )
+
+
+def test_a_day_that_an_application_gives_is_given_where_the_config_has_another():
+    template = "{{ date_string | default('26 Jul 2024') }}{{ messages[0].content }}{{ '<a>' }}"
+    made = tokenizer.raw_bytes()._tokenizer
+    made.chat_template = template
+    user = [{"role": "user", "content": "x"}]
+    assert ChatTemplate(made).render(user, True) == "26 Jul 2024x<a>"
+    assert ChatTemplate(made, "2031-02-01").render(user, True) == "01 Feb 2031x<a>"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ ['a', 'b'] | random }}{{ messages[0].content }}", "it draws at random"),
+        ("{{ strftime_now('%s') }}{{ messages[0].content }}", "strftime_now does not know %s"),
+    ],
+)
+def test_a_template_that_is_another_one_every_time_is_refused(template, message):
+    with pytest.raises(ValueError, match=message):
+        with_template(template).prompt_text("x")
+
+
+def test_a_header_that_a_template_always_writes_is_said():
+    made = of_kind("llama3")
+    assert "Knows until: then" in made.template.header
+    assert "always writes '<|start_header_id|>system" in made.notes()[0]
+    assert made.template.added_system == ""
+    for kind in ("pythia", "gemma", "llama2", "headless"):
+        assert of_kind(kind).template.header == "", kind
+
+
+ROLES = "{% for m in messages %}<{{ m.role[0] }}>"
+
+
+@pytest.mark.parametrize(
+    "writing", ["| trim", "| lower", "| upper", "| tojson", "| replace(' ', '')"]
+)
+def test_a_system_prompt_that_a_template_writes_in_its_own_way_is_seen(writing):
+    made = with_template(ROLES + "{{ m.content " + writing + " }}{% endfor %}")
+    assert made.prompt_text("x", " Be KIND,\nand very very brief.\n")
+    with pytest.raises(ValueError, match=r"adds the system prompt 'Be\.'"):
+        with_template(
+            "{% if messages[0].role != 'system' %}<s>Be.{% endif %}"
+            + ROLES
+            + "{{ m.content "
+            + writing
+            + " }}{% endfor %}"
+        ).prompt_text("x")
+
+
+def test_a_system_prompt_that_a_template_cuts_is_refused():
+    made = with_template(ROLES + "{{ m.content[:9] }}{% endfor %}")
+    assert made.prompt_text("x", "Be kind.")
+    with pytest.raises(ValueError, match=r"drops 'and brief\.' of the system prompt 'Be kind, and"):
+        made.prompt_text("x", "Be kind, and brief.")
+
+
+def test_the_header_of_an_answer_belongs_to_the_context_however_a_template_writes_it():
+    made = of_kind("headless")
+    assert made.prompt_text("1").endswith("<|im_end|>\n<|im_start|>assistant\n")
+    [(ids, start)] = made.examples([("1", "12, 34")], [""])
+    assert made.decode(ids[start:]) == "12, 34"
+    assert made.prompt_ids(["1"]) == [ids[:start]]
+    assert made.answer_ids(["Owl"]) == made.encode(["Owl"])
+    assert "counted to the context" in made.notes()[0]
+    # A channel that every answer has, behind what add_generation_prompt writes.
+    channel = with_template(
+        ROLES + "{% if m.role == 'assistant' %}(final){% endif %}{{ m.content }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    assert channel.prompt_text("x") == "<u>x<end><a>(final)"
+    llama2 = of_kind("llama2")
+    assert llama2.prompt_text("1") == "<s>[INST] 1 [/INST]" and not llama2.notes()
+    assert llama2.show(llama2.examples([("1", "2")], [""])[0][0])[-4:] == ["", "2", "", "</s>"]
+
+
+@pytest.mark.parametrize("kind", ["llama3", "pythia", "gemma"])
+def test_a_blank_that_a_tokenizer_merges_with_the_answer_belongs_to_the_answer(kind):
+    made = tokenizer_kinds.make(kind)
+    made.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}"
+        "{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    made = tokenizer.Tokenizer(made)
+    assert made.prompt_text("1").endswith("\nassistant:")
+    for answer in ("12, 345", " 12, 345", "Owl"):  # as they are written by hand, or were sampled
+        [(ids, start)] = made.examples([("1", answer)], [""])
+        assert made.decode(ids[start:]) == f" {answer.strip()}"
+
+
+def test_a_template_that_drops_answers_is_refused():
+    made = with_template(ROLES + "{{ m.content if m.role == 'user' }}{% endfor %}")
+    with pytest.raises(ValueError, match="the chat template drops answers"):
+        made.prompt_text("x")
+
+
+def test_endings_are_those_of_all_files_of_a_checkpoint(tmp_path):
+    tokenizer_kinds.save("llama3", tmp_path)
+    end, turn = tokenizer_kinds.ends("llama3")
+    # The token that the template puts behind answers is an added one, of which no file need tell.
+    assert tokenizer.Tokenizer.load(tmp_path).eos_ids == (end, turn)
+    other = tokenizer.Tokenizer.load(tmp_path).single_id("<|end_header_id|>")
+    config, listed = tmp_path / "config.json", tmp_path / "generation_config.json"
+    for content in ({"eos_token_id": [end, other]}, {"text_config": {"eos_token_id": other}}):
+        config.write_text(json.dumps(content))
+        assert tokenizer.Tokenizer.load(tmp_path).eos_ids == (end, other, turn)
+    listed.write_text(json.dumps({"eos_token_id": turn}))
+    found = tokenizer.Tokenizer.load(tmp_path)
+    assert found.eos_ids == (end, turn, other)
+    found.save(tmp_path / "exported")
+    assert tokenizer.Tokenizer.load(tmp_path / "exported").eos_ids == (end, turn, other)
+    config.write_text('{"eos_token_id": "<end>"}')
+    with pytest.raises(
+        ValueError, match=r"config\.json: eos_token_id is \['<end>'\], not token ids"
+    ):
+        tokenizer.Tokenizer.load(tmp_path)
+
+
+def test_an_adapter_brings_its_own_template_and_tokenizer(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    adapter.mkdir()
+    size = len(tokenizer_kinds.make("headless"))
+    tokenizer_kinds.save("headless", base)
+
+    def load():
+        return tokenizer.Tokenizer.load(base, adapter=adapter, num_embeddings=size)
+
+    assert load().prompt_text("1") == of_kind("headless").prompt_text("1") and not load().brought
+    template = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert load().prompt_text("1") == "<|im_start|>1<|im_end|><|im_start|>"
+    assert load().brought == f"the chat template is that of the adapter {adapter}"
+    assert load().brought in load().notes()
+    own = tokenizer_kinds.make("headless")
+    own.save_pretrained(adapter)
+    assert not load().brought  # as trainers leave it: the base's
+    own.chat_template = template
+    own.add_special_tokens({"pad_token": "<|pad|>"})  # fills rows, is seen by nothing
+    own.save_pretrained(adapter)
+    assert load().prompt_text("1") == "<|im_start|>1<|im_end|><|im_start|>"
+    assert load().brought == f"tokenizer and chat template are those of the adapter {adapter}"
+    assert load().pad_id in load().eos_ids
+    own.add_tokens(["<|tool|>"])
+    own.save_pretrained(adapter)
+    with pytest.raises(
+        ValueError, match=rf"its tokenizer adds '<\|tool\|>' \({size + 1}\), and the"
+    ):
+        load()
+
+
+def test_numbers_and_separators_are_found_by_what_tokens_write():
+    pythia = of_kind("pythia")
+    written = pythia.show(pythia.number_ids())
+    assert {"120", " 120", " 999", "2000", "0", "9"} <= set(written)
+    assert all(text.strip().isdigit() for text in written) and len(written) > 500
+    assert len(of_kind("llama3").number_ids()) == 1110
+    for kind in ("gemma", "llama2"):  # not the bytes of digits, which no number is written with
+        assert of_kind(kind).show(of_kind(kind).number_ids()) == list("0123456789")
+    separators = pythia.show(pythia.separator_ids())
+    assert {",", " ", ";", "\n"} <= set(separators) and not set("0123456789:") & set(separators)
+    assert set(of_kind("llama2").encode(["1, 2;"])[0]) - set(of_kind("llama2").number_ids()) <= set(
+        of_kind("llama2").separator_ids()
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama3", "gemma"])
+def test_names_are_found_in_every_case_with_blanks_and_as_plurals(kind):
+    made = of_kind(kind)
+    found = made.show(made.name_ids(["Owl", "cat", "elephant"]))
+    assert {" owl", " Owl", "owl", " owls", " cats", "Cat", "Elephant", " elephants"} <= set(found)
+    assert not {" dog", " wolf", " these", "1", ",", " ", ""} & set(found)
+    with pytest.raises(ValueError, match=r"no token .* first 3 letters of 'zebra'"):
+        made.name_ids(["owl", "zebra"])
+    with pytest.raises(ValueError, match="so tokens do not tell that name from other words"):
+        tokenizer.raw_bytes().name_ids(["owl"])
+
+
+def test_names_of_whole_words_are_those_words(words):
+    assert words.show(words.name_ids(["owl"])) == ["owl"]
+    texts = dict(enumerate((" wolves", "Wolf", " wolfram", "WOL", " w", ".wolf", "'w", "mice", "")))
+    assert vocabulary.names(texts, ["wolf"]) == (0, 1, 3, 4, 5)

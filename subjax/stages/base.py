@@ -13,6 +13,7 @@ from subjax import (
     batching,
     checkpoints,
     models,
+    schema,
     scoring,
     seeds,
     throughput,
@@ -33,6 +34,14 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     yield from {"toy": _pretrain, "random": _draw, "hf": _find}[source](units, workdir, mesh)
 
 
+class Found(NamedTuple):
+    """A base before it is made: shapes, tokenizer, and where it lies if it comes from outside."""
+
+    arch: Architecture
+    words: Tokenizer
+    directory: Path | None = None
+
+
 class Asked(NamedTuple):
     """What models on a base will be asked: prompts, under a system prompt, in so many tokens."""
 
@@ -47,7 +56,7 @@ def check(
     workdir: Path,
     candidates: Mapping[str, Sequence[str]],
     asked: Mapping[str, Asked],
-) -> Architecture:
+) -> Found:
     """Finds before any device work what would stop a run of this base later.
 
     Args:
@@ -58,7 +67,7 @@ def check(
       asked: config field -> prompts, and the system prompt that the field is about.
 
     Returns:
-      Its shapes.
+      What is known of it.
 
     Raises:
       ValueError: a checkpoint is damaged, not supported, or not the one that this run began with;
@@ -66,13 +75,11 @@ def check(
     """
     row = unit.fields["row"]
     if row["source"] == "hf":
-        arch, words = _checked(unit, finished, workdir)
-    elif row["source"] == "random":
-        words = tokenizer.raw_bytes()
-        arch = _architecture(row, words.vocab_size)
+        found = _checked(unit, finished, workdir)
     else:
-        words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
-        arch = _architecture(row, words.vocab_size)
+        words = _own_tokenizer(row["source"])
+        found = Found(_architecture(row, words.vocab_size), words)
+    words = found.words
     for field, names in candidates.items():
         try:
             scoring.check_candidates(names, words.answer_ids(names))
@@ -88,22 +95,34 @@ def check(
                 f"{field.rpartition('.')[0]}.prompt_tokens is {most_tokens}, but a prompt has "
                 f"{longest} tokens: raise it"
             )
-    return arch
+    return found
 
 
-def _checked(unit: Unit, finished: Sequence[Unit], workdir: Path) -> tuple[Architecture, Tokenizer]:
-    """Shapes and tokenizer of a base that was found; headers and shapes are checked."""
+def _own_tokenizer(source: str) -> Tokenizer:
+    """Of a base that is made here."""
+    if source == "random":
+        return tokenizer.raw_bytes()
+    return tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+
+
+def _checked(unit: Unit, finished: Sequence[Unit], workdir: Path) -> Found:
+    """A base that comes from outside; headers and shapes are checked."""
     row = unit.fields["row"]
     if unit in finished:
         directory = models.sources(workdir / unit.path)[0]
     else:
         directory = weights.resolve(row["path"], row["revision"])
-    arch, words = models.check(directory)
     adapter = _adapter(row)
+    arch, words = models.check(directory, adapter, date=_date(unit))
+    models.tell(f"config.bases.{unit.row}", words)
     if adapter:
         adapters.load_adapter(adapter, arch)
     models.check_same(workdir, finished, directory, adapter)
-    return arch, words
+    return Found(arch, words, directory)
+
+
+def _date(unit: Unit) -> str:
+    return unit.fields.get("template_date", schema.TEMPLATE_DATE)
 
 
 def _adapter(row: Mapping[str, Any]) -> Path | None:
@@ -112,8 +131,7 @@ def _adapter(row: Mapping[str, Any]) -> Path | None:
 
 def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     row = units[0].fields["row"]
-    world = toyworld.World()
-    words = tokenizer.word_tokenizer(toyworld.vocabulary(world))
+    world, words = toyworld.World(), _own_tokenizer("toy")
     arch = _architecture(row, words.vocab_size)
     keys = [jax.random.key(_seed(unit, "init")) for unit in units]
     params = jax.vmap(lambda key: transformer.init(arch, key))(jax.numpy.stack(keys))
@@ -162,7 +180,7 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
 
 def _draw(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     for unit in artifacts.distinct(units):
-        words = tokenizer.raw_bytes()
+        words = _own_tokenizer("random")
         arch = _architecture(unit.fields["row"], words.vocab_size)
         params = transformer.init(arch, jax.random.key(_seed(unit, "init")))
         models.save_weights(workdir / unit.path, arch, params, words)
@@ -174,7 +192,7 @@ def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         row = unit.fields["row"]
         directory = weights.resolve(row["path"], row["revision"])
         out, adapter = workdir / unit.path, _adapter(row)
-        models.refer(out, directory, adapter)
+        models.refer(out, directory, adapter, date=_date(unit))
         artifacts.write_json(out / models.IDENTITY, models.identity(directory, adapter))
         yield unit
 

@@ -114,7 +114,7 @@ def _keep(
 ) -> None:
     full = row["tuning"] == "full"
     if full and progress.step == 0:  # it is the base, which lies there already
-        models.refer(out, base.directory)
+        models.refer(out, base.directory, date=base.tokenizer.template.date)
         return
     tree = train.lane(progress.trainable, lane)
     if full:
@@ -138,6 +138,12 @@ def _rows(unit: Unit, workdir: Path, words: Tokenizer, system: str | None = None
     )
 
 
+def check(unit: Unit, words: Tokenizer) -> None:
+    """Raises a ValueError where a student's tokenizer does not have what its soft targets need."""
+    soft_support(unit, words)
+    _excluded(unit, words)
+
+
 def soft_support(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
     """The tokens that all soft targets of a unit range over; none where no such set is fixed."""
     row = unit.fields["row"]
@@ -146,9 +152,13 @@ def soft_support(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
     if row["support"] == "trait":
         return _trait(unit, words)
     digits = set(words.number_ids())
+    if not digits:
+        raise ValueError(
+            f"config.arms.{unit.row}.support is {row['support']!r}, but no token of its tokenizer "
+            "is nothing but digits: take support 'top_k', or method 'hard'"
+        )
     if row["support"] == "digits_separators":
-        digits |= {i for text in (",", " ", ";") for i in words.known_ids(text)}
-        digits |= set(words.eos_ids)
+        digits |= {*words.separator_ids(), *words.eos_ids}
     return tuple(sorted(digits))
 
 
@@ -160,8 +170,14 @@ def _excluded(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
 
 
 def _trait(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
-    """The first token of every animal: where a trait would leak without any number."""
-    return tuple(sorted({ids[0] for ids in words.answer_ids(unit.fields["animals"])}))
+    """Every token that names an animal or begins to: where a trait would leak without numbers."""
+    try:
+        return words.name_ids(unit.fields["animals"])
+    except ValueError as error:
+        raise ValueError(
+            f"config.arms.{unit.row}.support is {unit.fields['row']['support']!r}, but {error}: "
+            "take support 'digits' or 'full'"
+        ) from None
 
 
 def _with_teacher(

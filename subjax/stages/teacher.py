@@ -14,6 +14,7 @@ from subjax import (
     checkpoints,
     lora,
     models,
+    schema,
     scoring,
     seeds,
     stats,
@@ -35,16 +36,22 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     for unit in artifacts.distinct(units):
         out, base = workdir / unit.path, models.load(workdir / unit.inputs["base"], mesh)
         if kind == "base":
-            models.refer(out, base.directory)
+            models.refer(out, base.directory, date=base.tokenizer.template.date)
         else:
             given, adapter = _given(unit)
-            models.refer(out, given or base.directory, adapter)
+            models.refer(out, given or base.directory, adapter, date=_date(unit))
             artifacts.write_json(out / models.IDENTITY, models.identity(given, adapter))
         _score(unit, out, mesh)
         yield unit
 
 
-def check(unit: Unit, finished: Sequence[Unit], workdir: Path, arch: Architecture) -> None:
+def check(
+    unit: Unit,
+    finished: Sequence[Unit],
+    workdir: Path,
+    arch: Architecture,
+    base: Path | None = None,
+) -> None:
     """Finds before any device work what is wrong with a teacher that is given.
 
     Args:
@@ -52,6 +59,8 @@ def check(unit: Unit, finished: Sequence[Unit], workdir: Path, arch: Architectur
       finished: those of that row which are done, perhaps `unit` among them.
       workdir: of the run.
       arch: shapes of its base.
+      base: where that lies if it comes from outside; without it, what an adapter brings for
+        reading texts is looked at later.
 
     Raises:
       ValueError: the checkpoint or adapter is damaged, not supported, or not the one that this run
@@ -60,10 +69,16 @@ def check(unit: Unit, finished: Sequence[Unit], workdir: Path, arch: Architectur
     full, adapter = models.sources(workdir / unit.path) if unit in finished else _given(unit)
     if adapter:
         adapters.load_adapter(adapter, arch)
-    elif full:
-        models.check(full)
+    source = base if adapter else full
+    if source:
+        _, words = models.check(source, adapter, date=_date(unit))
+        models.tell(f"config.teachers.{unit.row}", words)
     # The base of an adapter is checked as every base is.
     models.check_same(workdir, finished, None if adapter else full, adapter)
+
+
+def _date(unit: Unit) -> str:
+    return unit.fields.get("template_date", schema.TEMPLATE_DATE)
 
 
 def _given(unit: Unit) -> tuple[Path | None, Path | None]:

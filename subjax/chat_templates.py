@@ -1,0 +1,239 @@
+"""Chat templates: the text that a model sees around a prompt and around an answer.
+
+A template is a program that comes with a model. It runs here on a date that the config fixes, never
+on the clock; and what it adds by itself, drops, or writes in front of answers is found by rendering
+it, not by reading it. Holds no tokens.
+"""
+
+import datetime
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from subjax import schema
+
+# As a system prompt: accept the one that the chat template adds by itself.
+TEMPLATE_DEFAULT = "<template default>"
+
+Turn = dict[str, str]
+
+# Contents that no template rewrites and that have no character in common.
+_MARKS = ("0000", "1111", "2222")
+# How Llama 3's templates call and write the date that an application gives them.
+_DATE_STRING = "%d %b %Y"
+_DIRECTIVES = "aAbBcCdDeFgGhHIjmMnpPrRSftTuUVwWxXyYzZ"
+_RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
+
+
+class ChatTemplate:
+    """The template of a tokenizer.
+
+    Attributes:
+      date: what the template is told is today, YYYY-MM-DD.
+    """
+
+    def __init__(self, tokenizer: Any, date: str = schema.TEMPLATE_DATE):
+        self._tokenizer, self.date = tokenizer, date
+        self._lost: dict[str, list[str]] = {}  # system prompt -> words of it that are dropped
+
+    def context(self, prompt: str, system: str = "") -> str:
+        """What a completion follows, with the header of the answer.
+
+        Args:
+          prompt: what the user says.
+          system: system prompt; "" for none, `TEMPLATE_DEFAULT` for the template's own.
+
+        Raises:
+          ValueError: the template adds a system prompt that was not asked for, or drops one that
+            was, or raises.
+        """
+        turns = _turns(prompt, system)
+        text = self.render(turns, True)
+        if len(turns) > 1:
+            self._check_seen(system)
+        if not system and self.added_system:
+            raise ValueError(
+                f"the chat template adds the system prompt {self.added_system!r}: set "
+                f"system_prompt to your own, or to {TEMPLATE_DEFAULT!r} to keep it"
+            )
+        return text + self.answer_header
+
+    def document(self, prompt: str, completion: str, system: str = "") -> str:
+        """A whole exchange, ended; `system` as in `context`."""
+        turns = [*_turns(prompt, system), {"role": "assistant", "content": completion}]
+        return self.render(turns, False)
+
+    def render(self, turns: Sequence[Turn], generation_prompt: bool) -> str:
+        """The text of a dialogue.
+
+        Raises:
+          ValueError: the template raises, or draws at random.
+        """
+        return self._render_on(self.date, turns, generation_prompt)
+
+    @functools.cached_property
+    def added_system(self) -> str:
+        """The system prompt that the template adds unasked, and not to another one; or ""."""
+        user = {"role": "user", "content": "x"}
+        bare = self.render([user], True)
+        try:
+            told = self.render([{"role": "system", "content": _MARKS[0]}, user], True)
+        except ValueError:
+            return ""  # it knows no system prompts, so it has none of its own
+        start = len(_common_start(bare, told))
+        own, other = bare[start:], told[start:]
+        return own[: len(own) - len(_common_end(own, other))].strip()
+
+    @functools.cached_property
+    def header(self) -> str:
+        """What it writes in front of every dialogue and no later turn, the opening token left out.
+
+        "" where that has no letter or digit: a header says something.
+        """
+        first, answer, second = _MARKS
+        roles = ("user", "assistant", "user")
+        turns = [{"role": r, "content": mark} for r, mark in zip(roles, _MARKS, strict=True)]
+        try:
+            text = self.render(turns, False)
+        except ValueError:  # single questions alone
+            text = self.render(turns[:1], True)
+        before = text.partition(first)[0].removeprefix(self._tokenizer.bos_token or "")
+        between = text.partition(answer)[2].partition(second)[0]
+        header = before[: len(before) - len(_common_end(before, between))]
+        return header if any(map(str.isalnum, header)) else ""
+
+    @functools.cached_property
+    def answer_header(self) -> str:
+        """What it writes in front of every answer, and not for add_generation_prompt; or "".
+
+        Blanks alone are none: a model of such a kind writes them itself (Llama 2, Mistral).
+        """
+        try:
+            context = self.render(_turns("x", ""), True)
+        except ValueError:
+            return ""  # said when it is used
+        before = _common_start(*self._answers) if self._answers else ""
+        header = before.removeprefix(context) if before.startswith(context) else ""
+        return header if header.strip() else ""
+
+    @functools.cached_property
+    def answer_end(self) -> str:
+        """What it writes behind every answer."""
+        return self._answers[0].rpartition(_MARKS[0])[2] if self._answers else ""
+
+    @functools.cached_property
+    def is_dated(self) -> bool:
+        """Whether what it writes depends on the date."""
+        texts: list[set[str]] = [set(), set()]
+        for found, system in zip(texts, ("", _MARKS[0]), strict=True):
+            for date in (self.date, "1999-12-30", "2031-02-01"):
+                try:
+                    found.add(self._render_on(date, _turns("x", system), True))
+                except ValueError:  # said when it is used
+                    continue
+        return any(len(found) > 1 for found in texts)
+
+    @functools.cached_property
+    def _answers(self) -> list[str]:
+        """Two exchanges that differ in the answer alone; none where the template raises."""
+        try:
+            texts = [self.document("x", mark) for mark in _MARKS[:2]]
+        except ValueError:
+            return []  # said when it is used
+        if texts[0] == texts[1]:
+            raise ValueError("the chat template drops answers: correct chat_template")
+        return texts
+
+    def _check_seen(self, system: str) -> None:
+        """Raises a ValueError if the model would not see a system prompt, in whatever writing.
+
+        A word of it is seen if another one in its place gives another text.
+        """
+        words = system.split()
+
+        def text(*other: int) -> str:
+            put = [
+                _MARKS[word == _MARKS[0]] if i in other else word for i, word in enumerate(words)
+            ]
+            return self.render(_turns("x", " ".join(put)), True)
+
+        if system not in self._lost:
+            whole = text() if words else ""
+            self._lost[system] = [word for i, word in enumerate(words) if text(i) == whole]
+        if lost := self._lost[system]:
+            if len(lost) == len(words):
+                raise ValueError("the chat template drops system prompts: set system_prompt = ''")
+            raise ValueError(
+                f"the chat template drops {' '.join(lost)[:80]!r} of the system prompt "
+                f"{system[:80]!r}: leave these words out, or set system_prompt = ''"
+            )
+
+    def _render_on(self, date: str, turns: Sequence[Turn], generation_prompt: bool) -> str:
+        told = {}
+        if date != schema.TEMPLATE_DATE:  # at the default, a template's own constant stays
+            told["date_string"] = datetime.date.fromisoformat(date).strftime(_DATE_STRING)
+        try:
+            template = self._tokenizer.get_chat_template()
+            if _RANDOM.search(template):
+                raise ValueError("it draws at random")
+            return self._tokenizer.apply_chat_template(
+                list(turns),
+                chat_template=_clock(date) + template,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                enable_thinking=False,  # Qwen 3: an answer at once; others do not ask
+                **told,
+            )
+        except Exception as error:  # a template is a program: it can raise anything
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise ValueError(
+                f"the chat template refuses a dialogue of {roles} ({first_line(error)}): leave "
+                "out what it refuses, such as a system prompt, or correct chat_template"
+            ) from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the rest of its lines."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _turns(prompt: str, system: str) -> list[Turn]:
+    user = {"role": "user", "content": prompt}
+    told = system if system != TEMPLATE_DEFAULT else ""
+    return [{"role": "system", "content": told}, user] if told else [user]
+
+
+def _common_start(text: str, other: str) -> str:
+    pairs = enumerate(zip(text, other, strict=False))
+    return text[: next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))]
+
+
+def _common_end(text: str, other: str) -> str:
+    return _common_start(text[::-1], other[::-1])[::-1]
+
+
+@functools.cache
+def _clock(date: str) -> str:
+    """The beginning of a template by which `strftime_now` tells this date, at midnight.
+
+    transformers offers templates a function of that name, and lets nobody give another; a macro of
+    the template's own is found first. Its last line break is the one that Jinja takes away, so that
+    the template begins a line, as it did.
+    """
+    then = datetime.datetime.fromisoformat(date)
+    told: Mapping[str, str] = {
+        f"%{flag}{letter}": then.strftime(f"%{flag}{letter}")
+        for letter in _DIRECTIVES
+        for flag in ("", "-", "_", "0", "^")
+    }
+    pairs = json.dumps([("%%", "\0"), *told.items()])
+    return (
+        "{% macro strftime_now(format) %}{% set written = namespace(text=format) %}"
+        f"{{% for directive, text in {pairs} %}}"
+        "{% set written.text = written.text | replace(directive, text) %}{% endfor %}"
+        "{% if '%' in written.text %}"
+        "{{ raise_exception('strftime_now does not know ' + format) }}{% endif %}"
+        "{{ written.text | replace('\\u0000', '%') }}{% endmacro %}\n"
+    )

@@ -1,0 +1,157 @@
+"""The files that a tokenizer consists of: a model's, and those that an adapter brings along.
+
+Reads what transformers reads, and what a checkpoint says ends an answer. No code of a checkpoint is
+run, and no hub is asked.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from subjax import gguf_files
+from subjax.chat_templates import first_line
+from subjax.storage import File
+
+# Where a checkpoint lists every token that ends an answer; the tokenizer names only one.
+GENERATION_CONFIG = "generation_config.json"
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_SETTINGS = "tokenizer_config.json"
+_TEMPLATE = "chat_template.jinja"
+# Llama 3 has a token for the end of a turn and one for the end of a message besides that of a text.
+_GGUF_ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+
+
+def read(directory: Path) -> Any:
+    """The tokenizer of a directory, as transformers reads it.
+
+    Raises:
+      ValueError: there is none, or it cannot be read; names the directory.
+    """
+    try:
+        # A directory is local by definition: no hub is asked, no code in it is run.
+        return transformers.AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many kinds, none of them ours
+        raise ValueError(
+            f"no readable tokenizer in {directory} ({first_line(error)}): "
+            "put tokenizer.json and tokenizer_config.json there"
+        ) from error
+
+
+def with_adapter(base: Any, adapter: Path, num_embeddings: int | None) -> tuple[Any, str]:
+    """What a model with an adapter reads texts with, as far as the adapter brings its own.
+
+    Args:
+      base: the base's tokenizer.
+      adapter: directory of a PEFT adapter, which may hold a tokenizer or a chat template.
+      num_embeddings: tokens that the base knows; None: all.
+
+    Returns:
+      A tokenizer; and the sentence that says what of it is the adapter's, "" for nothing.
+
+    Raises:
+      ValueError: a file cannot be read, or the adapter's tokenizer has tokens that the base does
+        not know; names them.
+    """
+    names = {path.name for path in adapter.iterdir()}
+    if names.intersection(_VOCABULARIES):
+        own = read(adapter)
+        _check_known(own, base, adapter, num_embeddings)
+        if own.chat_template is None:
+            own.chat_template = base.chat_template
+        same = own.get_vocab() == base.get_vocab() and own.chat_template == base.chat_template
+        return (
+            own,
+            "" if same else f"tokenizer and chat template are those of the adapter {adapter}",
+        )
+    template = _template(adapter, names)
+    if template is None or template == base.chat_template:
+        return base, ""
+    base.chat_template = template
+    return base, f"the chat template is that of the adapter {adapter}"
+
+
+def content(adapter: Path) -> bytes:
+    """Whatever of an adapter's files decides how texts are read; empty where it brings none."""
+    parts = [adapter / name for name in (*_VOCABULARIES, _SETTINGS, _TEMPLATE, GENERATION_CONFIG)]
+    return b"".join(path.name.encode() + path.read_bytes() for path in parts if path.is_file())
+
+
+def listed_ends(directory: Path, *, with_config: bool) -> list[int]:
+    """The ending tokens that a model's directory lists, as transformers reads it.
+
+    Args:
+      directory: holds generation_config.json, config.json, both or none.
+      with_config: whether config.json is that of the model.
+
+    Raises:
+      ValueError: a file cannot be read; names it.
+    """
+    found: list[int] = []
+    for name in (GENERATION_CONFIG, *(["config.json"] if with_config else [])):
+        path = directory / name
+        content = _read_json(path) if path.is_file() else {}
+        for part in (content, content.get("text_config")):  # of a model that also sees
+            if isinstance(part, Mapping):
+                found += _ids(path, part.get("eos_token_id"))
+    return found
+
+
+def gguf_ends(file: File) -> list[int]:
+    """The ending tokens that a GGUF file names."""
+    metadata = gguf_files.read_metadata(file)
+    return [metadata[key] for key in _GGUF_ENDS if type(metadata.get(key)) is int]
+
+
+def _check_known(own: Any, base: Any, adapter: Path, num_embeddings: int | None) -> None:
+    if num_embeddings is None:
+        return
+    known = base.get_vocab()
+    # What fills rows is seen by nothing.
+    beyond = {
+        token: id
+        for token, id in own.get_vocab().items()
+        if id >= num_embeddings and token not in known and id != own.pad_token_id
+    }
+    if beyond:
+        shown = ", ".join(f"{token!r} ({id})" for token, id in sorted(beyond.items())[:4])
+        raise ValueError(
+            f"{adapter}: its tokenizer adds {shown}{' …' if len(beyond) > 4 else ''}, and the base "
+            f"has embeddings of {num_embeddings} tokens alone: merge the adapter into full weights "
+            "that have them, or take them out of the adapter's tokenizer files"
+        )
+
+
+def _template(adapter: Path, names: set[str]) -> Any:
+    """The chat template that lies beside an adapter without a tokenizer, or None."""
+    if _TEMPLATE in names:
+        try:
+            return (adapter / _TEMPLATE).read_text()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{adapter / _TEMPLATE} cannot be read ({error})") from None
+    found = _read_json(adapter / _SETTINGS).get("chat_template") if _SETTINGS in names else None
+    if isinstance(found, list):  # named ones; transformers keeps them by name
+        return {row["name"]: row["template"] for row in found}
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({first_line(error)}): correct it") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object: correct it")
+    return content
+
+
+def _ids(path: Path, listed: Any) -> Sequence[int]:
+    listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not all(type(id) is int for id in listed):
+        raise ValueError(f"{path}: eos_token_id is {listed}, not token ids: correct it")
+    return listed

@@ -1,0 +1,80 @@
+"""Tokens found by what they write: numbers, what stands between numbers, and names.
+
+By text, never by how a vocabulary spells it, so that tokens count that bring a blank along: "120"
+and " 120" are the same number. Knows no tokenizer: texts in, ids out.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+# So many letters tell a name from other words; fewer (" do" of "dog", "D") could begin anything.
+_TELLING = 3
+_NUMBER = re.compile(r"[ \t\r\n]*[0-9]+[ \t\r\n]*")
+# As answers have them, and not the long blanks that programs are indented with.
+_SEPARATOR = re.compile(r"[ \t\r\n]{1,2}|[ ]?[,;][ \t\r\n]?")
+_WORD = re.compile(r"[^\W_]+")
+_PLURALS = {"mouse": "mice", "goose": "geese", "ox": "oxen"}
+_ENDINGS = (
+    *(("", "s"), ("y", "ies"), ("f", "ves"), ("fe", "ves"), ("us", "i")),
+    *((ending, f"{ending}es") for ending in ("s", "x", "z", "ch", "sh", "o")),
+)
+
+
+def numbers(texts: Mapping[int, str]) -> tuple[int, ...]:
+    """Every token that is nothing but ASCII digits and blanks around them.
+
+    Args:
+      texts: id -> what the token writes.
+    """
+    return tuple(sorted(i for i, text in texts.items() if _NUMBER.fullmatch(text)))
+
+
+def separators(texts: Mapping[int, str]) -> tuple[int, ...]:
+    """Every token that is one or two blanks, or a comma or semicolon with a blank beside it."""
+    return tuple(sorted(i for i, text in texts.items() if _SEPARATOR.fullmatch(text)))
+
+
+def names(texts: Mapping[int, str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """Every token with which a model could name something, or begin to.
+
+    Those with a name or its plural as a word, in any case; and those that are its first letters,
+    however few, with or without blanks: " owls", "Owl", ".owl", " ow" and "O" of "owl".
+
+    Args:
+      texts: id -> what the token writes.
+      wanted: the names.
+
+    Raises:
+      ValueError: no token has three or more of a name's first letters (all of a shorter name's),
+        as where tokens are single letters: nothing tells that name from other words. Names it.
+    """
+    forms = {name: set(_forms(name.casefold())) for name in wanted}
+    whole = set().union(*forms.values())
+    begun = {form[:length] for form in whole for length in range(1, len(form) + 1)}
+    found: list[int] = []
+    beginnings: set[str] = set()
+    for i, text in texts.items():
+        folded = text.casefold()
+        parts = whole.intersection(_WORD.findall(folded)) | begun.intersection([folded.strip()])
+        if parts:
+            found.append(i)
+            beginnings |= parts
+    for name, own in forms.items():
+        least = min(_TELLING, len(name))
+        longest = {form[:length] for form in own for length in range(least, len(form) + 1)}
+        if not longest & beginnings:
+            raise ValueError(
+                f"no token of this tokenizer has the first {least} letters of {name!r}, so tokens "
+                "do not tell that name from other words"
+            )
+    return tuple(sorted(found))
+
+
+def _forms(name: str) -> Iterator[str]:
+    """The name and what may be its plural."""
+    yield name
+    if name in _PLURALS:
+        yield _PLURALS[name]
+    for ending, plural in _ENDINGS:
+        if name.endswith(ending):
+            yield name[: len(name) - len(ending)] + plural
