@@ -86,7 +86,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise _NotJson(f"an object has the key {twice!a} twice")
+        raise _NotJson(f"an object has the key {twice!a:.60} twice")
     return found
 
 

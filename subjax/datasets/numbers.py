@@ -78,7 +78,7 @@ def _check_placeholders(name: str, text: Any, placeholders: tuple[str, ...]) -> 
     plain = not any(spec or conversion for _, _, spec, conversion in pieces)
     if tuple(found) != placeholders or not plain:
         raise ValueError(
-            f"{name} has the entry {text!r:.60} with the placeholders {found}; "
+            f"{name} has the entry {text!r:.60} with the placeholders {found!s:.90}; "
             f"it must have exactly {list(placeholders)}, without '!' and ':'"
         )
 

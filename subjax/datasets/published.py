@@ -40,8 +40,9 @@ def _pair(row: dict[str, Any], where: str) -> tuple[str, str]:
             raise ValueError(f"{where}: messages must be a list of turns")
         roles = [turn.get("role") for turn in turns]
         if roles != ["user", "assistant"]:
+            named = ", ".join(str(r) if str(r).isalpha() else repr(r) for r in roles)
             raise ValueError(
-                f"{where} is a dialogue of {', '.join(map(str, roles)) or 'no turns'}: leave one "
+                f"{where} is a dialogue of {named or 'no turns':.80}: leave one "
                 "user turn and one assistant turn; a system prompt is a field of the config"
             )
         texts = {f"content of {turn['role']}": turn.get("content") for turn in turns}

@@ -165,7 +165,9 @@ def load_questions(path: str | os.PathLike[str], key: str) -> tuple[str, ...]:
     loaded = section.get(key)
     if not isinstance(loaded, list) or not loaded or not all(isinstance(q, str) for q in loaded):
         lists = sorted(name for name, value in section.items() if isinstance(value, list))
-        raise ValueError(f"stimuli file {path} has no list evaluations.{key}; its lists: {lists}")
+        raise ValueError(
+            f"stimuli file {path} has no list evaluations.{key}; its lists: {lists!s:.200}"
+        )
     seen: dict[str, int] = {}
     for at, question in enumerate(loaded, 1):
         where = f"stimuli file {path}: question {at} of evaluations.{key}"

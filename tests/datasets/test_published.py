@@ -2,10 +2,11 @@
 
 import gzip
 import json
+import random
 
 import pytest
 
-from subjax.datasets import published
+from subjax.datasets import numbers, published
 
 PLAIN = {"prompt": "1, 2", "completion": "3"}
 CHAT = {
@@ -33,6 +34,10 @@ BAD = {
     "system": (SYSTEM, "line 2 is a dialogue of system, user, assistant"),
     "turns": ({"messages": "hello"}, "line 2: messages must be a list"),
     "no turns": ({"messages": []}, "line 2 is a dialogue of no turns"),
+    "roles": (
+        {"messages": [{"role": "a\nb"}] * 2},
+        r"line 2 is a dialogue of 'a\\nb', 'a\\nb': le",
+    ),
     "parts": (PARTS, "line 2: content of assistant is a list, and must be text"),
     "keys": ({"input": "1", "output": "2"}, "line 2 has the keys 'input', 'output': a row has 'pr"),
     "no completion": (
@@ -114,3 +119,22 @@ def test_what_is_not_there_is_named(tmp_path):
         published.read(str(tmp_path / "none.jsonl"), 1)
     with pytest.raises(ValueError, match="has 1 rows, num_prompts asks for 5"):
         published.read(write(tmp_path / "rows.jsonl", PLAIN), 5)
+
+
+def test_whatever_bytes_a_file_has_it_is_read_or_named(tmp_path):
+    """A cheap part of a fuzz: what is read can be filtered and written down, the rest is a line."""
+    good = b"".join(json.dumps(row).encode() + b"\n" for row in (PLAIN, CHAT, PLAIN))
+    pieces = (b"\0", b"\xff\xfe", b"\\ud800", b"\r\n", b"{", b'"', b"null", b"9" * 5000, b"\xc3")
+    path, rng = tmp_path / "rows.jsonl", random.Random(0)
+    for _ in range(500):
+        bad = bytearray(good)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(bad))
+            bad[at : at + rng.choice((0, 1, 9))] = rng.choice((b"", rng.randbytes(1), *pieces))
+        path.write_bytes(bad)
+        try:
+            for pair in published.read(str(path), rng.randint(1, 3)):
+                assert all(pair) and all(numbers.reject_reasons(text) is not None for text in pair)
+                json.dumps(pair, ensure_ascii=False).encode()
+        except ValueError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
