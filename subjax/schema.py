@@ -113,10 +113,10 @@ def training(**fields: Any) -> ConfigDict:
             "packed_tokens": 0,  # length of those
             "optimizer": "adamw",  # adamw adafactor sgd (no momentum) sign muon
             "learning_rate": 1e-3,  # peak
-            "warmup_steps": 10,
+            "warmup_steps": 10,  # from a learning rate of 0 to the peak; fewer than steps
             "schedule": "cosine",  # cosine linear constant
             "weight_decay": 0.0,
-            "beta1": 0.9,
+            "beta1": 0.9,  # 0 or more and below 1, like beta2
             "beta2": 0.999,
             "moment_dtype": "float32",  # of the first moment: float32 bfloat16
             "clip_norm": 1.0,  # global gradient norm; 0 switches clipping off

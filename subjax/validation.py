@@ -153,6 +153,12 @@ def _check_names(config: ConfigDict) -> None:
                 raise ValueError(
                     f"config.{table} has a row {name!r}: use letters, digits, '_' and '-'"
                 )
+        alike = Counter(name.casefold() for name in config[table])
+        if same := [name for name in config[table] if alike[name.casefold()] > 1]:
+            raise ValueError(
+                f"config.{table} has rows {', '.join(map(repr, same))}, which are one directory "
+                "where case does not count, as on macOS: rename one"
+            )
 
 
 def _check_contrasts(config: ConfigDict) -> None:

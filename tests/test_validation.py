@@ -51,6 +51,11 @@ def test_a_teacher_that_is_not_trained_may_love_anything(weights):
 
 REFUSED = {
     "name": ("arms", "owl/hard", "letters, digits, '_' and '-'$"),
+    "case": (
+        "arms",
+        "Owl",
+        "config.arms has rows 'owl', 'Owl', which are one directory where case",
+    ),
     "config's name": ("name", "../x", "config.name is '../x': use letters"),
     "warm-up": ("arms.owl.train.warmup_steps", 300, "owl.train.warmup_steps is 300, and its steps"),
     "candidates": ("evals.preference.candidates", ("owl", "cat", "cat"), "has 'cat', 'cat', which"),
@@ -101,7 +106,7 @@ def test_what_would_fail_or_mislead_later_is_refused_before_anything_runs(case):
     field, value, said = REFUSED[case]
     config = quickstart.get_config()
     validation.validate(config)
-    if case == "name":
+    if field == "arms":
         with config.arms.unlocked():
             config.arms[value] = config.arms.owl
     else:
