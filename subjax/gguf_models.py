@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from subjax import families, gguf_files
+from subjax import families, gguf_files, gguf_rope
 from subjax.gguf_files import Packed
 from subjax.storage import File, malformed, one_line
 from subjax.tensors import Source
 
 _BLOCK = "blk.{layer}."
-# What llama.cpp divides each frequency by; the entries of Llama 3.1's config do not follow from it.
-_STRETCH = "rope_freqs.weight"
 _TENSORS = {
     "embed/embedding": "token_embd.weight",
     "final_norm/scale": "output_norm.weight",
@@ -48,8 +46,13 @@ _NUMBERS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
-_HEAD_KEYS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+_HEAD_KEYS = (
+    *("attention.key_length", "attention.value_length", "rope.dimension_count"),
+    *(f"{key}_swa" for key in ("attention.key_length", "attention.value_length")),
+    "rope.dimension_count_swa",
+)
 _ROPE_KEYS = ("rope.scaling.type", "rope.scaling.factor")
+_PATTERN = "attention.sliding_window_pattern"
 # Keys that may be there as long as they say this.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
@@ -57,7 +60,9 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,),
     "rope.scaling.finetuned": (True, False),
     "rope.scaling.original_context_length": (),
+    "rope.scaling.attn_factor": (1.0,),
 }
+_MAX_LAYERS = 10_000  # more are refused with the config
 _TOKEN_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
@@ -71,14 +76,15 @@ class GgufArchitecture:
       norm_offset: what was added to the scales of norms.
       layers_of_27b: number of layers by which llama.cpp tells the one size whose queries are
         scaled by width / heads instead of by the head's width; 0: there is none.
-      constants: attributes that the file does not say.
+      local: what it says of local layers alone: attribute -> key; and whether it may say which
+        layers these are.
     """
 
     model_type: str
     permuted: bool = False
     norm_offset: float = 0.0
     layers_of_27b: int = 0
-    constants: dict[str, Any] = dataclasses.field(default_factory=dict)
+    local: dict[str, str] | None = None
 
 
 ARCHITECTURES = {
@@ -86,12 +92,12 @@ ARCHITECTURES = {
     "qwen2": GgufArchitecture("qwen2"),
     "qwen3": GgufArchitecture("qwen3"),
     "gemma": GgufArchitecture("gemma", norm_offset=1.0),
-    "gemma2": GgufArchitecture("gemma2", norm_offset=1.0, layers_of_27b=46),
+    "gemma2": GgufArchitecture("gemma2", norm_offset=1.0, layers_of_27b=46, local={}),
     "gemma3": GgufArchitecture(
         "gemma3_text",
         norm_offset=1.0,
         layers_of_27b=62,
-        constants={"rope_local_base_freq": 10_000.0},
+        local={"rope_local_base_freq": "rope.freq_base_swa"},
     ),
 }
 
@@ -134,13 +140,9 @@ def read(file: File) -> GgufModel:
         raise ValueError(
             f"{file.where} is one of several files: join them with llama-gguf-split --merge"
         )
-    if _STRETCH in packed:
-        raise ValueError(
-            f"{file.where} has tensor {_STRETCH}: stretched positions of Llama 3.1 are not read "
-            "from GGUF: use safetensors"
-        )
     found = ARCHITECTURES[name]
     config = _config(file, name, found, metadata, packed)
+    packed.pop(gguf_rope.FACTORS, None)  # the config says it
     ids = {
         ours: metadata.get(f"tokenizer.ggml.{theirs}_token_id")
         for ours, theirs in _TOKEN_IDS.items()
@@ -159,18 +161,18 @@ def _config(
     """The content that a config.json would have."""
     prefix = f"{name}."
     given = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
-    _check_keys(file, prefix, given)
+    _check_keys(file, prefix, given, architecture)
     embedding = packed.get("token_embd.weight")
     if embedding is None:
         raise malformed(file.where, "there is no tensor token_embd.weight")
     heads = given.get("attention.head_count")
+    numbers = _NUMBERS | (architecture.local or {})
     config: dict[str, Any] = {
         "model_type": architecture.model_type,
         "vocab_size": embedding.shape[0],
         **{attribute: given.get(key) for attribute, key in _SIZES.items()},
         "head_dim": _head_dim(file, given),
-        **{attribute: _decimal(given[key]) for attribute, key in _NUMBERS.items() if key in given},
-        **architecture.constants,
+        **{attribute: _decimal(given[key]) for attribute, key in numbers.items() if key in given},
         "tie_word_embeddings": "output.weight" not in packed,
     }
     if config["num_key_value_heads"] is None:
@@ -180,6 +182,10 @@ def _config(
             "rope_type": given["rope.scaling.type"],
             "factor": _decimal(given.get("rope.scaling.factor")),
         }
+    if gguf_rope.FACTORS in packed:
+        config["rope_scaling"] = _stretched(file, config, packed[gguf_rope.FACTORS])
+    if _PATTERN in given:
+        config["layer_types"] = _layer_types(given[_PATTERN], given.get("block_count"))
     if architecture.layers_of_27b:
         wide = given.get("block_count") == architecture.layers_of_27b
         sizes = config["hidden_size"], heads
@@ -190,9 +196,36 @@ def _config(
     return config
 
 
-def _check_keys(file: File, prefix: str, given: dict[str, Any]) -> None:
+def _stretched(file: File, config: dict[str, Any], factors: Packed) -> dict[str, Any] | None:
+    """`rope_scaling` by the factors in a tensor, beside which the metadata must say nothing."""
+    family = families.family(config["model_type"])
+    if config.get("rope_scaling") or family.rope:
+        raise ValueError(
+            f"{file.where}: tensor {gguf_rope.FACTORS} stretches positions, which the metadata say "
+            "or this family does otherwise: use the model's safetensors"
+        )
+    theta, head_dim = config.get("rope_theta", 10_000.0), config["head_dim"]
+    if type(theta) is not float or type(head_dim) is not int or not (theta > 1 and head_dim > 0):
+        raise malformed(file.where, f"rope.freq_base {theta!r} with a head of {head_dim!r}")
+    return gguf_rope.scaling(factors, theta, head_dim)
+
+
+def _layer_types(pattern: Any, num_layers: Any) -> Any:
+    """Kinds of layers, named one by one; of a period, all but the last one are local."""
+    if type(pattern) is int and type(num_layers) is int and 0 < num_layers <= _MAX_LAYERS:
+        pattern = [pattern == 0 or i % pattern < pattern - 1 for i in range(num_layers)]
+    if not isinstance(pattern, list) or any(one not in (0, 1) for one in pattern):
+        return pattern  # refused with the config
+    return ["sliding_attention" if one else "full_attention" for one in pattern]
+
+
+def _check_keys(
+    file: File, prefix: str, given: dict[str, Any], architecture: GgufArchitecture
+) -> None:
     """Refuses an entry about the model that is not understood."""
     known = {*_SIZES.values(), *_NUMBERS.values(), *_HEAD_KEYS, *_ROPE_KEYS, "vocab_size"}
+    if architecture.local is not None:
+        known |= {_PATTERN, *architecture.local.values()}
     for key, value in given.items():
         allowed = _FIXED.get(key)
         if key not in known and (allowed is None or (allowed and value not in allowed)):

@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # model_type -> what the package calls the architecture.
 ARCHITECTURES = {
@@ -40,8 +41,12 @@ def write(model: Any, path: Path, kind: str = "F32", **more: Any) -> None:
             writer.add_float32(key, value)
         elif isinstance(value, str):
             writer.add_string(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
         else:
             writer.add_uint32(key, value)
+    if config.model_type == "llama" and config.rope_parameters["rope_type"] == "llama3":
+        writer.add_tensor("rope_freqs.weight", _factors(config))
     writer.add_token_list([f"token {i}" for i in range(config.vocab_size)])
     writer.add_eos_token_id(3)
     architecture = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}[name]
@@ -79,6 +84,12 @@ def _metadata(config: Any) -> dict[str, Any]:
     }
     if rope["rope_type"] == "linear":
         found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
+    if config.model_type == "gemma3_text":
+        local = config.rope_parameters["sliding_attention"]["rope_theta"]
+        found["rope.freq_base_swa"] = float(local)
+        kinds = [kind == "sliding_attention" for kind in config.layer_types]
+        if kinds != [(i + 1) % 6 > 0 for i in range(len(kinds))]:
+            found["attention.sliding_window_pattern"] = kinds
     if config.model_type == "llama":
         found["rope.dimension_count"] = head_dim
     else:
@@ -89,6 +100,14 @@ def _metadata(config: Any) -> dict[str, Any]:
     if config.model_type in ("gemma2", "gemma3_text"):
         found["attention.sliding_window"] = config.sliding_window
     return found
+
+
+def _factors(config: Any) -> np.ndarray:
+    """What the frequencies of Llama 3.1 are divided by, from those that transformers turns by."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    plain = config.rope_parameters["rope_theta"] ** -(np.arange(0, head_dim, 2) / head_dim)
+    stretched = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].double().numpy()
+    return (plain / stretched).astype(np.float32)
 
 
 def _converted(config: Any, name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,7 @@ FLOORS = {
     "hub": 4,
     "gguf_files": 1,
     "gguf_models": 4,
+    "gguf_rope": 2,
     "leaves": 4,
     "drawing": 4,
     "slots": 4,

@@ -24,7 +24,7 @@ from tests import gguf_writing, hf_models
 
 # What transformers' own reader of GGUF files does not know, or takes for its own defaults: this
 # architecture, and stretched positions. Where it knows only one size of heads, models here have it.
-UNKNOWN_TO_TRANSFORMERS = {"gemma", "llama, stretched"}
+UNKNOWN_TO_TRANSFORMERS = {"gemma", "llama, stretched", "llama 3.1", "gemma3, other bases"}
 # Sizes that blocks of 32 values divide.
 SIZES = {
     "vocab_size": 61,
@@ -42,11 +42,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, wide heads, tied": ("llama", {"head_dim": 24, "tie_word_embeddings": True}),
     "llama, stretched": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "llama 3.1": (
+        "llama",
+        {"head_dim": 32, "rope_parameters": {**hf_models.LLAMA3, "rope_theta": 5e3}},
+    ),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 128}),
     "gemma": ("gemma", {"head_dim": 24}),
     "gemma2": ("gemma2", GEMMA),
     "gemma3": ("gemma3_text", {**GEMMA, "num_hidden_layers": 7}),
+    "gemma3, other bases": (
+        "gemma3_text",
+        {
+            **GEMMA,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
 }
 
 
@@ -207,6 +222,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "rope.dimension_count is 8": {"rope.dimension_count": 8, "attention.key_length": 16},
     "llama.expert_count = 4": {"expert_count": 4},
     "llama.a_new_entry = 1": {"a_new_entry": 1},
+    r"llama\.rope\.freq_base_swa = 1": {"rope.freq_base_swa": 10_000.0},
+    r"llama\.attention\.sliding_window_pattern = 6": {"attention.sliding_window_pattern": 6},
+    "key_length_swa is 8; supported: 16": {"attention.key_length_swa": 8},
+    "scaling.attn_factor = 1.2": {"rope.scaling.attn_factor": 1.25},
     "rope_type is 'yarn'": {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
     "num_hidden_layers": {"block_count": 0},
     "has no tensor model.layers.3": {"block_count": 4},
@@ -220,6 +239,36 @@ def test_what_would_be_another_model_is_refused(message: str, tmp_path: Path) ->
         weights.load(tmp_path)
     assert str(tmp_path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "local"), [(2, "TFTFTFT"), (1, "FFFFFFF"), ([True, *[False] * 6], "TFFFFFF")]
+)
+def test_local_layers_are_those_that_the_file_names(
+    pattern: Any, local: str, tmp_path: Path
+) -> None:
+    entry = {"attention.sliding_window_pattern": pattern}
+    gguf_writing.write(make("gemma3"), tmp_path / "model.gguf", **entry)
+    found = weights.check(tmp_path).local or (False,) * 7
+    assert "".join("FT"[one] for one in found) == local
+
+
+@pytest.mark.parametrize("pattern", [[True] * 6, [2] * 7, "six", 2**31])
+def test_a_pattern_of_other_layers_is_refused(pattern: Any, tmp_path: Path) -> None:
+    entry = {"attention.sliding_window_pattern": pattern, "block_count": 7}
+    if pattern == 2**31:
+        entry = {"attention.sliding_window_pattern": 6, "block_count": pattern}
+    gguf_writing.write(make("gemma3"), tmp_path / "model.gguf", **entry)
+    with pytest.raises(ValueError, match=r"layer_types|num_hidden_layers") as error:
+        weights.check(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_stretched_positions_are_said_once(tmp_path: Path) -> None:
+    more = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    gguf_writing.write(make("llama 3.1"), tmp_path / "model.gguf", **more)
+    with pytest.raises(ValueError, match=r"rope_freqs\.weight stretches positions, which the meta"):
+        weights.check(tmp_path)
 
 
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
@@ -237,22 +286,6 @@ def test_of_several_files_one_has_to_be_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"2 GGUF files \(a.gguf, b.gguf\)"):
         weights.load(tmp_path)
     assert weights.check(tmp_path / "a.gguf").num_layers == 3
-
-
-def test_stretched_positions_of_llama_3_1_are_refused(tmp_path: Path) -> None:
-    """Its GGUF files carry only what the frequencies are divided by."""
-    path = tmp_path / "model.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tensor("token_embd.weight", np.zeros((61, 64), np.float32))
-    writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(ValueError, match=r"Llama 3\.1 are not read from GGUF: use") as error:
-        weights.load(path)
-    assert str(error.value).startswith(str(path))
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
