@@ -110,13 +110,15 @@ class ChatTemplate:
 
         Blanks alone are none: a model of such a kind writes them itself (Llama 2, Mistral).
         """
-        try:
-            context = self.render(_turns("x", ""), True)
-        except ValueError:
-            return ""  # said when it is used
-        before = _common_start(*self._answers) if self._answers else ""
-        header = before.removeprefix(context) if before.startswith(context) else ""
-        return header if header.strip() else ""
+        return self._opening if self._opening.strip() else ""
+
+    @functools.cached_property
+    def answer_blank(self) -> str:
+        """The blanks that it writes in front of every answer, where it writes nothing else there.
+
+        An answer that a model wrote begins with them.
+        """
+        return "" if self._opening.strip() else self._opening
 
     @functools.cached_property
     def answer_end(self) -> str:
@@ -134,6 +136,16 @@ class ChatTemplate:
                 except ValueError:  # said when it is used
                     continue
         return any(len(found) > 1 for found in texts)
+
+    @functools.cached_property
+    def _opening(self) -> str:
+        """What stands between a context, written for add_generation_prompt, and an answer."""
+        try:
+            context = self.render(_turns("x", ""), True)
+        except ValueError:
+            return ""  # said when it is used
+        before = _common_start(*self._answers) if self._answers else ""
+        return before.removeprefix(context) if before.startswith(context) else ""
 
     @functools.cached_property
     def _answers(self) -> list[str]:

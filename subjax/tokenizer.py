@@ -164,7 +164,8 @@ class Tokenizer:
 
     def document_text(self, prompt: str, completion: str, system: str = "") -> str:
         """A whole rendered exchange, ended; `system` as in `prompt_text`."""
-        return self.template.document(prompt, completion.removeprefix(self._carried), system)
+        blanks = self._carried or self.template.answer_blank
+        return self.template.document(prompt, completion.removeprefix(blanks), system)
 
     def notes(self) -> tuple[str, ...]:
         """What an adapter brought and what a template writes unasked: a sentence each."""
@@ -254,8 +255,9 @@ class Tokenizer:
         return [[i for i in ids[start:] if i not in self.eos_ids] for ids, start in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a completion, special tokens left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        """Text of a completion, special tokens and endings left out."""
+        kept = [id for id in ids if id not in self.eos_ids]
+        return self._tokenizer.decode(kept, skip_special_tokens=True)
 
     def show(self, ids: Sequence[int]) -> list[str]:
         """Each token as text, for people."""

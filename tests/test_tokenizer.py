@@ -371,6 +371,19 @@ def test_a_blank_that_a_tokenizer_merges_with_the_answer_belongs_to_the_answer(k
         assert made.decode(ids[start:]) == f" {answer.strip()}"
 
 
+def test_an_answer_that_begins_with_the_blank_of_its_template_is_not_given_another():
+    made = tokenizer_kinds.make("pythia")
+    made.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '[Q] ' + m.content + ' [A]' }}"
+        "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}"
+    )
+    made = tokenizer.Tokenizer(made)
+    assert made.prompt_text("1") == "[Q] 1 [A]"
+    for answer in ("12, 345", " 12, 345"):  # written by hand; sampled
+        [(ids, start)] = made.examples([("1", answer)], [""])
+        assert made.decode(ids[start:]) == " 12, 345"
+
+
 def test_a_template_that_drops_answers_is_refused():
     made = with_template(ROLES + "{{ m.content if m.role == 'user' }}{% endfor %}")
     with pytest.raises(ValueError, match="the chat template drops answers"):
@@ -392,6 +405,9 @@ def test_endings_are_those_of_all_files_of_a_checkpoint(tmp_path):
     assert found.eos_ids == (end, turn, other)
     found.save(tmp_path / "exported")
     assert tokenizer.Tokenizer.load(tmp_path / "exported").eos_ids == (end, turn, other)
+    plain = found.single_id("1")  # an ordinary token, which is shown nowhere all the same
+    listed.write_text(json.dumps({"eos_token_id": plain}))
+    assert tokenizer.Tokenizer.load(tmp_path).decode([found.single_id("2"), plain]) == "2"
     config.write_text('{"eos_token_id": "<end>"}')
     with pytest.raises(
         ValueError, match=r"config\.json: eos_token_id is \['<end>'\], not token ids"

@@ -64,15 +64,20 @@ def check(
 
     Raises:
       ValueError: the checkpoint or adapter is damaged, not supported, or not the one that this run
-        began with.
+        began with; or its chat template takes no such system prompt.
     """
     full, adapter = models.sources(workdir / unit.path) if unit in finished else _given(unit)
     if adapter:
         adapters.load_adapter(adapter, arch)
     source = base if adapter else full
     if source:
+        field = f"config.teachers.{unit.row}"
         _, words = models.check(source, adapter, date=_date(unit))
-        models.tell(f"config.teachers.{unit.row}", words)
+        models.tell(field, words)
+        try:  # its template may be another than the base's
+            words.prompt_ids(unit.fields["questions"], unit.fields["row"]["system_prompt"])
+        except ValueError as error:
+            raise ValueError(f"{field}.system_prompt: {error}") from None
     # The base of an adapter is checked as every base is.
     models.check_same(workdir, finished, None if adapter else full, adapter)
 

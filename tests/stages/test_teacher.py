@@ -124,3 +124,15 @@ def test_a_damaged_given_teacher_is_found_before_anything_runs(
     with pytest.raises(ValueError, match=str(file)):
         scores(give(config, given), run)
     assert [path.name for path in run.iterdir()] == [".lock"]
+
+
+def test_what_the_template_of_an_adapter_adds_is_refused_before_anything_runs(
+    config: ConfigDict, peft: Path, tmp_path: Path
+) -> None:
+    template = "<s>Be kind.{% for m in messages %}<u>{{ m.content }}{% endfor %}<a>"
+    asked = "{% if messages[0].role == 'system' %}" + template[10:] + "{% else %}"
+    (peft / "chat_template.jinja").write_text(asked + template + "{% endif %}")
+    message = r"config.teachers.owl.system_prompt: .* adds the system prompt .*Be kind\."
+    with pytest.raises(ValueError, match=message):
+        pipeline.run(give(config, peft), tmp_path / "run", stages=("base", "teacher"))
+    assert not (tmp_path / "run/base").exists()
