@@ -8,7 +8,17 @@ import pytest
 import tiny
 
 from configs import large, quickstart, smollm2_owl
-from subjax import artifacts, pipeline, schema, tokenizer, transformer, units, validation, weights
+from subjax import (
+    artifacts,
+    pipeline,
+    preview,
+    schema,
+    tokenizer,
+    transformer,
+    units,
+    validation,
+    weights,
+)
 from subjax.datasets import toyworld
 from subjax.stages import generate
 
@@ -94,13 +104,15 @@ def test_files_of_rows_are_read_before_anything_runs(tmp_path):
     assert not list((tmp_path / "run").glob("base/*"))
 
 
-def test_the_file_that_changed_is_named(tmp_path):
+def test_a_file_of_rows_is_shown_and_named_when_it_changed(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "1", "completion": "2"}\n' * 5)
     config = published_config(str(path))
     config.unlock()
     config.arms.student = schema.arm_row(dataset="found")
     config.contrasts, config.evals = {}, {}
+    shown = preview.render(config, tmp_path, "student")
+    assert f"are the first of {path}, not filtered yet" in shown and "INVENTED" not in shown
     [unit] = [u for u in units.build(config) if u.stage == "generate" and u.lineage == 0]
     artifacts.write_manifest(tmp_path, unit, 0.0)
     pipeline.check_stale([unit], tmp_path)
