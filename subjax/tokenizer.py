@@ -140,8 +140,7 @@ class Tokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files, template included, and what ends an answer."""
-        with artifacts.system_errors(Path(directory)):
-            self._tokenizer.save_pretrained(str(directory))
+        tokenizer_files.write(self._tokenizer, Path(directory))
         ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
         artifacts.write_json(Path(directory) / tokenizer_files.GENERATION_CONFIG, ends)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 
-from subjax import gguf_files
+from subjax import artifacts, gguf_files
 from subjax.chat_templates import first_line
 from subjax.storage import File
 
@@ -80,6 +80,31 @@ def content(adapter: Path) -> bytes:
     """Whatever of an adapter's files decides how texts are read; empty where it brings none."""
     parts = [adapter / name for name in (*_VOCABULARIES, _SETTINGS, _TEMPLATE, GENERATION_CONFIG)]
     return b"".join(path.name.encode() + path.read_bytes() for path in parts if path.is_file())
+
+
+def write(tokenizer: Any, directory: Path) -> None:
+    """Writes a tokenizer of transformers so that transformers 4 and 5 read it alike.
+
+    All that splits text stands in tokenizer.json. A model's own class adds to it what only that
+    class knows, and not the same in every version, so both are told to take the general one; it has
+    other defaults than such classes, so what they differ in is written out.
+    """
+    with artifacts.system_errors(directory):
+        tokenizer.save_pretrained(str(directory))
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
+        return  # of a kind without a tokenizer.json: its class is all there is
+    path = directory / _SETTINGS
+    config = artifacts.read_json(path)
+    for name in ("is_local", "local_files_only", "backend"):  # how it was loaded here
+        config.pop(name, None)
+    if isinstance(config.get("extra_special_tokens"), list):
+        # transformers 4 takes an object under this name; 5 still reads the older one.
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    for name in ("padding_side", "truncation_side", "clean_up_tokenization_spaces"):
+        config[name] = getattr(tokenizer, name)
+    artifacts.write_json(path, config)
 
 
 def listed_ends(directory: Path, *, with_config: bool) -> list[int]:

@@ -1,22 +1,27 @@
 """A model leaves a run as transformers and PEFT read it, with a card; nothing else leaves it."""
 
+import datetime
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import hf_models
 import jax
 import jax.numpy as jnp
 import numpy as np
 import peft
 import processes as meeting
 import pytest
+import reading_exports
 import safetensors.numpy
 import tensorflow_datasets as tfds
+import tokenizer_kinds
 import torch
 import transformers
 
-from subjax import artifacts, export, lora, models, sharding, transformer
+from subjax import artifacts, export, lora, models, sharding, tokenizer, transformer, weights
 from tests.tiny import ARCH, BYTES
 
 MESH = sharding.make_mesh(seed=1)
@@ -172,3 +177,71 @@ def test_what_cannot_be_exported_is_one_line(run: Path, tmp_path: Path) -> None:
     assert "kept: 0, 40" in say("--unit=finetune/owl/r0", "--step=7", out)
     assert "is not empty" in say("--unit=base/toy/r0", f"--out={run}")
     assert not (tmp_path / "out").exists()
+
+
+TEXTS = ["7 120 1984", "my owls\n\n are here, é", "", " a blank first"]
+TURNS = [{"role": "user", "content": " which animal? "}]
+
+
+@pytest.fixture(scope="session")
+def transformers_4(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with transformers 4.57 and what it needs of other versions than are here."""
+    folder = tmp_path_factory.mktemp("transformers4")
+    wanted = ("transformers==4.57.*", "tokenizers>=0.22,<=0.23.0", "huggingface_hub>=0.34,<1")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    done = subprocess.run([*command, folder, *wanted], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
+        pytest.skip(f"transformers 4.57 cannot be installed: {reason}")
+    return str(folder)
+
+
+@pytest.mark.processes
+def test_transformers_4_and_5_read_what_is_exported(transformers_4: str, tmp_path: Path) -> None:
+    words = {"bytes": BYTES}
+    for kind in tokenizer_kinds.KINDS:
+        (tmp_path / "kinds" / kind).mkdir(parents=True)
+        found = tokenizer_kinds.save(kind, tmp_path / "kinds" / kind)
+        today = datetime.date.today().isoformat()  # which transformers tells to templates
+        words[kind] = tokenizer.Tokenizer.load(found, template_date=today)
+    kinds = {str(tmp_path / "words" / kind): words[kind] for kind in words}
+    for directory, own in kinds.items():
+        own.save(directory)
+    variants = {family: next(iter(variants)) for family, variants in hf_models.FAMILIES.items()}
+    variants["llama"] = "stretched as in llama 3.1"
+    exported = {str(tmp_path / "out" / family): str(tmp_path / family) for family in variants}
+    for (family, variant), (out, made) in zip(variants.items(), exported.items(), strict=True):
+        hf_models.save(family, variant, Path(made))
+        weights.save(out, *weights.load(made))
+
+    subprocess.run(
+        [sys.executable, "-P", reading_exports.__file__, tmp_path / "said"],
+        env={**os.environ, "PYTHONPATH": transformers_4},
+        input=json.dumps([TEXTS, TURNS, [*kinds], [*exported]]),
+        text=True,
+        check=True,
+    )
+    version, by_4 = json.loads((tmp_path / "said").read_text())
+    assert version.startswith("4.57.")
+    by_5 = reading_exports.read(TEXTS, TURNS, [*kinds], [*exported, *exported.values()])
+    for out, made in exported.items():
+        np.testing.assert_allclose(by_5[out], by_5[made], atol=1e-5, err_msg=out)
+        np.testing.assert_allclose(by_4[out], by_5[made], atol=1e-4, err_msg=out)
+    for directory, own in kinds.items():
+        said = by_5[directory]
+        assert by_4[directory] == said
+        assert said["rendered"] == own.prompt_text(TURNS[0]["content"])
+        assert said["plain"] == own.encode([*TEXTS, said["rendered"]])
+        assert said["ids"][: len(TEXTS)] == own.text_ids(TEXTS)
+        assert said["decoded"] == [own.decode(ids) for ids in said["ids"]]
+        assert said["inputs"] == ["attention_mask", "input_ids"]
+
+
+def test_a_tokenizer_leaves_without_how_it_was_loaded(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    words = tokenizer.Tokenizer.load(tokenizer_kinds.save("llama2", tmp_path / "in"))
+    words.save(tmp_path / "out")
+    said = artifacts.read_json(tmp_path / "out" / "tokenizer_config.json")
+    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not said.keys() & {"is_local", "local_files_only", "backend"}
+    assert str(tmp_path) not in json.dumps(said)
