@@ -230,7 +230,8 @@ def test_transformers_4_and_5_read_what_is_exported(transformers_4: str, tmp_pat
     for directory, own in kinds.items():
         said = by_5[directory]
         assert by_4[directory] == said
-        assert said["rendered"] == own.prompt_text(TURNS[0]["content"])
+        # Behind a template that knows no header for an answer to come, subjax writes it itself.
+        assert own.prompt_text(TURNS[0]["content"]).startswith(said["rendered"])
         assert said["plain"] == own.encode([*TEXTS, said["rendered"]])
         assert said["ids"][: len(TEXTS)] == own.text_ids(TEXTS)
         assert said["decoded"] == [own.decode(ids) for ids in said["ids"]]
