@@ -148,7 +148,7 @@ def _check_known(own: Any, base: Any, adapter: Path, num_embeddings: int | None)
         raise ValueError(
             f"{adapter}: its tokenizer adds {shown}{' …' if len(beyond) > 4 else ''}, and the base "
             f"has embeddings of {num_embeddings} tokens alone: merge the adapter into full weights "
-            "that have them, or take them out of the adapter's tokenizer files"
+            "that have them"
         )
 
 
