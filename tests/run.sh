@@ -25,14 +25,15 @@ step ruff format --check .
 step ruff check .
 step mypy --no-error-summary
 # Most of the time goes into compiling, on one core: two processes, and programs that are optimized
-# little; but tests that want the machine to themselves compile as users do, one after the other. The
-# default marker expression stands in pyproject.toml.
-quickly=(--quick-compile --numprocesses=2 --dist=loadfile)
+# little; but tests of several processes, which mostly wait, compile as users do. The default marker
+# expression stands in pyproject.toml.
+side_by_side=(--numprocesses=2 --dist=loadfile)
+quickly=(--quick-compile "${side_by_side[@]}")
 if [ "${1:-}" = --all ]; then
   shift
   code=0
   step pytest -m 'not processes' "${quickly[@]}" "$@" || code=$?
-  step pytest -m processes "$@" || code=$?
+  step pytest -m processes "${side_by_side[@]}" "$@" || code=$?
   exit "$code"
 elif [ $# -eq 0 ]; then
   step pytest "${quickly[@]}"

@@ -17,6 +17,7 @@ from tests.hf_models import CASES, FAMILIES, SMALL, save
 
 forward = jax.jit(transformer.forward, static_argnums=0, static_argnames="precision")
 LENGTH = 600  # longer than the windows and than what rope is stretched from
+NEW = 24  # greedy tokens, behind prompts longer than the windows
 
 
 @functools.cache
@@ -24,10 +25,32 @@ def tokens() -> np.ndarray:
     return np.random.default_rng(0).integers(0, SMALL["vocab_size"], (2, LENGTH))
 
 
-@pytest.fixture(params=CASES, ids=[f"{name}, {variant}" for name, variant in CASES])
-def models(request: Any, tmp_path: Path) -> tuple[Any, Any, Any]:
+def loaded(request: Any, tmp_path: Path) -> tuple[Any, Any, Any]:
+    """A model of transformers, and what is read of it here."""
     model = save(*request.param, tmp_path)
     return model, *weights.load(tmp_path)
+
+
+def named(cases: list[tuple[str, str]]) -> dict[str, Any]:
+    return {"params": cases, "ids": [f"{name}, {variant}" for name, variant in cases]}
+
+
+# Logits and weights of every variant; what follows costs seconds each, and is about the families
+# and about what their variants do otherwise: in a token loop, and on the way back.
+models = pytest.fixture(**named(CASES))(loaded)
+_PLAIN = [(name, next(iter(variants))) for name, variants in FAMILIES.items()]
+_POSITIONS = ("window", "local", "stretch", "kinds", "turns")
+writing = pytest.fixture(
+    **named(
+        [case for case in CASES if case in _PLAIN or any(word in case[1] for word in _POSITIONS)]
+    )
+)(loaded)
+_BACKWARD = ("caps", "tied", "one after", "stretched as", "kinds")
+learning = pytest.fixture(
+    **named(
+        [case for case in CASES if case in _PLAIN or any(word in case[1] for word in _BACKWARD)]
+    )
+)(loaded)
 
 
 def test_logits_are_those_of_transformers(models: tuple[Any, Any, Any]) -> None:
@@ -109,8 +132,8 @@ def test_a_sharded_model_computes_the_same(case: tuple[str, str], tmp_path: Path
 
 
 @pytest.mark.slow
-def test_greedy_tokens_are_those_of_transformers(models: tuple[Any, Any, Any]) -> None:
-    model, arch, params = models
+def test_greedy_tokens_are_those_of_transformers(writing: tuple[Any, Any, Any]) -> None:
+    model, arch, params = writing
     prompts = [tokens()[0, :90], tokens()[1, :71]]
     expected = []
     with torch.no_grad():
@@ -118,15 +141,15 @@ def test_greedy_tokens_are_those_of_transformers(models: tuple[Any, Any, Any]) -
             row = model.generate(
                 torch.from_numpy(prompt[None]),
                 attention_mask=torch.ones((1, len(prompt)), dtype=int),
-                max_new_tokens=64,
-                min_new_tokens=64,
+                max_new_tokens=NEW,
+                min_new_tokens=NEW,
                 do_sample=False,
                 pad_token_id=0,
                 eos_token_id=None,
             )
             expected.append(row[0, len(prompt) :].numpy())
     sampling = sampler.Sampling(
-        num_slots=2, prompt_tokens=96, max_new_tokens=64, temperature=0.0, eos_ids=(-1,)
+        num_slots=2, prompt_tokens=96, max_new_tokens=NEW, temperature=0.0, eos_ids=(-1,)
     )
     found = sampler.sample(
         arch,
@@ -140,8 +163,10 @@ def test_greedy_tokens_are_those_of_transformers(models: tuple[Any, Any, Any]) -
 
 
 @pytest.mark.slow
-def test_gradients_are_those_of_transformers(models: tuple[Any, Any, Any], tmp_path: Path) -> None:
-    model, arch, params = models
+def test_gradients_are_those_of_transformers(
+    learning: tuple[Any, Any, Any], tmp_path: Path
+) -> None:
+    model, arch, params = learning
     short = torch.from_numpy(tokens()[:, :80])
     model.zero_grad()
     model(short, labels=short).loss.backward()

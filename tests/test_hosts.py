@@ -18,7 +18,7 @@ from subjax import artifacts, checkpoints, hosts, supervisor
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("compiled_once")]
 
 ROOT = Path(__file__).parents[1]
-CONFIG = "--config=configs/quickstart.py:smoke"
+CONFIG = "--config=tests/tiny.py"
 
 
 def free_port():

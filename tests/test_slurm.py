@@ -179,12 +179,12 @@ def test_a_task_that_was_killed_is_tried_again_a_few_times(
 def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
     cluster: slurm_cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The quickstart's smoke test, one device a task, interrupted once its bases are there."""
+    """One device a task, interrupted once the bases are there."""
     workdir, log = tmp_path / "run", tmp_path / "log"
     one_device = {"PYTHON": sys.executable, "JAX_NUM_CPU_DEVICES": "1", "OMP_NUM_THREADS": "1"}
     monkeypatch.setattr(cluster, "environment", cluster.environment | one_device)
     monkeypatch.setitem(cluster.environment, "PYTHONFAULTHANDLER", "1")
-    config = "--config=configs/quickstart.py:smoke"
+    config = "--config=tests/tiny.py"
     number = submit(cluster, ROOT, log, config, f"--workdir={workdir}")
 
     def logged() -> str:

@@ -1,6 +1,6 @@
 """A complete experiment small enough for tests: every stage, seconds in all, no effect.
 
-And the shape of a model of bytes, for tests that need weights and no experiment.
+Processes that tests start read it as `--config=tests/tiny.py`. And the shape of a model of bytes, for tests that need weights and no experiment.
 """
 
 from ml_collections import ConfigDict
@@ -43,3 +43,7 @@ def config(*, lineages: tuple[int, ...] = (0, 1), arms: tuple[str, ...] = ("owl"
             row.update(num_prompts=240, rows_per_part=80, slots=40, max_count=0)
             row.update(num_train=4, num_holdout=2)
     return made
+
+
+def get_config():
+    return config()

@@ -115,11 +115,11 @@ def test_another_arm_runs_alone(copy):
 
 
 ARMS = {
-    "sgd": {"optimizer": "sgd", "learning_rate": 1e-4},
-    "images": {"inputs": "images", "num_images": 0},
-    "fresh": {"inputs": "fresh_noise"},
+    "sgd_images": {
+        **{"optimizer": "sgd", "learning_rate": 1e-4, "inputs": "images", "num_images": 0}
+    },
+    "fresh_gelu": {"inputs": "fresh_noise", "activation": "gelu", "biases": False},
     "deeper": {"base": "next_lineage", "widths": (16, 16), "clone_epochs": 1},
-    "gelu": {"activation": "gelu", "biases": False},
     "cloned": {"base": "next_lineage", "clone_epochs": 2, "clone_inputs": "images"},
     "cloned_all": {
         **{"base": "next_lineage", "clone_epochs": 2, "clone_inputs": "images"},
@@ -137,7 +137,7 @@ def test_every_kind_of_arm_runs(copy):
             made.arms[name] = schema.mlp_arm_row(
                 **({"teacher": "classifier", "num_images": 512, "epochs": 1} | fields)
             )
-    made.arms.images.num_images = 0
+    made.arms.sgd_images.num_images = 0
     pipeline.run(made, copy)
     for name in ARMS:
         assert set(scores_of(copy, name, 0)) == {0, 1}

@@ -15,7 +15,10 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("theorem") / "run"
     config = config_file.get_config("smoke")
     with config.unlocked():
-        for name in ("all_kl", "all_squared_error", "on_images", "adam", "toy_all_kl"):
+        # What differs between losses is measured in tests/test_theorem.py.
+        for name in [name for name in config.theorems if name.endswith("squared_error")]:
+            del config.theorems[name]
+        for name in ("all_kl", "on_images", "adam", "toy_all_kl"):
             del config.theorems[name]
     pipeline.run(config, workdir)
     return workdir
@@ -28,7 +31,7 @@ def metrics(workdir, row):
 
 @pytest.mark.slow
 def test_the_theorem_holds_where_it_is_promised(finished):
-    for row in ("aux_kl", "aux_squared_error", "toy_kl", "toy_squared_error"):
+    for row in ("aux_kl", "toy_kl"):
         found = metrics(finished, row)
         assert found["violations"] == 0
         assert found["loss_falls"] == 1
@@ -61,7 +64,7 @@ def test_draws_differ_and_are_kept(finished):
 def test_the_report_says_so(finished):
     page = (finished / "report" / "report.html").read_text()
     assert "The sign holds in every draw" in page
-    assert "25 draws over 5 rows" in page
+    assert "15 draws over 3 rows" in page
     assert (finished / "report" / "figure_signs.png").exists()
 
 
