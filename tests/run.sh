@@ -3,6 +3,7 @@
 #
 #   bash tests/run.sh                        what every change has to pass, compiled quickly
 #   bash tests/run.sh --all                  also slow and real_model; then processes, as users compile
+#   SUBJAX_FUZZ=10000 bash tests/run.sh …    as many damaged files for each reader (150; --all: 1000)
 #   bash tests/run.sh tests/test_stats.py    any other argument goes to pytest; as users compile
 #
 # .venv-test is not .venv: the tests need torch and other packages that a run must do without.
@@ -32,6 +33,7 @@ quickly=(--quick-compile "${side_by_side[@]}")
 if [ "${1:-}" = --all ]; then
   shift
   code=0
+  export SUBJAX_FUZZ=${SUBJAX_FUZZ:-1000} # damaged files that each reader is given
   step pytest -m 'not processes' "${quickly[@]}" "$@" || code=$?
   step pytest -m processes "${side_by_side[@]}" "$@" || code=$?
   exit "$code"

@@ -1,6 +1,7 @@
 """A complete experiment small enough for tests: every stage, seconds in all, no effect.
 
-Processes that tests start read it as `--config=tests/tiny.py`. And the shape of a model of bytes, for tests that need weights and no experiment.
+Processes that tests start read it as `--config=tests/tiny.py`. And the shape of a model of bytes,
+for tests that need weights and no experiment.
 """
 
 from ml_collections import ConfigDict
