@@ -10,7 +10,7 @@ from subjax import artifacts, pipeline
 DATA_DIR = os.environ.get("SUBJAX_MNIST", "")
 
 
-@pytest.mark.slow
+@pytest.mark.processes  # compiled as users compile: it computes for longer than it compiles
 @pytest.mark.skipif(not DATA_DIR, reason="SUBJAX_MNIST names no directory of MNIST's IDX files")
 def test_few_models_come_near_the_papers_means(tmp_path):
     config = mnist.get_config("models=3")
