@@ -22,7 +22,7 @@ REGENERATED = [
     for plan in plans.PLANS
     if plan.key
     in (
-        ("qwen2_5_7b_full_throughput", "v5e:16x16", "finetune"),
+        ("qwen2_5_7b_full_throughput", "v5p:4x8x8", "finetune"),
         ("qwen2_5_72b", "v5e:16x16", "generate"),
     )
 ]
