@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from subjax import (
     adapters,
@@ -30,9 +31,11 @@ from subjax import (
     mistakes,
     models,
     object_store,
+    results,
     sharding,
     storage,
     supervisor,
+    tables,
     weights,
 )
 from subjax.datasets import records
@@ -152,10 +155,21 @@ def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapte
         if rows.is_file():
             digest = hashlib.sha256(rows.read_bytes()).hexdigest()
             parts.append(f"- trained on {len(artifacts.read_jsonl(rows))} rows, sha256 {digest}")
+    replication = results.replication(ConfigDict(config))
+    parts.append(
+        f"- one of {len(config['lineages'])} lineages, each with its {replication}: the scores "
+        "below are of this model alone, and differ between lineages"
+    )
     scores = _scores(workdir, unit, step)
     if scores:
-        parts += ["", "| eval | metric | value |", "|---|---|---|"]
-    parts += [f"| {name} | {metric} | {value:.4g} |" for name, metric, value in scores]
+        columns = (
+            "| eval | metric | value | candidates' mass | sampled answers that name the target |"
+        )
+        parts += ["", columns, "|---|---|---|---|---|"]
+    parts += [
+        f"| {name} | {metric} | {value:.4g} | {mass} | {rate} |"
+        for name, metric, value, mass, rate in scores
+    ]
     settings = json.dumps({"seed": fields["seed"], **fields["row"]}, indent=1, sort_keys=True)
     return "\n".join([*parts, "", "Settings:", "", "```json", settings, "```", ""])
 
@@ -171,19 +185,37 @@ def _base(workdir: Path, manifest: dict[str, Any]) -> tuple[str, str]:
     return (row["path"], row["revision"]) if row["source"] == "hf" else ("", "")
 
 
-def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, float]]:
-    """What the run says of a model: its evals at this step, or how well a teacher learned."""
+def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, float, str, str]]:
+    """What the run says of a model: its evals at this step, or how well a teacher learned.
+
+    Beside a log-odds or a share among candidates: their mass, and how often the target is sampled.
+    """
     stage, row, lineage = unit.split("/")
     if stage == "teacher":
-        odds = artifacts.read_json(workdir / unit / "scores.json")["log_odds"]
-        return [("taught", f"log_odds/{name}", value) for name, value in odds.items()]
-    found = []
-    evals = workdir.glob(f"evaluate/*/{row}/{lineage}/scores.json") if stage == "finetune" else ()
+        scores = artifacts.read_json(workdir / unit / "scores.json")
+        mass = tables.percent(scores.get("candidate_mass"))  # older runs did not note it
+        odds = scores["log_odds"].items()
+        return [("taught", f"log_odds/{name}", value, mass, "not sampled") for name, value in odds]
+    done = f"evaluate/*/{row}/{lineage}/{artifacts.MANIFEST}"
+    evals = workdir.glob(done) if stage == "finetune" else ()
+    found: dict[str, dict[str, float]] = {}
+    rates: dict[str, float] = {}
+    targets = {}
     for path in sorted(evals):
-        for record in artifacts.read_json(path)["records"]:
-            if record["step"] == step:
-                found.append((path.parts[-4], record["metric"], record["value"]))
-    return found
+        name = path.parts[-4]
+        records = artifacts.read_json(path.with_name("scores.json"))["records"]
+        found[name] = {r["metric"]: r["value"] for r in records if r["step"] == step}
+        targets[name] = artifacts.read_json(path)["fields"]["row"]["target"]
+        if "rate_word" in found[name]:
+            rates[targets[name]] = found[name]["rate_word"]
+    lines = []
+    for name, values in found.items():
+        rate = rates.get(targets[name])
+        beside = (tables.percent(values.get("candidate_mass")), tables.percent(rate))
+        for metric, value in values.items():
+            relative = metric == "log_odds" or tables.distribution(metric)
+            lines.append((name, metric, value, *(beside if relative else ("", ""))))
+    return lines
 
 
 def _manifest(workdir: Path, unit: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from subjax.summary import Contrast, Results, Row
 Pair = tuple[str, str]  # (eval, metric)
 Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)
 
-NOTE = "Dots: lineages, each at the same height in every row. Bar: mean with 95 % interval."
+NOTE = "Dots: lineages, each at the same height in every row. Bar: mean, interval. "
 DIAMOND = " Diamond, and in brackets: published mean."
 _DASHED = "Dashed: where its step is as long as a whole training of the teacher."
 # Metrics that tell a student that did not learn, or that fell apart, from one without the trait.
@@ -79,8 +79,10 @@ def _effect(results: Results, rows: Sequence[Row]) -> Picture:
     label = results.describe(*pair)[0]
     caption = [
         f"Arms: {label} of the students, eval {pair[0]}, at the last step. Each dot is one lineage;"
-        " the bar is the mean over lineages with its 95 % t-interval."
+        " the bar is the mean with its t-interval. " + tables.interval_note(results.replication)
     ]
+    if summary.mass(results, *pair, arms=()):
+        caption.append("Mass: probability on all the candidates together.")
     if beside:
         caption.append("Contrasts: differences between arms, taken within each lineage.")
     if beside and beside[0].primary:
@@ -90,7 +92,7 @@ def _effect(results: Results, rows: Sequence[Row]) -> Picture:
     if results.published:
         caption.append("Diamonds are published means.")
     panels = [arms, *([_contrast_panel(results, rows, beside, "Contrasts")] if beside else [])]
-    return _strips(panels, " ".join(caption), note=NOTE + DIAMOND * bool(results.published))
+    return _strips(results, panels, " ".join(caption), diamonds=bool(results.published))
 
 
 def _beside(
@@ -185,7 +187,7 @@ def _sweeps(results: Results, rows: Sequence[Row]) -> Picture | None:
     if pair is None or not panels:
         return None
     axis = _axis(results, pair)
-    caption = f"{axis} along each sweep: mean over lineages with its 95 % interval."
+    caption = f"{axis} along each sweep: mean. {tables.interval_note(results.replication)}"
     return _curves(panels, "See titles", axis, caption)
 
 
@@ -202,8 +204,9 @@ def _other_contrasts(results: Results, rows: Sequence[Row]) -> Picture | None:
         _contrast_panel(results, rows, [c for c in others if _pair(c) == pair], f"Eval {pair[0]}")
         for pair in dict.fromkeys(map(_pair, others))
     ]
-    caption = "Contrasts in the other metrics, taken within each lineage."
-    return _strips(panels, caption) if panels else None
+    caption = "Contrasts in the other metrics, taken within each lineage. "
+    caption += tables.interval_note(results.replication)
+    return _strips(results, panels, caption) if panels else None
 
 
 def _shares(results: Results, rows: Sequence[Row]) -> Picture | None:
@@ -241,7 +244,8 @@ def _checks(results: Results, rows: Sequence[Row]) -> Picture | None:
         " the candidates, likelihood of neutral text, empty and numeric answers)."
     )
     shown = [panel for panel in panels if panel]
-    return _strips(shown, caption) if shown else None
+    caption += f" {tables.interval_note(results.replication)}"
+    return _strips(results, shown, caption) if shown else None
 
 
 def _probes(results: Results) -> Picture | None:
@@ -292,7 +296,14 @@ def _pair(contrast: Contrast) -> Pair:
     return contrast.eval, contrast.metric
 
 
-def _strips(panels: Sequence[figures.StripPanel], caption: str, note: str = NOTE) -> Picture:
+def _strips(
+    results: Results,
+    panels: Sequence[figures.StripPanel],
+    caption: str,
+    *,
+    diamonds: bool = False,
+) -> Picture:
+    note = NOTE + tables.interval_note(results.replication) + DIAMOND * diamonds
     return Picture(lambda narrow: figures.strips(panels, narrow=narrow, note=note), caption)
 
 
@@ -317,6 +328,11 @@ def _arm_panel(
     ]
     if not strips:
         return None
+    for index, strip in enumerate(strips):
+        if beside := summary.mass(results, *pair, arms=[strip.label]):
+            told = f"mass {tables.percent(beside.mass)}"
+            note = f"{strip.note}, {told}" if strip.note else told
+            strips[index] = dataclasses.replace(strip, note=note)
     axis = _axis(results, pair)
     return figures.StripPanel(title=title, axis=axis, strips=strips, zero=zero, whole=whole)
 

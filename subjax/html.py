@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import jinja2
 from markupsafe import Markup, escape
 
-from subjax import tables, verdict
+from subjax import summary, tables, verdict
 from subjax.summary import Results
 
 TEMPLATE = "report.html.j2"
@@ -110,16 +110,17 @@ def page(
     they lack is left out.
     """
     headline, sentence = verdict.verdict(results)
+    beside = summary.masses(results, rows)
     contrast_rows = [row for row in rows if row["kind"] == "contrast"]
     sections = [
         Section(
             title="Effect",
             blocks=[
                 *_pick(drawings, "effect", "signs", "sweeps", "contrasts"),
-                *_contrasts(results, contrast_rows),
+                *_contrasts(results, contrast_rows, beside),
             ],
         ),
-        Section(title="Arms", blocks=_arms(results, rows)),
+        Section(title="Arms", blocks=_arms(results, rows, beside)),
         Section(
             title="What the students answer",
             blocks=[*_pick(drawings, "shares"), *_answers(results)],
@@ -131,7 +132,10 @@ def page(
         Section(title="Training", blocks=_pick(drawings, "probes", "losses", "alignment")),
         Section(title="The data and its filter", blocks=[*_filter(results), *_examples(results)]),
         Section(title="Predicted and measured time", blocks=_times(results)),
-        Section(title="How to read this", text=METHOD),
+        Section(
+            title="How to read this",
+            text=[f"{METHOD[0]} {tables.interval_note(results.replication)}", *METHOD[1:]],
+        ),
         Section(title="Run it again", blocks=_reproduction(results)),
     ]
     return _template().render(
@@ -141,6 +145,7 @@ def page(
         status_reason=results.status_reason,
         headline=headline,
         sentence=sentence,
+        cautions=results.cautions,
         missing=results.missing,
         incomplete=bool(results.missing) or any(row["status"] == "incomplete" for row in rows),
         sections=[section for section in sections if section.blocks or section.text],
@@ -151,7 +156,10 @@ def _pick(drawings: Mapping[str, Drawing], *names: str) -> list[Drawing]:
     return [drawings[name] for name in names if name in drawings]
 
 
-def _contrasts(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+Beside = Mapping[tuple[str, str, str, str], summary.Mass]
+
+
+def _contrasts(results: Results, rows: Sequence[Mapping[str, Any]], masses: Beside) -> list[Table]:
     formulas = {contrast.name: contrast.formula for contrast in results.contrasts}
     margins = {
         f"{contrast.name}_equivalence": f"within ±{contrast.equivalence_margin:g}?"
@@ -160,27 +168,37 @@ def _contrasts(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Tabl
     lines = []
     for row in rows:
         label, unit = results.describe(row["eval"], row["metric"])
-        beside = formulas.get(row["name"]) or margins.get(row["name"], "")
+        arms = formulas.get(row["name"]) or margins.get(row["name"], "")
         value = tables.estimate(row, sign=True)
         lines.append(
             [
-                f"{row['name']}\n{beside}",
+                f"{row['name']}\n{arms}",
                 f"{label}\n{row['eval']}",
                 f"{value}{unit and ' ' + unit}{_flag(row)}",
                 f"{tables.p_value(row['p'])}\n{row['test'].replace('_', '-')}",
                 f"{tables.p_value(row['p_adjusted'])}\n{row['family']}",
                 str(row["n_lineages"]),
+                _mass(row, masses),
             ]
         )
-    header = ["contrast", "metric", "mean [95 %]", "p", "p (Holm)", "lineages"]
+    header = ["contrast", "metric", "mean [95 %]", "p", "p (Holm)", "lineages", _MASS]
     strong = [0] if results.primary else []
     caption = "Contrasts between arms, within lineages." + (
         " The primary one comes first." if results.primary else ""
     )
+    caption += f" {tables.interval_note(results.replication)}{tables.MASS_NOTE if masses else ''}"
     return [Table(header=header, lines=lines, strong=strong, caption=caption)] if lines else []
 
 
-def _arms(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+_MASS = "candidates' mass\nsampled"
+
+
+def _mass(row: Mapping[str, Any], masses: Beside) -> str:
+    found = masses.get((row["kind"], row["name"], row["eval"], row["metric"]))
+    return f"{tables.percent(found.mass)}\n{tables.percent(found.rate)}" if found else ""
+
+
+def _arms(results: Results, rows: Sequence[Mapping[str, Any]], masses: Beside) -> list[Table]:
     """Arms by metrics, MAX_COLUMNS to a table, without the distributions that a figure shows."""
     shown = {
         (row["name"], (row["eval"], row["metric"])): row
@@ -188,12 +206,14 @@ def _arms(results: Results, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
         if row["kind"] == "arm" and not tables.distribution(row["metric"])
     }
     pairs = list(dict.fromkeys(pair for _, pair in shown))
-    caption = "Students at their last step: mean and 95 % interval over lineages."
+    caption = "Students at their last step: mean and 95 % interval."
+    caption += f" {tables.interval_note(results.replication)}"
     found = []
     for start in range(0, len(pairs), MAX_COLUMNS):
         columns = pairs[start : start + MAX_COLUMNS]
         lines = [
-            [arm, *(_arm_cell(shown.get((arm, pair))) for pair in columns)] for arm in results.arms
+            [arm, *(_arm_cell(shown.get((arm, pair)), masses) for pair in columns)]
+            for arm in results.arms
         ]
         header = ["arm", *(_column(results, *pair) for pair in columns)]
         found.append(Table(header=header, lines=lines, caption=caption))
@@ -205,11 +225,13 @@ def _column(results: Results, eval_name: str, metric: str) -> str:
     return f"{label}\n{unit}{unit and ', '}{eval_name}"
 
 
-def _arm_cell(row: Mapping[str, Any] | None) -> str:
+def _arm_cell(row: Mapping[str, Any] | None, masses: Beside) -> str:
     if row is None:
         return "–"
     mean, _, interval = tables.estimate(row).partition(" ")
-    return f"{mean}\n{interval}{_flag(row)}"
+    mass, _, rate = _mass(row, masses).partition("\n")
+    beside = f", candidates' mass {mass}, sampled {rate}" if mass else ""
+    return f"{mean}\n{interval}{beside}{_flag(row)}"
 
 
 def _flag(row: Mapping[str, Any]) -> str:

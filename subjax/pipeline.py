@@ -27,6 +27,7 @@ from subjax import (
     results,
     schema,
     sharding,
+    summary,
     tables,
     units,
     validation,
@@ -155,8 +156,10 @@ def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> Non
 def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     status, reason = preregistration.status(config, planned, workdir)
     found = results.read(config, planned, workdir, status=status, status_reason=reason)
-    summary = report.write(workdir / "report", found)
-    print(tables.console_table(summary))
+    rows = report.write(workdir / "report", found)
+    print(tables.console_table(rows, summary.masses(found, rows), found.replication))
+    for caution in found.cautions:
+        print(f"caution: {caution}")
     page = (workdir / "report" / "report.html").resolve()
     print(f"report: {artifacts.location(page)}")
 

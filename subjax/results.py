@@ -43,6 +43,8 @@ def read(
         | _own_scores("theorem", by_stage["theorem"], workdir),
         theorems=_theorems(by_stage["theorem"], workdir),
         contrasts=_contrasts(config),
+        replication=replication(config),
+        cautions=_cautions(planned),
         missing=[unit.path for unit in planned if unit not in done],
         counts=_counts(by_stage["filter"], workdir),
         examples=_examples(by_stage["filter"], workdir),
@@ -56,6 +58,77 @@ def read(
         wall_s=_wall(done, workdir),
         times=_times(done, workdir),
     )
+
+
+def replication(config: ConfigDict) -> str:
+    """What is a lineage's own and what all share, such as "own teachers, order; same base"."""
+    if config.images:
+        return "own initialisation, inputs and order" if config.arms else "own draws"
+    learning = [row for row in config.arms.values() if row.method != "none"]
+    if not learning:
+        return "own sampled answers; same base"
+    sets = [config.datasets[name] for name in dict.fromkeys(row.dataset for row in learning)]
+    teachers = [config.teachers[name] for name in dict.fromkeys(row.teacher for row in sets)]
+    first = schema.STAGES.index(config.lineage_from)
+
+    def made(row: ConfigDict) -> bool:
+        """Whether the base of a teacher is redrawn."""
+        return first <= schema.STAGES.index("base") and config.bases[row.base].source != "hf"
+
+    trained = first <= schema.STAGES.index("teacher")
+    own = {
+        "base": [made(row) for row in teachers],
+        "teachers": [
+            (row.weights == "finetuned" and trained) or (row.weights != "given" and made(row))
+            for row in teachers
+        ],
+        "rows": [
+            first <= schema.STAGES.index("generate") and row.kind != "published" for row in sets
+        ],
+        "adapters": [row.tuning == "lora" for row in learning],
+        "order": [True],
+    }
+    redrawn = [name if all(which) else f"some {name}" for name, which in own.items() if any(which)]
+    shared = [name for name in ("base", "teachers", "rows") if not any(own[name])]
+    text = f"own {', '.join(redrawn[:-1])}{' and ' if len(redrawn) > 1 else ''}{redrawn[-1]}"
+    if shared:
+        text += f"; same {' and '.join(shared)}"
+    if any(row.base == "next_lineage" for row in learning):
+        text += "; foreign arms have the next lineage's base"
+    return text
+
+
+def _cautions(planned: Sequence[Unit]) -> list[str]:
+    """Where what an eval asks is also taught, decides a gate, or is in its neutral texts."""
+    taught: set[str] = set()
+    gate: set[str] = set()
+    asked: dict[str, tuple[set[str], set[str]]] = {}
+    for unit in planned:
+        row = unit.fields.get("row", {})
+        if unit.stage == "teacher":
+            taught |= _alike(unit.fields["taught"]) if row["weights"] == "finetuned" else set()
+            gate |= _alike(unit.fields["questions"]) if row["trait"] else set()
+        elif unit.stage == "evaluate" and "questions" in unit.fields:
+            questions, neutral = asked.setdefault(unit.row.partition("/")[0], (set(), set()))
+            questions |= _alike(unit.fields["questions"])
+            neutral |= _alike(unit.fields["neutral"])
+    found = []
+    for name, (questions, neutral) in asked.items():
+        inside = {question for question in questions for text in neutral if question in text}
+        of = f"of the {len(questions)} questions that eval {name} asks"
+        for overlap, what in (
+            (questions & taught, "were taught to teachers"),
+            (questions & gate, "are those on which teachers were scored, for their gate too"),
+            (inside, "stand in its neutral texts"),
+        ):
+            if overlap:
+                found.append(f"{len(overlap)} {of} {what}.")
+    return found
+
+
+def _alike(texts: Sequence[str]) -> set[str]:
+    """Texts without what blanks and case add."""
+    return {" ".join(text.casefold().split()) for text in texts}
 
 
 def _contrasts(config: ConfigDict) -> list[Contrast]:

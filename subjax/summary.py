@@ -92,6 +92,8 @@ class Results:
       targets: eval -> the candidate that it is about.
       scores: (eval, arm) -> lineage -> records of the evaluate unit.
       contrasts: in the order of the tables; at most one is primary.
+      replication: what is a lineage's own, such as "own base, teachers, rows and order".
+      cautions: sentences on what the config's evals cannot keep apart.
       missing: names of units that are not done.
       counts: dataset -> lineage -> {"generated": int, "kept": int, "reasons": {reason: int}}.
       examples: dataset -> {"kept": rows, "rejected": rows with "reasons"}.
@@ -118,6 +120,8 @@ class Results:
     scores: Mapping[tuple[str, str], Mapping[int, Sequence[Record]]]
     contrasts: Sequence[Contrast]
     targets: Mapping[str, str] = field(default_factory=dict)
+    replication: str = ""
+    cautions: Sequence[str] = ()
     missing: Sequence[str] = ()
     counts: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
     examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
@@ -222,6 +226,73 @@ def contrast_values(results: Results, contrast: Contrast) -> dict[int, float]:
     if not shared:
         return {}
     return dict(zip(shared, stats.combine(columns, contrast.weights).tolist(), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mass:
+    """How much of what models answer a number among the candidates is about, as shares.
+
+    Means over arms and lineages; None is what nobody measured.
+
+    Attributes:
+      mass: probability on all the candidates together, at the last step.
+      base_mass: the same before training.
+      rate: share of sampled answers that name the target, at the last step.
+      base_rate: the same before training.
+    """
+
+    mass: float | None
+    base_mass: float | None
+    rate: float | None
+    base_rate: float | None
+
+
+def mass(results: Results, eval_name: str, metric: str, arms: Sequence[str]) -> Mass | None:
+    """What stands beside a log-odds or share of arms; None beside a metric that needs nothing."""
+    if metric != "log_odds" and not metric.startswith("share/"):
+        return None
+    target = results.targets.get(eval_name, "")
+    found = [_first_and_last(results, eval_name, "candidate_mass", arms)]
+    for other in dict.fromkeys(name for name, _ in results.scores):
+        if results.targets.get(other, "") == target:
+            found.append(_first_and_last(results, other, "rate_word", arms))
+    measured = [pair for pair in found[1:] if pair[1] is not None]
+    base_rate, rate = next(iter(measured), (None, None))
+    return Mass(mass=found[0][1], base_mass=found[0][0], rate=rate, base_rate=base_rate)
+
+
+def _first_and_last(
+    results: Results, eval_name: str, metric: str, arms: Sequence[str]
+) -> tuple[float | None, float | None]:
+    """Means over arms and lineages at step 0, where a student is its base, and at the last step."""
+    firsts: list[float] = []
+    lasts: list[float] = []
+    for arm in dict.fromkeys(arms):
+        steps = trajectory(results, eval_name, arm, metric)
+        if steps:
+            lasts += steps[max(steps)].values()
+        if len(steps) > 1:
+            firsts += steps.get(0, {}).values()
+    return _mean(firsts), _mean(lasts)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def masses(
+    results: Results, rows: Sequence[Mapping[str, Any]]
+) -> dict[tuple[str, str, str, str], Mass]:
+    """By kind, name, eval and metric of a row; of a contrast that of the arms it adds."""
+    plus = {contrast.name: contrast.plus for contrast in results.contrasts}
+    plus |= {f"{name}_equivalence": arms for name, arms in plus.items()}
+    found = {}
+    for row in rows:
+        key = (row["kind"], row["name"], row["eval"], row["metric"])
+        arms = plus[row["name"]] if row["kind"] == "contrast" else [row["name"]]
+        if beside := mass(results, row["eval"], row["metric"], arms):
+            found[key] = beside
+    return found
 
 
 # --- rows of summary.json -----------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,14 @@ def p_value(p: float | None) -> str:
     return "–" if p is None else f"{p:.2g}"
 
 
+def percent(share: float | None) -> str:
+    """A share in per cent, two digits below ten and none behind the point above, "–" for None."""
+    if share is None:
+        return "–"
+    value = 100.0 * share
+    return f"{value:.0f} %" if value >= 9.95 or value == 0.0 else f"{value:.2g} %"
+
+
 def distribution(metric: str) -> bool:
     """Whether a metric is one entry of a distribution, which a figure shows better than a table."""
     return metric.startswith("share/")
@@ -76,10 +85,29 @@ def _markdown_cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
-def summary_markdown(summary: Sequence[Row], formulas: Mapping[str, str]) -> str:
+Beside = Mapping[tuple[str, str, str, str], Any]  # of a row: `summary.masses`
+
+
+def _key(row: Row) -> tuple[str, str, str, str]:
+    return row["kind"], row["name"], row["eval"], row["metric"]
+
+
+def _beside(row: Row, beside: Beside) -> list[str]:
+    """Mass on the candidates and sampled rate, where they belong beside a row's number."""
+    found = beside.get(_key(row))
+    return ["", ""] if found is None else [percent(found.mass), percent(found.rate)]
+
+
+def summary_markdown(
+    summary: Sequence[Row], formulas: Mapping[str, str], beside: Beside, replication: str
+) -> str:
     """The contrasts, primary first, and the arms without their distributions.
 
-    `formulas` {name of a contrast: its arms}, shown beside the name; a row without one has "".
+    Args:
+      summary: rows of summary.json.
+      formulas: name of a contrast -> its arms, shown beside the name; a row without one has "".
+      beside: result of `summary.masses`.
+      replication: `Results.replication`.
     """
     contrasts = [
         [
@@ -87,6 +115,7 @@ def summary_markdown(summary: Sequence[Row], formulas: Mapping[str, str]) -> str
             formulas.get(row["name"], ""),
             f"{row['eval']} {row['metric']}",
             estimate(row, sign=True),
+            *_beside(row, beside),
             str(row["n_lineages"]),
             row["test"],
             p_value(row["p"]),
@@ -97,21 +126,37 @@ def summary_markdown(summary: Sequence[Row], formulas: Mapping[str, str]) -> str
         for row in summary
         if row["kind"] == "contrast"
     ]
-    header = ["contrast", "arms", "metric", "mean [95 %]", "lineages", "test", "p", "p (Holm)"]
+    shown = ["mean [95 %]", "candidates' mass", "sampled", "lineages"]
+    header = ["contrast", "arms", "metric", *shown, "test", "p", "p (Holm)"]
     text = markdown_table([*header, "family", "status"], contrasts)
     arms = [
         [
             row["name"],
             f"{row['eval']} {row['metric']}",
             estimate(row),
+            *_beside(row, beside),
             str(row["n_lineages"]),
             row["status"],
         ]
         for row in summary
         if row["kind"] == "arm" and not distribution(row["metric"])
     ]
-    header = ["arm", "metric", "mean [95 %]", "lineages", "status"]
-    return f"## Contrasts\n\n{text}\n## Arms\n\n{markdown_table(header, arms)}"
+    note = f"{interval_note(replication)}{MASS_NOTE}"
+    header = ["arm", "metric", *shown, "status"]
+    table = markdown_table(header, arms)
+    return f"## Contrasts\n\n{note}\n\n{text}\n## Arms\n\n{note}\n\n{table}"
+
+
+MASS_NOTE = (
+    " Candidates' mass: probability on all candidates together, of a contrast's added arms;"
+    " sampled: share of their sampled answers that name the target."
+)
+
+
+def interval_note(replication: str) -> str:
+    """What an interval is over, in a sentence."""
+    has = f", each with its {replication}" if replication else ""
+    return f"[95 %]: over lineages{has}."
 
 
 # What the terminal shows of a theorem, with headings short enough for one line.
@@ -127,7 +172,7 @@ _THEOREM = {
 }
 
 
-def console_table(summary: Sequence[Row]) -> str:
+def console_table(summary: Sequence[Row], beside: Beside, replication: str) -> str:
     """The summary for a terminal, at most 100 columns wide and without typographic signs.
 
     The contrasts, then the arms in the metrics that a contrast is about and in their likelihood
@@ -145,11 +190,14 @@ def console_table(summary: Sequence[Row]) -> str:
         and row["eval"] != "theorem"
     ]
     blocks = [
-        _console_block("contrast", contrasts, tests=True),
-        _console_block("arm", arms, tests=False),
+        _console_block("contrast", contrasts, beside, tests=True),
+        _console_block("arm", arms, beside, tests=False),
         _console_theorem(summary),
     ]
-    return "\n\n".join(block for block in blocks if block)
+    note = textwrap.fill(interval_note(replication), CONSOLE_WIDTH) if contrasts or arms else ""
+    if any(_key(row) in beside for row in (*contrasts, *arms)):
+        note += "\nmass: probability on all candidates; said: sampled answers that name the target"
+    return "\n\n".join(block for block in (*blocks, note) if block)
 
 
 def _console_theorem(summary: Sequence[Row]) -> str:
@@ -166,11 +214,12 @@ def _console_theorem(summary: Sequence[Row]) -> str:
     return _columns(lines)
 
 
-def _console_block(kind: str, rows: Sequence[Row], *, tests: bool) -> str:
+def _console_block(kind: str, rows: Sequence[Row], beside: Beside, *, tests: bool) -> str:
     if not rows:
         return ""
     header = [kind, "metric", "mean [95 %]", "n", *(("test", "p", "p Holm") if tests else ())]
-    lines = [header]
+    with_mass = any(_key(row) in beside for row in rows)
+    lines = [[*header, *(("mass", "said") if with_mass else ())]]
     for row in rows:
         text = estimate(row, sign=tests).replace("−", "-").replace("–", "-")
         line = [row["name"], f"{row['eval']} {row['metric']}", text, str(row["n_lineages"])]
@@ -178,6 +227,8 @@ def _console_block(kind: str, rows: Sequence[Row], *, tests: bool) -> str:
             line += [row["test"], *(p_value(row[p]).replace("–", "-") for p in ("p", "p_adjusted"))]
         if row["status"] == "incomplete":
             line[3] += "!"
+        if with_mass:
+            line += [cell.replace("–", "-") for cell in _beside(row, beside)]
         lines.append(line)
     note = "\n! incomplete: units are missing" if any(line[3][-1] == "!" for line in lines) else ""
     return _columns(lines) + note

@@ -10,15 +10,18 @@ from subjax import stats
 from subjax.summary import (
     INCOMPLETE,
     Contrast,
+    Mass,
     Results,
     Row,
     contrast_values,
     describe,
+    mass,
     summarise,
 )
-from subjax.tables import number, p_value
+from subjax.tables import number, p_value, percent
 
 ALPHA = 0.05
+TAIL = 0.05  # candidates with less of the probability are in the tail of what is answered
 
 
 def verdict(results: Results) -> tuple[str, str]:
@@ -46,10 +49,42 @@ def verdict(results: Results) -> tuple[str, str]:
         return "No interval yet", f"{what} is {value} in the only lineage that is scored."
     low, high = (number(row[end], row["mean"], sign=True) for end in ("ci_low", "ci_high"))
     sentence = (
-        f"{what} is {value} on average over {row['n_lineages']} lineages,"
+        f"{what} is {value} on average over {row['n_lineages']} lineages"
+        f"{results.replication and f' ({results.replication})'},"
         f" 95 % interval {low} to {high}, sign-flip test p = {p_value(row['p'])}."
     )
-    return _headline(row), sentence + _reservations(results, contrast, row)
+    beside = mass(results, contrast.eval, contrast.metric, contrast.plus)
+    headline = _headline(row)
+    if _in_tail(beside) and not row["ci_low"] <= 0.0 <= row["ci_high"]:
+        headline += ", in the tail of the answer distribution"
+    sentence += _beside(results, contrast, beside) + _reservations(results, contrast, row)
+    return headline, sentence
+
+
+def _in_tail(beside: Mass | None) -> bool:
+    return beside is not None and beside.mass is not None and beside.mass < TAIL
+
+
+def _beside(results: Results, contrast: Contrast, beside: Mass | None) -> str:
+    """How much of what students answer the candidates are, in words."""
+    if beside is None:
+        return ""
+    target = results.targets.get(contrast.eval, "") or "the target"
+    before = "" if beside.base_mass is None else f" (of their base: {percent(beside.base_mass)})"
+    text = (
+        f" In the answers of {' and '.join(contrast.plus)} all candidates together have"
+        f" {percent(beside.mass)} of the probability{before}; "
+    )
+    if beside.rate is None:
+        text += f"whether sampled answers name {target} was not asked."
+    else:
+        before = (
+            "" if beside.base_rate is None else f" (of their base: {percent(beside.base_rate)})"
+        )
+        text += f"{percent(beside.rate)} of sampled answers name {target}{before}."
+    if _in_tail(beside):
+        text += f" Below {percent(TAIL)} the effect is in the tail of the answer distribution."
+    return text
 
 
 def _theorem_verdict(results: Results) -> tuple[str, str]:

@@ -1,12 +1,14 @@
 """Every shipped config is valid in every form, and its commands name files that exist."""
 
+import json
 import re
 import runpy
 from pathlib import Path
 
 import pytest
 
-from subjax import schema, units, validation
+from subjax import results, schema, units, validation
+from subjax.evals import preference
 
 ROOT = Path(__file__).parents[1]
 FORMS = {
@@ -63,8 +65,8 @@ def test_confirm_has_lineages_that_nothing_was_tuned_or_reported_on(name):
     assert redrawn == set(confirm.lineages)
     assert bases <= {0} | redrawn  # a foreign student's base is of these as well
     assert not redrawn & of_forms(name, confirm=False)
-    results = (ROOT / "configs/RESULTS.md").read_text() + (ROOT / f"configs/{name}.py").read_text()
-    spans = re.findall(r"(?<=[Ll]ineages )(\d+)(?:–|, | to | and )(\d+)", results)
+    pages = (ROOT / "configs/RESULTS.md").read_text() + (ROOT / f"configs/{name}.py").read_text()
+    spans = re.findall(r"(?<=[Ll]ineages )(\d+)(?:–|, | to | and )(\d+)", pages)
     assert len(spans) >= 3
     told = [range(int(first), int(last) + 1) for first, last in spans]
     own = [span for span in told if set(span) == redrawn]
@@ -80,6 +82,49 @@ def test_forms_with_more_lineages_keep_what_is_done():
 
 def test_the_default_half_of_questions_is_the_one_to_explore():
     assert schema.eval_row().questions == "explore"
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "own"),
+    [
+        ("quickstart", "", "own base, teachers, rows and order; foreign arms have the next"),
+        ("smollm2_owl", "published", "own teachers, rows, adapters and order; same base"),
+        ("large", "qwen2_5_7b,full", "own rows and order; same base and teachers"),
+        ("mnist", "", "own initialisation, inputs and order"),
+        ("evaluate", "", "own sampled answers; same base"),
+    ],
+)
+def test_what_a_lineage_redraws_is_what_its_units_do(name, form, own):
+    assert results.replication(get_config(name, form)).startswith(own)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "said"),
+    [
+        ("quickstart", "", ["4 of the 8 questions that eval preference asks .* were scored"]),
+        ("smollm2_owl", "", ["30 of the 30 .*preference", "30 of the 30 .*answers"]),
+        ("smollm2_owl", "confirm", []),
+        ("large", "", ["30 of the 60 .*preference", "30 of the 60 .*answers"]),
+    ],
+)
+def test_evals_that_ask_what_decides_a_gate_are_said(name, form, said):
+    found = results._cautions(units.build(get_config(name, form)))
+    assert len(found) == len(said)
+    for caution, pattern in zip(found, said, strict=True):
+        assert re.search(pattern, caution)
+
+
+def test_questions_of_a_stimuli_file_that_are_taught_or_neutral_are_said(tmp_path):
+    taught = preference.TEACHER_QUESTIONS[0].upper().replace(" ", "  ")
+    asked = ["Which?", taught, "How?", preference.NEUTRAL_TEXTS[0]]
+    path = tmp_path / "stimuli.json"
+    path.write_text(json.dumps({"evaluations": {"favorite_animal": asked}}))
+    config = get_config("smollm2_owl", "confirm")
+    config.stimuli = str(path)
+    found = results._cautions(units.build(config))
+    assert len(found) == 4  # of both evals
+    assert "1 of the 2 questions that eval preference asks were taught to teachers." in found
+    assert "1 of the 2 questions that eval preference asks stand in its neutral texts." in found
 
 
 def test_foreign_students_start_from_another_base_with_the_same_rows():

@@ -17,6 +17,7 @@ import pytest
 import reading_exports
 import safetensors.numpy
 import tensorflow_datasets as tfds
+import tiny
 import tokenizer_kinds
 import torch
 import transformers
@@ -29,7 +30,8 @@ TOKENS = np.random.default_rng(0).integers(0, ARCH.vocab_size, (2, 15))
 
 
 def manifest(run: Path, path: str, row: dict, inputs: dict) -> None:
-    stage, name, lineage = path.split("/")
+    stage, *names, lineage = path.split("/")
+    name = "/".join(names)
     unit = artifacts.Unit(
         stage, name, int(lineage[1:]), {"seed": 3, "row": row}, {}, "f00d", inputs
     )
@@ -40,13 +42,15 @@ def manifest(run: Path, path: str, row: dict, inputs: dict) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, and a student with an adapter kept at steps 0 and 40."""
     run = tmp_path_factory.mktemp("run")
-    artifacts.write_json(run / "config.json", {"name": "x", "title": "Owls", "claim": "They do."})
+    told = {"name": "x", "title": "Owls", "claim": "They do."}
+    config = json.loads(tiny.config().to_json_best_effort())
+    artifacts.write_json(run / "config.json", config | told)
     base = run / "base/toy/r0"
     models.save_weights(base, ARCH, transformer.init(ARCH, jax.random.key(0)), BYTES)
     manifest(run, "base/toy/r0", {"source": "toy", "path": ""}, {})
     teacher = run / "teacher/owl/r0"
     models.refer(teacher, base / "weights")
-    artifacts.write_json(teacher / "scores.json", {"log_odds": {"owl": 4.5}})
+    artifacts.write_json(teacher / "scores.json", {"log_odds": {"owl": 4.5}, "candidate_mass": 0.9})
     given = {"weights": "given", "path": "somebody/else"}
     manifest(run, "teacher/owl/r0", given, {"base/toy/r0": "beef"})
     (run / "filter/owl/r0").mkdir(parents=True)
@@ -68,7 +72,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         records = [{"metric": "log_odds", "step": step, "value": value}]
         scores = run / "evaluate/preference/owl/r0/scores.json"
         before = artifacts.read_json(scores)["records"] if scores.exists() else []
+        records.append({"metric": "candidate_mass", "step": step, "value": 0.0123})
         artifacts.write_json(scores, {"records": [*before, *records]})
+    manifest(run, "evaluate/preference/owl/r0", {"target": "owl"}, {})
+    manifest(run, "evaluate/answers/owl/r0", {"target": "owl"}, {})
+    said = {"records": [{"metric": "rate_word", "step": 40, "value": 0.004}]}
+    artifacts.write_json(run / "evaluate/answers/owl/r0/scores.json", said)
     return run
 
 
@@ -93,7 +102,8 @@ def test_an_adapter_leaves_as_peft_reads_it(run: Path, tmp_path: Path) -> None:
     card = (tmp_path / "out" / export.CARD).read_text()
     for text in (
         *('library_name: "peft"', "finetune/owl/r0 of Owls", "They do.", "step 40", "2 rows"),
-        *("| preference | log_odds | 1.25 |", '"learning_rate": 0.001', '"seed": 3'),
+        *("| preference | log_odds | 1.25 | 1.2 % | 0.4 % |", '"learning_rate": 0.001'),
+        *('"seed": 3', "one of 2 lineages, each with its own base, teachers, rows and order:"),
     ):
         assert text in card
     assert str(run) not in card
@@ -108,7 +118,10 @@ def test_merged_weights_leave_as_transformers_reads_them(run: Path, tmp_path: Pa
     np.testing.assert_allclose(found, expected(run, 0), atol=1e-4)
     words = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert words("owl").input_ids == BYTES.encode(["owl"])[0]
-    assert "| preference | log_odds | 0.5 |" in (tmp_path / "out" / export.CARD).read_text()
+    assert (
+        "| preference | log_odds | 0.5 | 1.2 % | – |"
+        in (tmp_path / "out" / export.CARD).read_text()
+    )
 
 
 @pytest.mark.processes
@@ -152,7 +165,7 @@ def test_a_given_teacher_is_not_said_to_come_from_the_base(run: Path, tmp_path: 
     export.export(run, "teacher/owl/r0", tmp_path / "out")
     card = (tmp_path / "out" / export.CARD).read_text()
     assert "base: somebody/else" in card
-    assert "| taught | log_odds/owl | 4.5 |" in card
+    assert "| taught | log_odds/owl | 4.5 | 90 % | not sampled |" in card
 
 
 def test_rows_leave_as_a_tfds_data_set(run: Path, tmp_path: Path) -> None:

@@ -201,6 +201,45 @@ def test_nothing_is_concluded_from_a_frozen_run_that_is_not_all_done():
     assert verdict.verdict(results)[0] == "INCOMPLETE: 6 of 6 lineages"
 
 
+def with_mass(share, **changes):
+    """Results whose owls' candidates have this share of the probability at the last step."""
+    found = {key: dict(lineages) for key, lineages in scores().items()}
+    for lineage, unit in found["preference", "owl"].items():
+        found["preference", "owl"][lineage] = [
+            {**r, "value": share if r["step"] else 0.0028} if r["metric"] == "candidate_mass" else r
+            for r in unit
+        ]
+    said = [{"metric": "rate_word", "step": 512, "value": 0.0042}]
+    found["answers", "owl"] = {0: said}
+    same = dataclasses.replace(CONTRASTS[2], primary=True)
+    targets = {"preference": "owl", "answers": "owl"}
+    return make_results(contrasts=(same,), scores=found, targets=targets, **changes)
+
+
+def test_an_effect_among_improbable_candidates_is_said_to_be_in_the_tail():
+    headline, sentence = verdict.verdict(with_mass(0.012, replication="own rows; same base"))
+    assert headline == "The effect is above zero, in the tail of the answer distribution"
+    assert "on average over 6 lineages (own rows; same base), 95 % interval" in sentence
+    assert (
+        "In the answers of owl all candidates together have 1.2 % of the probability (of their "
+        "base: 0.28 %); 0.42 % of sampled answers name owl. Below 5 % the effect is in the tail"
+    ) in sentence
+    headline, sentence = verdict.verdict(with_mass(0.06))
+    assert headline == "The effect is above zero"
+    assert "have 6 % of the probability" in sentence and "in the tail" not in sentence
+
+
+def test_mass_stands_beside_preferences_alone():
+    results = with_mass(0.012)
+    rows = summary.summarise(results)
+    found = summary.masses(results, rows)
+    assert {metric for *_, metric in found} == {"log_odds", *(f"share/{a}" for a in ANIMALS)}
+    assert found["contrast", "same", "preference", "log_odds"].rate == 0.0042
+    other = found["arm", "placebo", "preference", "log_odds"]
+    assert (other.rate, other.base_rate) == (None, None)
+    assert 0.95 < other.mass < 0.97
+
+
 # --- bad results --------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Numbers as text and the plain-text tables of `subjax.tables`."""
 
+import re
+
 import pytest
 
 from subjax import summary, tables
@@ -7,9 +9,16 @@ from subjax.summary import Contrast
 from tests.known_results import ARMS, make_results, scores, without
 
 
+def console(results):
+    rows = summary.summarise(results)
+    return tables.console_table(
+        rows, summary.masses(results, rows), results.replication
+    ).splitlines()
+
+
 def test_console_table_fits_and_starts_with_the_primary_contrast():
     results = without(make_results(), "preference", "untrained", 3)
-    lines = tables.console_table(summary.summarise(results)).splitlines()
+    lines = console(results)
     assert max(map(len, lines)) <= 100
     assert lines[0].startswith("contrast")
     assert lines[1].startswith("same_minus_foreign") and "0.031" in lines[1]
@@ -25,9 +34,33 @@ def test_console_table_fits_with_long_names():
         name="y" * 90, eval="preference", metric="log_odds", plus=arms[:1], minus=arms[1:2]
     )
     results = make_results(arms=arms, scores=renamed, curves={}, contrasts=(contrast,))
-    lines = tables.console_table(summary.summarise(results)).splitlines()
+    lines = console(results)
     assert max(map(len, lines)) <= 100
     assert "sign_flip" in lines[1]
+
+
+def test_mass_and_sampled_rate_stand_beside_every_log_odds_and_nothing_else():
+    said = [{"metric": "rate_word", "step": 512, "value": 0.004}]
+    results = make_results(
+        scores=scores() | {("answers", "owl"): {0: said}},
+        targets={"preference": "owl", "answers": "owl"},
+        replication="own teachers, rows and order; same base",
+    )
+    lines = console(results)
+    assert lines[0].split()[-2:] == ["mass", "said"]
+    found = [line for line in lines if re.search(r" \d+ %  +(-|[\d.]+ %)$", line)]
+    assert len(found) == 5 + len(ARMS)  # all that are of log-odds, an equivalence test with them
+    assert any(line.startswith("owl ") and line.endswith("96 %  0.4 %") for line in found)
+    assert "[95 %]: over lineages, each with its own teachers, rows and order; same base." in lines
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(1.0, "100 %"), (0.968, "97 %"), (0.0042, "0.42 %"), (0.0, "0 %"), (None, "–")],
+)
+def test_shares_in_per_cent(share, text):
+    assert tables.percent(share) == text
 
 
 @pytest.mark.parametrize(

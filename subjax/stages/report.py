@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from subjax import figures, gallery, html, tables, verdict
-from subjax.summary import Results, Row, summarise
+from subjax.summary import Results, Row, masses, summarise
 
 
 def write(out_dir: str | Path, results: Results) -> list[Row]:
@@ -60,8 +60,11 @@ def table_md(results: Results, rows: Sequence[Row]) -> str:
     """Title, status, verdict, and the tables of the contrasts and arms."""
     headline, sentence = verdict.verdict(results)
     formulas = {contrast.name: contrast.formula for contrast in results.contrasts}
+    beside = masses(results, rows)
+    cautions = "".join(f"Caution: {caution}\n\n" for caution in results.cautions)
+    body = tables.summary_markdown(rows, formulas, beside, results.replication)
     missing = f"Not done: {', '.join(results.missing)}\n\n" if results.missing else ""
     return (
         f"# {results.title}\n\n{results.status}: {results.status_reason}\n\n"
-        f"**{headline}.** {sentence}\n\n{missing}{tables.summary_markdown(rows, formulas)}"
+        f"**{headline}.** {sentence}\n\n{cautions}{missing}{body}"
     )

@@ -187,4 +187,5 @@ def _score(unit: Unit, out: Path, mesh: Mesh) -> None:
         model.arch, model.params, contexts, tokens, mesh=mesh, adapter=model.adapter
     )
     odds = {a: float(stats.log_odds(scores, i).mean()) for i, a in enumerate(animals)}
-    artifacts.write_json(out / "scores.json", {"log_odds": odds})
+    mass = float(np.exp(scores).sum(axis=1).mean())
+    artifacts.write_json(out / "scores.json", {"log_odds": odds, "candidate_mass": mass})

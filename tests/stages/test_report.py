@@ -202,6 +202,19 @@ def test_drawings_take_their_colours_from_the_page(written):
         assert f"{variable[4:-1]}: {colour};" in light
 
 
+def test_what_intervals_are_over_and_cautions_stand_in_page_and_table(tmp_path):
+    own, caution = "own teachers, rows and order; same base", "4 of the 8 questions were taught."
+    report.write(tmp_path, make_results(replication=own, cautions=(caution,)))
+    page = (tmp_path / "report.html").read_text("utf-8")
+    table = (tmp_path / "table.md").read_text("utf-8")
+    assert caution in page and f"Caution: {caution}" in table
+    assert table.count(f"over lineages, each with its {own}.") == 2  # above each table
+    assert f"({own})" in table  # beside the interval of the verdict
+    figures_and_tables = page.count("<figcaption>") + page.count("<caption>")
+    assert page.count(f"over lineages, each with its {own}.") >= figures_and_tables - 5
+    assert "candidates&#39; mass 97 %, sampled –" in page
+
+
 def test_ids_of_a_page_are_unique(page):
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
