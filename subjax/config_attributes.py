@@ -33,6 +33,15 @@ _READ_FOR_ROPE: dict[str, set[str]] = {
     "partial": {"rotary_pct", "rotary_emb_base", "partial_rotary_factor"},
     "local": {"rope_local_base_freq"},
 }
+_QUANTIZED = (
+    "the weights are quantized, which is not supported: choose the model that they were made from, "
+    "or load this one with transformers, call its dequantize() and save it"
+)
+_WAYS_OUT = {
+    **dict.fromkeys(("quantization_config", "compression_config", "quantization"), _QUANTIZED),
+    "auto_map": "the model has code of its own, which is never run: choose another model, or, if "
+    "the class of transformers computes the same, set auto_map to null in a copy",
+}
 
 
 def check(config: dict[str, Any], family: Family) -> None:
@@ -93,8 +102,11 @@ def _check(
 ) -> None:
     for name, value in config.items():
         if name in fixed:
-            if not any(value == allowed for allowed in fixed[name]):
-                raise refused(name, value, options(fixed[name]))
+            if any(value == allowed for allowed in fixed[name]):
+                continue
+            if name in _WAYS_OUT:
+                raise ValueError(f"config.json: {name} is {shown(value)}: {_WAYS_OUT[name]}")
+            raise refused(name, value, options(fixed[name]))
         elif name not in known:
             raise ValueError(
                 f"config.json: attribute {name} = {shown(value)} is not understood: choose a "

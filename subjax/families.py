@@ -84,15 +84,31 @@ _HARMLESS = """
     num_beam_groups num_return_sequences diversity_penalty repetition_penalty length_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids suppress_tokens
     begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty transformers.js_config _attn_implementation_autoset
-    unsloth_fixed unsloth_version
+    exponential_decay_length_penalty
 """
-HARMLESS = frozenset(_HARMLESS.split())
+# Written by those who publish, finetune or convert models: how they ran, and for which programs.
+_HARMLESS_OF_OTHERS = """
+    transformers.js_config custom_pipelines unsloth_fixed unsloth_version unsloth_training_args
+    _attn_implementation_autoset _attn_implementation _attn_implementation_internal
+    attn_implementation _flash_attn_2_enabled use_flash_attention use_flash_attn _commit_hash
+    experts_implementation _experts_implementation gradient_checkpointing classifier_dropout
+    model_max_length bos_token eos_token pad_token unk_token neftune_noise_alpha
+"""
+HARMLESS = frozenset(_HARMLESS.split()) | frozenset(_HARMLESS_OF_OTHERS.split())
+_DROPOUTS = """
+    attention_dropout attention_dropout_prob attention_probs_dropout_prob attn_dropout attn_pdrop
+    resid_pdrop resid_dropout residual_dropout embd_pdrop embd_dropout embedding_dropout
+    hidden_dropout hidden_dropout_prob activation_dropout ffn_dropout mlp_dropout dropout
+    dropout_rate
+"""
 # What any model must say or leave out to be the one that is computed here.
 FIXED: dict[str, tuple[Any, ...]] = {
-    "attention_dropout": (0, None),
+    **dict.fromkeys(_DROPOUTS.split(), (0, None)),
     "quantization_config": (None,),
+    "compression_config": (None,),
+    "quantization": (None,),
     "auto_map": (None,),
+    "pretraining_tp": (1, None),
     "is_encoder_decoder": (False,),
     "tie_encoder_decoder": (False,),
     "add_cross_attention": (False,),
@@ -178,7 +194,6 @@ FAMILIES: dict[str, Family] = {
         fixed={
             "attention_bias": (False,),
             "mlp_bias": (False,),
-            "pretraining_tp": (1, None),
             "rope_interleaved": (False,),
             "partial_rotary_factor": (1, None),
             "sliding_window": (None,),
@@ -189,6 +204,7 @@ FAMILIES: dict[str, Family] = {
         model_class="MistralForCausalLM",
         tensors=_ENDS | _LAYERS | _PRE_NORMS,
         local="all",
+        fixed={"attention_bias": (False,), "mlp_bias": (False,)},
         defaults={
             "num_key_value_heads": 8,
             "sliding_window": 4096,
@@ -277,8 +293,7 @@ FAMILIES: dict[str, Family] = {
         numbers={"layer_norm_eps": ("norm_eps", 1e-5)},
         rope="partial",
         parallel=True,
-        fixed={"attention_bias": (True,), "hidden_dropout": (0, None)},
-        harmless=frozenset({"classifier_dropout", "gradient_checkpointing"}),
+        fixed={"attention_bias": (True,)},
         ignored_tensors=(
             ".rotary_emb.inv_freq",
             ".attention.bias",

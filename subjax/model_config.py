@@ -13,12 +13,17 @@ from subjax.config_attributes import cap, number, options, refused, shown, size
 from subjax.families import Family
 
 _MAX_LAYERS = 10_000
+# Names of transformers for the same function; its others compute something else.
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
 }
 _LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 
