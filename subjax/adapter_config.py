@@ -142,11 +142,11 @@ def read(config: Mapping[str, Any], where: str) -> Settings:
     left = {**config}
     kind, task = left.pop("peft_type", None), left.pop("task_type", None)
     if kind != "LORA":
-        raise ValueError(f"{where}: peft_type must be LORA, is {kind!r}: {_MERGE}")
+        raise ValueError(f"{where}: peft_type must be LORA, is {_shown(kind)}: {_MERGE}")
     if task not in (None, "CAUSAL_LM"):
         raise ValueError(
-            f"{where}: task_type is {task!r}, this is no adapter of a language model's next token: "
-            "give one of task_type CAUSAL_LM"
+            f"{where}: task_type is {_shown(task)}, this is no adapter of a language model's "
+            "next token: give one of task_type CAUSAL_LM"
         )
     layers = left.pop("layers_to_transform", None)
     lists = left.pop("layers_pattern", None) or []
@@ -165,14 +165,15 @@ def read(config: Mapping[str, Any], where: str) -> Settings:
     _check_init(left.pop("init_lora_weights", True), where)
     bias = left.pop("bias", "none")
     if bias not in _BIASES:  # trained biases are tensors without a place, and refused as such
-        raise ValueError(f"{where}: bias is {bias!r}, PEFT knows {', '.join(_BIASES)}: correct it")
+        raise ValueError(
+            f"{where}: bias is {_shown(bias)}, PEFT knows {', '.join(_BIASES)}: correct it"
+        )
     for name, value in left.items():
         # An empty object is no lack of a setting: PEFT fills it with what is usual.
         if name not in _HARMLESS.split() and value not in (None, False, [], ""):
             way_out = _WAYS_OUT.get(name, _AGAIN)
-            raise ValueError(
-                f"{where}: {name} = {_shown(value)} of PEFT is not supported: {way_out}"
-            )
+            setting = f"{name if name.isidentifier() else _shown(name)} = {_shown(value)}"
+            raise ValueError(f"{where}: {setting} of PEFT is not supported: {way_out}")
     return Settings(where, **found)
 
 

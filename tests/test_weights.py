@@ -278,6 +278,8 @@ DAMAGED_ADAPTERS: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], Any
     ("target_modules", lambda config, t: config.update(target_modules=["q_proj"])),
     ("a_new_setting", lambda config, t: config.update(a_new_setting=1)),
     ("a_new_setting", lambda config, t: config.update(a_new_setting={})),
+    (r"'two\nlines' = 'xxx", lambda config, t: config.update({"two\nlines": "x" * 9999})),
+    ("task_type is 'xxx", lambda config, t: config.update(task_type="x" * 9999)),
     ("layers_to_transform", lambda config, t: config.update(layers_to_transform="0")),
     ("target_modules names no module", lambda config, t: config.pop("target_modules")),
     ("names no linear module", lambda c, t: (c.update(target_modules="q"), t.clear())),
