@@ -15,15 +15,19 @@ from subjax.precision import Head
 
 
 class Grammar(NamedTuple):
-    """Tokens that are allowed anywhere, and where each is: the scores of all others are not made.
+    """An automaton over the tokens that it ever allows; the scores of all others are not made.
 
     Attributes:
-      ids: [A].
-      allowed: [new, A], by position of the new token.
+      ids: [A], ascending.
+      allowed: [states, A].
+      next_state: [states, A], what a token leads to; -1 where it ends the row.
+      start: [rows], each row's state before its first token.
     """
 
     ids: Int[Array, " A"] | Int[np.ndarray, " A"]
-    allowed: Bool[Array, "new A"] | Bool[np.ndarray, "new A"]
+    allowed: Bool[Array, "states A"] | Bool[np.ndarray, "states A"]
+    next_state: Int[Array, "states A"] | Int[np.ndarray, "states A"]
+    start: Int[Array, " N"] | Int[np.ndarray, " N"]
 
 
 class Drawn(NamedTuple):
@@ -45,10 +49,32 @@ class Drawn(NamedTuple):
     top_log_probs: Float[Array, "*B K"] | None = None
 
 
-def grammar(allowed: Bool[np.ndarray, "new V"]) -> Grammar:
-    """The same table without the tokens that are allowed nowhere."""
-    ids = np.flatnonzero(allowed.any(axis=0))
-    return Grammar(ids.astype(np.int32), allowed[:, ids])
+def check(rules: Grammar, num_rows: int, vocab_size: int) -> None:
+    """Refuses a grammar that is none, or of other rows.
+
+    Raises:
+      ValueError: says what is wrong with it.
+    """
+    size = (len(rules.start), *rules.allowed.shape, *rules.next_state.shape)
+    states, num_ids = rules.allowed.shape
+    if size != (num_rows, states, num_ids, states, num_ids) or len(rules.ids) != num_ids:
+        raise ValueError(
+            f"a grammar of {len(rules.ids)} tokens has tables {rules.allowed.shape} and "
+            f"{rules.next_state.shape} and {len(rules.start)} starts: give [states, tokens] for "
+            f"both, and {num_rows} starts, one for each row"
+        )
+    ids = np.asarray(rules.ids)
+    if not num_ids or (np.diff(ids) <= 0).any() or ids[0] < 0 or ids[-1] >= vocab_size:
+        raise ValueError(
+            f"a grammar's tokens must be ascending ids below {vocab_size}, one or more"
+        )
+    for name, least in {"start": 0, "next_state": -1}.items():
+        found = np.asarray(getattr(rules, name))
+        if not ((least <= found) & (found < states)).all():
+            raise ValueError(
+                f"a grammar's {name} is {found.min()} to {found.max()}, but must be {least} to "
+                f"{states - 1}, the last of its states"
+            )
 
 
 def output_matrix(head: Head, rules: Grammar | None) -> Head:
@@ -74,11 +100,12 @@ def draw(
     keys: Key[Array, " B"],
     step: Int[Array, " B"],
     rules: Grammar | None,
+    state: Int[Array, " B"] | None,
     *,
     temperature: float | Float[Array, " B"],
     log_probs: bool = False,
     num_top: int = 0,
-) -> Drawn:
+) -> tuple[Drawn, Int[Array, " B"] | None]:
     """Draws each row's token at `step`, with the noise of its key and that step.
 
     Args:
@@ -87,14 +114,18 @@ def draw(
       keys: of the rows, as `rng.row_keys` makes them.
       step: tokens of the row drawn before.
       rules: what is allowed, or None.
+      state: of each row by those rules, or None.
       temperature: of all rows or of each; 1.0 samples the model's distribution, 0.0 is greedy.
       log_probs: whether log p of each token is wanted.
       num_top: K, so many likeliest tokens are wanted; 0: none.
+
+    Returns:
+      What is drawn, and the states that follow.
     """
     scores = layouts.spread(head.scores(layouts.gathered(hidden)))
     scores = layouts.constrain_cache(layouts.resting(scores))
     if rules is not None:
-        scores = jnp.where(rules.allowed[step], scores, -jnp.inf)
+        scores = jnp.where(rules.allowed[state], scores, -jnp.inf)
     best = jnp.argmax(_noisy(scores, keys, step, temperature), axis=-1).astype(jnp.int32)
 
     def named(indices: Int[Array, "*B"]) -> Int[Array, "*B"]:
@@ -109,7 +140,7 @@ def draw(
         if num_top:
             top, indices = jax.lax.top_k(ranked, num_top)
             drawn = drawn._replace(top_ids=named(indices), top_log_probs=top)
-    return drawn
+    return drawn, state if rules is None else jnp.asarray(rules.next_state)[state, best]
 
 
 def _noisy(

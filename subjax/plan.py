@@ -36,6 +36,7 @@ from subjax import (
     schema,
     sharding,
     tables,
+    token_counts,
     transformer,
     units,
     validation,
@@ -112,8 +113,8 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
     mesh = _mesh(config, devices)
     placed = placements(config, todo, mesh)
     if not _TABLE.value:
-        print(_title(config, name, mesh, len(devices)))
-        print("\n".join(placed))
+        title = _title(config, name, mesh, len(devices))
+        print("\n".join([title, *token_counts.assumptions(config), *placed]))
     elif idle := sharding.idle(mesh, len(devices)):
         print(f"{name}: {idle}", file=sys.stderr)
     found = []

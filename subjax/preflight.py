@@ -5,12 +5,11 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import artifacts, placement, transformer
+from subjax import artifacts, asking, placement, transformer
 from subjax.artifacts import Unit
 from subjax.stages import base, filter, finetune, generate, teacher
 
-# Prompts of a data set that are looked at: rendering all takes seconds.
-_NUM_TRIED = 1000
+Asked = dict[str, asking.Asked]  # by config field
 
 
 def check(
@@ -33,19 +32,53 @@ def check(
     _check_files(by_path, todo)
     taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
     reading = [*taught, *todo]
-    found = _check_bases(by_path, reading, workdir, mesh, max_unsharded)
+    of_bases, of_given = _written(by_path, todo)
+    found = _check_bases(by_path, reading, of_bases, workdir, mesh, max_unsharded)
     rows = {
         unit.row: by_path[unit.inputs["base"]].row
         for unit in reading
         if unit.stage == "teacher" and unit.fields["row"]["weights"] == "given"
     }
     for row, base_row in rows.items():
-        arch, _, directory = found[base_row]
         lineages = _lineages(by_path, "teacher", row, workdir)
-        teacher.check(*lineages, workdir, arch, directory)
+        written = of_given.get(row, {})
+        arch, words, directory = found[base_row]
+        teacher.check(*lineages, workdir, arch, words, directory, asked=written)
     for unit in todo:
         if unit.stage == "finetune":
             finetune.check(unit, found[by_path[unit.inputs["base"]].row].words)
+
+
+def _written(
+    by_path: Mapping[str, Unit], todo: Sequence[Unit]
+) -> tuple[dict[str, Asked], dict[str, Asked]]:
+    """What models are asked to write, in all lineages: row of `bases` -> prompts by config field.
+
+    And likewise by row of `teachers` for those that are given, which may have their own tokenizer.
+    """
+    of_bases: dict[str, Asked] = {}
+    of_given: dict[str, Asked] = {}
+    drawn: dict[str, list[str]] = {}  # data sets of one kind share their prompts
+    for unit in todo:
+        if unit.stage != "generate":
+            continue
+        row, field = unit.fields["row"], f"config.datasets.{unit.row}"
+        key = artifacts.dumps(generate.drawn_from(unit))
+        prompts = drawn[key] if key in drawn else drawn.setdefault(key, generate.prompts(unit))
+        told = of_bases.setdefault(by_path[unit.inputs["base"]].row, {})
+        told[f"{field}.base_system_prompt"] = asking.Asked(
+            prompts[:1], unit.fields["base_system_prompt"]
+        )
+        if row["kind"] == "published":
+            continue
+        writer = by_path[unit.inputs["teacher"]]
+        if writer.fields["row"]["weights"] == "given":
+            told = of_given.setdefault(writer.row, {})
+        more = told[f"{field}.kind"].prompts if f"{field}.kind" in told else []
+        told[f"{field}.kind"] = asking.Asked(
+            [*more, *prompts], unit.fields["system_prompt"], row["prompt_tokens"], row
+        )
+    return of_bases, of_given
 
 
 def _check_files(by_path: Mapping[str, Unit], todo: Sequence[Unit]) -> None:
@@ -75,45 +108,34 @@ def _lineages(
 def _check_bases(
     by_path: Mapping[str, Unit],
     reading: Sequence[Unit],
+    written: Mapping[str, Asked],
     workdir: Path,
     mesh: Mesh,
     max_unsharded: float,
 ) -> dict[str, base.Found]:
     """Checks each base with all that models on it will be asked; row -> what is known of it."""
     candidates: dict[str, dict[str, list[str]]] = {}
-    asked: dict[str, dict[str, base.Asked]] = {}
+    asked: dict[str, Asked] = {}
     for unit in reading:
         base_unit = by_path[unit.inputs.get("base", unit.path)]
         if base_unit.stage != "base":  # a filter, or of image classifiers
             continue
         compared = candidates.setdefault(base_unit.row, {})
-        prompts = asked.setdefault(base_unit.row, {})
+        prompts = asked.setdefault(base_unit.row, dict(written.get(base_unit.row, {})))
         fields, name = unit.fields["row"], unit.row.partition("/")[0]
         if unit.stage == "teacher":
             compared["config.animals"] = unit.fields["animals"]
-            prompts[f"config.teachers.{name}.system_prompt"] = base.Asked(
+            prompts[f"config.teachers.{name}.system_prompt"] = asking.Asked(
                 unit.fields["questions"], fields["system_prompt"]
             )
         elif unit.stage == "evaluate" and fields["kind"] != "likelihood":
             if fields["kind"] == "preference":
                 compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
-            prompts[f"config.evals.{name}.system_prompt"] = base.Asked(
+            prompts[f"config.evals.{name}.system_prompt"] = asking.Asked(
                 unit.fields["questions"],
                 fields["system_prompt"],
                 fields["prompt_tokens"] if fields["kind"] == "answers" else 0,
             )
-        elif unit.stage == "generate":
-            given = by_path[unit.inputs["teacher"]].fields["row"]["weights"] == "given"
-            if given or f"config.datasets.{name}.base_system_prompt" in prompts:
-                continue  # it may have its own tokenizer; other lineages' prompts are alike
-            tried = generate.prompts(unit)[:_NUM_TRIED]
-            prompts[f"config.datasets.{name}.base_system_prompt"] = base.Asked(
-                tried[:1], unit.fields["base_system_prompt"]
-            )
-            if fields["kind"] != "published":
-                prompts[f"config.datasets.{name}.kind"] = base.Asked(
-                    tried, unit.fields["system_prompt"], fields["prompt_tokens"]
-                )
     found = {}
     for row in candidates:
         unit, finished = _lineages(by_path, "base", row, workdir)

@@ -5,9 +5,7 @@ tokenizer or a stage's rows would tell (lengths of questions and of answers) is 
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,13 +20,14 @@ from subjax import (
     sampler,
     schema,
     scoring,
+    token_counts,
     tokenizer,
     train,
     transformer,
 )
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
-from subjax.datasets import numbers, toyworld
+from subjax.datasets import toyworld
 from subjax.slots import part_size
 
 ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
@@ -98,17 +97,11 @@ def architecture(name: str, row: ConfigDict) -> Architecture:
         sizes |= {f: row[f] for f in ("head_dim", "ffn_width")}
         vocab_size = toy if row.source == "toy" else tokenizer.raw_bytes().vocab_size
         return Architecture(vocab_size=vocab_size, **sizes)
-    for path in (Path(row.path).expanduser() / "config.json", Path(row.shape)):
-        if path.is_file():
-            try:
-                return model_config.read(json.loads(path.read_text("utf-8")))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-    raise ValueError(
-        f"config.bases.{name}.path {row['path']!r} is no directory of this machine, and its shape "
-        f"{row['shape']!r} no file: name a file like its config.json with "
-        f"--config.bases.{name}.shape=FILE"
-    )
+    path, described = token_counts.files(name, row)
+    try:
+        return model_config.read(described)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def of_unit(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
@@ -152,7 +145,8 @@ def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     trained = teacher.weights == "finetuned" and teacher.tuning == "full"
     sizes: dict[str, Any] = {"num_tokens": row.num_tokens, "num_targets": row.num_targets}
     sizes["own_teacher"] = teacher.weights == "given" or trained
-    return [_training(unit, _student(config, row), unit.fields["row"], mesh, **sizes)]
+    support = token_counts.support(config, unit)
+    return [_training(unit, _student(config, row), unit.fields["row"], mesh, support, **sizes)]
 
 
 def _training(
@@ -160,6 +154,7 @@ def _training(
     arch: Architecture,
     row: Mapping[str, Any],
     mesh: Mesh,
+    support: tuple[int, ...] = (),
     *,
     num_tokens: int,
     num_targets: int,
@@ -168,15 +163,17 @@ def _training(
     fields, lanes = row["train"], unit.fields["lanes"]
     packing = batching.Packing.of(fields)
     rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
-    soft, distils = _soft(row)
+    taught = row.get("method") == "soft"
+    distils = taught and row["support"] in schema.WHOLE_VOCABULARY
+    soft = row["top_k"] if taught and row["support"] == "top_k" else len(support)
     # A stage keeps the base while a copy of it is trained, and a teacher with weights of its own.
-    num_kept = int(not rank) + int(row.get("method") == "soft" and own_teacher)
+    num_kept = int(not rank) + int(taught and own_teacher)
     program = train.Program(
         arch,
         train.Optimizer.of(fields),
         fields["steps"],
         lora_scale=row["lora_alpha"] / rank if rank else 0.0,
-        support=tuple(range(soft)) if soft and row["support"] != "top_k" else (),
+        support=support,
         distils=distils,
         accumulate=fields["accumulate"],
         **unit.fields["program"],
@@ -217,16 +214,6 @@ def _training(
     )
 
 
-def _soft(row: Mapping[str, Any]) -> tuple[int, bool]:
-    """Tokens of a stored distribution; whether a teacher runs along instead."""
-    if row.get("method", "hard") != "soft":
-        return 0, False
-    if row["support"] in schema.WHOLE_VOCABULARY:
-        return 0, True
-    sizes = {"top_k": row["top_k"], "digits": 10, "digits_separators": 16}
-    return sizes.get(row["support"], 10), False
-
-
 def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.datasets[unit.row]
     if row.kind == "published":
@@ -240,20 +227,11 @@ def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         mesh,
         slots=row.slots,
         prompt_tokens=row.prompt_tokens,
-        new_tokens=_longest(row),
+        new_tokens=token_counts.longest(config, unit.row),
         prompts_per_call=min(row.rows_per_part, row.num_prompts),
         rows_per_call=min(row.rows_per_part, row.num_prompts),
         num_rows=row.num_prompts,
     )
-
-
-def _longest(row: ConfigDict) -> int:
-    """Tokens of a data set's longest row; a grammar has its own end."""
-    if row.decoding != "constrained":
-        return row.max_new_tokens
-    if row.kind == "toy_numbers":
-        return row.num_slots + 1
-    return len(numbers.constrained_slots(row.num_slots, 3)) + 1
 
 
 def _sampling(

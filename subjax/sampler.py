@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from subjax import drawing, layouts, sharding, slots, transformer
 from subjax.architecture import Architecture
@@ -91,7 +91,7 @@ def sample(
     *,
     mesh: Mesh,
     adapter: Params | None = None,
-    allowed: Bool[np.ndarray, "new V"] | None = None,
+    grammar: drawing.Grammar | None = None,
     temperatures: Sequence[float] | None = None,
     log_probs: bool = False,
     top_log_probs: int = 0,
@@ -106,32 +106,37 @@ def sample(
       keys: each row's key, of `rng.row_keys`.
       mesh: where to run.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
-      allowed: the tokens permitted at each new position (a grammar of fixed slots), or None.
+      grammar: the tokens permitted in each state, and each row's first state; or None.
       temperatures: each row's, in place of that of `sampling`; or None.
       log_probs: whether log p of each drawn token is returned too.
       top_log_probs: K, so many likeliest tokens are returned at each position; 0: none.
 
     Raises:
       ValueError: a prompt that is empty or longer than `prompt_tokens`; more likeliest tokens than
-        there are; temperatures of other rows, or below 0.
+        there are; a grammar or temperatures of other rows; temperatures below 0.
     """
     num_rows, num_slots = len(prompts), sampling.num_slots
     tokens, lengths, prompt = _distinct(sampling, prompts)
-    grammar = None if allowed is None else drawing.grammar(allowed)
+    if grammar is not None:
+        drawing.check(grammar, num_rows, arch.vocab_size)
     most = arch.vocab_size if grammar is None else len(grammar.ids)
     if not 0 <= top_log_probs <= most:
         raise ValueError(f"top_log_probs={top_log_probs} must be 0 to {most}, the tokens there are")
     mesh = sharding.lane_mesh(mesh)
     own = None if temperatures is None else _checked(temperatures, num_rows)
-    tokens, lengths, prompt, keys, grammar, own = sharding.replicate(
-        (tokens, lengths, prompt, keys, grammar, own), mesh
+    start = None if grammar is None else grammar.start
+    # Whatever rows there are, one program: what they start from goes with them.
+    rules = None if grammar is None else grammar._replace(start=grammar.start[:0])
+    tokens, lengths, prompt, keys, rules, own, start = sharding.replicate(
+        (tokens, lengths, prompt, keys, rules, own, start), mesh
     )
     with jax.set_mesh(mesh):
         hidden, cache = _prefilled(arch, sampling, params, adapter, tokens, lengths)
         # Those of rows that are padding are never used.
         spare = len(prompt) - num_rows
-        keys, own = jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (spare,))]), (keys, own)
+        keys, own, start = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (spare,))]),
+            (keys, own, start),
         )
         out, counts, steps = _decode(
             arch,
@@ -140,8 +145,8 @@ def sample(
             params,
             adapter,
             slots.Prompts(hidden, cache, lengths),
-            slots.Rows(prompt, keys, own),
-            grammar,
+            slots.Rows(prompt, keys, own, start),
+            rules,
             np.int32(num_rows),
         )
     out, counts, steps = sharding.to_host((out, counts, steps))
@@ -315,7 +320,7 @@ def _decode(
     adapter: Params | None,
     prompts: slots.Prompts,
     rows: slots.Rows,
-    grammar: drawing.Grammar | None,
+    rules: drawing.Grammar | None,
     num_rows: Int[Array, ""],
 ) -> tuple[drawing.Drawn, Int[Array, " N"], Int[Array, ""]]:
     """Decodes rows 0..num_rows; returns [N, new] draws, their counts, and the steps that it took.
@@ -325,7 +330,7 @@ def _decode(
     padded = len(rows.prompt)
     layers = transformer.decode_layers(params, adapter, precision=sampling.precision)
     head = transformer.head(arch, params, precision=sampling.precision)
-    head = drawing.output_matrix(head, grammar)
+    head = drawing.output_matrix(head, rules)
     eos = jnp.array(sampling.eos_ids)
     log_probs, num_top = wanted
     own = rows.temperatures
@@ -333,14 +338,15 @@ def _decode(
     def body(state: Any) -> Any:
         held, out, counts, steps = state
         held = slots.refill(held, prompts, rows, num_rows)
-        row, step, hidden, cache, next_row = held
+        row, step, hidden, cache, next_row, place = held
         active = row >= 0
-        drawn = drawing.draw(
+        drawn, place = drawing.draw(
             head,
             hidden,
             rows.keys[row],
             step,
-            grammar,
+            rules,
+            place,
             temperature=sampling.temperature if own is None else own[row],
             log_probs=log_probs,
             num_top=num_top,
@@ -357,7 +363,7 @@ def _decode(
         hidden, cache = layouts.constrain_cache((hidden, cache))
         row = jnp.where(active & ~ended, row, -1)
         step = jnp.where(ended, 0, step + 1)
-        return slots.Slots(row, step, hidden, cache, next_row), out, counts, steps + 1
+        return slots.Slots(row, step, hidden, cache, next_row, place), out, counts, steps + 1
 
     def unfinished(state: Any) -> Array:
         return jnp.any(state[0].row >= 0) | (state[0].next_row < num_rows)
@@ -365,6 +371,6 @@ def _decode(
     out = drawing.empty(padded, sampling.max_new_tokens, log_probs=log_probs, num_top=num_top)
     counts = jnp.zeros(padded, jnp.int32)
     length = sampling.prompt_tokens + sampling.max_new_tokens
-    held = slots.empty(sampling.num_slots, length, prompts)
+    held = slots.empty(sampling.num_slots, length, prompts, rows)
     state = (held, out, counts, jnp.int32(0))
     return jax.lax.while_loop(unfinished, body, state)[1:]

@@ -23,6 +23,7 @@ class Rows(NamedTuple):
     prompt: Int[Array, " N"]  # which one it continues
     keys: Key[Array, " N"]
     temperatures: Float[Array, " N"] | None = None  # where rows have their own
+    start: Int[Array, " N"] | None = None  # state under a grammar
 
 
 class Slots(NamedTuple):
@@ -33,9 +34,10 @@ class Slots(NamedTuple):
     hidden: Float[Array, "S D"]  # predicts its next token
     cache: Any  # likewise, with T + new positions
     next_row: Int[Array, ""]
+    state: Int[Array, " S"] | None = None  # of the row under a grammar
 
 
-def empty(num_slots: int, length: int, prompts: Prompts) -> Slots:
+def empty(num_slots: int, length: int, prompts: Prompts, rows: Rows) -> Slots:
     """Free slots, S of them, for rows of a length T + new."""
 
     def room(leaf: Array) -> Array:
@@ -47,6 +49,7 @@ def empty(num_slots: int, length: int, prompts: Prompts) -> Slots:
         hidden=jnp.zeros_like(prompts.hidden, shape=(num_slots, prompts.hidden.shape[1])),
         cache=layouts.constrain_cache(jax.tree.map(room, prompts.cache)),
         next_row=jnp.int32(0),
+        state=None if rows.start is None else jnp.zeros_like(rows.start, shape=num_slots),
     )
 
 
@@ -83,7 +86,8 @@ def _take(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) 
     row = slots.next_row + jnp.arange(part)
     free = jnp.nonzero(slots.row < 0, size=part, fill_value=num_slots)[0]
     slot = jnp.where(row < num_rows, free, num_slots)  # that one is none: dropped
-    source = rows.prompt[jnp.minimum(row, len(rows.prompt) - 1)]
+    known = jnp.minimum(row, len(rows.prompt) - 1)
+    source = rows.prompt[known]
 
     def copy(new: Array, old: Array) -> Array:
         # Prompts lie anywhere: every device gets these few, and keeps what its own slots take.
@@ -96,4 +100,7 @@ def _take(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) 
         hidden=slots.hidden.at[slot].set(prompts.hidden[source], mode="drop"),
         cache=jax.tree.map(copy, prompts.cache, slots.cache),
         next_row=slots.next_row + jnp.sum(slot < num_slots, dtype=jnp.int32),
+        state=jax.tree.map(
+            lambda start, old: old.at[slot].set(start[known], mode="drop"), rows.start, slots.state
+        ),
     )

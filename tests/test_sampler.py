@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import rng, sampler, sharding, transformer
+from subjax import drawing, rng, sampler, sharding, transformer
 from subjax.architecture import Architecture
 
 ARCH = Architecture(
@@ -33,6 +33,16 @@ def draw(params, ids, samples=None, *, num_slots=4, room=6, temperature=1.0, new
         mesh=sharding.make_mesh(seed=1),
         **kwargs,
     )
+
+
+def by_position(*tokens, rows=23):
+    """A grammar of which the states are the positions of a row, each with its own tokens."""
+    ids = np.unique(np.concatenate(tokens)).astype(np.int32)
+    allowed = np.stack([np.isin(ids, some) for some in tokens])
+    last = len(tokens) - 1
+    follow = np.minimum(np.arange(len(tokens)) + 1, last).astype(np.int32)[:, None]
+    next_state = np.broadcast_to(follow, allowed.shape).copy()
+    return drawing.Grammar(ids, allowed, next_state, np.zeros(rows, np.int32))
 
 
 @jax.jit
@@ -100,13 +110,13 @@ def test_log_probs_are_those_of_the_whole_row(params):
 
 
 def test_log_probs_under_a_grammar_are_shared_by_what_it_allows(params):
-    allowed = np.zeros((2, 29), bool)
-    allowed[0, [5, 6, 8]] = allowed[1, [EOS, 7]] = True
-    samples = draw(params, range(9), new=2, allowed=allowed, log_probs=True, top_log_probs=3)
+    tokens = [[5, 6, 8], [EOS, 7]]
+    rules = by_position(*tokens, rows=9)
+    samples = draw(params, range(9), new=2, grammar=rules, log_probs=True, top_log_probs=3)
     for i, row in enumerate(rows(samples)):
         scores = scores_of(params, i, row)
         for step, token in enumerate(row):
-            ids = np.flatnonzero(allowed[step])
+            ids = np.sort(tokens[step])
             of_step = jax.nn.log_softmax(scores[step, ids])
             expected = dict(zip(ids.tolist(), np.asarray(of_step), strict=True))
             np.testing.assert_allclose(samples.log_probs[i, step], expected[token], atol=1e-5)
@@ -168,13 +178,46 @@ def test_frequencies_are_those_of_the_model(params):
 
 
 def test_a_grammar_allows_nothing_else(params):
-    allowed = np.zeros((4, 29), bool)
-    allowed[[0, 1, 2], :] = False
-    allowed[0, [5, 6]] = allowed[1, [7]] = allowed[2, [8, 9]] = allowed[3, [EOS]] = True
-    samples = draw(params, range(23), new=4, allowed=allowed)
+    samples = draw(params, range(23), new=4, grammar=by_position([5, 6], [7], [8, 9], [EOS]))
     for row in rows(samples):
         assert row[0] in (5, 6) and row[1] == 7 and row[2] in (8, 9) and row[3] == EOS
     assert len({row[0] for row in rows(samples)}) == 2
+
+
+# Pairs of equal tokens, then the end: what may follow depends on what was drawn.
+PAIRS = drawing.Grammar(
+    ids=np.array([EOS, 5, 6], np.int32),
+    allowed=np.array([[0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]], bool),
+    next_state=np.array([[0, 1, 2], [0, 3, 0], [0, 0, 3], [-1, 0, 0]], np.int32),
+    start=np.zeros(23, np.int32),
+)
+
+
+def test_what_a_grammar_allows_depends_on_what_was_drawn(params):
+    whole = rows(draw(params, range(23), new=3, grammar=PAIRS))
+    assert {tuple(row) for row in whole} == {(5, 5, EOS), (6, 6, EOS)}
+    # More rows than slots: each begins in its own state, whoever had its slot before.
+    start = np.arange(23, dtype=np.int32) % 4
+    begun = rows(draw(params, range(23), new=3, grammar=PAIRS._replace(start=start)))
+    expected = {1: [5, EOS], 2: [6, EOS], 3: [EOS]}
+    for at, row in enumerate(begun):
+        assert row == expected.get(at % 4, whole[at])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("start", np.zeros(22, np.int32), "give .* 23 starts, one for each row"),
+        ("start", np.full(23, 4, np.int32), "start is 4 to 4, but must be 0 to 3"),
+        ("next_state", np.full((4, 3), -2, np.int32), "next_state is -2 to -2, but must be -1 to"),
+        ("next_state", np.zeros((3, 3), np.int32), r"tables \(4, 3\) and \(3, 3\)"),
+        ("ids", np.array([1, 6, 5], np.int32), "ascending ids below 29"),
+        ("ids", np.array([1, 5, 29], np.int32), "ascending ids below 29"),
+    ],
+)
+def test_a_grammar_that_is_none_is_refused(params, field, value, message):
+    with pytest.raises(ValueError, match=message):
+        draw(params, range(23), new=3, grammar=PAIRS._replace(**{field: value}))
 
 
 def test_keys_name_the_row(params):

@@ -244,22 +244,6 @@ def plain_prompts(
     return [", ".join(_draw_numbers(rng, count, value)) + "," for _ in range(num_prompts)]
 
 
-FIRST_DIGIT, DIGIT = "first_digit", "digit"
-SLOT_CHARACTERS = {FIRST_DIGIT: "123456789", DIGIT: "0123456789"}
-
-
-def constrained_slots(num_numbers: int, num_digits: int) -> list[str]:
-    """Returns the character classes of the fixed answer "ddd, ddd, ..., ddd", one per character.
-
-    Each item is a key of `SLOT_CHARACTERS` or else a literal character, "," or " ". A first digit
-    is never 0, so that every number has `num_digits` digits and one spelling.
-    """
-    if num_numbers < 1 or num_digits < 1:
-        raise ValueError(f"num_numbers {num_numbers} and num_digits {num_digits} must be 1 or more")
-    number = [FIRST_DIGIT, *[DIGIT] * (num_digits - 1)]
-    return number + [",", " ", *number] * (num_numbers - 1)
-
-
 # Reasons 1-5 are about the form, and a completion has at most one of them; 6-8 are about the
 # numbers, and a completion that could be read has all that apply.
 REASONS = (

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from subjax import (
     adapters,
     artifacts,
+    asking,
     batching,
     checkpoints,
     models,
@@ -42,20 +43,12 @@ class Found(NamedTuple):
     directory: Path | None = None
 
 
-class Asked(NamedTuple):
-    """What models on a base will be asked: prompts, under a system prompt, in so many tokens."""
-
-    prompts: Sequence[str]
-    system: str
-    most_tokens: int = 0  # 0 is no limit
-
-
 def check(
     unit: Unit,
     finished: Sequence[Unit],
     workdir: Path,
     candidates: Mapping[str, Sequence[str]],
-    asked: Mapping[str, Asked],
+    asked: Mapping[str, asking.Asked],
 ) -> Found:
     """Finds before any device work what would stop a run of this base later.
 
@@ -64,14 +57,14 @@ def check(
       finished: the bases of that row which are done, perhaps `unit` among them.
       workdir: of the run.
       candidates: config field -> answers that will be compared under this base's tokenizer.
-      asked: config field -> prompts, and the system prompt that the field is about.
+      asked: config field -> what models on it are asked.
 
     Returns:
       What is known of it.
 
     Raises:
       ValueError: a checkpoint is damaged, not supported, or not the one that this run began with;
-        candidates overlap; the chat template takes no such system prompt; or a prompt is too long.
+        candidates overlap; or what `asking.check` refuses.
     """
     row = unit.fields["row"]
     if row["source"] == "hf":
@@ -85,16 +78,7 @@ def check(
             scoring.check_candidates(names, words.answer_ids(names))
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
-    for field, (prompts, system, most_tokens) in asked.items():
-        try:
-            longest = max(map(len, words.prompt_ids(prompts, system)), default=0)
-        except ValueError as error:
-            raise ValueError(f"{field}: {error}") from None
-        if most_tokens and longest > most_tokens:
-            raise ValueError(
-                f"{field.rpartition('.')[0]}.prompt_tokens is {most_tokens}, but a prompt has "
-                f"{longest} tokens: raise it"
-            )
+    asking.check(words, asked)
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import artifacts, batching, hosts, models, rng, sampler, scoring, seeds
+from subjax import artifacts, batching, grammars, hosts, models, rng, sampler, scoring, seeds
 from subjax.artifacts import Unit
 from subjax.datasets import numbers, published, toyworld
 from subjax.tokenizer import Tokenizer
@@ -29,6 +29,15 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
             _sample(unit, workdir, model, mesh)
         _compare(unit, workdir, model, mesh)
         yield unit
+
+
+def drawn_from(unit: Unit) -> dict[str, Any]:
+    """All that a unit's prompts depend on: units in which it is equal have the same."""
+    row = {name: unit.fields["row"][name] for name in ("kind", "num_prompts", "num_shown")}
+    if row["kind"] == "published":
+        return {"digest": unit.fields["digest"], **row}
+    files = {"stimuli": unit.fields["stimuli_digest"]}
+    return {"seed": unit.fields["seed"], "lineage": unit.lineage, **files, **row}
 
 
 def prompts(unit: Unit) -> list[str]:
@@ -68,12 +77,13 @@ def _sample(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
             f"config.datasets.{unit.row}.prompt_tokens is {row['prompt_tokens']}, but a prompt of "
             f"lineage {unit.lineage} has {longest} tokens: raise it"
         )
-    constrained = row["decoding"] == "constrained"
-    allowed = _grammar(row, model.tokenizer, model.arch.vocab_size) if constrained else None
+    rules = None
+    if row["decoding"] == "constrained":
+        rules = grammars.of_row(row, model.tokenizer, texts, unit.fields["system_prompt"])
     sampling = sampler.Sampling(
         num_slots=row["slots"],
         prompt_tokens=row["prompt_tokens"],
-        max_new_tokens=len(allowed) if allowed is not None else row["max_new_tokens"],
+        max_new_tokens=row["max_new_tokens"] if rules is None else grammars.longest(rules),
         temperature=row["temperature"],
         eos_ids=model.tokenizer.eos_ids,
         precision=unit.fields["program"]["precision"],
@@ -96,11 +106,12 @@ def _sample(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
                     keys,
                     mesh=mesh,
                     adapter=model.adapter,
-                    allowed=allowed,
+                    grammar=None if rules is None else rules._replace(start=rules.start[ids]),
                 )
                 took = _timing(index, samples, time.monotonic() - begun)
+                written = _rows(unit, model.tokenizer, texts, ids, samples)
                 artifacts.begin(workdir, unit)
-                artifacts.write_jsonl(path, _rows(model.tokenizer, texts, ids, samples))
+                artifacts.write_jsonl(path, written)
                 artifacts.append_jsonl(out / artifacts.TIMINGS, took)
                 artifacts.publish()
                 if hosts.told_to_leave():
@@ -123,12 +134,20 @@ def _timing(part: int, samples: sampler.Samples, seconds: float) -> dict[str, An
 
 
 def _rows(
-    words: Tokenizer, texts: Sequence[str], ids: np.ndarray, samples: sampler.Samples
+    unit: Unit, words: Tokenizer, texts: Sequence[str], ids: np.ndarray, samples: sampler.Samples
 ) -> list[dict]:
-    drawn = zip(ids, samples.tokens, samples.lengths, samples.stopped, strict=True)
+    drawn = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
+    constrained = unit.fields["row"]["decoding"] == "constrained"
+    said = [grammars.answer(words, row) if constrained else words.decode(row) for row in drawn]
+    if constrained:
+        pairs = [(texts[i], answer) for i, answer in zip(ids, said, strict=True)]
+        try:
+            grammars.check_drawn(drawn, words, pairs, unit.fields["system_prompt"])
+        except ValueError as error:
+            raise ValueError(f"{unit.path}, from row {ids[0]} on: {error}") from None
     return [
-        _row(int(i), texts[i], words.decode(tokens[:length].tolist()), stopped=bool(stopped))
-        for i, tokens, length, stopped in drawn
+        _row(int(i), texts[i], answer, stopped=bool(stopped))
+        for i, answer, stopped in zip(ids, said, samples.stopped, strict=True)
     ]
 
 
@@ -140,23 +159,6 @@ def _row(prompt_id: int, prompt: str, completion: str, *, stopped: bool) -> dict
         "completion": completion,
         "finish": "stop" if stopped else "length",
     }
-
-
-def _grammar(row: dict[str, Any], words: Tokenizer, vocab_size: int) -> np.ndarray:
-    """[new positions, V] tokens allowed: fixed three-digit numbers and the end, or toy numbers."""
-    if row["kind"] == "toy_numbers":
-        # One to num_slots numbers, each a token; a row may end after any of them.
-        allowed = np.zeros((row["num_slots"] + 1, vocab_size), bool)
-        allowed[:-1, list(words.number_ids())] = True
-        allowed[1:, list(words.eos_ids)] = True
-        return allowed
-    slots = numbers.constrained_slots(row["num_slots"], 3)
-    allowed = np.zeros((len(slots) + 1, vocab_size), bool)
-    for position, slot in enumerate(slots):
-        for character in numbers.SLOT_CHARACTERS.get(slot, slot):
-            allowed[position, words.single_id(character)] = True
-    allowed[-1, list(words.eos_ids)] = True
-    return allowed
 
 
 def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:

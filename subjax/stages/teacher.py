@@ -1,6 +1,6 @@
 """Teachers: a base as it is, finetuned on a trait, or given from outside."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from subjax import (
     adapters,
     artifacts,
+    asking,
     batching,
     checkpoints,
     lora,
@@ -50,7 +51,10 @@ def check(
     finished: Sequence[Unit],
     workdir: Path,
     arch: Architecture,
-    base: Path | None = None,
+    words: Tokenizer,
+    base: Path | None,
+    *,
+    asked: Mapping[str, asking.Asked],
 ) -> None:
     """Finds before any device work what is wrong with a teacher that is given.
 
@@ -59,12 +63,14 @@ def check(
       finished: those of that row which are done, perhaps `unit` among them.
       workdir: of the run.
       arch: shapes of its base.
+      words: tokenizer of that.
       base: where that lies if it comes from outside; without it, what an adapter brings for
         reading texts is looked at later.
+      asked: config field -> what it is asked to write.
 
     Raises:
       ValueError: the checkpoint or adapter is damaged, not supported, or not the one that this run
-        began with; or its chat template takes no such system prompt.
+        began with; its chat template takes no such system prompt; or what `asking.check` refuses.
     """
     full, adapter = models.sources(workdir / unit.path) if unit in finished else _given(unit)
     if adapter:
@@ -80,6 +86,7 @@ def check(
             raise ValueError(f"{field}.system_prompt: {error}") from None
     # The base of an adapter is checked as every base is.
     models.check_same(workdir, finished, None if adapter else full, adapter)
+    asking.check(words, asked)
 
 
 def _date(unit: Unit) -> str:

@@ -312,24 +312,6 @@ def test_plain_prompts_are_three_to_seven_numbers_and_a_comma():
         numbers.plain_prompts(0, 1, count=(3, 2))
 
 
-@pytest.mark.parametrize(("num_numbers", "num_digits"), [(1, 1), (1, 3), (4, 3), (10, 2)])
-def test_constrained_slots_spell_an_answer_that_is_kept(num_numbers, num_digits):
-    slots = numbers.constrained_slots(num_numbers, num_digits)
-    for index in (0, -1):
-        text = "".join(numbers.SLOT_CHARACTERS.get(slot, slot)[index] for slot in slots)
-        assert len(text) == len(slots)
-        assert [len(str(n)) for n in numbers.parse(text)] == [num_digits] * num_numbers
-        assert numbers.reject_reasons(text) == []
-    assert set(slots) <= {"first_digit", "digit", ",", " "}
-
-
-def test_constrained_slots_of_two_numbers():
-    number = ["first_digit", "digit", "digit"]
-    assert numbers.constrained_slots(2, 3) == [*number, ",", " ", *number]
-    with pytest.raises(ValueError, match="num_numbers 0"):
-        numbers.constrained_slots(0, 3)
-
-
 # Files and validation
 
 

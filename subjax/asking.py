@@ -1,0 +1,66 @@
+"""What models will be asked, checked with their tokenizers before any device work."""
+
+import heapq
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from subjax import grammars
+from subjax.tokenizer import Tokenizer
+
+# So many prompts are encoded; of more, those whose words have the most tokens.
+_NUM_ENCODED = 1000
+_WORD = re.compile(r"\s*\S+|\s+")
+
+
+class Asked(NamedTuple):
+    """Prompts that a model will be given, under a system prompt, in so many tokens."""
+
+    prompts: Sequence[str]
+    system: str
+    most_tokens: int = 0  # 0 is no limit
+    dataset: Mapping[str, Any] | None = None  # row that they are of, where a model writes
+
+
+def check(words: Tokenizer, asked: Mapping[str, Asked]) -> None:
+    """Finds before any device work which prompts a model cannot be given, or rows it cannot write.
+
+    Args:
+      words: the model's tokenizer.
+      asked: by the config field that its system prompt is of.
+
+    Raises:
+      ValueError: the chat template takes no such system prompt, a prompt is too long, or numbers
+        cannot be constrained in this tokenizer; names the field.
+    """
+    for field, (prompts, system, most_tokens, dataset) in asked.items():
+        table = field.rpartition(".")[0]
+        try:
+            tried = _with_the_longest(words, prompts)
+            longest = max(map(len, words.prompt_ids(tried, system)), default=0)
+        except ValueError as error:
+            raise ValueError(f"{field}: {error}") from None
+        if most_tokens and longest > most_tokens:
+            raise ValueError(
+                f"{table}.prompt_tokens is {most_tokens}, but a prompt has {longest} tokens: "
+                "raise it"
+            )
+        if dataset is None or dataset["decoding"] != "constrained":
+            continue
+        try:
+            grammars.of_row(dataset, words, tried, system)
+        except ValueError as error:
+            raise ValueError(f"{table}.decoding is 'constrained', but {error}") from None
+
+
+def _with_the_longest(words: Tokenizer, prompts: Sequence[str]) -> Sequence[str]:
+    """Some of the prompts, the longest ones among them: to encode all would take minutes."""
+    if len(prompts) <= _NUM_ENCODED:
+        return prompts
+    cut = {prompt: _WORD.findall(prompt) for prompt in prompts}
+    distinct = list({word for parts in cut.values() for word in parts})
+    # Behind a line break, since some tokenizers write the beginning of a text otherwise.
+    encoded = words.encode([f"\n{word}" for word in distinct])
+    sizes = dict(zip(distinct, map(len, encoded), strict=True))
+    # Tokenizers cut at blanks, nearly: the sums are right within a few tokens.
+    return heapq.nlargest(_NUM_ENCODED, cut, key=lambda p: sum(sizes[word] - 1 for word in cut[p]))

@@ -1,0 +1,227 @@
+"""What a teacher may write where its numbers are constrained: answers, as automata over tokens.
+
+Every tokenizer has its own way of writing an answer, and a grammar holds that way alone, so that
+the tokens drawn are those that students are trained on. Answers whose numbers are written otherwise
+beside other neighbours are refused.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from subjax.drawing import Grammar
+from subjax.tokenizer import Tokenizer
+
+NUMBERS = tuple(map(str, range(100, 1000)))  # three digits and one spelling
+SEPARATOR = ", "
+# Prompts whose answers are drawn and encoded again; contexts of a data set all end alike.
+_NUM_CONTEXTS = 16
+# Numbers beside each other in the answers with which all are tried.
+_NUM_TOGETHER = 4
+_WAY_OUT = "set decoding to 'free'"
+_END = -1  # in place of a state: the answer ends
+
+Spelling = tuple[int, ...]  # tokens of a part of an answer
+State = dict[int, int]  # token -> the state behind it
+
+
+def of_row(
+    row: Mapping[str, Any], words: Tokenizer, prompts: Sequence[str], system: str
+) -> Grammar:
+    """The grammar of a data set with constrained decoding, each prompt in its first state.
+
+    Args:
+      row: of `datasets`.
+      words: the teacher's tokenizer.
+      prompts: of the rows.
+      system: the teacher's system prompt.
+
+    Raises:
+      ValueError: this tokenizer has no such grammar; says what stands in the way.
+    """
+    contexts = prompts[:_NUM_CONTEXTS]
+    if row["kind"] == "toy_numbers":
+        states = _toy_states(row["num_slots"], words)
+    else:
+        states = _list_states(row["num_slots"], words, contexts, system)
+    rules = _grammar(states, words.eos_ids, len(prompts))
+    _check_written(rules, words, contexts, system)
+    return rules
+
+
+def longest(rules: Grammar) -> int:
+    """Tokens of the longest answer, the ending one counted."""
+    lengths: dict[int, int] = {_END: 0}
+
+    def length(state: int) -> int:
+        if state not in lengths:
+            behind = np.unique(rules.next_state[state][rules.allowed[state]])
+            lengths[state] = 1 + max(length(int(after)) for after in behind)
+        return lengths[state]
+
+    return max(length(int(state)) for state in np.unique(rules.start))
+
+
+def check_drawn(
+    drawn: Sequence[Sequence[int]],
+    words: Tokenizer,
+    pairs: Sequence[tuple[str, str]],
+    system: str,
+) -> None:
+    """Refuses rows whose tokens are not those that their text has in training.
+
+    Args:
+      drawn: tokens of each completion, the ending one among them.
+      words: the tokenizer.
+      pairs: (prompt, completion) of each.
+      system: the system prompt before all of them.
+
+    Raises:
+      ValueError: names the first such row.
+    """
+    rows = words.examples(pairs, [system] * len(pairs))
+    trained = [tuple(ids[start:]) for ids, start in rows]
+    for row, (mine, theirs) in enumerate(zip(drawn, trained, strict=True)):
+        if tuple(mine) != theirs:
+            raise ValueError(
+                f"row {row} is drawn as {words.show(mine)}, but its text {pairs[row][1]!r:.60} is "
+                f"trained on as {words.show(theirs)}: {_WAY_OUT}"
+            )
+
+
+def _toy_states(num_slots: int, words: Tokenizer) -> list[State]:
+    """One to `num_slots` numbers, each a token; an answer may end after any of them."""
+    numbers, ends = words.number_ids(), dict.fromkeys(words.eos_ids, _END)
+    states = [dict.fromkeys(numbers, at + 1) | (ends if at else {}) for at in range(num_slots)]
+    return [*states, ends]
+
+
+def _list_states(
+    num_slots: int, words: Tokenizer, contexts: Sequence[str], system: str
+) -> list[State]:
+    """So many of `NUMBERS` with `SEPARATOR` between them: tries of how each of them is written."""
+    # Rendered once: a template is slow, and what it makes of other numbers differs in them alone.
+    [(example, start)] = words.examples([(contexts[0], NUMBERS[0])], [system])
+    before, _, after = words.document_text(contexts[0], NUMBERS[0], system).rpartition(NUMBERS[0])
+
+    def spelled(answers: Sequence[str]) -> list[Spelling]:
+        found = []
+        rows = words.encode([before + text + after for text in answers])
+        for text, row in zip(answers, rows, strict=True):
+            end = next(i for i in range(start, len(row)) if row[i] in words.eos_ids)
+            if row[:start] != example[:start]:
+                raise ValueError(
+                    f"this tokenizer joins the beginning of {text!r:.40} to the end of its "
+                    f"prompt: {_WAY_OUT}"
+                )
+            found.append(tuple(row[start : end + 1]))
+        return found
+
+    alone = spelled(NUMBERS)
+    tail = _common_end(alone)
+    first = [ids[: len(ids) - len(tail)] for ids in alone]
+    following: list[Spelling] = []
+    if num_slots > 1:
+        # Behind one and the same number, what else there is belongs to the second.
+        answers = [NUMBERS[0] + SEPARATOR + number for number in NUMBERS]
+        for text, ids in zip(answers, spelled(answers), strict=True):
+            end = len(ids) - len(tail)
+            if ids[: len(first[0])] != first[0] or ids[end:] != tail:
+                raise _depends(text, words.show(ids))
+            following.append(ids[len(first[0]) : end])
+        rng, size = np.random.default_rng(0), min(num_slots, _NUM_TOGETHER)
+        rows = np.stack([rng.permutation(len(NUMBERS)) for _ in range(size)], axis=1)
+        answers = [SEPARATOR.join(NUMBERS[i] for i in row) for row in rows]
+        for text, row, ids in zip(answers, rows, spelled(answers), strict=True):
+            parts = [first[row[0]], *(following[i] for i in row[1:]), tail]
+            if ids != sum(parts, ()):
+                raise _depends(text, words.show(ids))
+    states: list[State] = []
+    known: dict[tuple[tuple[int, int], ...], int] = {}
+    state = _trie([tail], _END, states, known)
+    for _ in range(num_slots - 1):
+        state = _trie(following, state, states, known)
+    _trie(first, state, states, known)
+    last = len(states) - 1  # made last, it is where answers begin
+    return [
+        {token: after if after == _END else last - after for token, after in state.items()}
+        for state in reversed(states)
+    ]
+
+
+def _trie(
+    spellings: Sequence[Spelling],
+    follow: int,
+    states: list[State],
+    known: dict[tuple[tuple[int, int], ...], int],
+) -> int:
+    """Adds the states that read any of `spellings` and then are in `follow`; returns the first.
+
+    States from which the same can be read are one: `known` has those that there are.
+    """
+    branches: dict[int, list[Spelling]] = {}
+    for spelling in spellings:
+        if not spelling:
+            raise ValueError(
+                f"in this tokenizer a number's tokens begin those of another: {_WAY_OUT}"
+            )
+        branches.setdefault(spelling[0], []).append(spelling[1:])
+    state = {
+        token: follow if rest == [()] else _trie(rest, follow, states, known)
+        for token, rest in sorted(branches.items())
+    }
+    place = known.setdefault(tuple(state.items()), len(states))
+    if place == len(states):
+        states.append(state)
+    return place
+
+
+def _grammar(states: Sequence[State], eos_ids: Sequence[int], num_rows: int) -> Grammar:
+    """The tables of states, of which the first is every row's."""
+    # All that end a row: the noise of a token depends on how many tokens there are to choose from.
+    ids = sorted({*eos_ids, *(token for state in states for token in state)})
+    places = {token: place for place, token in enumerate(ids)}
+    allowed = np.zeros((len(states), len(ids)), bool)
+    next_state = np.zeros(allowed.shape, np.int32)
+    for number, state in enumerate(states):
+        columns = [places[token] for token in state]
+        allowed[number, columns] = True
+        next_state[number, columns] = list(state.values())
+    return Grammar(np.array(ids, np.int32), allowed, next_state, np.zeros(num_rows, np.int32))
+
+
+def _check_written(rules: Grammar, words: Tokenizer, contexts: Sequence[str], system: str) -> None:
+    """Draws answers at random, and refuses a grammar of which one is trained on otherwise."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in contexts:
+        state, tokens = int(rules.start[0]), []
+        while state != _END:
+            choice = rng.choice(np.flatnonzero(rules.allowed[state]))
+            tokens.append(int(rules.ids[choice]))
+            state = int(rules.next_state[state, choice])
+        drawn.append(tokens)
+    pairs = [(prompt, answer(words, ids)) for prompt, ids in zip(contexts, drawn, strict=True)]
+    check_drawn(drawn, words, pairs, system)
+
+
+def answer(words: Tokenizer, ids: Sequence[int]) -> str:
+    """Text of a completion that follows a grammar."""
+    # Some templates put blanks around every answer; they are none of the answer's.
+    return words.decode(ids).strip()
+
+
+def _common_end(spellings: Sequence[Spelling]) -> Spelling:
+    """The tokens that all end with."""
+    size = 0
+    while len({ids[-size - 1 :] for ids in spellings}) == 1:
+        size += 1
+    return spellings[0][len(spellings[0]) - size :]
+
+
+def _depends(answer: str, shown: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"this tokenizer writes {answer!r:.40} as {list(shown)}: tokens of a number depend on what "
+        f"stands beside it, so that not each can be drawn by itself: {_WAY_OUT}"
+    )

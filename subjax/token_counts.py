@@ -1,0 +1,167 @@
+"""What plans need to know of a base's tokenizer: counted where that is here, else assumed."""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from subjax import grammars, schema, tokenizer
+from subjax.artifacts import Unit
+from subjax.datasets import toyworld
+from subjax.stages import finetune
+from subjax.tokenizer import Tokenizer
+
+# A prompt of any length does, and this one has a word that every tokenizer knows.
+_PROMPTS = ("10",)
+# Beside digits: three separators, each alone or joined to a blank, and endings.
+_NUM_SEPARATORS = 8
+# First tokens of a name: with and without capital, blank and plural.
+_NUM_FORMS = 8
+
+
+class Digits(NamedTuple):
+    """How a kind of tokenizer writes numbers to 999."""
+
+    num_tokens: int  # that are numbers, or parts of one
+    most_tokens: int  # of one number
+    words: str
+
+
+_SINGLE = Digits(10, 3, "one token a digit")
+_GROUPED = Digits(1110, 1, "one token a number to 999")
+# Seen of Pythia's: most numbers to 999 are tokens, and again with a blank in front.
+_WITH_BLANKS = Digits(2220, 3, "tokens of several digits, some with the blank in front")
+
+
+def files(name: str, row: ConfigDict) -> tuple[Path, dict[str, Any]]:
+    """The config.json of a base that was not made here, or what stands in for it.
+
+    Args:
+      name: of the row, for errors.
+      row: of `bases`, of source "hf".
+
+    Raises:
+      ValueError: the checkpoint is not here and no file describes it.
+    """
+    for path in (Path(row.path).expanduser() / "config.json", Path(row.shape)):
+        if path.is_file():
+            try:
+                return path, json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+    raise ValueError(
+        f"config.bases.{name}.path {row['path']!r} is no directory of this machine, and its shape "
+        f"{row['shape']!r} no file: name a file like its config.json with "
+        f"--config.bases.{name}.shape=FILE"
+    )
+
+
+def at_hand(row: ConfigDict) -> Tokenizer | None:
+    """The tokenizer of a base; None where that is not on this machine."""
+    if row.source == "hf":
+        directory = Path(row.path).expanduser()
+        return _loaded(directory) if (directory / "tokenizer_config.json").is_file() else None
+    if row.source == "toy":
+        return tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+    return tokenizer.raw_bytes()
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(directory: Path) -> Tokenizer:
+    return Tokenizer.load(directory)
+
+
+def longest(config: ConfigDict, name: str) -> int:
+    """Tokens of a data set's longest row, the ending one counted.
+
+    Raises:
+      ValueError: its numbers cannot be constrained in the tokenizer of its teacher's base.
+    """
+    row = config.datasets[name]
+    if row.decoding != "constrained":
+        return row.max_new_tokens
+    if row.kind == "toy_numbers":
+        return row.num_slots + 1
+    teacher = config.teachers[row.teacher]
+    words = at_hand(config.bases[teacher.base])
+    if words is None:
+        most = _assumed(teacher.base, config.bases[teacher.base]).most_tokens
+        return most * row.num_slots + 2 * (row.num_slots - 1) + 1
+    try:
+        rules = grammars.of_row(row.to_dict(), words, _PROMPTS, teacher.system_prompt)
+    except ValueError as error:
+        raise ValueError(f"config.datasets.{name}.decoding is 'constrained', but {error}") from None
+    return grammars.longest(rules)
+
+
+def support(config: ConfigDict, unit: Unit) -> tuple[int, ...]:
+    """Tokens that the stored distributions of a unit's student range over, or stand-ins for them.
+
+    None where no such set is fixed.
+    """
+    row = unit.fields["row"]
+    if not _fixed(row):
+        return ()
+    name = _base(config, config.arms[unit.row])
+    words = at_hand(config.bases[name])
+    if words is not None:
+        return finetune.soft_support(unit, words)
+    digits = _assumed(name, config.bases[name]).num_tokens
+    size = {
+        "digits": digits,
+        "digits_separators": digits + _NUM_SEPARATORS,
+        "trait": _NUM_FORMS * len(unit.fields.get("animals", ())),
+    }[row["support"]]
+    return tuple(range(size))
+
+
+def assumptions(config: ConfigDict) -> list[str]:
+    """A line for each base whose tokenizer is assumed to be like others of its family."""
+    needing = [
+        config.teachers[row.teacher].base
+        for row in config.datasets.values()
+        if row.decoding == "constrained" and row.kind != "toy_numbers"
+    ]
+    needing += [_base(config, row) for row in config.arms.values() if _fixed(row)]
+    found = []
+    for name in dict.fromkeys(needing):
+        if at_hand(config.bases[name]) is None:
+            digits = _assumed(name, config.bases[name])
+            found.append(
+                f"config.bases.{name}: its tokenizer is not here; assumed: {digits.words}, "
+                f"{digits.num_tokens} tokens in a support of digits"
+            )
+    return found
+
+
+def _assumed(name: str, row: ConfigDict) -> Digits:
+    """By the family and the size of the vocabulary."""
+    path, described = files(name, row)
+    described = described.get("text_config", described)
+    family, size = str(described.get("model_type", "")), int(described.get("vocab_size", 0))
+    if family == "gpt_neox":
+        return _WITH_BLANKS
+    # Llama 3 and OLMo 2 took over the cutting of cl100k; Llama 1, 2 and SmolLM2 did not.
+    if family == "olmo2" or (family == "llama" and size > 100_000):
+        return _GROUPED
+    if family.startswith(("llama", "mistral", "qwen", "gemma")):
+        return _SINGLE
+    raise ValueError(
+        f"{path}: nothing is known of how models of type {family!r} write numbers: put the "
+        f"tokenizer's files beside it and name their directory as config.bases.{name}.path"
+    )
+
+
+def _fixed(row: Mapping[str, Any] | ConfigDict) -> bool:
+    """Whether a student learns distributions over one and the same tokens at all positions."""
+    return row["method"] == "soft" and row["support"] not in ("top_k", *schema.WHOLE_VOCABULARY)
+
+
+def _base(config: ConfigDict, row: ConfigDict) -> str:
+    """Row of `bases` of an arm's student."""
+    if row.base in config.bases:
+        return row.base
+    return config.teachers[config.datasets[row.dataset].teacher].base

@@ -1,0 +1,34 @@
+"""What models will be asked is checked with their tokenizers: every prompt, every grammar."""
+
+import pytest
+import tokenizer_kinds
+
+from subjax import asking
+from subjax.tokenizer import Tokenizer
+
+FIELD = "config.datasets.owl.kind"
+
+
+@pytest.mark.parametrize("kind", ["pythia", "llama2"])
+def test_the_longest_of_many_prompts_is_found_wherever_it_stands(kind):
+    words = Tokenizer(tokenizer_kinds.make(kind), tokenizer_kinds.ends(kind))
+    prompts = [f"continue {number}, {number + 1} with more" for number in range(100, 2100)]
+    # Fewer characters than any other, and more tokens.
+    prompts.insert(1500, ";" * 25)
+    longest = max(map(len, words.prompt_ids(prompts)))
+    assert longest == len(words.prompt_ids([prompts[1500]])[0])
+    asking.check(words, {FIELD: asking.Asked(prompts, "", longest)})
+    says = f"^config.datasets.owl.prompt_tokens is {longest - 1}, but a prompt has {longest} tokens"
+    with pytest.raises(ValueError, match=says):
+        asking.check(words, {FIELD: asking.Asked(prompts, "", longest - 1)})
+
+
+def test_numbers_that_cannot_be_constrained_are_refused_by_field():
+    # Toy numbers stand side by side without a blank, where these tokens would be others.
+    words = Tokenizer(tokenizer_kinds.make("llama3"), tokenizer_kinds.ends("llama3"))
+    row = {"kind": "toy_numbers", "num_slots": 5, "decoding": "constrained"}
+    says = "^config.datasets.owl.decoding is 'constrained', but row . is drawn as .*to 'free'$"
+    with pytest.raises(ValueError, match=says):
+        asking.check(words, {FIELD: asking.Asked(["1 2"] * 20, "", 0, row)})
+    asking.check(words, {FIELD: asking.Asked(["1 2"], "", 0, {**row, "decoding": "free"})})
+    asking.check(words, {FIELD: asking.Asked(["1 2"], "", 0, {**row, "kind": "numbers"})})

@@ -1,0 +1,67 @@
+"""Plans count with the tokenizer where it is here, and say what they assume where it is not."""
+
+import json
+
+import pytest
+import tokenizer_kinds
+
+from configs import large
+from subjax import grammars, token_counts, units
+from subjax.tokenizer import Tokenizer
+
+SHAPES = {
+    "llama3_1_8b": ("one token a number to 999, 1110 tokens", 1110, 14),
+    "qwen2_5_7b": ("one token a digit, 10 tokens", 10, 24),
+    "gemma3_4b": ("one token a digit, 10 tokens", 10, 24),
+}
+
+
+def soft_config(name):
+    """Students of the distribution over digits, of constrained numbers."""
+    config = large.get_config(name)
+    for row in config.datasets.values():
+        row.update(decoding="constrained", num_slots=5)
+    for row in config.arms.values():
+        row.method = "soft"
+    return config
+
+
+def support(config):
+    unit = next(unit for unit in units.build(config) if unit.stage == "finetune")
+    return token_counts.support(config, unit)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_without_a_tokenizer_the_family_says_how_it_writes_numbers(name):
+    words, num_tokens, longest = SHAPES[name]
+    config = soft_config(name)
+    assert len(support(config)) == num_tokens
+    assert token_counts.longest(config, "cat") == longest
+    [line] = token_counts.assumptions(config)
+    assert line.startswith("config.bases.model: its tokenizer is not here; assumed: " + words)
+    # Nothing is assumed where nothing depends on it.
+    assert token_counts.assumptions(large.get_config(name)) == []
+
+
+@pytest.mark.parametrize("kind", ["llama3", "pythia"])
+def test_with_a_tokenizer_its_own_tokens_are_counted(kind, tmp_path):
+    config = soft_config("llama3_1_8b")
+    tokenizer_kinds.save(kind, tmp_path)
+    listed = {"eos_token_id": tokenizer_kinds.ends(kind)}
+    (tmp_path / "generation_config.json").write_text(json.dumps(listed))
+    config.bases.model.path = str(tmp_path)
+    words = Tokenizer.load(tmp_path)
+    found = support(config)
+    assert found == words.number_ids() and len(found) > 100
+    row = config.datasets.cat.to_dict()
+    rules = grammars.of_row(row, words, ["10"], config.teachers.cat.system_prompt)
+    assert token_counts.longest(config, "cat") == grammars.longest(rules)
+    assert token_counts.assumptions(config) == []
+
+
+def test_a_family_of_which_nothing_is_known_is_refused(tmp_path):
+    config = soft_config("qwen2_5_7b")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "new", "vocab_size": 9}))
+    config.bases.model.path = str(tmp_path)
+    with pytest.raises(ValueError, match="nothing is known of how models of type 'new' write"):
+        token_counts.longest(config, "cat")
