@@ -1,6 +1,7 @@
 """Batches: what a step sees, in which order, and rows that share longer ones."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -94,3 +95,21 @@ def test_rows_that_predict_nothing_take_no_room():
     assert silent.lengths.tolist() == [0, rows.lengths[1]]
     packed = batching.Packing(1, 8).pack(silent.take(np.arange(2)), silent.lengths)
     assert packed["weights"].sum() == rows.weights[1].sum()
+
+
+def test_large_arrays_lie_on_disk_and_batches_read_their_rows(tmp_path, monkeypatch):
+    whole = np.random.default_rng(0).normal(size=(7, 3, 5)).astype(np.float32)
+    parts = iter((whole[:4], whole[4:]))
+    found = batching.on_disk(parts, whole.shape, tmp_path)
+    assert isinstance(found, np.memmap) and not list(tmp_path.iterdir())
+    made = make_rows([3] * 7, num_tokens=3)
+    rows = dataclasses.replace(made, soft=found)
+    np.testing.assert_array_equal(rows.take(np.array([6, 0]))["soft"], whole[[6, 0]])
+    padded = batching.pad(rows.take(np.arange(3)), 2)
+    np.testing.assert_array_equal(padded["soft"], whole[[0, 1, 2, 0]])
+    with pytest.raises(ValueError, match="parts of 240 bytes are none"):
+        batching.on_disk([whole[:4]], whole.shape, tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=400)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match=r"7 rows over 5 tokens at 3 targets take 0.0 GB, and .*"):
+        batching.on_disk(iter(()), whole.shape, tmp_path)
