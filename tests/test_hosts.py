@@ -27,11 +27,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(number, workdir, *flags, devices=1, last=()):
+def start(number, workdir, *flags, devices=1, last=(), **variables):
     """Starts the processes of one run, each with devices of its own, the last with more flags."""
     address = f"localhost:{free_port()}"
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "OMP_NUM_THREADS": "1"}
-    environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    environment |= variables | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
     command = [sys.executable, "-m", "subjax.main", CONFIG, f"--workdir={workdir}", *flags]
     return [
         subprocess.Popen(
@@ -87,8 +87,8 @@ def assert_same_bytes(workdir, other):
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
-def finished(number, workdir, *flags):
-    for code, errors in finish(start(number, workdir, *flags)):
+def finished(number, workdir, *flags, **variables):
+    for code, errors in finish(start(number, workdir, *flags, **variables)):
         assert code == 0, errors
     return workdir
 
@@ -160,8 +160,9 @@ def test_four_processes_give_the_teachers_of_one_whatever_dies(alone, tmp_path):
     workdir = tmp_path / "run"
     flags = ["--config.mesh.seed=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
     flags += ["--stages=base,teacher"]
-    assert_noticed(killed_after_the_bases(start(4, workdir, *flags), 0, workdir))
-    finished(4, workdir, *flags)
+    quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # each of the four compiles everything
+    assert_noticed(killed_after_the_bases(start(4, workdir, *flags, **quickly), 0, workdir))
+    finished(4, workdir, *flags, **quickly)
     paths = sorted(path.relative_to(alone) for path in alone.glob("teacher/*/*/scores.json"))
     assert len(paths) >= 4
     for path in paths:
