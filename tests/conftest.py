@@ -22,6 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # asks Google itself about a bucket
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: tests run two at a time
 
 # The numeric tower lets an int pass for a float, as mypy does.
 install_import_hook("subjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
