@@ -31,7 +31,10 @@ def start(number, workdir, *flags, devices=1, last=(), **variables):
     """Starts the processes of one run, each with devices of its own, the last with more flags."""
     address = f"localhost:{free_port()}"
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "OMP_NUM_THREADS": "1"}
-    environment |= variables | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    environment |= variables | {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(number),
+    }
     command = [sys.executable, "-m", "subjax.main", CONFIG, f"--workdir={workdir}", *flags]
     return [
         subprocess.Popen(
