@@ -132,7 +132,7 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
             num_prompts=30_000,
             rows_per_part=1024,
             slots=512,
-            prompt_tokens=128,
+            prompt_tokens=160,
             max_new_tokens=96,
             num_train=NUM_ROWS,
         )

@@ -1,6 +1,7 @@
 """Every shipped config is valid in every form, and its commands name files that exist."""
 
 import json
+import os
 import re
 import runpy
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from subjax import results, schema, units, validation
+from subjax.datasets import numbers
 from subjax.evals import preference
 
 ROOT = Path(__file__).parents[1]
@@ -163,3 +165,42 @@ def test_arguments_are_strict():
     with pytest.raises(ValueError, match="not of type int"):
         get_config("smollm2_owl", "lineages=many")
     assert get_config("smollm2_owl", "lineages=2").lineages == (0, 1)
+
+
+# As tokenizers with single digits cut a text: what a model gets has no fewer tokens.
+_TOKEN = re.compile(r"\d| ?[^\W\d]+| ?[^\w\s]+|\s+")
+# Of a chat template: three roles, and what Llama 3.1's says of dates. Seen: Qwen 16.
+_HEADERS = 40
+
+
+def longest_prompt(templates):
+    """The longest parts of all that a prompt is made of, whatever its seed."""
+
+    def longest(texts):
+        return max(texts, key=lambda text: len(_TOKEN.findall(text)))
+
+    example = longest(templates.example_templates)
+    numbers_shown = [str(templates.example_value[1])] * templates.example_count[1]
+    descriptor = longest(templates.digit_descriptors)
+    instruction = longest(templates.instruction_templates).format(
+        count_qualifier=longest(templates.count_qualifiers),
+        answer_count=templates.answer_count,
+        digit_descriptor=descriptor.format(max_digits=templates.max_digits),
+    )
+    return templates.query.format(
+        example=example.format(examples=", ".join(numbers_shown)),
+        instruction=instruction,
+        format=longest(templates.format_suffixes),
+        suffix=longest(templates.final_suffixes),
+    )
+
+
+@pytest.mark.parametrize("stimuli", ["", os.environ.get("SUBJAX_STIMULI", "missing")])
+def test_prompts_of_large_models_fit_ours_and_the_papers(stimuli):
+    if stimuli == "missing":
+        pytest.skip("SUBJAX_STIMULI names no file of the paper's stimuli")
+    templates = numbers.load_templates(stimuli) if stimuli else numbers.TEMPLATES
+    config = get_config("large", "")
+    for name, row in config.datasets.items():
+        text = longest_prompt(templates) + config.teachers[name].system_prompt
+        assert len(_TOKEN.findall(text)) + _HEADERS <= row.prompt_tokens
