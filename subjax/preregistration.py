@@ -154,7 +154,8 @@ def made_with(config: ConfigDict) -> dict[str, dict[str, str]]:
 def _model(path: str, revision: str = "") -> str:
     directory = hub.resolve(path, revision)
     if (directory / _ADAPTER[0]).is_file():
-        return _of_files([directory / name for name in _ADAPTER])
+        brought = [name for name in hub.TOKENIZER_FILES if (directory / name).is_file()]
+        return _of_files([directory / name for name in (*_ADAPTER, *brought)])
     model = hub.model_directory(directory)
     gguf = hub.gguf_name(model)
     names = [gguf] if gguf else hub.shard_names(model)[0]

@@ -201,6 +201,14 @@ def test_another_model_or_file_of_the_same_name_is_another_one(tmp_path):
         preregistration.made_with(config)
 
 
+def test_the_template_that_an_adapter_brings_counts(tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"):
+        (tmp_path / name).write_text("{}")
+    before = preregistration._model(str(tmp_path))
+    (tmp_path / "chat_template.jinja").write_text("{ }")
+    assert preregistration._model(str(tmp_path)) != before
+
+
 def test_the_published_freeze_is_older_than_what_it_would_have_to_note(tmp_path):
     config = smollm2_owl.get_config("published")
     config.preregistration = str(ROOT / "configs/smollm2_owl_preregistration.json")
