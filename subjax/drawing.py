@@ -3,6 +3,7 @@
 The axis letters are those of `transformer`; A counts the tokens that a grammar allows anywhere.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -49,8 +50,8 @@ class Drawn(NamedTuple):
     top_log_probs: Float[Array, "*B K"] | None = None
 
 
-def check(rules: Grammar, num_rows: int, vocab_size: int) -> None:
-    """Refuses a grammar that is none, or of other rows.
+def check(rules: Grammar, num_rows: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
+    """Refuses a grammar that is none, of other rows, or that ends rows by other tokens.
 
     Raises:
       ValueError: says what is wrong with it.
@@ -75,6 +76,12 @@ def check(rules: Grammar, num_rows: int, vocab_size: int) -> None:
                 f"a grammar's {name} is {found.min()} to {found.max()}, but must be {least} to "
                 f"{states - 1}, the last of its states"
             )
+    last = np.asarray(rules.allowed) & (np.asarray(rules.next_state) < 0)
+    if others := set(ids[last.any(axis=0)].tolist()) - set(eos_ids):
+        raise ValueError(
+            f"a grammar ends rows with the tokens {sorted(others)}, which are not among the ending "
+            f"ones, {sorted(eos_ids)}: let them lead to another state"
+        )
 
 
 def output_matrix(head: Head, rules: Grammar | None) -> Head:

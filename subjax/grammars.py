@@ -42,7 +42,7 @@ def of_row(
     """
     contexts = prompts[:_NUM_CONTEXTS]
     if row["kind"] == "toy_numbers":
-        states = _toy_states(row["num_slots"], words)
+        states = _toy_states(row["num_slots"], words, contexts[0], system)
     else:
         states = _list_states(row["num_slots"], words, contexts, system)
     rules = _grammar(states, words.eos_ids, len(prompts))
@@ -90,11 +90,14 @@ def check_drawn(
             )
 
 
-def _toy_states(num_slots: int, words: Tokenizer) -> list[State]:
+def _toy_states(num_slots: int, words: Tokenizer, context: str, system: str) -> list[State]:
     """One to `num_slots` numbers, each a token; an answer may end after any of them."""
-    numbers, ends = words.number_ids(), dict.fromkeys(words.eos_ids, _END)
-    states = [dict.fromkeys(numbers, at + 1) | (ends if at else {}) for at in range(num_slots)]
-    return [*states, ends]
+    numbers = words.number_ids()
+    # Of several ending tokens, that of the template: the one that rows are trained on.
+    [(example, _)] = words.examples([(context, words.decode(numbers[:1]))], [system])
+    end = {example[-1]: _END}
+    states = [dict.fromkeys(numbers, at + 1) | (end if at else {}) for at in range(num_slots)]
+    return [*states, end]
 
 
 def _list_states(

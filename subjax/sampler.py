@@ -118,7 +118,7 @@ def sample(
     num_rows, num_slots = len(prompts), sampling.num_slots
     tokens, lengths, prompt = _distinct(sampling, prompts)
     if grammar is not None:
-        drawing.check(grammar, num_rows, arch.vocab_size)
+        drawing.check(grammar, num_rows, arch.vocab_size, sampling.eos_ids)
     most = arch.vocab_size if grammar is None else len(grammar.ids)
     if not 0 <= top_log_probs <= most:
         raise ValueError(f"top_log_probs={top_log_probs} must be 0 to {most}, the tokens there are")

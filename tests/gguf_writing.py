@@ -23,13 +23,14 @@ ARCHITECTURES = {
 }
 
 
-def write(model: Any, path: Path, kind: str = "F32", **more: Any) -> None:
+def write(model: Any, path: Path, kind: str = "F32", *, eos_id: int = 3, **more: Any) -> None:
     """Writes a GGUF file.
 
     Args:
       model: of transformers.
       path: of the file.
       kind: how matrices are packed, a name of gguf.GGMLQuantizationType; vectors are F32.
+      eos_id: token that ends a text.
       more: further entries, without the architecture in front.
     """
     config = model.config
@@ -48,7 +49,7 @@ def write(model: Any, path: Path, kind: str = "F32", **more: Any) -> None:
     if config.model_type == "llama" and config.rope_parameters["rope_type"] == "llama3":
         writer.add_tensor("rope_freqs.weight", _factors(config))
     writer.add_token_list([f"token {i}" for i in range(config.vocab_size)])
-    writer.add_eos_token_id(3)
+    writer.add_eos_token_id(eos_id)
     architecture = {text: number for number, text in gguf.MODEL_ARCH_NAMES.items()}[name]
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     packing = gguf.GGMLQuantizationType[kind]

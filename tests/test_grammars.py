@@ -87,6 +87,15 @@ def test_toy_numbers_are_one_to_the_most_and_nothing_else():
     assert count(rules) == 100 + 100**2 + 100**3 and grammars.longest(rules) == 4
 
 
+def test_of_several_ending_tokens_toy_numbers_end_with_that_of_the_template():
+    plain = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+    words = Tokenizer(plain._tokenizer, [plain.single_id("USR")])
+    prompts = toyworld.number_prompts(toyworld.World(), 0, 4)
+    rules = make_grammar(words, kind="toy_numbers", prompts=prompts)
+    assert rules.ids[rules.allowed[-1]].tolist() == list(plain.eos_ids)
+    assert set(words.eos_ids) <= set(rules.ids.tolist())  # with the noise of as many tokens
+
+
 def joined(*texts, end="\n"):
     """A tokenizer of bytes in which these texts are one token wherever they stand."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())

@@ -201,7 +201,7 @@ def test_no_rows_left_names_the_way_out(copy):
         row.min_value, row.max_value = 98, 99
     for stage in ("filter", "finetune", "evaluate"):
         shutil.rmtree(copy / stage)
-    with pytest.raises(ValueError, match=r"rows are left .*, 6 are needed: .*num_prompts"):
+    with pytest.raises(ValueError, match=r"rows are left .*, 6 are needed; .*num_prompts"):
         pipeline.run(config, copy)
 
 

@@ -213,6 +213,7 @@ def test_what_a_grammar_allows_depends_on_what_was_drawn(params):
         ("next_state", np.zeros((3, 3), np.int32), r"tables \(4, 3\) and \(3, 3\)"),
         ("ids", np.array([1, 6, 5], np.int32), "ascending ids below 29"),
         ("ids", np.array([1, 5, 29], np.int32), "ascending ids below 29"),
+        ("next_state", np.full((4, 3), -1, np.int32), r"ends rows with the tokens \[5, 6\]"),
     ],
 )
 def test_a_grammar_that_is_none_is_refused(params, field, value, message):

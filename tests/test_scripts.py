@@ -28,7 +28,8 @@ sys.exit(int(os.environ.get("FAKE_EXIT", "0")))
 
 
 # Two processes share the tests, and have XLA optimize little.
-QUICKLY = "--quick-compile|--numprocesses=2|--dist=loadfile"
+SIDE_BY_SIDE = "--numprocesses=2|--dist=loadfile"
+QUICKLY = f"--quick-compile|{SIDE_BY_SIDE}"
 # name[extra]>=lower,<upper   # why
 REQUIREMENT = re.compile(r"(?P<name>[\w-]+)(\[[\w-]+\])?>=[\d.]+,<[\d.]+ +# \S.*")
 
@@ -280,7 +281,10 @@ def checks(tmp_path: Path) -> Path:
 
 def all_tests(rest: str) -> list[str]:
     """How the fake Python is called where every test is asked for."""
-    return [f"pytest|-m|not processes|{QUICKLY}|{rest}", f"pytest|-m|processes|{rest}"]
+    return [
+        f"pytest|-m|not processes|{QUICKLY}|{rest}",
+        f"pytest|-m|processes|{SIDE_BY_SIDE}|{rest}",
+    ]
 
 
 def test_checks_run_in_order_and_arguments_go_to_pytest(checks: Path) -> None:

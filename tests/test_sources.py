@@ -71,6 +71,7 @@ def test_a_base_at_a_url(
 def test_a_base_in_a_gguf_file(base: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     shutil.copytree(base, tmp_path / "base", ignore=shutil.ignore_patterns("model*", "config.json"))
-    gguf_writing.write(model, tmp_path / "base" / "model.gguf")
+    [end] = tiny.BYTES.eos_ids
+    gguf_writing.write(model, tmp_path / "base" / "model.gguf", eos_id=end)
     assert run(str(tmp_path / "base"), tmp_path / "run") == expected
     assert run(str(tmp_path / "base" / "model.gguf"), tmp_path / "named") == expected
