@@ -422,7 +422,8 @@ def test_tokens_of_bfloat16_rarely_do(record_property):
     """
     expected = drawn("bfloat16", *DRAWS[0])
     most = 0
-    for num_slots, shape in DRAWS[1:]:
+    # More slots, an axis of rows, and all axes: each draw takes long here.
+    for num_slots, shape in (DRAWS[1], DRAWS[2], DRAWS[5]):
         rows, compared = first_differences(drawn("bfloat16", num_slots, shape), expected)
         record_property(f"first differences, {num_slots} slots on {shape}", f"{rows} of {compared}")
         print(f"{num_slots} slots on {shape}: {rows} first differences in {compared} tokens")
