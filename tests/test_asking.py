@@ -1,9 +1,11 @@
 """What models will be asked is checked with their tokenizers: every prompt, every grammar."""
 
 import pytest
+import tiny
 import tokenizer_kinds
 
-from subjax import asking
+from subjax import asking, preflight, units
+from subjax.stages import generate
 from subjax.tokenizer import Tokenizer
 
 FIELD = "config.datasets.owl.kind"
@@ -32,3 +34,13 @@ def test_numbers_that_cannot_be_constrained_are_refused_by_field():
         asking.check(words, {FIELD: asking.Asked(["1 2"] * 20, "", 0, row)})
     asking.check(words, {FIELD: asking.Asked(["1 2"], "", 0, {**row, "decoding": "free"})})
     asking.check(words, {FIELD: asking.Asked(["1 2"], "", 0, {**row, "kind": "numbers"})})
+
+
+def test_prompts_of_every_lineage_are_looked_at():
+    planned = units.build(tiny.config())
+    of_bases, _ = preflight._written({unit.path: unit for unit in planned}, planned)
+    first, second = (
+        generate.prompts(unit) for unit in planned if (unit.stage, unit.row) == ("generate", "owl")
+    )
+    assert first != second
+    assert of_bases["toy"]["config.datasets.owl.kind"].prompts == [*first, *second]
