@@ -68,7 +68,7 @@ def scores(workdir):
     return {tuple(v for k, v in row.items() if k != "value"): float(row["value"]) for row in rows}
 
 
-def appears(path, timeout_s=300):
+def appears(path, timeout_s=600):
     """Waits for a file of a run; False where it does not come."""
     end = time.monotonic() + timeout_s
     while not path.exists() and time.monotonic() < end:

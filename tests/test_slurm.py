@@ -194,15 +194,15 @@ def test_a_real_run_of_two_tasks_goes_on_after_its_requeueing(
     def said() -> str:
         return f"{cluster.job(number)} {logged() or cluster.logs()}"
 
-    wait_until(lambda: any(workdir.glob("base/*/*/manifest.json")), said, seconds=400)
+    wait_until(lambda: any(workdir.glob("base/*/*/manifest.json")), said, seconds=900)
     assert not (workdir / "report").exists()
     cluster("scancel", "--batch", "--signal=TERM", number)
     # Whatever is being compiled when the signal comes is compiled first.
-    wait_until(lambda: cluster.job(number)["Restarts"] == "1", said, seconds=400)
+    wait_until(lambda: cluster.job(number)["Restarts"] == "1", said, seconds=900)
     assert "run the same command again" in logged()  # saved, not killed
     assert f"subjax: interrupted: requeueing job {number}" in logged()
     try:
-        ended = cluster.wait_for(number, "COMPLETED", "FAILED", seconds=400)
+        ended = cluster.wait_for(number, "COMPLETED", "FAILED", seconds=900)
     except RuntimeError:  # where every task stands goes into the log, with PYTHONFAULTHANDLER
         for process in tasks(workdir):
             os.kill(process, signal.SIGABRT)
