@@ -96,12 +96,12 @@ def test_a_teacher_that_runs_along_has_the_students_architecture(tmp_path):
         finetune._prepare([unit], tmp_path, stretched, [], (), MESH)
 
 
-def student(support, base="random"):
+def student(support, base="random", **more):
     config = tiny.config(lineages=(0,), arms=("owl",))
     config.contrasts = {}
     config.bases.toy.source = base
     config.datasets.owl.prompt_tokens = 64
-    config.arms.owl.update(method="soft", support=support)
+    config.arms.owl.update(method="soft", support=support, **more)
     return {unit.path: unit for unit in units.build(config)}
 
 
@@ -131,3 +131,11 @@ def test_a_trait_that_tokens_do_not_tell_is_refused_before_anything_runs(support
         preflight.check(planned, planned, tmp_path, MESH, 0.05)
     planned = list(student(support, "toy").values())
     preflight.check(planned, planned, tmp_path, MESH, 0.05)
+
+
+def test_more_likeliest_tokens_than_there_are_is_refused_before_anything_runs(tmp_path):
+    planned = list(student("top_k", "toy").values())
+    preflight.check(planned, planned, tmp_path, MESH, 0.05)
+    planned = list(student("top_k", "toy", top_k=1000).values())
+    with pytest.raises(ValueError, match=r"arms\.owl\.top_k is 1000, but there are \d+ tokens"):
+        preflight.check(planned, planned, tmp_path, MESH, 0.05)

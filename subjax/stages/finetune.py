@@ -142,6 +142,13 @@ def check(unit: Unit, words: Tokenizer) -> None:
     """Raises a ValueError where a student's tokenizer does not have what its soft targets need."""
     soft_support(unit, words)
     _excluded(unit, words)
+    row = unit.fields["row"]
+    stored = row["method"] == "soft" and row["support"] == "top_k"
+    if stored and row["top_k"] > words.vocab_size:
+        raise ValueError(
+            f"config.arms.{unit.row}.top_k is {row['top_k']}, but there are {words.vocab_size} "
+            "tokens: lower it, or take support 'full'"
+        )
 
 
 def soft_support(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
