@@ -2,7 +2,6 @@
 
 import functools
 import os
-from collections.abc import Iterator
 
 # Before anything imports transformers: it would announce on every start that torch is absent.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -63,11 +62,14 @@ def check_sums(platform: str = "") -> None:
 @functools.cache  # jaxlib never reads its flags again
 def _sums_with_ynn() -> bool:
     """Whether XLA, as this process has it, sums with YNN."""
+    from google.protobuf import empty_pb2, unknown_fields
     from jaxlib import xla_client
 
     found = [xla_client.CompileOptions().SerializeAsString()]
     for number in _YNN_FIELDS:
-        found = [value for part in found for key, value in _fields(part) if key == number]
+        messages = map(empty_pb2.Empty.FromString, found)
+        fields = [field for one in messages for field in unknown_fields.UnknownFieldSet(one)]
+        found = [field.data for field in fields if field.field_number == number]
     return any(_YNN_SUMS in part for part in found)
 
 
@@ -82,31 +84,6 @@ def _asks_for_sums(flags: str) -> bool:
     return any(kind.lstrip("+").endswith("reduce") for kind in kinds if kind[:1] != "-") or (
         signed and not any(kind.endswith("reduce") for kind in kinds)
     )
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Number and content of each field of a protocol buffer that has a length of its own."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte, at = message[at], at + 1
-            value, shift = value | (byte & 127) << shift, shift + 7
-            if byte < 128:
-                return value
-
-    while at < len(message):
-        tag = varint()
-        kind = tag & 7
-        if kind == 0:
-            varint()
-            continue
-        length = {1: 8, 5: 4}[kind] if kind in (1, 5) else varint()
-        if kind == 2:
-            yield tag >> 3, message[at : at + length]
-        at += length
 
 
 _multiply_with_ynn_alone()
