@@ -22,20 +22,21 @@ _HARMLESS = """
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _BIASES = ("none", "all", "lora_only")
 
-_MERGE = (
+# What helps where a model with the adapter is supported and the adapter is not.
+MERGE = (
     "merge it with PEFT, PeftModel.from_pretrained(base, DIR).merge_and_unload().save_pretrained("
     "NEW), and give NEW, with the base's tokenizer files, as full weights"
 )
 _AGAIN = "train the adapter again without it"
 # What a setting that is not supported can be replaced by. PEFT cannot merge all of them.
 _WAYS_OUT = {
-    "use_dora": _MERGE,
-    "modules_to_save": _MERGE,
-    "trainable_token_indices": _MERGE,
-    "target_parameters": _MERGE,
-    "kasa_config": _MERGE,
-    "use_bdlora": _MERGE,
-    "velora_config": _MERGE,
+    "use_dora": MERGE,
+    "modules_to_save": MERGE,
+    "trainable_token_indices": MERGE,
+    "target_parameters": MERGE,
+    "kasa_config": MERGE,
+    "use_bdlora": MERGE,
+    "velora_config": MERGE,
 }
 
 
@@ -142,7 +143,7 @@ def read(config: Mapping[str, Any], where: str) -> Settings:
     left = {**config}
     kind, task = left.pop("peft_type", None), left.pop("task_type", None)
     if kind != "LORA":
-        raise ValueError(f"{where}: peft_type must be LORA, is {_shown(kind)}: {_MERGE}")
+        raise ValueError(f"{where}: peft_type must be LORA, is {_shown(kind)}: {MERGE}")
     if task not in (None, "CAUSAL_LM"):
         raise ValueError(
             f"{where}: task_type is {_shown(task)}, this is no adapter of a language model's "
@@ -211,7 +212,7 @@ def _check_init(init: Any, where: str) -> None:
     if isinstance(name, str) and (name.startswith("pissa") or name in ("olora", "loftq")):
         raise ValueError(
             f"{where}: init_lora_weights = {init!r} changed the base's weights, which an ordinary "
-            f"LoRA leaves alone: {_MERGE}"
+            f"LoRA leaves alone: {MERGE}"
         )
     if name in ("corda", "lora_ga"):
         raise ValueError(

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,17 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import adapter_config, artifacts, families, hub, leaves, lora, storage, tensors
+from subjax import (
+    adapter_config,
+    artifacts,
+    families,
+    hub,
+    leaves,
+    lora,
+    storage,
+    tensor_names,
+    tensors,
+)
 from subjax.adapter_config import Settings
 from subjax.architecture import Architecture
 from subjax.tensors import Tensor
@@ -28,6 +38,7 @@ from subjax.transformer import Params
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
+_PEFT = "base_model.model."  # in front of the name that a module has in its model
 # A factor's name: with or without PEFT's prefix and the name that an adapter had in memory.
 _FACTOR = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<factor>lora_[AB])(?:\.[^.]+)?\.weight"
@@ -96,7 +107,8 @@ def load_adapter(
 ) -> tuple[Params, float]:
     """Reads an adapter in PEFT's format, float32.
 
-    Where its modules have several ranks, the smaller ones are filled up with zeros; where they have
+    One that was trained on a model with an image encoder too is read onto the text's layers. Where
+    its modules have several ranks, the smaller ones are filled up with zeros; where they have
     several scales, these are in b and the scale that is returned is one.
 
     Args:
@@ -115,14 +127,15 @@ def load_adapter(
     settings = _settings(directory)
     with contextlib.closing(storage.LocalFile(directory / WEIGHTS)) as file:
         found = _factors(file.where, tensors.open_tensors(file))
-        adapted = _adapted(file.where, found, arch, settings)
+        table = _table(found, arch)
+        adapted = _adapted(file.where, found, arch, table, settings)
         scales = {module: settings.scale_of(module) for module in adapted}
         scale = min(scales.values())
         if scale == max(scales.values()):
             scales = dict.fromkeys(scales, 1.0)
         else:
             scale = 1.0
-        abstract, sources = _sources(found, arch, adapted, settings, scales)
+        abstract, sources = _sources(found, arch, table, adapted, settings, scales)
         return leaves.read(abstract, sources, mesh, np.dtype(np.float32)), scale
 
 
@@ -197,16 +210,30 @@ def _factors(where: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _peft_name(name: str) -> str:
     """The name of a factor as PEFT writes it; other names as they are."""
     match = _FACTOR.fullmatch(name)
-    return f"base_model.model.{match['module']}.{match['factor']}.weight" if match else name
+    return f"{_PEFT}{match['module']}.{match['factor']}.weight" if match else name
+
+
+def _table(found: Iterable[str], arch: Architecture) -> dict[str, str]:
+    """`families.adapter_table`, as the names begin in the model that the adapter was trained on."""
+    table = families.adapter_table(arch.model_type)
+    base, *others = tensor_names.prefixes(families.family(arch.model_type))
+    for prefix in (base, *others):
+        if any(name.startswith(f"{_PEFT}{prefix}layers.") for name in found):
+            return {p: _PEFT + prefix + n.removeprefix(_PEFT + base) for p, n in table.items()}
+    return table
 
 
 def _adapted(
-    where: str, found: Mapping[str, Tensor], arch: Architecture, settings: Settings
+    where: str,
+    found: Mapping[str, Tensor],
+    arch: Architecture,
+    table: Mapping[str, str],
+    settings: Settings,
 ) -> dict[str, tuple[str, int]]:
     """Target and layer of each module that the settings adapt; the tensors are exactly theirs."""
     modules = {
         _module(name.format(layer=layer)): (path.split("/")[2], layer)
-        for path, name in families.adapter_table(arch.model_type).items()
+        for path, name in table.items()
         if path.endswith("/a") and path.split("/")[2] in lora.all_targets(arch)
         for layer in range(arch.num_layers)
     }
@@ -216,18 +243,10 @@ def _adapted(
     for module, (target, _) in adapted.items():
         (num_in, num_out), rank = kernels[target], settings.rank_of(module)
         for factor, shape in (("lora_A", (rank, num_in)), ("lora_B", (num_out, rank))):
-            name = f"base_model.model.{module}.{factor}.weight"
+            name = f"{_PEFT}{module}.{factor}.weight"
             leaves.check_tensor(f"{where}: tensor {name}", found.get(name), shape)
             wanted.add(name)
-    for name in sorted(found.keys() - wanted):
-        is_known = _FACTOR.fullmatch(name) and _module(name) in modules
-        raise ValueError(
-            f"{where}: tensor {name} is of a module that target_modules, exclude_modules or "
-            f"layers_to_transform of {CONFIG} leave out: correct them, or save the adapter again"
-            if is_known
-            else f"{where}: tensor {name} has no place in a {arch.model_type} model of "
-            f"{arch.num_layers} layers: check base and adapter"
-        )
+    _check_others(where, sorted(found.keys() - wanted), arch, modules)
     if not adapted:
         raise ValueError(
             f"{settings.where}: target_modules {_shown(settings.targets)} names no linear module "
@@ -237,9 +256,33 @@ def _adapted(
     return adapted
 
 
+def _check_others(
+    where: str, names: Sequence[str], arch: Architecture, modules: Container[str]
+) -> None:
+    """Refuses tensors that are of no module which the settings adapt; `modules` are all of them."""
+    for name in names:
+        what = f"{where}: tensor {name}"
+        if name.removeprefix(_PEFT).startswith(families.other_parts(arch.model_type)):
+            raise ValueError(
+                f"{what} is of an image encoder, which is not read (target_modules of {CONFIG} "
+                f"reach it): {adapter_config.MERGE}"
+            )
+        if _FACTOR.fullmatch(name) and _module(name) in modules:
+            raise ValueError(
+                f"{what} is of a module that target_modules, exclude_modules or "
+                f"layers_to_transform of {CONFIG} leave out: correct them, or save the adapter "
+                "again"
+            )
+        raise ValueError(
+            f"{what} has no place in a {arch.model_type} model of {arch.num_layers} layers: check "
+            "base and adapter"
+        )
+
+
 def _sources(
     found: Mapping[str, Tensor],
     arch: Architecture,
+    table: Mapping[str, str],
     adapted: Mapping[str, tuple[str, int]],
     settings: Settings,
     scales: Mapping[str, float],
@@ -250,7 +293,6 @@ def _sources(
     abstract = jax.eval_shape(
         lambda: lora.init(arch, jax.random.key(0), rank=rank, targets=targets)
     )
-    table = families.adapter_table(arch.model_type)
     sources: dict[str, list[tensors.Source]] = {}
     for path, leaf in leaves.flat(abstract).items():
         sources[path] = []

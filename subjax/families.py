@@ -347,6 +347,12 @@ def wrapper(model_type: Any) -> Wrapper | None:
     return WRAPPERS.get(model_type) if isinstance(model_type, str) else None
 
 
+def other_parts(model_type: str) -> tuple[str, ...]:
+    """Beginnings of the names of the other parts of models whose text is of this model_type."""
+    wrappers = (found for found in WRAPPERS.values() if found.text_type == model_type)
+    return tuple(part for found in wrappers for part in found.parts)
+
+
 def adapter_table(model_type: str) -> dict[str, str]:
     """Path in an adapter ("layers/attn/q/a") -> name of its tensor in PEFT's format."""
     table = {}

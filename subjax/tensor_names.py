@@ -33,8 +33,8 @@ def match(
       ValueError: a tensor is missing, or one is not understood.
     """
     family = families.family(arch.model_type)
-    base = _base(family)
-    prefix = next((p for p in _prefixes(base) if _named(family, _NORM, base, p) in names), base)
+    base, *_ = fronts = prefixes(family)
+    prefix = next((p for p in fronts if _named(family, _NORM, base, p) in names), base)
     found: dict[str, list[str]] = {}
     for path, template in family.tensors.items():
         if path == _HEAD:
@@ -63,9 +63,20 @@ def tied(arch: Architecture) -> set[str]:
     if not arch.tie_embeddings:
         return set()
     family = families.family(arch.model_type)
-    base = _base(family)
-    embeddings = (_named(family, _EMBEDDING, base, prefix) for prefix in _prefixes(base))
+    base, *_ = fronts = prefixes(family)
+    embeddings = (_named(family, _EMBEDDING, base, prefix) for prefix in fronts)
     return {*_heads(family), *embeddings}
+
+
+def prefixes(family: families.Family) -> tuple[str, ...]:
+    """What may stand in front of all names but the head's.
+
+    Returns:
+      What `family.tensors` have, "model." or "gpt_neox."; nothing, as where AutoModel saved the
+      model without its head; and what models of several parts put in front of their text's names.
+    """
+    base = family.tensors[_NORM].partition(".")[0] + "."
+    return base, "", f"{_PART}{base}", f"{base}{_PART}", _PART
 
 
 def _check_others(
@@ -79,16 +90,6 @@ def _check_others(
                 f"{where} has tensor {name}, which a {arch.model_type} model with this config "
                 "does not have: correct config.json, or choose another model"
             )
-
-
-def _base(family: families.Family) -> str:
-    """What transformers puts in front of all names but the head's: "model." or "gpt_neox."."""
-    return family.tensors[_NORM].partition(".")[0] + "."
-
-
-def _prefixes(base: str) -> tuple[str, ...]:
-    """What may stand in its place: nothing where AutoModel saved the model, without its head."""
-    return base, "", f"{_PART}{base}", f"{base}{_PART}", _PART
 
 
 def _heads(family: families.Family) -> tuple[str, ...]:

@@ -89,6 +89,10 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
 }
 CASES = [(name, variant) for name, variants in FAMILIES.items() for variant in variants]
 
+_VISION = {
+    **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "image_size": 8, "patch_size": 4},
+}
 _CLASSES = {
     "llama": "Llama",
     "mistral": "Mistral",
@@ -129,4 +133,23 @@ def save(model_type: str, variant: str, directory: Path) -> Any:
                 parameter.add_(1.0)
     model = model.eval()
     model.save_pretrained(directory)
+    return model
+
+
+def save_with_images(directory: Path) -> Any:
+    """A Gemma 3 with an image encoder, as transformers makes and saves it."""
+    config = transformers.Gemma3Config(
+        text_config=attributes("gemma3_text", "global layers stretched"),
+        vision_config=_VISION,
+        mm_tokens_per_image=4,
+        image_token_index=60,
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForImageTextToText.from_config(
+        config, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+    model.eval().save_pretrained(directory)
     return model

@@ -154,29 +154,11 @@ def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
 
 # Models of several parts, of which the text is read.
 
-VISION = {
-    **{"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
-    **{"num_attention_heads": 2, "image_size": 8, "patch_size": 4},
-}
-
 
 @pytest.fixture(scope="module")
 def gemma3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A Gemma 3 with an image encoder, as transformers makes and saves it."""
-    text = hf_models.attributes("gemma3_text", "global layers stretched")
-    config = transformers.Gemma3Config(
-        text_config=text, vision_config=VISION, mm_tokens_per_image=4, image_token_index=60
-    )
-    torch.manual_seed(0)
-    model = transformers.AutoModelForImageTextToText.from_config(
-        config, attn_implementation="eager"
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
     directory = tmp_path_factory.mktemp("gemma3")
-    model.eval().save_pretrained(directory)
-    return model, directory
+    return hf_models.save_with_images(directory), directory
 
 
 def logits(directory: Path, tokens: np.ndarray) -> np.ndarray:
