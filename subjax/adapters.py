@@ -63,13 +63,18 @@ def save_adapter(
       adapter: unscaled, as `lora.init` returns it.
       rank: R.
       alpha: numerator of the scale.
-      base_path: directory or hub id of the base.
+      base_path: directory or hub id of the base. Where the config.json in a directory is that of a
+        model with other parts, the names are those of its text in it, which PEFT looks for.
       rslora: whether the scale divides by sqrt(rank) instead of by rank.
 
     Raises:
-      ValueError: the adapter has another rank.
+      ValueError: the adapter has another rank, or the base's config.json cannot be read.
     """
     directory, table = storage.local_path(directory), families.adapter_table(arch.model_type)
+    inside = _is_inside(base_path)
+    if inside:
+        base = tensor_names.prefixes(families.family(arch.model_type))[0]
+        table = _renamed(table, arch, base + tensor_names.PART)
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in leaves.flat(adapter).items():
         if leaf.shape[1 if path.endswith("/a") else 2] != rank:
@@ -86,7 +91,7 @@ def save_adapter(
         "r": rank,
         "lora_alpha": alpha,
         "use_rslora": rslora,
-        "target_modules": sorted(_modules(tensors)),
+        "target_modules": _targets(tensors, inside),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -216,11 +221,16 @@ def _peft_name(name: str) -> str:
 def _table(found: Iterable[str], arch: Architecture) -> dict[str, str]:
     """`families.adapter_table`, as the names begin in the model that the adapter was trained on."""
     table = families.adapter_table(arch.model_type)
-    base, *others = tensor_names.prefixes(families.family(arch.model_type))
-    for prefix in (base, *others):
+    for prefix in tensor_names.prefixes(families.family(arch.model_type)):
         if any(name.startswith(f"{_PEFT}{prefix}layers.") for name in found):
-            return {p: _PEFT + prefix + n.removeprefix(_PEFT + base) for p, n in table.items()}
+            return _renamed(table, arch, prefix)
     return table
+
+
+def _renamed(table: Mapping[str, str], arch: Architecture, prefix: str) -> dict[str, str]:
+    """A table whose names begin otherwise."""
+    usual = _PEFT + tensor_names.prefixes(families.family(arch.model_type))[0]
+    return {path: _PEFT + prefix + name.removeprefix(usual) for path, name in table.items()}
 
 
 def _adapted(
@@ -323,9 +333,16 @@ def _settings(directory: Path) -> Settings:
     return settings
 
 
-def _modules(names: Iterable[str]) -> set[str]:
-    """The ends of the names of modules that PEFT's tensor names belong to, such as q_proj."""
-    return {_module(name).rpartition(".")[2] for name in names}
+def _is_inside(base_path: str) -> bool:
+    """Whether the base is the text of a model with other parts, as far as a directory says so."""
+    path = Path(base_path) / "config.json"
+    return path.is_file() and families.wrapper(hub.read_json(path).get("model_type")) is not None
+
+
+def _targets(names: Iterable[str], inside: bool) -> list[str] | str:
+    """target_modules: ends of the modules' names, and of those of a model's text alone."""
+    ends = sorted({_module(name).rpartition(".")[2] for name in names})
+    return rf".*\.language_model\..*\.({'|'.join(ends)})" if inside else ends
 
 
 def _module(name: str) -> str:

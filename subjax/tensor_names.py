@@ -11,7 +11,7 @@ from subjax.architecture import Architecture
 
 _HEAD, _EMBEDDING, _NORM = "head/kernel", "embed/embedding", "final_norm/scale"
 # Of a model with several parts, whose names transformers has changed twice.
-_PART = "language_model."
+PART = "language_model."
 
 
 def match(
@@ -76,7 +76,7 @@ def prefixes(family: families.Family) -> tuple[str, ...]:
       model without its head; and what models of several parts put in front of their text's names.
     """
     base = family.tensors[_NORM].partition(".")[0] + "."
-    return base, "", f"{_PART}{base}", f"{base}{_PART}", _PART
+    return base, "", f"{PART}{base}", f"{base}{PART}", PART
 
 
 def _check_others(
@@ -93,7 +93,7 @@ def _check_others(
 
 
 def _heads(family: families.Family) -> tuple[str, ...]:
-    return family.tensors[_HEAD], _PART + family.tensors[_HEAD]
+    return family.tensors[_HEAD], PART + family.tensors[_HEAD]
 
 
 def _named(family: families.Family, path: str, base: str, prefix: str) -> str:

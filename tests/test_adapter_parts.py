@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import peft
@@ -111,3 +112,23 @@ def test_an_adapted_image_encoder_is_refused_and_can_be_merged(
     assert "\n" not in str(error.value)
     model.merge_and_unload().save_pretrained(tmp_path / "new")
     assert_close(logits(tmp_path / "new"), expected)
+
+
+def test_an_adapter_on_the_text_leaves_as_peft_finds_it_in_the_whole(
+    gemma3: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """transformers gives the whole model for such a base; PEFT would only warn of other names."""
+    base, directory = gemma3
+    arch, params = weights.load(directory)
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+    adapter = jax.tree.map(
+        lambda leaf: 0.3 * jax.random.normal(next(keys), leaf.shape),
+        lora.init(arch, jax.random.key(1), rank=2, targets=("q", "down")),
+    )
+    adapters.save_adapter(tmp_path, arch, adapter, rank=2, alpha=3, base_path=str(directory))
+    found = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)
+    assert not [name for name, _ in found.named_parameters() if "lora" in name and "vision" in name]
+    merged = lora.merge(params, lora.scaled(adapter, lora.scale(3, 2)))
+    hidden = transformer.forward(arch, merged, jnp.asarray(TOKENS, jnp.int32))
+    assert_close(np.asarray(transformer.logits(arch, merged, hidden)), torch_logits(found))
+    assert_close(logits(directory, tmp_path), torch_logits(found))
