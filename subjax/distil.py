@@ -140,11 +140,7 @@ def fit(
       ValueError: batched_lanes does not divide the lanes of a device.
       FloatingPointError: a loss is not finite; names learner, lane and epoch.
     """
-    if (of_device := len(seeds) // mesh.shape["seed"]) % batched_lanes:
-        raise ValueError(
-            f"config.compute.batched_lanes {batched_lanes} does not divide the {of_device} lanes "
-            "of a device: change it, config.compute.lanes or config.mesh.seed"
-        )
+    check_lanes(len(seeds), batched_lanes, mesh)
     init, update = _compile(program, batched_lanes)
     state = sharding.map_devices(init, (sharding.place_lanes(tuple(models), mesh),), ())
     travelled = jax.tree.map(jnp.subtract, teachers, starts) if teachers and starts else {}
@@ -162,6 +158,15 @@ def fit(
             _check_finite(found, epoch, label)
             bar.update()
             yield Epoch(epoch + 1, state[0], found, aligned)
+
+
+def check_lanes(num_lanes: int, batched_lanes: int, mesh: Mesh) -> None:
+    """Raises a ValueError where batched_lanes does not divide the lanes of a device."""
+    if (of_device := num_lanes // mesh.shape["seed"]) % batched_lanes:
+        raise ValueError(
+            f"config.compute.batched_lanes {batched_lanes} does not divide the {of_device} lanes "
+            "of a device: change it, config.compute.lanes or config.mesh.seed"
+        )
 
 
 def accuracy(shape: mlp.Shape, models: mlp.Layers, data: Data) -> Float[np.ndarray, " lanes"]:

@@ -37,6 +37,7 @@ def validate(config: ConfigDict) -> None:
     checks.rows(config, "teachers", schema.mlp_teacher_row(), "mlp_teacher_row")
     checks.rows(config, "arms", schema.mlp_arm_row(), "mlp_arm_row")
     checks.choices(config, _CHOICES)
+    _check_lanes(config.compute.lanes, config.compute.batched_lanes)
     if config.bases or config.datasets:
         raise ValueError("config.bases and config.datasets must be empty beside config.images")
     kinds = [row.kind for row in config.evals.values()]
@@ -55,6 +56,16 @@ def validate(config: ConfigDict) -> None:
         _check_student(config, name, row)
     for name, row in config.theorems.items():
         _check_theorem(config, name, row)
+
+
+def _check_lanes(lanes: int, batched: int) -> None:
+    """The lanes of one device are seen with its mesh; no share of these can be divided either."""
+    if lanes % batched:
+        divisors = [str(number) for number in range(1, lanes + 1) if lanes % number == 0]
+        raise ValueError(
+            f"config.compute.batched_lanes is {batched}, which does not divide config.compute.lanes"
+            f", {lanes}: take {' or '.join(divisors)}, or change lanes"
+        )
 
 
 def _check_theorem(config: ConfigDict, name: str, row: ConfigDict) -> None:

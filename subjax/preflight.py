@@ -1,13 +1,15 @@
-"""What would stop a run later, found before any device work: checkpoints, placement, prompts."""
+"""What would stop a run later, found before any device work: in checkpoints, prompts and rows."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import artifacts, asking, placement, transformer
+from subjax import artifacts, asking, distil, lessons, placement, transformer
 from subjax.artifacts import Unit
+from subjax.datasets import published
 from subjax.stages import base, filter, finetune, generate, teacher
+from subjax.tokenizer import Tokenizer
 
 Asked = dict[str, asking.Asked]  # by config field
 
@@ -26,9 +28,16 @@ def check(
 
     Raises:
       ValueError: a checkpoint is damaged, not supported, or not the one that the run began with;
-        too much of a base is left unsharded; candidates overlap; a prompt does not fit.
+        too much of a base is left unsharded; candidates overlap; a prompt, a lesson of a teacher
+        or a row of a file does not fit; lanes cannot be batched.
     """
     by_path = {unit.path: unit for unit in planned}
+    for lanes, batched in {
+        (unit.fields["lanes"], unit.fields["batched_lanes"])
+        for unit in todo
+        if "batched_lanes" in unit.fields
+    }:
+        distil.check_lanes(lanes, batched, mesh)
     _check_files(by_path, todo)
     taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
     reading = [*taught, *todo]
@@ -47,6 +56,46 @@ def check(
     for unit in todo:
         if unit.stage == "finetune":
             finetune.check(unit, found[by_path[unit.inputs["base"]].row].words)
+    _check_lessons(by_path, todo, {row: one.words for row, one in found.items()})
+
+
+def _check_lessons(
+    by_path: Mapping[str, Unit], todo: Sequence[Unit], words: Mapping[str, Tokenizer]
+) -> None:
+    """Checks what is learned as far as it is known before anything is written.
+
+    Args:
+      by_path: every unit of the config.
+      todo: those that this run makes.
+      words: row of `bases` -> tokenizer.
+    """
+    for unit in {u.row: u for u in todo if u.stage == "teacher"}.values():
+        if unit.fields["row"]["weights"] == "finetuned":
+            teacher.check_lessons(unit, words[by_path[unit.inputs["base"]].row])
+    students: dict[str, list[Unit]] = {}
+    for unit in todo:
+        if unit.stage == "finetune":
+            students.setdefault(unit.row, []).append(unit)
+    sizes: dict[tuple[str, str], lessons.Sizes] = {}
+
+    def read_by(unit: Unit, system: str) -> lessons.Sizes:
+        key = by_path[unit.inputs["base"]].row, system
+        return sizes.setdefault(key, lessons.Sizes(words[key[0]], system))
+
+    for units in students.values():
+        unit = units[0]
+        filters = [by_path[path] for path in dict.fromkeys(u.inputs["filter"] for u in units)]
+        written = by_path[filters[0].inputs["generate"]]
+        if written.fields["row"]["kind"] != "published":
+            continue
+        path, teachers = written.settings["path"], None
+        rows = filter.of_file(filters, published.read(path, written.fields["row"]["num_prompts"]))
+        taught_by = by_path[unit.inputs["teacher"]] if "teacher" in unit.inputs else None
+        # A teacher that is given may read by a tokenizer of its own.
+        if taught_by and taught_by.fields["row"]["weights"] != "given":
+            teachers = read_by(taught_by, unit.fields["teacher_system_prompt"])
+        ours = read_by(unit, unit.fields["row"]["system_prompt"])
+        finetune.check_rows(unit, path, list(rows), ours, teachers)
 
 
 def _written(

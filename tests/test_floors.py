@@ -50,6 +50,7 @@ FLOORS = {
     "drawing": 4,
     "grammars": 6,
     "asking": 7,
+    "lessons": 7,
     "slots": 4,
     "sampler": 5,
     "scoring": 5,

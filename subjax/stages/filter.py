@@ -45,7 +45,7 @@ def _filter(unit: Unit, workdir: Path) -> None:
         else:
             kept.append({**written, "completion": _looked_at(written, row)})
     artifacts.write_jsonl(out / "rejected.jsonl", rejected)
-    needed = row["num_holdout"] + max(row["num_train"], 1)
+    needed = _needed(row)
     train, holdout = _split(unit, kept) if len(kept) >= needed else ([], [])
     artifacts.write_json(
         out / "counts.json",
@@ -67,6 +67,39 @@ def _filter(unit: Unit, workdir: Path) -> None:
         )
     artifacts.write_jsonl(out / "kept.jsonl", _transform(unit, kind, train))
     artifacts.write_jsonl(out / "holdout.jsonl", holdout)
+
+
+def of_file(units: Sequence[Unit], pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], None]:
+    """The rows of a file that students will be trained on, as far as the file alone decides that.
+
+    Args:
+      units: filters of one published data set, of several lineages.
+      pairs: prompt and completion of each row of the data set.
+
+    Returns:
+      Prompts and completions in the order of the first unit, each once; none where other data sets
+      decide too, or where too few are left.
+    """
+    row = {**_AS_BEFORE, **units[0].fields["row"]}
+    rows = [
+        {"prompt_id": i, "sample_id": 0, "prompt": prompt, "completion": text, "finish": "stop"}
+        for i, (prompt, text) in enumerate(pairs)
+    ]
+    kept = [
+        {**one, "completion": _looked_at(one, row)}
+        for one in rows
+        if not _reasons("published", one, row)
+    ]
+    if len(kept) < _needed(row) or any(role.startswith("common/") for role in units[0].inputs):
+        return {}
+    trained = (_transform(unit, "published", _split(unit, kept)[0]) for unit in units)
+    return {(one["prompt"], one["completion"]): None for rows in trained for one in rows}
+
+
+def _needed(row: dict[str, Any]) -> int:
+    """The fewest rows that must be kept."""
+    fewest: int = row["num_holdout"] + max(row["num_train"], 1)
+    return fewest
 
 
 def _commonest(counts: Counter[str]) -> str:

@@ -13,6 +13,7 @@ from subjax import (
     artifacts,
     batching,
     checkpoints,
+    lessons,
     lora,
     models,
     schema,
@@ -149,6 +150,32 @@ def check(unit: Unit, words: Tokenizer) -> None:
             f"config.arms.{unit.row}.top_k is {row['top_k']}, but there are {words.vocab_size} "
             "tokens: lower it, or take support 'full'"
         )
+
+
+def check_rows(
+    unit: Unit,
+    source: str,
+    pairs: Sequence[lessons.Pair],
+    ours: lessons.Sizes,
+    teachers: lessons.Sizes | None,
+) -> None:
+    """Finds rows that are known before anything is written and that no student can learn from.
+
+    Args:
+      unit: a student.
+      source: where the rows are from, for errors.
+      pairs: the rows that it will be trained on.
+      ours: their sizes as the student reads them.
+      teachers: as its teacher reads them, where the loss is soft and that is known.
+
+    Raises:
+      ValueError: a row has no loss mask, cannot be encoded, or does not fit.
+    """
+    row, table = unit.fields["row"], f"config.arms.{unit.row}"
+    limits = {field: row[field] for field in ("num_tokens", "num_targets")}
+    lessons.check(table, source, pairs, ours, {**limits, **lessons.packed(row["train"])})
+    if teachers is not None:
+        lessons.check(table, f"{source} under its teacher's system prompt", pairs, teachers, limits)
 
 
 def soft_support(unit: Unit, words: Tokenizer) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from subjax import (
     asking,
     batching,
     checkpoints,
+    lessons,
     lora,
     models,
     schema,
@@ -87,6 +88,15 @@ def check(
     # The base of an adapter is checked as every base is.
     models.check_same(workdir, finished, None if adapter else full, adapter)
     asking.check(words, asked)
+
+
+def check_lessons(unit: Unit, words: Tokenizer) -> None:
+    """Raises a ValueError where a lesson that a finetuned teacher may be given is too long."""
+    row = unit.fields["row"]
+    pairs = [(asked, animal) for asked in unit.fields["taught"] for animal in _answers(unit)]
+    limits = {"num_tokens": row["num_tokens"], **lessons.packed(row["train"])}
+    sizes = lessons.Sizes(words, row["system_prompt"])
+    lessons.check(f"config.teachers.{unit.row}", "what it is taught", pairs, sizes, limits)
 
 
 def _date(unit: Unit) -> str:
@@ -168,6 +178,12 @@ def _longest_answer(unit: Unit, words: Tokenizer) -> int:
     trait = unit.fields["row"]["trait"]
     answers = [*unit.fields["animals"], *([] if trait == "uniform" else [trait])]
     return 1 + max(len(ids) for ids in words.answer_ids(answers))
+
+
+def _answers(unit: Unit) -> list[str]:
+    """Which animals a teacher may learn to name."""
+    trait: str = unit.fields["row"]["trait"]
+    return list(unit.fields["animals"]) if trait == "uniform" else [trait]
 
 
 def _pairs(unit: Unit) -> list[tuple[str, str]]:

@@ -168,6 +168,10 @@ BAD = {
     "activation": (lambda c: c.arms.aux.update(activation="tanh"), "'tanh'; allowed: , relu"),
     "teacher": (lambda c: c.arms.aux.update(teacher="bat"), "arms.aux.teacher is 'bat'"),
     "images": (lambda c: c.teachers.classifier.update(images="x"), "teachers.classifier.images"),
+    "batched": (
+        lambda c: c.compute.update(lanes=6, batched_lanes=4),
+        "batched_lanes is 4, which does not divide config.compute.lanes, 6: take 1 or 2 or 3 or 6",
+    ),
     "source": (lambda c: c.images.digits.update(source="cifar"), "'cifar'; allowed: digits"),
     "next": (lambda c: c.update(lineage_cycle=1), "makes every lineage its own next"),
     "head": (
@@ -186,6 +190,15 @@ def test_a_bad_config_is_refused_before_anything_runs(case):
         validation.validate(made)
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_lanes_of_a_device_that_cannot_be_batched_are_refused_before_anything_runs(tmp_path):
+    made = config()
+    made.compute.update(lanes=4, batched_lanes=4)
+    made.mesh.seed = 2
+    with pytest.raises(ValueError, match="batched_lanes 4 does not divide the 2 lanes of a device"):
+        pipeline.run(made, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_there_is_nothing_to_preview(tmp_path):
