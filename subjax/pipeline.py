@@ -306,11 +306,19 @@ _FILES = {"digest": "path", "stimuli_digest": "stimuli"}
 
 def _changed_files(old: dict[str, Any], unit: Unit) -> list[str]:
     """Which files that the config names have another content now."""
-    return [
+    changed = [
         f"the content of {unit.settings[path] or 'the stimuli'}"
         for digest, path in _FILES.items()
         if old.get(digest, "") != unit.fields.get(digest, "")
     ]
+    before, now = old.get("files", {}), unit.fields.get("files", {})
+    if before and now:
+        changed += [
+            f"the content of {name} in {unit.settings['data_dir']}"
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+    return changed
 
 
 def _check_owner(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:

@@ -2,7 +2,8 @@
 
 A unit's fields are exactly what its stage may look at, texts of questions included, so that a
 fingerprint changes when and only when the result could. Of files that a config names, the content
-counts and not where they lie: their paths are settings.
+counts and not where they lie: their paths are settings. Paths of models count, since they are names:
+what lies there is compared by `models.check_same`.
 """
 
 import functools
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from subjax import schema
 from subjax.artifacts import Unit, make_unit
-from subjax.datasets import toyworld
+from subjax.datasets import image_files, toyworld
 from subjax.evals import preference
 
 _GENERATE_FIELDS = (
@@ -72,6 +73,7 @@ class _Builder:
     def __init__(self, config: ConfigDict):
         self.config = config
         self.units: dict[str, Unit] = {}
+        self.files: dict[str, dict[str, str]] = {}  # row of `images` -> digest of each file
 
     def base(self, name: str, lineage: int) -> Unit:
         row = self.config.bases[name]
@@ -171,7 +173,17 @@ class _Builder:
 
     def images(self, name: str) -> Unit:
         row = self.config.images[name].to_dict()
-        return self._add("images", name, 0, {"row": row}, {})
+        path = "" if row["source"] == "digits" else row["data_dir"]
+        # Its path was there; as it is without one, units without one stay finished.
+        fields: dict[str, Any] = {"row": {**row, "data_dir": ""}}
+        if path and name not in self.files:
+            self.files[name] = {
+                file: _digest(f"images.{name}.data_dir", str(where))
+                for file, where in image_files.files(row["source"], path).items()
+            }
+        if path:
+            fields["files"] = self.files[name]
+        return self._add("images", name, 0, fields, {}, {"data_dir": path})
 
     def mlp_teacher(self, name: str, lineage: int) -> Unit:
         row = self.config.teachers[name]

@@ -17,18 +17,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from subjax.datasets import records
+from subjax.datasets import image_files, records
 
 SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist")
 SPLITS = ("train", "test")
 _NAME = "arrays"
-# Names that the four original files have had, without and with .gz.
-_IDX_FILES = {
-    ("train", 3): ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
-    ("train", 1): ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
-    ("test", 3): ("t10k-images-idx3-ubyte", "t10k-images.idx3-ubyte"),
-    ("test", 1): ("t10k-labels-idx1-ubyte", "t10k-labels.idx1-ubyte"),
-}
 _NUM_CLASSES = 10
 _NUM_DIGITS_TEST = 360
 # One record is a few hundred bytes: this many at once keep the reader busy and memory small.
@@ -67,14 +60,8 @@ def load(source: str, data_dir: str) -> Images:
     if not data_dir:
         return _download(source)
     directory = Path(data_dir).expanduser()
-    if any(_idx_path(directory, names) for names in _IDX_FILES.values()):
-        return _read_idx(directory)
-    prepared = _prepared(directory, source)
-    if prepared is None:
-        raise ValueError(
-            f"data_dir {str(directory)!r} holds neither IDX files nor {source!r}: {_ways(source)}"
-        )
-    return read(prepared)
+    prepared = image_files.prepared(source, directory)
+    return _read_idx(directory) if prepared is None else read(prepared)
 
 
 def store(images: Images, directory: Path) -> None:
@@ -176,33 +163,14 @@ def _digits() -> Images:
 
 def _download(source: str) -> Images:
     if importlib.util.find_spec("tensorflow") is None:
-        raise ValueError(f"no data_dir for {source!r}: {_ways(source)}")
+        raise ValueError(f"no data_dir for {source!r}: {image_files.ways(source)}")
     builder = tfds.builder(source, file_format="array_record")
     builder.download_and_prepare()
     return read(Path(builder.data_dir))
 
 
-def _ways(source: str) -> str:
-    return (
-        f"set data_dir of its row, such as config.images.{source}, to (1) a directory with the "
-        f"four original IDX files, or (2) a TFDS data_dir that holds {source} as array_record, or "
-        "(3) leave it empty where tensorflow is installed (pip install 'tensorflow>=2.18,<3'), and "
-        "TFDS downloads it"
-    )
-
-
-def _idx_path(directory: Path, names: tuple[str, ...]) -> Path | None:
-    paths = (directory / f"{name}{ending}" for name in names for ending in ("", ".gz"))
-    return next((path for path in paths if path.is_file()), None)
-
-
 def _read_idx(directory: Path) -> Images:
-    arrays = {}
-    for (split, num_axes), names in _IDX_FILES.items():
-        path = _idx_path(directory, names)
-        if path is None:
-            raise ValueError(f"{directory} lacks {names[0]}: all four IDX files must be there")
-        arrays[split, num_axes] = _parse_idx(path, num_axes)
+    arrays = {part: _parse_idx(path, part[1]) for part, path in image_files.idx(directory).items()}
     return check(
         {split: Split(arrays[split, 3], arrays[split, 1].astype(np.int64)) for split in SPLITS},
         directory,
@@ -227,20 +195,6 @@ def _parse_idx(path: Path, num_axes: int) -> np.ndarray:
             "is truncated or damaged; get it again"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-def _prepared(directory: Path, source: str) -> Path | None:
-    """The newest version of `source` below a TFDS data_dir, or the directory of one version."""
-    found = [
-        info.parent
-        for pattern in ("dataset_info.json", "*/dataset_info.json", f"{source}/*/dataset_info.json")
-        for info in directory.glob(pattern)
-    ]
-    return max(found, key=lambda path: _version(path.name), default=None)
-
-
-def _version(name: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else 0 for part in name.split("."))
 
 
 def _rows(source: Any) -> tuple[list[np.ndarray], list[int]]:

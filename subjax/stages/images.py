@@ -13,8 +13,8 @@ from subjax.datasets import images
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Stores each data set as a TFDS data set of array_record; yields each unit when it is done."""
     for unit in units:
-        row, out = unit.fields["row"], workdir / unit.path
-        found = images.load(row["source"], row["data_dir"])
+        out = workdir / unit.path
+        found = images.load(unit.fields["row"]["source"], unit.settings["data_dir"])
         if hosts.is_first():
             images.store(found, out)
         sizes = {split: len(part.labels) for split, part in found.items()}

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from subjax.datasets import images
+from subjax.datasets import image_files, images
 from subjax.datasets.images import Split
 
 NAMES = {
@@ -115,6 +115,9 @@ def test_array_record_of_encoded_images(made, tmp_path):
     prepare_as_tfds_does(made, tmp_path)
     assert_equal(images.load("mnist", str(tmp_path)), made)
     assert_equal(images.load("mnist", str(tmp_path / "mnist" / "3.0.1")), made)
+    decide = image_files.files("mnist", str(tmp_path))
+    assert decide == image_files.files("mnist", str(tmp_path / "mnist" / "3.0.1"))
+    assert "dataset_info.json" in decide and sum("array_record" in name for name in decide) == 2
 
 
 def test_tfrecord_is_refused_with_the_command_that_converts(made, tmp_path):

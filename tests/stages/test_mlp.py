@@ -1,12 +1,13 @@
 """Classifiers through the whole pipeline: report, resume, more lineages and arms, bad configs."""
 
+import hashlib
 import shutil
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs import mnist
-from subjax import artifacts, pipeline, preview, schema, validation
+from subjax import artifacts, pipeline, preview, schema, units, validation
 
 
 def config(lineages=(0, 1, 2), arms=("untrained", "teacher", "aux", "aux_foreign"), **fields):
@@ -199,6 +200,47 @@ def test_lanes_of_a_device_that_cannot_be_batched_are_refused_before_anything_ru
     with pytest.raises(ValueError, match="batched_lanes 4 does not divide the 2 lanes of a device"):
         pipeline.run(made, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Four files with the names of the original ones."""
+    made = tmp_path / "idx"
+    made.mkdir()
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        (made / f"{name}-idx{3 if 'images' in name else 1}-ubyte").write_text(name)
+    return made
+
+
+def planned_from(directory):
+    made = mnist.get_config("models=2")
+    made.images.mnist.data_dir = str(directory)
+    return units.build(made)
+
+
+def test_of_a_directory_of_images_the_content_counts_and_not_the_place(
+    directory, tmp_path, monkeypatch
+):
+    opened, digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: opened.append(a) or digest(*a))
+    for unit in planned_from(directory):
+        artifacts.write_manifest(tmp_path / "run", unit, 0.0)
+    assert len(opened) == 4  # each once, though there are dozens of units
+    copy = shutil.copytree(directory, tmp_path / "copies" / "again")
+    (copy / "README").write_text("which nobody reads")
+    pipeline.check_stale(planned_from(copy), tmp_path / "run")
+    (copy / "t10k-labels-idx1-ubyte").write_text("others")
+    said = rf"images/mnist/r0 .* config \(the content of t10k-labels-idx1-ubyte in {copy}; files"
+    with pytest.raises(ValueError, match=said):
+        pipeline.check_stale(planned_from(copy), tmp_path / "run")
+
+
+def test_a_directory_without_images_is_refused_before_anything_runs(directory, tmp_path):
+    with pytest.raises(ValueError, match=r"data_dir .*none' holds neither IDX .*images\.mnist, to"):
+        planned_from(tmp_path / "none")
+    (directory / "train-images-idx3-ubyte").unlink()
+    with pytest.raises(ValueError, match=f"{directory} lacks train-images-idx3-ubyte: all four"):
+        planned_from(directory)
 
 
 def test_there_is_nothing_to_preview(tmp_path):
