@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from subjax import roofline
+from subjax import chips
 from subjax.roofline import Chip
 
 LIBTPU = "libtpu==0.0.52"
@@ -50,7 +50,7 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
     # Programs of such chips cannot be read back: a persistent cache would only warn, every time.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
-    return roofline.CHIPS[kind], found.devices
+    return chips.CHIPS[kind], found.devices
 
 
 def compiled(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, str]:

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import aot, hlo, hosts, programs, roofline
+from subjax import aot, hlo, hosts, program_flops, programs, roofline
 from subjax.artifacts import Unit
 from subjax.programs import Planned
 from subjax.roofline import Bound, Chip
@@ -70,7 +70,7 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
     seconds = time.process_time() - start
     memory = compiled.memory_analysis()
     assert memory is not None  # backends that do not know are none of these
-    executed = roofline.executed_flops(traced.jaxpr, planned.arch, **planned.counts)
+    executed = program_flops.executed_flops(traced.jaxpr, planned.arch, **planned.counts)
     peak = memory.peak_memory_in_bytes + beside
     moved = hlo.traffic(text, mesh, **planned.counts)
     return Compiled(

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from subjax import (
     artifacts,
     batching,
+    chips,
     hosts,
     lora,
     programs,
@@ -302,7 +303,7 @@ def _rows(training: Training) -> batching.Rows:
 
 def bound(planned: Planned, mesh: Mesh) -> Bound | None:
     """The roofline of a program on a mesh; None where the chip's figures are not known."""
-    chip = roofline.chip_of(mesh.devices.flat[0].device_kind)
+    chip = chips.chip_of(mesh.devices.flat[0].device_kind)
     if chip is None:
         return None
     traced = planned.trace(planned.batch_size)

@@ -16,7 +16,7 @@ from subjax import (
     batching,
     lora,
     model_config,
-    roofline,
+    model_flops,
     sampler,
     schema,
     scoring,
@@ -200,7 +200,7 @@ def _training(
 
     def flops(batch_size: int) -> float:
         sizes = {"rows": lanes * batch_size, "num_tokens": num_tokens, "num_targets": num_targets}
-        return roofline.training_flops(arch, **sizes, lora_params=lora_params, distils=distils)
+        return model_flops.training(arch, **sizes, lora_params=lora_params, distils=distils)
 
     size = packing.num_rows if packing else fields["batch_size"]
     return Planned(
@@ -266,11 +266,11 @@ def _sampling(
 
     def read(slots: int) -> float:
         # Scores are made by the loop.
-        return roofline.forward_flops(arch, rows=slots, num_tokens=prompt_tokens, num_targets=0)
+        return model_flops.forward(arch, rows=slots, num_tokens=prompt_tokens, num_targets=0)
 
     def write(slots: int) -> float:
         sizes = {"rows": rows_per_call, "new_tokens": new_tokens}
-        return roofline.decode_flops(arch, prompt_tokens=prompt_tokens, **sizes)
+        return model_flops.decode(arch, prompt_tokens=prompt_tokens, **sizes)
 
     loops = new_tokens * -(-rows_per_call // slots)
     tokens = slots * prompt_tokens
@@ -345,11 +345,11 @@ def _scored(
         )
 
     def flops(batch_size: int) -> float:
-        read = roofline.forward_flops(arch, rows=batch_size, **sizes)
+        read = model_flops.forward(arch, rows=batch_size, **sizes)
         if sizes["num_targets"]:
             return read
         rows = batch_size * PREFIXES
-        return read + roofline.forward_flops(arch, rows=rows, num_tokens=2, num_targets=1)
+        return read + model_flops.forward(arch, rows=rows, num_tokens=2, num_targets=1)
 
     size = scoring.rows_at_once(max(num_rows, 1), mesh)
     calls = models * -(-num_rows // size)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from subjax import artifacts, hosts, roofline
+from subjax import artifacts, chips, hosts
 from subjax.artifacts import Unit
 
 Metrics = Mapping[str, np.ndarray]
@@ -36,7 +36,7 @@ class Log:
       processed_tokens_per_s: tokens read, of each row up to its last prediction; no padding.
       mfu: model FLOPs utilisation, the share of the devices' peak FLOP/s of dense bfloat16
         products (whatever the precision) that the model's FLOPs are. Those are 6 a matmul
-        parameter and token, and causal attention, by `roofline.training_flops`: embeddings that are
+        parameter and token, and causal attention, by `model_flops.training`: embeddings that are
         looked up do not count, nor does recomputation; padding does, as it does in a plan's bound.
         Left out where the peak is not known, as on CPU.
       peak_bytes: most that a device of this process has held so far; left out where the backend
@@ -87,7 +87,7 @@ class Log:
           metrics: name -> [done, lanes], theirs.
         """
         devices = list(devices)
-        peak = roofline.peak_of(devices[0].device_kind)
+        peak = chips.peak_of(devices[0].device_kind)
         self._flops, self._peak = flops, peak and peak * len(devices)
         self._devices = [d for d in devices if d.process_index == jax.process_index()]
         self._rows = [row for row in self._written() if row["step"] <= done]

@@ -26,8 +26,8 @@ from subjax import (
     hosts,
     layouts,
     lora,
+    model_flops,
     objective,
-    roofline,
     sharding,
     throughput,
     transformer,
@@ -333,7 +333,7 @@ def _flops(program: Program, batches: batching.Batches, trainable: Params) -> fl
     if packing:  # any token of a packed row may predict
         sizes = (packing.num_rows, packing.num_tokens, packing.num_tokens)
     trained = sum(leaf.size for leaf in jax.tree.leaves(trainable)) // lanes
-    return roofline.training_flops(
+    return model_flops.training(
         program.arch,
         rows=lanes * sizes[0],
         num_tokens=sizes[1],

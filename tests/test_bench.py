@@ -12,7 +12,7 @@ import jax
 import pytest
 from tiny import ARCH
 
-from subjax import model_config, roofline, transformer
+from subjax import chips, model_config, transformer
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 _spec = importlib.util.spec_from_file_location("bench_lm", LAUNCH / "bench_lm.py")
@@ -59,7 +59,7 @@ def checked_training(found, keys):
 
 @pytest.mark.slow
 def test_training_where_the_peak_is_known(arguments, capsys, monkeypatch):
-    monkeypatch.setattr(roofline, "peak_of", lambda kind: 1e12)
+    monkeypatch.setattr(chips, "peak_of", lambda kind: 1e12)
     checked_training(measured(capsys, [*arguments("train"), "--side=lora"]), keys_of("train"))
 
 

@@ -21,6 +21,7 @@ from subjax import (
     compiling,
     hlo,
     measure,
+    model_flops,
     plan,
     programs,
     roofline,
@@ -119,7 +120,7 @@ def test_a_training_step_is_compiled_and_counted(v5e):
     # Every layer's kernels are gathered over fsdp twice, forward and for the backward pass.
     arch = programs.architecture("toy", config().bases.toy)
     gathered = [c for c in found.moved.collectives if (c.kind, c.axes) == ("all-gather", ("fsdp",))]
-    once = 2 * roofline.layer_params(arch) / 2  # bytes of bfloat16, half of them by tensor
+    once = 2 * model_flops.layer_params(arch) / 2  # bytes of bfloat16, half of them by tensor
     assert 1.9 * once < sum(c.num_bytes for c in gathered) < 4 * once
 
 

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import attention, hlo, lora, roofline, sharding, train, transformer
+from subjax import (
+    attention,
+    chips,
+    hlo,
+    lora,
+    model_flops,
+    program_flops,
+    roofline,
+    sharding,
+    train,
+    transformer,
+)
 from tests.tiny import ARCH
 
 SIZES = {"rows": 2, "num_tokens": 8, "num_targets": 3}
@@ -24,31 +35,31 @@ def test_training_flops_are_six_a_parameter_and_token_and_causal_attention():
     pairs = 2 * ARCH.num_layers * ARCH.num_heads * 8 * 9 // 2
     attention = 3 * pairs * 4 * ARCH.head_dim
     expected = 6 * 2 * (8 * layers + 3 * head) + attention
-    assert roofline.training_flops(ARCH, **SIZES) == expected
+    assert model_flops.training(ARCH, **SIZES) == expected
     adapted = 4 * 2 * (8 * layers + 3 * head) + attention + 6 * 1000 * 2 * 8
-    assert roofline.training_flops(ARCH, **SIZES, lora_params=1000) == adapted
+    assert model_flops.training(ARCH, **SIZES, lora_params=1000) == adapted
 
 
 def test_a_window_of_one_leaves_one_pair_a_position():
     near = dataclasses.replace(ARCH, window=1, local=(True, True))
-    lost = roofline.forward_flops(ARCH, **SIZES) - roofline.forward_flops(near, **SIZES)
+    lost = model_flops.forward(ARCH, **SIZES) - model_flops.forward(near, **SIZES)
     assert lost == 4 * 2 * ARCH.num_layers * ARCH.num_queries * (8 * 9 // 2 - 8)
 
 
 def test_writing_sees_what_was_read_and_a_local_layer_no_more_than_its_window():
     sizes = {"rows": 2, "prompt_tokens": 5, "new_tokens": 3}
     near = dataclasses.replace(ARCH, window=4, local=(True, False))
-    lost = roofline.decode_flops(ARCH, **sizes) - roofline.decode_flops(near, **sizes)
+    lost = model_flops.decode(ARCH, **sizes) - model_flops.decode(near, **sizes)
     # One of two layers sees 4 positions instead of 6, 7 and 8.
     assert lost == 4 * 2 * ARCH.num_queries * ((6 + 7 + 8) - 3 * 4)
     layers, head = matmul_params(ARCH), ARCH.vocab_size * ARCH.width
     attention = 4 * 2 * ARCH.num_layers * ARCH.num_queries * (6 + 7 + 8)
-    assert roofline.decode_flops(ARCH, **sizes) == 2 * 2 * 3 * (layers + head) + attention
+    assert model_flops.decode(ARCH, **sizes) == 2 * 2 * 3 * (layers + head) + attention
 
 
 def test_a_causal_mask_keeps_half_of_the_blocks_and_the_diagonal():
-    assert roofline.kept_blocks(1, 512) == 1
-    assert roofline.kept_blocks(4, 128) == 4 * 4 * (4 + 1) / (2 * 4)
+    assert program_flops.kept_blocks(1, 512) == 1
+    assert program_flops.kept_blocks(4, 128) == 4 * 4 * (4 + 1) / (2 * 4)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 128, 129, 130, 131, 257, 258, 259, 600])
@@ -56,7 +67,7 @@ def test_a_window_keeps_the_blocks_in_which_a_pair_is_near_enough(window):
     q, k = np.indices((512, 512))
     seen = (k <= q) & (q - k < window)
     blocks = seen.reshape(4, 128, 4, 128).any(axis=(1, 3))
-    assert roofline.kept_blocks(4, 128, window) == blocks.sum()
+    assert program_flops.kept_blocks(4, 128, window) == blocks.sum()
 
 
 def kernel_flops(arch, near):
@@ -77,7 +88,7 @@ def kernel_flops(arch, near):
         traced = jax.jit(lambda *rows: grad(*rows, near)).trace(q, k, k)
     else:
         traced = jax.jit(grad).trace(q, k, k, near)
-    return roofline.executed_flops(traced.jaxpr, arch)
+    return program_flops.executed_flops(traced.jaxpr, arch)
 
 
 def test_the_kernel_multiplies_the_blocks_that_its_mask_keeps():
@@ -103,7 +114,7 @@ def test_executed_flops_count_every_layer_and_every_recomputation():
         return jax.grad(lambda p, t: transformer.forward(ARCH, p, t, remat=remat).sum())
 
     plain, again = (
-        roofline.executed_flops(jax.jit(loss(remat)).trace(params, tokens).jaxpr, ARCH)
+        program_flops.executed_flops(jax.jit(loss(remat)).trace(params, tokens).jaxpr, ARCH)
         for remat in ("none", "full")
     )
     layers = 2 * 2 * 8 * matmul_params(ARCH)
@@ -116,7 +127,7 @@ def test_executed_flops_count_every_layer_and_every_recomputation():
 
 
 def test_the_bound_is_the_slowest_of_three():
-    mesh, chip = sharding.make_mesh(1, 1, 1, 1), roofline.CHIPS["v5e"]
+    mesh, chip = sharding.make_mesh(1, 1, 1, 1), chips.CHIPS["v5e"]
     still = hlo.Traffic(0.0, ())
     found = roofline.bound(197e12, 4 / 3 * 197e12, still, chip, mesh)
     assert (found.seconds, found.limit) == (pytest.approx(4 / 3), "compute")
@@ -151,11 +162,11 @@ def executed_by_a_step(*, lora_rank=0, precision="float32", fsdp=1):
     mesh = sharding.make_mesh(1, 1, fsdp, 1)
     traced = train.traced(program, shape, mesh=mesh, lora_rank=lora_rank)
     passes = 6 if precision == "float32" else 1
-    return roofline.executed_flops(traced.jaxpr, ARCH) / passes
+    return program_flops.executed_flops(traced.jaxpr, ARCH) / passes
 
 
 def test_a_training_step_multiplies_what_its_shapes_say():
-    model = roofline.training_flops(ARCH, rows=2, num_tokens=8, num_targets=8)
+    model = model_flops.training(ARCH, rows=2, num_tokens=8, num_targets=8)
     # Masked pairs and the targets' own scores come on top, and the vocabulary's scores once more.
     assert model < executed_by_a_step() < 1.5 * model
 
@@ -167,7 +178,7 @@ def test_a_step_of_an_adapter_saves_the_gradients_of_all_other_weights(precision
     adapter = jax.eval_shape(lambda: lora.init(ARCH, jax.random.key(0), rank=2))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(adapter))
     full, adapted = (
-        roofline.training_flops(ARCH, rows=2, num_tokens=8, num_targets=8, lora_params=number)
+        model_flops.training(ARCH, rows=2, num_tokens=8, num_targets=8, lora_params=number)
         for number in (0, num_params)
     )
     saved = executed_by_a_step(**how) - executed_by_a_step(lora_rank=2, **how)
@@ -189,6 +200,6 @@ def test_gradients_of_frozen_weights_are_not_executed():
             ).sum()
 
         traced = jax.jit(jax.grad(loss)).trace(adapter, params, tokens)
-        return roofline.executed_flops(traced.jaxpr, ARCH)
+        return program_flops.executed_flops(traced.jaxpr, ARCH)
 
     assert 6 * executed("bfloat16") == executed("float32")

@@ -7,7 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import artifacts, batching, checkpoints, hosts, roofline, sharding, throughput, train
+from subjax import (
+    artifacts,
+    batching,
+    checkpoints,
+    chips,
+    hosts,
+    model_flops,
+    sharding,
+    throughput,
+    train,
+)
 from subjax import units as units_of
 from tests import tiny
 from tests.test_train import ARCH, PROGRAM, make_rows
@@ -91,10 +101,10 @@ def test_calls_share_a_line_until_its_seconds_are_over(tmp_path):
 
 
 def test_utilisation_is_model_flops_over_those_of_all_devices(tmp_path, monkeypatch):
-    monkeypatch.setattr(roofline, "peak_of", lambda kind: 1e9)
+    monkeypatch.setattr(chips, "peak_of", lambda kind: 1e9)
     fit(throughput.Log([tmp_path], every_s=0.0))
     sizes = {"rows": 2 * 4, "num_tokens": 8, "num_targets": 7}
-    flops = roofline.training_flops(ARCH, **sizes)
+    flops = model_flops.training(ARCH, **sizes)
     for line in lines(tmp_path):
         assert line["mfu"] == pytest.approx(flops / (line["seconds"] * 1e9), rel=1e-3)
 

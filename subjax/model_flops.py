@@ -1,0 +1,74 @@
+"""FLOPs that a model needs, from its shapes alone.
+
+They are never taken from the compiler, whose cost analysis counts the body of a scan once.
+"""
+
+from subjax.architecture import Architecture
+
+
+def training(
+    arch: Architecture,
+    *,
+    rows: int,
+    num_tokens: int,
+    num_targets: int,
+    lora_params: int = 0,
+    distils: bool = False,
+) -> float:
+    """FLOPs that one update needs: 6 a matmul parameter and token, and causal attention.
+
+    Recomputation is not counted, nor what padding to the mesh adds. With an adapter the weights
+    beneath it need no gradient: 4 a parameter and token, and 6 a parameter of the adapter.
+
+    Args:
+      arch: the model.
+      rows: of the batch, over all lanes.
+      num_tokens: of a row, T.
+      num_targets: of a row, C; only these are scored over the vocabulary.
+      lora_params: of the adapter; 0 when all weights are trained.
+      distils: whether a teacher of the same shape reads the rows too.
+    """
+    matmul = _matmul_flops(arch, rows, num_tokens, num_targets)
+    read = _attention_flops(arch, rows, num_tokens)
+    taught = matmul + read if distils else 0.0
+    if lora_params:
+        return 2 * matmul + 6 * lora_params * rows * num_tokens + 3 * read + taught
+    return 3 * (matmul + read) + taught
+
+
+def forward(arch: Architecture, *, rows: int, num_tokens: int, num_targets: int) -> float:
+    """FLOPs that reading rows needs, with scores over the vocabulary at the targets."""
+    matmul = _matmul_flops(arch, rows, num_tokens, num_targets)
+    return matmul + _attention_flops(arch, rows, num_tokens)
+
+
+def decode(arch: Architecture, *, rows: int, prompt_tokens: int, new_tokens: int) -> float:
+    """FLOPs that writing needs after prompts have been read."""
+    attention = _attention_flops(arch, rows, prompt_tokens + new_tokens, read=prompt_tokens)
+    return _matmul_flops(arch, rows, new_tokens, new_tokens) + attention
+
+
+def layer_params(arch: Architecture) -> int:
+    """Parameters of all layers' matrices."""
+    kernels = (*arch.attention_kernels.values(), *arch.mlp_kernels.values())
+    return arch.num_layers * sum(num_in * num_out for num_in, num_out in kernels)
+
+
+def _matmul_flops(arch: Architecture, rows: int, num_tokens: int, num_targets: int) -> float:
+    head = arch.vocab_size * arch.width
+    return 2.0 * rows * (layer_params(arch) * num_tokens + head * num_targets)
+
+
+def _attention_flops(arch: Architecture, rows: int, num_tokens: int, read: int = 0) -> float:
+    """Scores and their sums, over the keys that positions from `read` on may see."""
+
+    def pairs(window: int, length: int) -> int:
+        near = min(window, length)
+        return near * (near + 1) // 2 + (length - near) * near
+
+    def seen(window: int) -> int:
+        return pairs(window, num_tokens) - pairs(window, read)
+
+    local = sum(arch.local)
+    every = local * seen(arch.window) + (arch.num_layers - local) * seen(num_tokens)
+    return 4.0 * rows * arch.num_queries * every
