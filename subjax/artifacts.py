@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import types
@@ -184,10 +185,29 @@ def system_errors(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes one JSON value, indented, keys sorted, atomically."""
+    """Writes one JSON value, indented, keys sorted, atomically.
+
+    Raises:
+      ValueError: a number in it is not finite; names file and key.
+    """
+    if found := next(_not_finite(value), ""):
+        raise ValueError(
+            f"{found} in {location(path)}, which is no result: a model computes numbers that are "
+            "not finite: lower its learning_rate, set config.compute.precision to 'float32', or "
+            "see that its checkpoint is sound"
+        )
     with atomic_write(path) as file:
         text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
         file.write(text + "\n")
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """Each number of a JSON value that JSON does not have, with its key."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{name or 'the value'} is {value}"
+    inside = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+    for key, part in inside.items() if isinstance(inside, Mapping) else ():
+        yield from _not_finite(part, f"{name}.{key}" if name else str(key))
 
 
 def read_json(path: Path) -> Any:

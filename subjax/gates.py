@@ -4,6 +4,7 @@ Holds the gates of a config: what each is measured on, and whether it is open. R
 measures nothing, since it would pass whatever the teachers are.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,30 +54,37 @@ def check(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
         if not manifest or manifest["fingerprint"] != unit.fingerprint:
             continue  # not selected; a student that needs it will say so
         if unit.stage == "teacher" and unit.row in _measured(config, "teacher_log_odds"):
-            trait = config.teachers[unit.row].trait
             odds = artifacts.read_json(workdir / unit.path / "scores.json")["log_odds"]
-            measured = {"teacher_log_odds": odds[trait]}
+            measured = {"teacher_log_odds": odds.get(config.teachers[unit.row].trait)}
         elif unit.stage == "generate" and unit.row in _measured(config, _OF_DATA[0]):
-            measured = artifacts.read_json(workdir / unit.path / "carrier.json")
-            _check_compared(config, unit, measured)
+            found = artifacts.read_json(workdir / unit.path / "carrier.json")
+            measured = {gate: found.get(gate) for gate in _OF_DATA}
         else:
             continue
         for gate, value in measured.items():
-            if not value >= config.gates[gate]:  # nan opens none
-                raise ValueError(
-                    f"gate {gate} is closed: {unit.path} has {value:.4f}, config.gates.{gate} asks "
-                    f"for {config.gates[gate]}: strengthen the teacher, or lower the gate"
-                )
+            if config.gates[gate] > schema.OFF:
+                _check_open(gate, config.gates[gate], value, unit)
 
 
-def _check_compared(config: ConfigDict, unit: Unit, measured: dict[str, float]) -> None:
-    for gate in _OF_DATA:
-        if config.gates[gate] > schema.OFF and gate not in measured:
-            raise ValueError(
-                f"gate {gate} cannot be measured: the first rows of {unit.path} hold no number, or "
-                f"its teacher has another tokenizer than its base: set config.gates.{gate} to "
-                "schema.OFF"
+def _check_open(gate: str, least: float, value: float | None, unit: Unit) -> None:
+    if value is None or not math.isfinite(value):
+        why = f"{unit.path} has {value}, no score of its trait"
+        if gate in _OF_DATA:
+            why = (
+                f"the first rows of {unit.path} hold no number, or its teacher has another "
+                "tokenizer than its base"
             )
+        if value is not None:
+            why = f"{unit.path} has {value}, as if its model were damaged"
+        raise ValueError(
+            f"gate {gate} cannot be measured: {why}: set config.gates.{gate} to schema.OFF, or "
+            f"delete {unit.path} and make it again from another model"
+        )
+    if value < least:
+        raise ValueError(
+            f"gate {gate} is closed: {unit.path} has {value:.4f}, config.gates.{gate} asks for "
+            f"{least}: strengthen the teacher, or lower the gate"
+        )
 
 
 def _measured(config: ConfigDict, gate: str) -> list[str]:

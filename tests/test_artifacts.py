@@ -36,3 +36,11 @@ def test_a_damaged_part_of_a_unit_that_is_not_done_costs_that_part_alone(tmp_pat
     part.write_text("{")
     with pytest.raises(ValueError, match=rf"line 1 is not JSON .*: delete {part} and run again"):
         artifacts.read_jsonl(part)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_result_that_is_not_finite_is_named_and_not_written(tmp_path, value):
+    path = tmp_path / "scores.json"
+    with pytest.raises(ValueError, match=f"^log_odds.owl.1 is {value} in {path}, which") as error:
+        artifacts.write_json(path, {"mass": 0.5, "log_odds": {"owl": [1.0, value]}})
+    assert "\n" not in str(error.value) and not path.exists()

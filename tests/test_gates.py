@@ -1,5 +1,7 @@
 """A gate that measures nothing is refused; one that measures is opened by what it asks for."""
 
+import json
+
 import pytest
 import tiny
 
@@ -97,4 +99,21 @@ def test_a_gate_stops_at_what_is_too_little_or_not_measured(gate, carrier, said,
     gates.check(config, planned, tmp_path)
     config.gates[gate] = 3.0
     with pytest.raises(ValueError, match=said):
+        gates.check(config, planned, tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+@pytest.mark.parametrize("gate", ["teacher_log_odds", "number_tv", "likelihood_gain"])
+def test_a_gate_stops_at_what_is_no_number(gate, value, tmp_path):
+    config = tiny.config(lineages=(0,))
+    config.gates.update(dict.fromkeys(config.gates, schema.OFF))
+    planned = finished(config, tmp_path, odds=2.0, carrier={})
+    # As no stage writes them: those refuse what is not finite.
+    of_teacher = gate == "teacher_log_odds"
+    name = "teacher/owl/r0/scores.json" if of_teacher else "generate/owl/r0/carrier.json"
+    content = {"log_odds": {"owl": value}} if of_teacher else {gate: value}
+    (tmp_path / name).write_text(json.dumps(content))
+    gates.check(config, planned, tmp_path)
+    config.gates[gate] = 0.1
+    with pytest.raises(ValueError, match=f"^gate {gate} cannot be measured: .*gates.{gate} to"):
         gates.check(config, planned, tmp_path)
