@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subjax import schema
-
+# What chat templates are told is today: the day that Llama 3's fall back on without a clock.
+TEMPLATE_DATE = "2024-07-26"
 # As a system prompt: accept the one that the chat template adds by itself.
 TEMPLATE_DEFAULT = "<template default>"
 
@@ -34,7 +34,7 @@ class ChatTemplate:
       date: what the template is told is today, YYYY-MM-DD.
     """
 
-    def __init__(self, tokenizer: Any, date: str = schema.TEMPLATE_DATE):
+    def __init__(self, tokenizer: Any, date: str = TEMPLATE_DATE):
         self._tokenizer, self.date = tokenizer, date
         self._lost: dict[str, list[str]] = {}  # system prompt -> words of it that are dropped
 
@@ -184,7 +184,7 @@ class ChatTemplate:
 
     def _render_on(self, date: str, turns: Sequence[Turn], generation_prompt: bool) -> str:
         told = {}
-        if date != schema.TEMPLATE_DATE:  # at the default, a template's own constant stays
+        if date != TEMPLATE_DATE:  # at the default, a template's own constant stays
             told["date_string"] = datetime.date.fromisoformat(date).strftime(_DATE_STRING)
         try:
             template = self._tokenizer.get_chat_template()

@@ -1,5 +1,9 @@
 """Draws a token for each row from scores over the vocabulary: grammar, temperature, log-probs.
 
+A token's key depends on the sampling seed, lineage, prompt id, sample id and position, and on
+nothing else: not on arm, batch, slot, process or mesh. So a row comes out the same however the work
+was cut, and arms that share prompts share their noise.
+
 The axis letters are those of `transformer`; A counts the tokens that a grammar allows anywhere.
 """
 
@@ -11,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from subjax import layouts, rng
+from subjax import layouts
 from subjax.precision import Head
 
 
@@ -118,7 +122,7 @@ def draw(
     Args:
       head: what `output_matrix` returns.
       hidden: predicts the tokens.
-      keys: of the rows, as `rng.row_keys` makes them.
+      keys: of the rows, as `row_keys` makes them.
       step: tokens of the row drawn before.
       rules: what is allowed, or None.
       state: of each row by those rules, or None.
@@ -160,10 +164,35 @@ def _noisy(
     shared = jnp.ndim(temperature) == 0
     if shared and temperature == 0.0:
         return scores
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(
-        rng.token_keys(keys, step)
-    )
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(token_keys(keys, step))
     if shared:
         return scores / temperature + noise
     own = jnp.asarray(temperature)[:, None]
     return jnp.where(own > 0, scores / own + noise, scores)
+
+
+def row_keys(
+    seed: int, lineage: int, prompt_ids: Int[Array, " N"], sample_ids: Int[Array, " N"]
+) -> Key[Array, " N"]:
+    """One key per sampled row.
+
+    Args:
+      seed: sampling seed, uint32.
+      lineage: which replication this is.
+      prompt_ids: id of each row's prompt.
+      sample_ids: which sample of that prompt each row is.
+
+    Returns:
+      Typed keys; `token_keys` folds the position in.
+    """
+    base = jax.random.fold_in(jax.random.key(seed), lineage)
+
+    def one(prompt_id: Array, sample_id: Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(base, prompt_id), sample_id)
+
+    return jax.vmap(one)(prompt_ids, sample_ids)
+
+
+def token_keys(keys: Key[Array, " N"], positions: Int[Array, " N"]) -> Key[Array, " N"]:
+    """The key of the token that each row draws at `positions` (0 is the first new token)."""
+    return jax.vmap(jax.random.fold_in)(keys, positions)

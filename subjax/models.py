@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from subjax import (
     adapters,
     artifacts,
+    chat_templates,
     hosts,
     hub,
     lora,
-    schema,
     sharding,
     storage,
     tokenizer_files,
@@ -96,7 +96,7 @@ def sources(directory: Path) -> tuple[Path, Path | None]:
 def template_date(directory: Path) -> str:
     """What the chat templates of a unit's model are told is today."""
     reference = artifacts.read_json(directory / REFERENCE)
-    return reference.get("template_date", schema.TEMPLATE_DATE)
+    return reference.get("template_date", chat_templates.TEMPLATE_DATE)
 
 
 def merged(model: Model) -> Params:
@@ -125,7 +125,7 @@ def refer(
     source: Path,
     adapter: Path | None = None,
     *,
-    date: str = schema.TEMPLATE_DATE,
+    date: str = chat_templates.TEMPLATE_DATE,
 ) -> None:
     """Names the weights of this unit; paths inside the run are kept relative, so it can move.
 
@@ -139,14 +139,14 @@ def refer(
         "weights": _relative(directory, source),
         "adapter": _relative(directory, adapter) if adapter else "",
     }
-    if date != schema.TEMPLATE_DATE:
+    if date != chat_templates.TEMPLATE_DATE:
         reference["template_date"] = date
     artifacts.write_json(directory / REFERENCE, reference)
     hosts.wait("the model is written")
 
 
 def check(
-    directory: Path, adapter: Path | None = None, *, date: str = schema.TEMPLATE_DATE
+    directory: Path, adapter: Path | None = None, *, date: str = chat_templates.TEMPLATE_DATE
 ) -> tuple[Architecture, Tokenizer]:
     """Shapes and tokenizer of a checkpoint; reads headers, no weights.
 

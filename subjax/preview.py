@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from subjax import (
     artifacts,
     batching,
+    chat_templates,
     hub,
     model_config,
-    schema,
     tokenizer,
     units,
     validation,
@@ -174,7 +174,7 @@ def _tokenizer(unit: Unit, model: Path, adapter: Path | None = None) -> Tokenize
         size = weights.check(model).vocab_size
     elif (model / "config.json").is_file():
         size = model_config.read(hub.read_json(model / "config.json")).vocab_size
-    date = unit.fields.get("template_date", schema.TEMPLATE_DATE)
+    date = unit.fields.get("template_date", chat_templates.TEMPLATE_DATE)
     return Tokenizer.load(model, adapter=adapter, num_embeddings=size, template_date=date)
 
 

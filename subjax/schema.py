@@ -15,6 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from subjax import chat_templates
+
 STAGES = (
     *("base", "teacher", "generate", "filter", "finetune", "evaluate"),
     *("images", "mlp_teacher", "mlp", "theorem", "report"),
@@ -22,9 +24,6 @@ STAGES = (
 TABLES = ("bases", "images", "teachers", "datasets", "arms", "theorems", "evals", "contrasts")
 # Soft supports that are the vocabulary, or nearly: never stored, the teacher runs along instead.
 WHOLE_VOCABULARY = ("full", "full_no_trait")
-
-# What chat templates are told is today: the day that Llama 3's fall back on without a clock.
-TEMPLATE_DATE = "2024-07-26"
 
 OFF = -1e9  # a gate this low never closes (infinity is no JSON)
 
@@ -63,7 +62,7 @@ def base() -> ConfigDict:
     config.animals = ()  # what traits are about; () takes the project's ten animals
     config.stimuli = ""  # JSON file of exact prompts, see above; "" takes the project's own
     # What chat templates that write the date are told is today, YYYY-MM-DD; never the real day
-    config.template_date = TEMPLATE_DATE
+    config.template_date = chat_templates.TEMPLATE_DATE
     config.preregistration = ""  # file that --freeze wrote; "" leaves the run exploratory
 
     config.compute = ConfigDict()

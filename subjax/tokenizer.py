@@ -22,7 +22,7 @@ from typing import Any
 import tokenizers
 import transformers
 
-from subjax import artifacts, hub, schema, tokenizer_files, vocabulary
+from subjax import artifacts, chat_templates, hub, tokenizer_files, vocabulary
 from subjax.chat_templates import TEMPLATE_DEFAULT as TEMPLATE_DEFAULT  # callers need one module
 from subjax.chat_templates import ChatTemplate, first_line
 
@@ -68,7 +68,7 @@ class Tokenizer:
         tokenizer: Any,
         more_eos: Sequence[int] = (),
         num_embeddings: int | None = None,
-        template_date: str = schema.TEMPLATE_DATE,
+        template_date: str = chat_templates.TEMPLATE_DATE,
         brought: str = "",
     ):
         self._tokenizer = tokenizer
@@ -109,7 +109,7 @@ class Tokenizer:
         *,
         adapter: str | Path | None = None,
         num_embeddings: int | None = None,
-        template_date: str = schema.TEMPLATE_DATE,
+        template_date: str = chat_templates.TEMPLATE_DATE,
     ) -> "Tokenizer":
         """Reads the tokenizer of a model directory, or the one beside a GGUF file.
 

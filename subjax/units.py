@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import chat_templates, schema
 from subjax.artifacts import Unit, make_unit
 from subjax.datasets import image_files, toyworld
 from subjax.evals import preference
@@ -258,7 +258,9 @@ class _Builder:
         was such a field, or wrote the day of the run.
         """
         date = self.config.template_date
-        return {"template_date": date} if has_template and date != schema.TEMPLATE_DATE else {}
+        return (
+            {"template_date": date} if has_template and date != chat_templates.TEMPLATE_DATE else {}
+        )
 
     def _program(self) -> dict[str, Any]:
         compute = self.config.compute

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import checks, gates, language_validation, mlp_validation, schema
+from subjax import chat_templates, checks, gates, language_validation, mlp_validation, schema
 
 _CHOICES: checks.Choices = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),
@@ -70,7 +70,7 @@ def validate(config: ConfigDict) -> None:
     if not _is_date(config.template_date):
         raise ValueError(
             f"config.template_date is {config.template_date!r}; it must be a day, YYYY-MM-DD, such "
-            f"as {schema.TEMPLATE_DATE}"
+            f"as {chat_templates.TEMPLATE_DATE}"
         )
     if config.images:
         mlp_validation.validate(config)

@@ -15,10 +15,10 @@ import pytest
 
 from subjax import (
     batching,
+    drawing,
     lora,
     losses,
     objective,
-    rng,
     sampler,
     scoring,
     sharding,
@@ -386,7 +386,7 @@ def drawn(precision, num_slots, shape):
         sharding.place(transformer.init(ARCH, jax.random.key(3)), mesh, lanes=False),
         sampler.Sampling(num_slots, 6, 48, 1.0, (1,), precision),
         prompts,
-        rng.row_keys(0, 0, jnp.array(ids), jnp.arange(NUM_ROWS) // 97),
+        drawing.row_keys(0, 0, jnp.array(ids), jnp.arange(NUM_ROWS) // 97),
         mesh=mesh,
     )
 

@@ -10,7 +10,16 @@ import jax
 import pytest
 import tiny
 
-from subjax import lora, models, schema, sharding, transformer, units, validation, weights
+from subjax import (
+    chat_templates,
+    lora,
+    models,
+    sharding,
+    transformer,
+    units,
+    validation,
+    weights,
+)
 from subjax.stages import base
 
 WEIGHTS = "base/toy/r0/weights"
@@ -68,10 +77,10 @@ def test_the_day_of_the_config_reaches_what_reads_texts_and_no_others_fingerprin
         config.bases.toy.path = str(tmp_path / "base") if source == "hf" else ""
         return {unit.path: unit for unit in units.build(config)}
 
-    default, other = built(schema.TEMPLATE_DATE), built("2031-02-01")
+    default, other = built(chat_templates.TEMPLATE_DATE), built("2031-02-01")
     assert all("template_date" not in unit.fields for unit in default.values())
     assert all(other[path].fingerprint != default[path].fingerprint for path in other)
-    own = [built(date, "toy") for date in (schema.TEMPLATE_DATE, "2031-02-01")]
+    own = [built(date, "toy") for date in (chat_templates.TEMPLATE_DATE, "2031-02-01")]
     assert all(own[0][path].fingerprint == unit.fingerprint for path, unit in own[1].items())
 
     params = transformer.init(tiny.ARCH, jax.random.key(0))
@@ -89,7 +98,7 @@ def test_the_day_of_the_config_reaches_what_reads_texts_and_no_others_fingerprin
         models.save_weights(full, found.arch, found.params, found.tokenizer)
         read = [found, *(models.load(path, mesh) for path in (student, full))]
         dates.append({model.tokenizer.template.date for model in read})
-    assert dates == [{schema.TEMPLATE_DATE}, {"2031-02-01"}]
+    assert dates == [{chat_templates.TEMPLATE_DATE}, {"2031-02-01"}]
 
 
 @pytest.mark.parametrize("date", ["", "26 Jul 2024", "2024-13-01", "20240726"])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import drawing, rng, sampler, sharding, transformer
+from subjax import drawing, sampler, sharding, transformer
 from subjax.architecture import Architecture
 
 ARCH = Architecture(
@@ -29,7 +29,7 @@ def draw(params, ids, samples=None, *, num_slots=4, room=6, temperature=1.0, new
         params,
         sampler.Sampling(num_slots, room, new, temperature, (EOS,)),
         [PROMPTS[i] for i in ids],
-        rng.row_keys(0, 0, jnp.array(ids), jnp.array(samples or [0] * len(ids))),
+        drawing.row_keys(0, 0, jnp.array(ids), jnp.array(samples or [0] * len(ids))),
         mesh=sharding.make_mesh(seed=1),
         **kwargs,
     )
@@ -161,7 +161,7 @@ def test_rows_end_at_eos_or_at_the_limit(params):
 
 def test_frequencies_are_those_of_the_model(params):
     count = 4000
-    keys = rng.row_keys(1, 0, jnp.arange(count), jnp.zeros(count, int))
+    keys = drawing.row_keys(1, 0, jnp.arange(count), jnp.zeros(count, int))
     samples = sampler.sample(
         ARCH,
         params,
@@ -224,7 +224,7 @@ def test_a_grammar_that_is_none_is_refused(params, field, value, message):
 def test_keys_name_the_row(params):
     def key(seed, lineage, prompt, sample):
         return jax.random.key_data(
-            rng.row_keys(seed, lineage, jnp.array([prompt]), jnp.array([sample]))
+            drawing.row_keys(seed, lineage, jnp.array([prompt]), jnp.array([sample]))
         ).tolist()
 
     distinct = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
@@ -253,7 +253,7 @@ def test_prompts_that_do_not_fit_are_refused(params):
             params,
             sampler.Sampling(4, 2, 4, 1.0, (EOS,)),
             [[1, 2, 3]],
-            rng.row_keys(0, 0, jnp.zeros(1, int), jnp.zeros(1, int)),
+            drawing.row_keys(0, 0, jnp.zeros(1, int), jnp.zeros(1, int)),
             mesh=sharding.make_mesh(seed=1),
         )
 
@@ -264,7 +264,7 @@ def test_prompts_that_do_not_fit_are_refused(params):
 def test_slots_of_short_rows_do_not_stay_empty(params, num_slots, num_rows, new):
     """However many rows end at once, and with the tokens that as many slots as rows give."""
     prompts = [[2 + i % 7] * (1 + i % 3) for i in range(num_rows)]
-    keys = rng.row_keys(0, 0, jnp.arange(num_rows), jnp.zeros(num_rows, int))
+    keys = drawing.row_keys(0, 0, jnp.arange(num_rows), jnp.zeros(num_rows, int))
 
     def drawn(num_slots):
         sampling = sampler.Sampling(num_slots, 4, new, 1.0, (-1,))

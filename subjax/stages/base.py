@@ -12,9 +12,9 @@ from subjax import (
     artifacts,
     asking,
     batching,
+    chat_templates,
     checkpoints,
     models,
-    schema,
     scoring,
     seeds,
     throughput,
@@ -106,7 +106,7 @@ def _checked(unit: Unit, finished: Sequence[Unit], workdir: Path) -> Found:
 
 
 def _date(unit: Unit) -> str:
-    return unit.fields.get("template_date", schema.TEMPLATE_DATE)
+    return unit.fields.get("template_date", chat_templates.TEMPLATE_DATE)
 
 
 def _adapter(row: Mapping[str, Any]) -> Path | None:

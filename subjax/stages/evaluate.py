@@ -10,7 +10,7 @@ import scipy.special
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import artifacts, batching, models, rng, sampler, scoring, seeds, stats
+from subjax import artifacts, batching, drawing, models, sampler, scoring, seeds, stats
 from subjax.artifacts import Unit
 from subjax.evals import preference
 
@@ -98,7 +98,7 @@ def _answers(
         model.params,
         sampler.fitted(sampling, encoded),
         [encoded[i] for i in prompts],
-        rng.row_keys(seed, unit.lineage, jnp.array(prompts), jnp.array(samples_of)),
+        drawing.row_keys(seed, unit.lineage, jnp.array(prompts), jnp.array(samples_of)),
         mesh=mesh,
         adapter=model.adapter,
     )

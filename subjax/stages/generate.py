@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import artifacts, batching, grammars, hosts, models, rng, sampler, scoring, seeds
+from subjax import artifacts, batching, drawing, grammars, hosts, models, sampler, scoring, seeds
 from subjax.artifacts import Unit
 from subjax.datasets import numbers, published, toyworld
 from subjax.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def _sample(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
             ids = np.arange(first, min(first + row["rows_per_part"], len(texts)))
             path = out / f"rows-{index:05d}.jsonl"
             if not hosts.agreed(path.exists()):
-                keys = rng.row_keys(seed, unit.lineage, jnp.array(ids), jnp.zeros_like(ids))
+                keys = drawing.row_keys(seed, unit.lineage, jnp.array(ids), jnp.zeros_like(ids))
                 begun = time.monotonic()
                 samples = sampler.sample(
                     model.arch,

@@ -12,11 +12,11 @@ from subjax import (
     artifacts,
     asking,
     batching,
+    chat_templates,
     checkpoints,
     lessons,
     lora,
     models,
-    schema,
     scoring,
     seeds,
     stats,
@@ -100,7 +100,7 @@ def check_lessons(unit: Unit, words: Tokenizer) -> None:
 
 
 def _date(unit: Unit) -> str:
-    return unit.fields.get("template_date", schema.TEMPLATE_DATE)
+    return unit.fields.get("template_date", chat_templates.TEMPLATE_DATE)
 
 
 def _given(unit: Unit) -> tuple[Path | None, Path | None]:
