@@ -73,4 +73,4 @@ def _limits(turns: np.ndarray, kept: np.ndarray) -> tuple[int, float]:
     spread = float(1 / (slope * x - y)) if slope * x > y else 0.0
     if not 1e-3 <= spread < 1e6 or not 0 < slope * spread < 2**31:
         return _PUBLISHED
-    return max(1, round(slope * spread)), round(1 + spread, 3)
+    return round(slope * spread), round(1 + spread, 3)
