@@ -28,15 +28,13 @@ MERGE = (
     "NEW), and give NEW, with the base's tokenizer files, as full weights"
 )
 _AGAIN = "train the adapter again without it"
+_UNKNOWN = "remove it if nothing that the adapter computes depends on it, or " + MERGE
 # What a setting that is not supported can be replaced by. PEFT cannot merge all of them.
 _WAYS_OUT = {
-    "use_dora": MERGE,
-    "modules_to_save": MERGE,
-    "trainable_token_indices": MERGE,
-    "target_parameters": MERGE,
-    "kasa_config": MERGE,
-    "use_bdlora": MERGE,
-    "velora_config": MERGE,
+    **dict.fromkeys(("use_dora", "modules_to_save", "trainable_token_indices"), MERGE),
+    **dict.fromkeys(("target_parameters", "kasa_config", "use_bdlora", "velora_config"), MERGE),
+    **dict.fromkeys(("layer_replication", "lora_bias", "megatron_config", "use_qalora"), _AGAIN),
+    **dict.fromkeys(("alora_invocation_tokens", "monteclora_config", "arrow_config"), _AGAIN),
 }
 
 
@@ -172,9 +170,10 @@ def read(config: Mapping[str, Any], where: str) -> Settings:
     for name, value in left.items():
         # An empty object is no lack of a setting: PEFT fills it with what is usual.
         if name not in _HARMLESS.split() and value not in (None, False, [], ""):
-            way_out = _WAYS_OUT.get(name, _AGAIN)
             setting = f"{name if name.isidentifier() else _shown(name)} = {_shown(value)}"
-            raise ValueError(f"{where}: {setting} of PEFT is not supported: {way_out}")
+            if name not in _WAYS_OUT:
+                raise ValueError(f"{where}: {setting} is not understood: {_UNKNOWN}")
+            raise ValueError(f"{where}: {setting} of PEFT is not supported: {_WAYS_OUT[name]}")
     return Settings(where, **found)
 
 
@@ -189,19 +188,21 @@ def _check(found: Mapping[str, Any], where: str) -> None:
     ranks, alphas = found["ranks"], found["alphas"]
     counted = layers is None or (_are(int, layers) and isinstance(targets, tuple))
     right = (
-        ("r", _is_rank(found["rank"]), "a positive integer"),
-        ("lora_alpha", _is_number(found["alpha"]), "a number"),
-        ("use_rslora", type(found["rslora"]) is bool, "true or false"),
-        ("target_modules", _are(str, targets), "a text or a list of texts"),
-        ("exclude_modules", _are(str, found["excluded"]), "a text or a list of texts"),
-        ("layers_to_transform", counted, "whole numbers, and target_modules a list"),
-        ("layers_pattern", _are(str, found["layer_lists"]), "a text or a list of texts"),
-        ("rank_pattern", _holds(ranks, _is_rank), "an object of positive integers"),
-        ("alpha_pattern", _holds(alphas, _is_number), "an object of numbers"),
+        ("r", "rank", _is_rank(found["rank"]), "a positive integer"),
+        ("lora_alpha", "alpha", _is_number(found["alpha"]), "a number"),
+        ("use_rslora", "rslora", type(found["rslora"]) is bool, "true or false"),
+        ("target_modules", "targets", _are(str, targets), "a text or a list of texts"),
+        ("exclude_modules", "excluded", _are(str, found["excluded"]), "a text or a list of texts"),
+        ("layers_to_transform", "layers", counted, "whole numbers, and target_modules a list"),
+        ("layers_pattern", "layer_lists", _are(str, found["layer_lists"]), "a text or several"),
+        ("rank_pattern", "ranks", _holds(ranks, _is_rank), "an object of positive integers"),
+        ("alpha_pattern", "alphas", _holds(alphas, _is_number), "an object of numbers"),
     )
-    for name, is_right, wanted in right:
+    for name, field, is_right, wanted in right:
         if not is_right:
-            raise ValueError(f"{where}: {name} must be {wanted}: correct it")
+            value = found[field]
+            shown = _shown(list(value) if isinstance(value, tuple) else value)
+            raise ValueError(f"{where}: {name} is {shown}, must be {wanted}: correct it")
 
 
 def _check_init(init: Any, where: str) -> None:

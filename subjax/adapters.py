@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,8 @@ def _adapted(
             name = f"{_PEFT}{module}.{factor}.weight"
             leaves.check_tensor(f"{where}: tensor {name}", found.get(name), shape)
             wanted.add(name)
-    _check_others(where, sorted(found.keys() - wanted), arch, modules)
+    others = {name: tensor for name, tensor in sorted(found.items()) if name not in wanted}
+    _check_others(where, others, arch, modules)
     if not adapted:
         raise ValueError(
             f"{settings.where}: target_modules {_shown(settings.targets)} names no linear module "
@@ -267,17 +268,28 @@ def _adapted(
 
 
 def _check_others(
-    where: str, names: Sequence[str], arch: Architecture, modules: Container[str]
+    where: str, others: Mapping[str, Tensor], arch: Architecture, modules: Container[str]
 ) -> None:
     """Refuses tensors that are of no module which the settings adapt; `modules` are all of them."""
-    for name in names:
+    table = families.family(arch.model_type).tensors
+    ends = {table[path].split(".")[-2] for path in ("embed/embedding", "head/kernel")}
+    for name, tensor in others.items():
         what = f"{where}: tensor {name}"
         if name.removeprefix(_PEFT).startswith(families.other_parts(arch.model_type)):
             raise ValueError(
                 f"{what} is of an image encoder, which is not read (target_modules of {CONFIG} "
                 f"reach it): {adapter_config.MERGE}"
             )
-        if _FACTOR.fullmatch(name) and _module(name) in modules:
+        is_factor, of_words = _FACTOR.fullmatch(name), not ends.isdisjoint(name.split("."))
+        if of_words or not is_factor:
+            num = tensor.shape[0] if of_words and not is_factor and len(tensor.shape) == 2 else 0
+            resized = num > arch.vocab_size and "lora_" not in name
+            first = f"call base.resize_token_embeddings({num}), then " if resized else ""
+            raise ValueError(
+                f"{what} is no factor of a linear module of the layers: {first}"
+                f"{adapter_config.MERGE}"
+            )
+        if _module(name) in modules:
             raise ValueError(
                 f"{what} is of a module that target_modules, exclude_modules or "
                 f"layers_to_transform of {CONFIG} leave out: correct them, or save the adapter "

@@ -311,6 +311,8 @@ def test_what_changes_more_than_an_ordinary_adapter_is_refused_by_name(
         {"use_dora": True},
         {"modules_to_save": ["lm_head"]},
         {"trainable_token_indices": [3, 5]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
         {"kasa_config": {}},
         {"use_bdlora": {"target_modules_bd_a": ["q_proj"], "match_strict": False, "nblocks": 2}},
         {"velora_config": {"num_groups": 4}},
@@ -325,6 +327,26 @@ def test_what_is_refused_can_be_merged_as_the_line_says(
     expected = torch_logits(model)
     with pytest.raises(ValueError, match=r"merge_and_unload\(\)"):
         adapters.load_adapter(tmp_path / "adapter", ARCH)
+    model.merge_and_unload().save_pretrained(tmp_path / "new")
+    arch, merged = weights.load(tmp_path / "new")
+    hidden = forward(arch, merged, jnp.asarray(TOKENS, jnp.int32))
+    assert_close(np.asarray(transformer.logits(arch, merged, hidden)), expected)
+
+
+def test_an_adapter_with_new_tokens_can_be_merged_as_the_line_says(
+    torch_base: Any, tmp_path: Path
+) -> None:
+    """PEFT saves the embedding and the head of a base whose vocabulary was enlarged."""
+    larger = copy.deepcopy(torch_base)
+    larger.resize_token_embeddings(40)
+    expected = torch_logits(made_by_peft(larger, tmp_path / "adapter", {}))
+    message = r"tensor \S+lm_head\.weight is no factor .*base\.resize_token_embeddings\(40\), then"
+    with pytest.raises(ValueError, match=message) as error:
+        adapters.load_adapter(tmp_path / "adapter", ARCH)
+    assert "\n" not in str(error.value)
+    base = copy.deepcopy(torch_base)
+    base.resize_token_embeddings(40)
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
     model.merge_and_unload().save_pretrained(tmp_path / "new")
     arch, merged = weights.load(tmp_path / "new")
     hidden = forward(arch, merged, jnp.asarray(TOKENS, jnp.int32))
