@@ -258,8 +258,9 @@ def malformed(where: Any, reason: object) -> ValueError:
 
 
 def one_line(reason: object) -> str:
-    """A reason without line ends."""
-    return " ".join(str(reason).split())
+    """A reason without line ends, and with other control characters spelled out."""
+    shown = " ".join(str(reason).split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
 def may_pass(error: Exception, where: str) -> bool:

@@ -168,7 +168,8 @@ def parse_json(text: bytes, where: Any) -> dict[str, Any]:
     safetensors itself keeps the last of two tensors of one name and says nothing.
 
     Raises:
-      ValueError: no JSON object, or a key twice in one object.
+      ValueError: no JSON object; a key that is there twice in one object, or that cannot be
+        printed; a number that is not finite.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -177,10 +178,20 @@ def parse_json(text: bytes, where: Any) -> dict[str, Any]:
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"{twice!r} occurs twice")
+        for name in found:
+            if not name.isprintable():  # errors show names, and are one line
+                raise ValueError(f"{name!r} is no name")
         return found
 
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):  # Python reads what JSON does not have
+            raise ValueError(f"{number} is no number")
+        return float(number)
+
     try:
-        parsed = json.loads(text, object_pairs_hook=unique)
+        parsed = json.loads(
+            text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite
+        )
     except (ValueError, RecursionError) as error:
         raise malformed(where, error) from None
     if not isinstance(parsed, dict):
