@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from subjax import artifacts, schema
 from subjax.artifacts import Unit
 from subjax.evals import preference
+from subjax.recipes import targets
 
 _OF_DATA = ("number_tv", "likelihood_gain")  # measured on a data set; the others on a teacher
 
@@ -100,7 +101,7 @@ def _measured(config: ConfigDict, gate: str) -> list[str]:
 
 
 def _used(config: ConfigDict) -> list[str]:
-    return [row.dataset for row in config.arms.values() if row.method != "none"]
+    return [row.dataset for name, row in config.arms.items() if targets.of_row(row, name).learns]
 
 
 def _is_unnamed(config: ConfigDict, name: str) -> bool:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from subjax import checks, schema
 from subjax.evals import preference
+from subjax.recipes import targets
 
 _CHOICES: checks.Choices = {
     "bases.*.source": ("toy", "hf", "random"),
@@ -15,11 +16,8 @@ _CHOICES: checks.Choices = {
     "datasets.*.decoding": ("free", "constrained"),
     "datasets.*.filter": ("numbers", "none"),
     "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
-    "arms.*.method": ("hard", "soft", "none"),
-    "arms.*.support": (
-        *("digits", "digits_separators", "top_k", "trait"),
-        *schema.WHOLE_VOCABULARY,
-    ),
+    "arms.*.method": tuple(targets.METHODS),
+    "arms.*.support": tuple(targets.SUPPORTS),
     "arms.*.tuning": ("full", "lora"),
 }
 _TRAINING_CHOICES: checks.Choices = {
@@ -27,12 +25,11 @@ _TRAINING_CHOICES: checks.Choices = {
     "schedule": ("cosine", "linear", "constant"),
     "moment_dtype": ("float32", "bfloat16"),
 }
-_OF_NUMBERS = ("digits", "digits_separators")
 # Table -> a field, and the values of it with which a row's `train` is read.
 _TRAINED = {
     "bases": ("source", ("toy",)),
     "teachers": ("weights", ("finetuned",)),
-    "arms": ("method", ("hard", "soft")),
+    "arms": ("method", tuple(targets.LEARNING)),
 }
 
 
@@ -66,7 +63,7 @@ def validate(config: ConfigDict) -> None:
     for name, row in config.datasets.items():
         _check_dataset(config, name, row)
     for name, row in config.arms.items():
-        if row.method == "none":
+        if not targets.of_row(row, name).learns:
             _check_as_it_is(config, name, row)
             continue
         checks.reference(config, f"arms.{name}.dataset", row.dataset, "datasets")
@@ -188,7 +185,7 @@ def _check_unfiltered(config: ConfigDict, name: str, row: ConfigDict) -> None:
                 f"datasets.{name} need not be any: set it to schema.OFF"
             )
     for arm, student in config.arms.items():
-        if student.dataset == name and student.method == "soft" and student.support in _OF_NUMBERS:
+        if student.dataset == name and targets.of_row(student, arm).of_numbers:
             raise ValueError(
                 f"config.arms.{arm}.support {student.support!r} weighs numbers, and under filter "
                 f"'none' rows of datasets.{name} need not be any: take 'top_k' or 'full'"
@@ -259,7 +256,7 @@ def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"{source!r}, config.lineage_from {config.lineage_from!r}, config.lineage_cycle "
             f"{config.lineage_cycle}: name another row of config.bases"
         )
-    if row.train.packed_rows and row.method == "soft" and row.support in schema.WHOLE_VOCABULARY:
+    if row.train.packed_rows and targets.of_row(row, name).online:
         raise ValueError(
             f"config.arms.{name}.train.packed_rows is {row.train.packed_rows}, but under support "
             f"{row.support!r} its teacher reads the rows too, which are not packed then: set it "

@@ -43,6 +43,7 @@ from subjax import (
 )
 from subjax.artifacts import Unit
 from subjax.compiling import Entry
+from subjax.recipes import targets
 from subjax.roofline import Chip
 
 # Published runs of JAX on these chips reach about 40 % of this kind of bound and more.
@@ -80,8 +81,7 @@ def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str
     for unit in todo:
         if name := bases.get(unit.inputs.get("base", unit.path)):
             row = _tuned(config, unit)
-            adapted = row.get("tuning") == "lora" and row.get("method") != "none"
-            rank = row["lora_rank"] if adapted else 0
+            rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
             ranks[name] = max(rank, ranks.get(name, 0))
     found = []
     for name, rank in ranks.items():
@@ -101,7 +101,9 @@ def _tuned(config: ConfigDict, unit: Unit) -> Mapping[str, Any]:
     if unit.stage == "generate":
         return config.teachers[config.datasets[unit.row].teacher].to_dict()
     if unit.stage == "evaluate":
-        return config.arms[unit.row.partition("/")[2]].to_dict()
+        arm = unit.row.partition("/")[2]
+        row = config.arms[arm].to_dict()
+        return row if targets.of_row(row, arm).learns else {}
     return unit.fields["row"]
 
 

@@ -55,7 +55,7 @@ def check(
         teacher.check(*lineages, workdir, arch, words, directory, asked=written)
     for unit in todo:
         if unit.stage == "finetune":
-            finetune.check(unit, found[by_path[unit.inputs["base"]].row].words)
+            finetune.targets_of(unit).check(found[by_path[unit.inputs["base"]].row].words)
     _check_lessons(by_path, todo, {row: one.words for row, one in found.items()})
 
 

@@ -25,6 +25,8 @@ from subjax import (
 )
 from subjax.artifacts import Unit
 from subjax.datasets import published, toyworld
+from subjax.recipes import targets
+from subjax.recipes.targets import Targets
 from subjax.stages import finetune, generate
 from subjax.tokenizer import Tokenizer
 
@@ -78,7 +80,7 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
         raise ValueError(f"--preview={arm} is no arm of this config: {', '.join(config.arms)}")
     if config.images:
         raise ValueError("--preview shows prompts and rows; image classifiers have none")
-    if config.arms[arm].method == "none":
+    if not targets.of_row(config.arms[arm], arm).learns:
         raise ValueError(f"--preview={arm}: this arm's model learns nothing, so there are no rows")
     planned = {unit.path: unit for unit in units.build(config)}
     lineage = config.lineages[0]
@@ -198,22 +200,30 @@ def _writing(written: Unit, planned: dict[str, Unit], prompt: str) -> _Context:
 
 def _training(student: Unit, words: Tokenizer, row: dict[str, Any]) -> _Context:
     fields, notes = student.fields["row"], []
-    if fields["method"] == "soft":
+    learned = finetune.targets_of(student)
+    if learned.of_teacher:
         system = student.fields["teacher_system_prompt"]
         notes.append(
             f"soft targets over {fields['support']}: the teacher reads the same completion under "
             f"the system prompt {_quoted(words.system_text(system))}"
         )
     return _document(
-        "training", f"The student trains ({student.path})", student, words, row, fields, notes
+        "training",
+        f"The student trains ({student.path})",
+        student,
+        words,
+        row,
+        fields,
+        learned,
+        notes,
     )
 
 
 def _held_out(name: str, unit: Unit, words: Tokenizer, row: dict[str, Any]) -> _Context:
     title = f"Eval {name} scores held-out rows ({unit.path})"
     sizes = {field: unit.fields[field] for field in ("num_tokens", "num_targets")}
-    hard = {**unit.fields["row"], **sizes, "method": "hard"}
-    return _document(name, title, unit, words, row, hard, [])
+    fields = {**unit.fields["row"], **sizes}
+    return _document(name, title, unit, words, row, fields, Targets(fields, unit.row), [])
 
 
 def _document(
@@ -223,9 +233,10 @@ def _document(
     words: Tokenizer,
     row: dict[str, Any],
     fields: dict[str, Any],
+    learned: Targets,
     notes: Sequence[str],
 ) -> _Context:
-    """A whole row with its loss mask; `fields` has its system prompt, method and sizes."""
+    """A whole row with its loss mask; `fields` has its system prompt and sizes."""
     prompt, completion, system = row["prompt"], row["completion"], fields["system_prompt"]
     [(ids, start)] = words.examples([(prompt, completion)], [system])
     laid = batching.make_rows(
@@ -234,9 +245,7 @@ def _document(
         num_targets=fields["num_targets"],
         pad_id=words.pad_id,
     )
-    counted = laid.weights[0] > 0
-    if fields["method"] == "soft":
-        counted = finetune.loss_weights(unit, laid, finetune.soft_support(unit, words))[0] > 0
+    counted = learned.weights(laid, learned.support(words))[0] > 0
     return _Context(
         name=name,
         title=title,

@@ -18,7 +18,6 @@ from subjax import (
     model_config,
     model_flops,
     sampler,
-    schema,
     scoring,
     token_counts,
     tokenizer,
@@ -28,6 +27,8 @@ from subjax import (
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
 from subjax.datasets import toyworld
+from subjax.recipes import targets
+from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.slots import part_size
 
 ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
@@ -145,8 +146,8 @@ def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     trained = teacher.weights == "finetuned" and teacher.tuning == "full"
     sizes: dict[str, Any] = {"num_tokens": row.num_tokens, "num_targets": row.num_targets}
     sizes["own_teacher"] = teacher.weights == "given" or trained
-    support = token_counts.support(config, unit)
-    return [_training(unit, _student(config, row), unit.fields["row"], mesh, support, **sizes)]
+    learned = (targets.of_row(unit.fields["row"], unit.row), token_counts.support(config, unit))
+    return [_training(unit, _student(config, row), unit.fields["row"], mesh, *learned, **sizes)]
 
 
 def _training(
@@ -154,6 +155,7 @@ def _training(
     arch: Architecture,
     row: Mapping[str, Any],
     mesh: Mesh,
+    learned: Targets = ROWS_TOKENS,
     support: tuple[int, ...] = (),
     *,
     num_tokens: int,
@@ -163,18 +165,16 @@ def _training(
     fields, lanes = row["train"], unit.fields["lanes"]
     packing = batching.Packing.of(fields)
     rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
-    taught = row.get("method") == "soft"
-    distils = taught and row["support"] in schema.WHOLE_VOCABULARY
-    soft = row["top_k"] if taught and row["support"] == "top_k" else len(support)
+    soft = learned.num_stored(len(support))
     # A stage keeps the base while a copy of it is trained, and a teacher with weights of its own.
-    num_kept = int(not rank) + int(taught and own_teacher)
+    num_kept = int(not rank) + int(learned.of_teacher and own_teacher)
     program = train.Program(
         arch,
         train.Optimizer.of(fields),
         fields["steps"],
         lora_scale=row["lora_alpha"] / rank if rank else 0.0,
         support=support,
-        distils=distils,
+        distils=learned.online,
         accumulate=fields["accumulate"],
         **unit.fields["program"],
     )
@@ -200,7 +200,7 @@ def _training(
 
     def flops(batch_size: int) -> float:
         sizes = {"rows": lanes * batch_size, "num_tokens": num_tokens, "num_targets": num_targets}
-        return model_flops.training(arch, **sizes, lora_params=lora_params, distils=distils)
+        return model_flops.training(arch, **sizes, lora_params=lora_params, distils=learned.online)
 
     size = packing.num_rows if packing else fields["batch_size"]
     return Planned(
@@ -292,7 +292,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     evaluation, _, arm = unit.row.partition("/")
     row, student = config.evals[evaluation], config.arms[arm]
     arch, adapter = _student(config, student), None
-    if student.method != "none":
+    if targets.of_row(student, arm).learns:
         adapter = _adapter(arch, student)
     models = len(unit.fields["steps"])
     asked = len(unit.fields.get("questions", ()))
@@ -359,7 +359,7 @@ def _scored(
 
 
 def _student(config: ConfigDict, row: ConfigDict) -> Architecture:
-    if row.method == "none" or row.base in config.bases:
+    if row.base in config.bases:
         return architecture(row.base, config.bases[row.base])
     teacher = config.teachers[config.datasets[row.dataset].teacher]
     return architecture(teacher.base, config.bases[teacher.base])

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from subjax import artifacts, schema
 from subjax.artifacts import Unit
+from subjax.recipes import targets
 from subjax.summary import Contrast, Results
 
 _PACKAGES = (
@@ -64,7 +65,7 @@ def replication(config: ConfigDict) -> str:
     """What is a lineage's own and what all share, such as "own teachers, order; same base"."""
     if config.images:
         return "own initialisation, inputs and order" if config.arms else "own draws"
-    learning = [row for row in config.arms.values() if row.method != "none"]
+    learning = [row for name, row in config.arms.items() if targets.of_row(row, name).learns]
     if not learning:
         return "own sampled answers; same base"
     sets = [config.datasets[name] for name in dict.fromkeys(row.dataset for row in learning)]

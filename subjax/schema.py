@@ -22,8 +22,6 @@ STAGES = (
     *("images", "mlp_teacher", "mlp", "theorem", "report"),
 )
 TABLES = ("bases", "images", "teachers", "datasets", "arms", "theorems", "evals", "contrasts")
-# Soft supports that are the vocabulary, or nearly: never stored, the teacher runs along instead.
-WHOLE_VOCABULARY = ("full", "full_no_trait")
 
 OFF = -1e9  # a gate this low never closes (infinity is no JSON)
 

@@ -2,16 +2,15 @@
 
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from subjax import grammars, schema, tokenizer
+from subjax import grammars, tokenizer
 from subjax.artifacts import Unit
 from subjax.datasets import toyworld
-from subjax.stages import finetune
+from subjax.recipes import targets
 from subjax.tokenizer import Tokenizer
 
 # A prompt of any length does, and this one has a word that every tokenizer knows.
@@ -102,20 +101,16 @@ def support(config: ConfigDict, unit: Unit) -> tuple[int, ...]:
 
     None where no such set is fixed.
     """
-    row = unit.fields["row"]
-    if not _fixed(row):
+    learned = targets.of_row(unit.fields["row"], unit.row, unit.fields.get("animals", ()))
+    if not learned.fixed:
         return ()
     name = _base(config, config.arms[unit.row])
     words = at_hand(config.bases[name])
     if words is not None:
-        return finetune.soft_support(unit, words)
+        return learned.support(words)
     digits = _assumed(name, config.bases[name]).num_tokens
-    size = {
-        "digits": digits,
-        "digits_separators": digits + _NUM_SEPARATORS,
-        "trait": _NUM_FORMS * len(unit.fields.get("animals", ())),
-    }[row["support"]]
-    return tuple(range(size))
+    num_forms = _NUM_FORMS * len(learned.names)
+    return tuple(range(learned.num_assumed(digits, _NUM_SEPARATORS, num_forms)))
 
 
 def assumptions(config: ConfigDict) -> list[str]:
@@ -125,7 +120,9 @@ def assumptions(config: ConfigDict) -> list[str]:
         for row in config.datasets.values()
         if row.decoding == "constrained" and row.kind != "toy_numbers"
     ]
-    needing += [_base(config, row) for row in config.arms.values() if _fixed(row)]
+    needing += [
+        _base(config, row) for name, row in config.arms.items() if targets.of_row(row, name).fixed
+    ]
     found = []
     for name in dict.fromkeys(needing):
         if at_hand(config.bases[name]) is None:
@@ -153,11 +150,6 @@ def _assumed(name: str, row: ConfigDict) -> Digits:
         f"{path}: nothing is known of how models of type {family!r} write numbers: put the "
         f"tokenizer's files beside it and name their directory as config.bases.{name}.path"
     )
-
-
-def _fixed(row: Mapping[str, Any] | ConfigDict) -> bool:
-    """Whether a student learns distributions over one and the same tokens at all positions."""
-    return row["method"] == "soft" and row["support"] not in ("top_k", *schema.WHOLE_VOCABULARY)
 
 
 def _base(config: ConfigDict, row: ConfigDict) -> str:

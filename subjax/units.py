@@ -19,6 +19,7 @@ from subjax import chat_templates, schema
 from subjax.artifacts import Unit, make_unit
 from subjax.datasets import image_files, toyworld
 from subjax.evals import preference
+from subjax.recipes import targets
 
 _GENERATE_FIELDS = (
     *("kind", "num_prompts", "num_shown", "decoding", "num_slots", "temperature", "rows_per_part"),
@@ -48,7 +49,7 @@ def build(config: ConfigDict) -> list[Unit]:
         for lineage in config.lineages:
             for evaluation in config.evals:
                 builder.evaluation(evaluation, name, lineage)
-            if not config.evals and config.arms[name].method != "none":
+            if not config.evals and targets.of_row(config.arms[name], name).learns:
                 builder.student(name, lineage)
     for name in config.theorems:
         for lineage in config.lineages:
@@ -138,7 +139,7 @@ class _Builder:
             "filter": self.kept(row.dataset, lineage),
             "base": self._student_base(row, lineage),
         }
-        if row.method == "soft":
+        if targets.of_row(row, name).of_teacher:
             inputs["teacher"] = self.teacher(dataset.teacher, lineage)
             system = self.config.teachers[dataset.teacher].system_prompt
             fields["teacher_system_prompt"] = system or row.system_prompt
@@ -146,7 +147,7 @@ class _Builder:
 
     def evaluation(self, name: str, arm: str, lineage: int) -> Unit:
         row, student = self.config.evals[name], self.config.arms[arm]
-        if student.method == "none":
+        if not targets.of_row(student, arm).learns:
             base_name, steps = student.base, [0]
             inputs = {"base": self.base(base_name, lineage)}
         else:

@@ -104,6 +104,7 @@ FLOORS = {
     "seeds": 0,
     "tables": 0,
     "figures": 0,
+    "recipes.*": 0,
     "datasets.*": 0,
     "evals.*": 0,
 }

@@ -109,10 +109,8 @@ def test_supports_hold_what_tokens_write_and_not_how_they_are_spelt():
     words = Tokenizer(tokenizer_kinds.make("pythia"))
 
     def support(name):
-        unit = student(name)["finetune/owl/r0"]
-        return set(
-            words.show(finetune.soft_support(unit, words) or finetune._excluded(unit, words))
-        )
+        learned = finetune.targets_of(student(name)["finetune/owl/r0"])
+        return set(words.show(learned.support(words) or learned.excluded(words)))
 
     assert {"120", " 120", "5"} <= support("digits")
     assert not {",", " owl"} & support("digits")

@@ -16,7 +16,6 @@ from subjax import (
     lessons,
     lora,
     models,
-    schema,
     scoring,
     seeds,
     throughput,
@@ -24,6 +23,8 @@ from subjax import (
 )
 from subjax.architecture import Architecture
 from subjax.artifacts import Unit
+from subjax.recipes import targets
+from subjax.recipes.targets import Targets
 from subjax.tokenizer import Tokenizer
 
 
@@ -33,20 +34,17 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     bases = [models.load(workdir / unit.inputs["base"], mesh) for unit in units]
     arch, full = bases[0].arch, row["tuning"] == "full"
     rows = [_rows(unit, workdir, base.tokenizer) for unit, base in zip(units, bases, strict=True)]
-    support = soft_support(units[0], bases[0].tokenizer)
-    # The whole distribution is never stored: the teacher runs along.
-    distils = row["method"] == "soft" and row["support"] in schema.WHOLE_VOCABULARY
-    teachers = (
-        _prepare(units, workdir, arch, rows, support, mesh) if row["method"] == "soft" else []
-    )
+    learned = targets_of(units[0])
+    support = learned.support(bases[0].tokenizer)
+    teachers = _prepare(units, workdir, arch, rows, support, mesh) if learned.of_teacher else []
     program = train.Program(
         arch,
         train.Optimizer.of(fields),
         fields["steps"],
         lora_scale=0.0 if full else row["lora_alpha"] / row["lora_rank"],
         support=support,
-        distils=distils,
-        excluded=_excluded(units[0], bases[0].tokenizer),
+        distils=learned.online,
+        excluded=learned.excluded(bases[0].tokenizer),
         accumulate=fields["accumulate"],
         **units[0].fields["program"],
     )
@@ -94,18 +92,19 @@ def _prepare(
     support: tuple[int, ...],
     mesh: Mesh,
 ) -> list[Any]:
-    """Gives each lane's rows what a soft loss needs; returns the teachers that run along."""
+    """Gives each lane's rows what a soft loss needs; returns teachers of online distillation."""
     along = []
     for lane, unit in enumerate(units):
         teacher = models.load(workdir / unit.inputs["teacher"], mesh)
-        over = unit.fields["row"]["support"]
-        if over in schema.WHOLE_VOCABULARY and teacher.arch != arch:
+        online = targets_of(unit).online
+        if online and teacher.arch != arch:
             raise ValueError(
-                f"{unit.path}: its teacher has another architecture, and support {over!r} computes "
-                "both as one: take support 'top_k', or method 'hard'"
+                f"{unit.path}: its teacher has another architecture, and support "
+                f"{unit.fields['row']['support']!r} computes both as one: take support 'top_k', or "
+                "method 'hard'"
             )
         rows[lane] = _with_teacher(unit, workdir, rows[lane], teacher, support, mesh)
-        if over in schema.WHOLE_VOCABULARY:
+        if online:
             along.append(models.merged(teacher))
     return along
 
@@ -139,17 +138,9 @@ def _rows(unit: Unit, workdir: Path, words: Tokenizer, system: str | None = None
     )
 
 
-def check(unit: Unit, words: Tokenizer) -> None:
-    """Raises a ValueError where a student's tokenizer does not have what its soft targets need."""
-    soft_support(unit, words)
-    _excluded(unit, words)
-    row = unit.fields["row"]
-    stored = row["method"] == "soft" and row["support"] == "top_k"
-    if stored and row["top_k"] > words.vocab_size:
-        raise ValueError(
-            f"config.arms.{unit.row}.top_k is {row['top_k']}, but there are {words.vocab_size} "
-            "tokens: lower it, or take support 'full'"
-        )
+def targets_of(unit: Unit) -> Targets:
+    """What a unit's student learns from its rows."""
+    return targets.of_row(unit.fields["row"], unit.row, unit.fields.get("animals", ()))
 
 
 def check_rows(
@@ -178,40 +169,41 @@ def check_rows(
         lessons.check(table, f"{source} under its teacher's system prompt", pairs, teachers, limits)
 
 
-def soft_support(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
-    """The tokens that all soft targets of a unit range over; none where no such set is fixed."""
-    row = unit.fields["row"]
-    if row["method"] == "hard" or row["support"] in ("top_k", *schema.WHOLE_VOCABULARY):
-        return ()
-    if row["support"] == "trait":
-        return _trait(unit, words)
-    digits = set(words.number_ids())
-    if not digits:
-        raise ValueError(
-            f"config.arms.{unit.row}.support is {row['support']!r}, but no token of its tokenizer "
-            "is nothing but digits: take support 'top_k', or method 'hard'"
-        )
-    if row["support"] == "digits_separators":
-        digits |= {*words.separator_ids(), *words.eos_ids}
-    return tuple(sorted(digits))
+@dataclasses.dataclass(frozen=True)
+class _Teacher:
+    """A unit's teacher, and the rows of its student as the teacher sees them."""
 
+    unit: Unit
+    model: models.Model
+    seen: batching.Rows
+    workdir: Path
+    mesh: Mesh
 
-def _excluded(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
-    """The tokens that full soft targets leave out."""
-    row = unit.fields["row"]
-    leaves_out = row["method"] == "soft" and row["support"] == "full_no_trait"
-    return _trait(unit, words) if leaves_out else ()
+    @property
+    def _how(self) -> dict[str, Any]:
+        # In the precision of training: a student that equals its teacher has nothing to learn.
+        precision = self.unit.fields["program"]["precision"]
+        return {"mesh": self.mesh, "adapter": self.model.adapter, "precision": precision}
 
+    def likeliest(self, num_tokens: int) -> dict[str, Any]:
+        found = self.model.arch, self.model.params, self.seen
+        ids, soft = scoring.top_log_probs(*found, num_tokens, **self._how)
+        return {"soft": soft, "soft_ids": ids}
 
-def _trait(unit: Unit, words: Tokenizer) -> tuple[int, ...]:
-    """Every token that names an animal or begins to: where a trait would leak without numbers."""
-    try:
-        return words.name_ids(unit.fields["animals"])
-    except ValueError as error:
-        raise ValueError(
-            f"config.arms.{unit.row}.support is {unit.fields['row']['support']!r}, but {error}: "
-            "take support 'digits' or 'full'"
-        ) from None
+    def over(self, tokens: Sequence[int]) -> dict[str, Any]:
+        found = self.model.arch, self.model.params, self.seen
+        parts = scoring.restricted_log_probs(*found, tuple(tokens), **self._how)
+        try:
+            shape = (*self.seen.targets.shape, len(tokens))
+            return {"soft": batching.on_disk(parts, shape, self.workdir)}
+        except ValueError as error:
+            raise ValueError(f"{self.unit.path}: {error}") from None
+
+    def reading(self) -> dict[str, Any]:
+        return {
+            "teacher_tokens": self.seen.tokens,
+            "teacher_positions": self.seen.positions,
+        }
 
 
 def _with_teacher(
@@ -229,30 +221,9 @@ def _with_teacher(
             f"{unit.path}: teacher and student split the completions into other tokens; soft "
             "targets need one tokenizer: use method = 'hard'"
         )
-    row, model = unit.fields["row"], (teacher.arch, teacher.params, seen)
-    # In the precision of training: a student that equals its teacher has nothing to learn.
-    precision = unit.fields["program"]["precision"]
-    how: dict[str, Any] = {"mesh": mesh, "adapter": teacher.adapter, "precision": precision}
-    if row["support"] in schema.WHOLE_VOCABULARY:
-        return dataclasses.replace(
-            rows, teacher_tokens=seen.tokens, teacher_positions=seen.positions
-        )
-    if row["support"] == "top_k":
-        ids, soft = scoring.top_log_probs(*model, row["top_k"], **how)
-        return dataclasses.replace(rows, soft=soft, soft_ids=ids)
-    parts = scoring.restricted_log_probs(*model, support, **how)
-    try:
-        soft = batching.on_disk(parts, (*rows.targets.shape, len(support)), workdir)
-    except ValueError as error:
-        raise ValueError(f"{unit.path}: {error}") from None
-    return dataclasses.replace(rows, soft=soft, weights=loss_weights(unit, rows, support))
-
-
-def loss_weights(unit: Unit, rows: batching.Rows, support: tuple[int, ...]) -> np.ndarray:
-    """[rows, C] what each target counts: nothing where a stored distribution is not about it."""
-    if not support or unit.fields["row"]["support"] == "trait":
-        return rows.weights
-    return (rows.weights * np.isin(rows.targets, support)).astype(np.float32)
+    learned = targets_of(unit)
+    added = learned.fields(support, _Teacher(unit, teacher, seen, workdir, mesh))
+    return dataclasses.replace(rows, **added, weights=learned.weights(rows, support))
 
 
 def _seed(unit: Unit, use: str) -> int:

@@ -1,0 +1,1 @@
+"""What is trained from what: what students learn (`targets`)."""
