@@ -203,8 +203,8 @@ def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, 
     targets = {}
     for path in sorted(evals):
         name = path.parts[-4]
-        records = artifacts.read_json(path.with_name("scores.json"))["records"]
-        found[name] = {r["metric"]: r["value"] for r in records if r["step"] == step}
+        measured = artifacts.read_json(path.with_name("scores.json"))["records"]
+        found[name] = {r["metric"]: r["value"] for r in measured if r["step"] == step}
         targets[name] = artifacts.read_json(path)["fields"]["row"]["target"]
         if "rate_word" in found[name]:
             rates[targets[name]] = found[name]["rate_word"]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import peft
-import processes as meeting
+import process_group as meeting
 import pytest
 import reading_exports
 import safetensors.numpy

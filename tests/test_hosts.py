@@ -49,10 +49,10 @@ def start(number, workdir, *flags, devices=1, last=(), **variables):
     ]
 
 
-def finish(processes, timeout_s=900):
+def finish(started, timeout_s=900):
     """Exit code and stderr of each."""
     found = []
-    for process in processes:
+    for process in started:
         try:
             _, errors = process.communicate(timeout=timeout_s)
         finally:
@@ -148,11 +148,11 @@ def assert_noticed(found):
         assert "stack trace" not in errors
 
 
-def killed_after_the_bases(processes, dead, workdir):
+def killed_after_the_bases(started, dead, workdir):
     assert appears(workdir / "base" / "toy" / "r1" / "manifest.json")
-    processes[dead].send_signal(signal.SIGKILL)
+    started[dead].send_signal(signal.SIGKILL)
     killed = time.monotonic()
-    found = finish(processes, timeout_s=120)
+    found = finish(started, timeout_s=120)
     assert time.monotonic() - killed < 120
     assert not (workdir / "report").exists()
     del found[dead]
@@ -184,18 +184,18 @@ def test_a_death_is_noticed_by_the_other_and_a_restart_gives_the_same_bytes(pair
 def test_a_process_that_says_nothing_is_lost_too(tmp_path):
     """As one whose machine hangs, or whose network is gone: no socket of it is ever closed."""
     workdir = tmp_path / "run"
-    processes = start(2, workdir)
+    started = start(2, workdir)
     assert appears(workdir / "base" / "toy" / "r1" / "manifest.json")
     # The first child of the one that stands by is the run itself.
-    children = Path(f"/proc/{processes[1].pid}/task/{processes[1].pid}/children").read_text()
+    children = Path(f"/proc/{started[1].pid}/task/{started[1].pid}/children").read_text()
     os.kill(int(children.split()[0]), signal.SIGSTOP)
     try:
-        _, errors = processes[0].communicate(timeout=120)
+        _, errors = started[0].communicate(timeout=120)
     finally:
-        for process in processes:
+        for process in started:
             process.kill()  # its child goes with it, stopped or not
-        processes[1].communicate()
-    assert processes[0].returncode == hosts.INTERRUPTED, errors
+        started[1].communicate()
+    assert started[0].returncode == hosts.INTERRUPTED, errors
     assert errors.splitlines()[-1] == f"subjax: {hosts.LOST}"
 
 
@@ -288,10 +288,10 @@ def test_the_one_that_stands_by_hands_on_a_signal_and_takes_its_child_with_it():
 
 def test_told_to_leave_all_save_and_leave_and_a_restart_gives_the_same_bytes(pair, tmp_path):
     workdir = tmp_path / "run"
-    processes = start(2, workdir)
+    started = start(2, workdir)
     assert appears(workdir / "base" / "toy" / "r1" / "manifest.json")
-    processes[1].send_signal(signal.SIGTERM)
-    for code, errors in finish(processes, timeout_s=300):
+    started[1].send_signal(signal.SIGTERM)
+    for code, errors in finish(started, timeout_s=300):
         assert code == hosts.INTERRUPTED, errors
         assert "run the same command again" in errors
     assert_same_bytes(finished(2, workdir), pair)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import processes as meeting
+import process_group as meeting
 import pytest
 import safetensors.numpy
 import torch
