@@ -169,7 +169,7 @@ def parse_json(text: bytes, where: Any) -> dict[str, Any]:
 
     Raises:
       ValueError: no JSON object; a key that is there twice in one object, or that cannot be
-        printed; a number that is not finite.
+        printed; a number that is not finite; half of a surrogate pair.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -192,6 +192,7 @@ def parse_json(text: bytes, where: Any) -> dict[str, Any]:
         parsed = json.loads(
             text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite
         )
+        json.dumps(parsed, ensure_ascii=False).encode()  # half of a character is not written again
     except (ValueError, RecursionError) as error:
         raise malformed(where, error) from None
     if not isinstance(parsed, dict):

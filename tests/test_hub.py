@@ -158,6 +158,7 @@ DAMAGED: list[tuple[str, str, Callable[[Path], Any]]] = [
         overwrite("model.safetensors", raw({"a": {**ONE, "shape": "\x1b"}}, bytes(8))),
     ),
     ("saved", r"'a\nb' is no name", overwrite("model.safetensors", raw({"a\nb": ONE}, bytes(8)))),
+    ("saved", "surrogates not allowed", overwrite("config.json", b'{"prefix": "\\ud800"}')),
     ("saved", "NaN is no number", overwrite("config.json", b'{"temperature": NaN}')),
     ("saved", "-1e999 is no number", overwrite("config.json", b'{"temperature": -1e999}')),
     ("saved", r"'\x1b' is no name", overwrite("config.json", b'{"\\u001b": 1}')),
