@@ -21,6 +21,7 @@ GENERATION_CONFIG = "generation_config.json"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SETTINGS = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
+_OF_PROCESSOR = "chat_template.json"  # of older models that also see
 # Llama 3 has a token for the end of a turn and one for the end of a message besides that of a text.
 _GGUF_ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
@@ -29,18 +30,27 @@ def read(directory: Path) -> Any:
     """The tokenizer of a directory, as transformers reads it.
 
     Raises:
-      ValueError: there is none, or it cannot be read; names the directory.
+      ValueError: there is none, or it cannot be read, or its chat template cannot be told; names
+        the directory or the file.
     """
     try:
         # A directory is local by definition: no hub is asked, no code in it is run.
-        return transformers.AutoTokenizer.from_pretrained(
+        found = transformers.AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises many kinds, none of them ours
+        _check_files(directory)
         raise ValueError(
             f"no readable tokenizer in {directory} ({first_line(error)}): "
             "put tokenizer.json and tokenizer_config.json there"
         ) from error
+    _check_template(directory, found.chat_template)
+    if found.chat_template is None and (directory / _OF_PROCESSOR).is_file():
+        raise ValueError(
+            f"{directory / _OF_PROCESSOR} holds a chat template that transformers gives to no "
+            f"tokenizer: put it as text in {_TEMPLATE}"
+        )
+    return found
 
 
 def with_adapter(base: Any, adapter: Path, num_embeddings: int | None) -> tuple[Any, str]:
@@ -133,6 +143,37 @@ def gguf_ends(file: File) -> list[int]:
     return [metadata[key] for key in _GGUF_ENDS if type(metadata.get(key)) is int]
 
 
+def _check_files(directory: Path) -> None:
+    """Raises where it can be said which file of a tokenizer cannot be read, and what helps."""
+    settings: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "added_tokens.json", _SETTINGS):
+        settings = _read_json(directory / name) if (directory / name).is_file() else {}
+    if settings.get("auto_map") is not None:
+        raise ValueError(
+            f"{directory / _SETTINGS}: the tokenizer has code of its own, which is never run: "
+            "choose another model, or, if tokenizer.json says all of it, remove auto_map in a copy"
+        )
+    _named_templates(directory, settings.get("chat_template"))
+    if (directory / "tokenizer.model").is_file() and not (directory / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{directory} has tokenizer.model and no tokenizer.json: put that there, or run "
+            "pip install sentencepiece, with which transformers can make it of tokenizer.model"
+        )
+
+
+def _check_template(directory: Path, template: Any) -> None:
+    """Raises where templates have names and none is the default, or one is no text."""
+    if isinstance(template, dict) and "default" not in template:
+        names = ", ".join(sorted(map(repr, template))) or "none"
+        raise ValueError(
+            f"{directory}: its chat templates are {names[:200]}, and none is called default: put "
+            f"the one to use in {_TEMPLATE}"
+        )
+    told = template["default"] if isinstance(template, dict) else template
+    if not isinstance(told, str | None):
+        raise ValueError(f"{directory}: chat_template is {str(told)[:80]!r}, no text: correct it")
+
+
 def _check_known(own: Any, base: Any, adapter: Path, num_embeddings: int | None) -> None:
     if num_embeddings is None:
         return
@@ -158,11 +199,26 @@ def _template(adapter: Path, names: set[str]) -> Any:
         try:
             return (adapter / _TEMPLATE).read_text()
         except (OSError, ValueError) as error:
-            raise ValueError(f"{adapter / _TEMPLATE} cannot be read ({error})") from None
+            raise ValueError(
+                f"{adapter / _TEMPLATE} cannot be read ({first_line(error)}): save it as UTF-8"
+            ) from None
     found = _read_json(adapter / _SETTINGS).get("chat_template") if _SETTINGS in names else None
-    if isinstance(found, list):  # named ones; transformers keeps them by name
-        return {row["name"]: row["template"] for row in found}
+    found = _named_templates(adapter, found)
+    _check_template(adapter, found)
     return found
+
+
+def _named_templates(directory: Path, found: Any) -> Any:
+    """Name -> template, as transformers keeps a list of them; anything else as it is."""
+    if not isinstance(found, list):
+        return found
+    try:
+        return {row["name"]: row["template"] for row in found}
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{directory / _SETTINGS}: chat_template is a list of other things than objects with "
+            "name and template: correct it"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
