@@ -2,8 +2,8 @@
 
 A unit's fields are exactly what its stage may look at, texts of questions included, so that a
 fingerprint changes when and only when the result could. Of files that a config names, the content
-counts and not where they lie: their paths are settings. Paths of models count, since they are names:
-what lies there is compared by `models.check_same`.
+counts and not where they lie: their paths are settings. Paths of models count, since they may be
+names of a hub; that the same lies there is for `models.check_same` to see.
 """
 
 import functools
