@@ -100,6 +100,31 @@ def test_what_a_lineage_redraws_is_what_its_units_do(name, form, own):
     assert results.replication(get_config(name, form)).startswith(own)
 
 
+REDRAWN = {
+    "from teacher": ({"lineage_from": "teacher"}, "own some teachers, rows and order; same base"),
+    "from generate": ({"lineage_from": "generate"}, "own rows and order; same base and teachers"),
+    "from finetune": ({"lineage_from": "finetune"}, "own order; same base and teachers and rows"),
+    "a checkpoint": (
+        {"bases.toy.source": "hf"},
+        "own some teachers, rows and order; same base",
+    ),
+    "given": ({"teachers.*.weights": "given"}, "own base, rows and order; same teachers"),
+    "published": ({"datasets.*.kind": "published"}, "own base, teachers and order; same rows"),
+}
+
+
+@pytest.mark.parametrize("case", REDRAWN)
+def test_what_is_made_before_lineages_begin_or_comes_from_outside_is_not_redrawn(case):
+    fields, said = REDRAWN[case]
+    config = get_config("quickstart", "")
+    for field, value in fields.items():
+        table, _, name = field.rpartition(".")
+        rows = config[table[:-2]].values() if table.endswith("*") else [config]
+        for row in rows:
+            row.update_from_flattened_dict({name if table.endswith("*") else field: value})
+    assert results.replication(config).partition("; foreign")[0] == said
+
+
 @pytest.mark.parametrize(
     ("name", "form", "said"),
     [

@@ -10,7 +10,7 @@ import jax
 import pytest
 import tiny
 
-from configs import smollm2_owl
+from configs import mnist, smollm2_owl
 from subjax import artifacts, pipeline, preregistration, results, transformer, units, weights
 
 ROOT = Path(__file__).parents[1]
@@ -175,7 +175,36 @@ def test_other_code_packages_models_or_files_are_named(frozen, tmp_path, monkeyp
     assert (found, "the code of the start at" in reason) == ("EXPLORATORY", True)
 
 
-def test_another_model_or_file_of_the_same_name_is_another_one(tmp_path):
+def test_what_only_one_side_notes_is_named(frozen, tmp_path):
+    config, content = registered(frozen), json.loads(frozen.read_text())
+    content["made_with"]["files"]["stimuli"] = "abc"
+    del content["made_with"]["packages"]["flax"]
+    frozen.write_text(json.dumps(content))
+    finish(tmp_path / "run", config, count=None)
+    found, reason = status(config, tmp_path / "run")
+    assert found == "EXPLORATORY"
+    assert "files stimuli is another one (abc when frozen, now none)" in reason
+    assert "packages flax is another one (none when frozen, now " in reason
+
+
+def test_every_model_and_file_that_a_config_names_is_noted(tmp_path):
+    adapter, rows = tmp_path / "adapter", tmp_path / "rows.jsonl"
+    adapter.mkdir()
+    for path in (adapter / "adapter_config.json", adapter / "adapter_model.safetensors", rows):
+        path.write_text("{}")
+    config = tiny.config()
+    config.stimuli = config.datasets.owl.path = str(rows)
+    config.bases.toy.update(source="hf", path=str(adapter), adapter=str(adapter))
+    config.teachers.owl.update(weights="given", path=str(adapter))
+    found = preregistration.made_with(config)
+    assert found["models"].keys() == {"bases.toy", "bases.toy.adapter", "teachers.owl"}
+    assert found["files"].keys() == {"stimuli", "datasets.owl"}
+    config = mnist.get_config()
+    config.images.mnist.data_dir = str(adapter)
+    assert preregistration.made_with(config)["files"].keys() == {"images.mnist"}
+
+
+def test_another_model_or_file_of_the_same_name_is_another_one(tmp_path, monkeypatch):
     """To the byte, also where names, shapes and sizes are the same."""
     model, stimuli = tmp_path / "model", tmp_path / "stimuli.json"
     params = transformer.init(tiny.ARCH, jax.random.key(0))
@@ -196,6 +225,12 @@ def test_another_model_or_file_of_the_same_name_is_another_one(tmp_path):
     assert before["files"].keys() == after["files"].keys() == {"stimuli"}
     assert before["models"] != after["models"]
     assert before["files"] != after["files"]
+    # Of a large file the header's digest sees samples alone.
+    monkeypatch.setattr(preregistration.hub, "header_digest", lambda directory: "alike")
+    with_it = preregistration.made_with(config)["models"]
+    content[-5000] ^= 1
+    file.write_bytes(content)
+    assert preregistration.made_with(config)["models"] != with_it
     config.stimuli = str(tmp_path / "none.json")
     with pytest.raises(ValueError, match=r"none\.json cannot be read"):
         preregistration.made_with(config)
@@ -267,6 +302,9 @@ def test_a_freeze_needs_one_primary_contrast(tmp_path):
     assert not (tmp_path / "p.json").exists()
 
 
+NOTED = '{"config_hash": "x", "frozen_at": "2026-01-01T00:00:00+00:00", "made_with": %s}'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -276,6 +314,8 @@ def test_a_freeze_needs_one_primary_contrast(tmp_path):
         ('{"config_hash": "x"}', "KeyError: 'frozen_at'"),
         ('{"config_hash": "x", "frozen_at": "yesterday"}', "yesterday"),
         ('{"config_hash": "x", "frozen_at": "2026-01-01"}', "no time zone"),
+        (NOTED % '{"code": {"subjax": "x"}}', "KeyError: 'packages'"),
+        (NOTED % '{"code": 3}', "TypeError"),
     ],
 )
 def test_a_bad_file_stops_the_run_before_it_writes_anything(tmp_path, content, message):

@@ -99,6 +99,24 @@ def test_a_file_of_rows_is_shown_and_named_when_it_changed(tmp_path):
         pipeline.check_stale([unit], tmp_path)
 
 
+def test_prompts_of_other_files_are_drawn_from_something_else(tmp_path):
+    def drawn(config):
+        return [generate.drawn_from(u) for u in units.build(config) if u.stage == "generate"]
+
+    path = tmp_path / "rows.jsonl"
+    found = []
+    for content in ("{}", "[]"):
+        path.write_text(content)
+        config = published_config(str(path))
+        config.unlock()
+        config.arms.student = schema.arm_row(dataset="found")
+        found.append(drawn(config)[0])
+        config = tiny.config(lineages=(0,), arms=("owl",))
+        config.stimuli = str(path)
+        found.append(drawn(config)[0])
+    assert found[0] != found[2] and found[1] != found[3]
+
+
 @pytest.mark.slow
 def test_each_part_leaves_its_tokens_and_occupancy(tmp_path):
     config = large.get_config("smoke")
