@@ -180,11 +180,23 @@ def model_directory(directory: str | os.PathLike[str]) -> Path:
     if not path.is_dir():
         raise ValueError(f"model directory {path} does not exist: check the path")
     if not (path / "config.json").is_file() and not gguf_name(path):
-        raise ValueError(
-            f"{origin(path)} has no config.json: give a directory in Hugging Face format; one "
-            "whose saving was interrupted has to be saved again"
-        )
+        raise ValueError(f"{origin(path)} has no config.json: {_instead(path)}")
     return path
+
+
+def _instead(directory: Path) -> str:
+    """What to give instead of a directory without config.json."""
+    adapter = _ADAPTER_FILES[0]
+    if (directory / adapter).is_file():
+        return "it holds a PEFT adapter: give its base as path, and it as adapter"
+    names = ("config.json", adapter)
+    inside = sorted({str(path.parent) for name in names for path in directory.glob(f"*/{name}")})
+    if inside:
+        return f"give one of those in it that hold a model or an adapter: {', '.join(inside[:8])}"
+    return (
+        "give a directory in Hugging Face format; one whose saving was interrupted has to be saved "
+        "again"
+    )
 
 
 def origin(directory: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import fsspec
 
 _PIECE_BYTES = 4 << 20  # of a request to a URL; several are on their way at once
+_POINTER = b"version https://git-lfs.github.com/"  # how what a clone without Git LFS has begins
 _GCSFS = "'gcsfs>=2025.10,<2027'"  # as in pyproject.toml
 _PACKAGES = {
     "gs": _GCSFS,
@@ -58,7 +59,8 @@ class LocalFile:
     """A file on this machine; see `File`. `where` is what errors name, if not the path.
 
     Raises:
-      ValueError: it cannot be opened or read, or is shorter than it was.
+      ValueError: it cannot be opened or read, or is shorter than it was, or stands for a file that
+        Git LFS has not fetched.
     """
 
     def __init__(self, path: Path, where: str = ""):
@@ -66,8 +68,15 @@ class LocalFile:
         try:
             self._file = path.open("rb", buffering=0)
             self.size = os.fstat(self._file.fileno()).st_size
+            start = os.pread(self._file.fileno(), len(_POINTER), 0)
         except OSError as error:
             raise _unreadable(self.where, error) from None
+        if start == _POINTER:
+            self.close()
+            raise ValueError(
+                f"{self.where} is a pointer of Git LFS and not the file itself: run git lfs pull "
+                "there, or download the file"
+            )
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """See `File`."""

@@ -13,7 +13,7 @@ import transformers
 
 from subjax import artifacts, gguf_files
 from subjax.chat_templates import first_line
-from subjax.storage import File
+from subjax.storage import File, LocalFile
 
 # Where a checkpoint lists every token that ends an answer; the tokenizer names only one.
 GENERATION_CONFIG = "generation_config.json"
@@ -145,6 +145,9 @@ def gguf_ends(file: File) -> list[int]:
 
 def _check_files(directory: Path) -> None:
     """Raises where it can be said which file of a tokenizer cannot be read, and what helps."""
+    for name in _VOCABULARIES:
+        if (directory / name).is_file():
+            LocalFile(directory / name).close()
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "added_tokens.json", _SETTINGS):
         settings = _read_json(directory / name) if (directory / name).is_file() else {}

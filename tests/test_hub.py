@@ -131,9 +131,24 @@ def in_two_shards(directory: Path) -> None:
 ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 TWICE = json.dumps(ONE).encode().join([b'{"a":', b',"a":', b"}"])
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+def only_adapter(directory: Path) -> None:
+    (directory / "config.json").rename(directory / "adapter_config.json")
+
+
+def in_a_folder(directory: Path) -> None:
+    (directory / "checkpoint-10").mkdir()
+    (directory / "config.json").rename(directory / "checkpoint-10" / "adapter_config.json")
+
+
 DAMAGED: list[tuple[str, str, Callable[[Path], Any]]] = [
     ("saved", "does not exist", shutil.rmtree),
     ("saved", "no config.json", lambda d: (d / "config.json").unlink()),
+    ("saved", "no config.json: it holds a PEFT adapter: give its base as path", only_adapter),
+    ("saved", "no config.json: give one of those in it", in_a_folder),
+    ("saved", "git lfs pull", overwrite("model.safetensors", LFS)),
     ("saved", "config.json is malformed", overwrite("config.json", b"{")),
     ("saved", "config.json is malformed", overwrite("config.json", b"[1]")),
     ("saved", "config.json is malformed", overwrite("config.json", b"\xff\xfe")),

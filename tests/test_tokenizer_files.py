@@ -57,6 +57,10 @@ def own_code(directory: Path) -> None:
     settings(directory, tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", None]})
 
 
+def pointer(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
 def named(name: str) -> list[dict[str, str]]:
     return [{"name": name, "template": OTHER}, {"name": "rag", "template": "x"}]
 
@@ -98,6 +102,7 @@ REFUSED: list[tuple[str, Callable[[Path], Any]]] = [
     (r"added_tokens\.json cannot be read", lambda d: (d / "added_tokens.json").write_text("{")),
     (r"config\.json cannot be read .*BOM", lambda d: (d / SETTINGS).write_bytes(b"\xef\xbb\xbf{}")),
     (r"config\.json: the tokenizer has code of its own.* remove auto_map in a copy", own_code),
+    (r"tokenizer\.json is a pointer of Git LFS .* git lfs pull", pointer),
     ("tokenizer.model and no tokenizer.json: .*pip install sentencepiece", only_pieces),
 ]
 
