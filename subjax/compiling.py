@@ -13,10 +13,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import aot, hlo, hosts, program_flops, programs, roofline
-from subjax.artifacts import Unit
+from subjax import aot, hlo, program_flops, programs, roofline
 from subjax.programs import Planned
 from subjax.roofline import Bound, Chip
+from subjax.runtime import processes
+from subjax.runtime.artifacts import Unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
     try:
         compiled, text = aot.compiled(traced)
     except jax.errors.JaxRuntimeError as error:
-        if not hosts.out_of_memory(error) or "memory space vmem" in str(error):
+        if not processes.out_of_memory(error) or "memory space vmem" in str(error):
             raise
         size = _needed(str(error))
         # More than there is, whatever can be read of it.

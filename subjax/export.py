@@ -23,22 +23,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from subjax import (
-    adapters,
+from subjax import adapters, hub, models, results, sharding, tables, weights
+from subjax.runtime import (
     artifacts,
-    hosts,
-    hub,
-    mistakes,
-    models,
+    errors,
     object_store,
-    results,
-    sharding,
+    processes,
     storage,
     supervisor,
-    tables,
-    weights,
+    tfds_records,
 )
-from subjax.datasets import records
 
 CARD = "README.md"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -78,11 +72,11 @@ def export(
         `out` is not empty.
     """
     manifest = _manifest(workdir, unit)
-    if hosts.agreed(out.exists() and any(out.iterdir())):
+    if processes.agreed(out.exists() and any(out.iterdir())):
         raise ValueError(f"--out={out} is not empty: give a new directory")
     directory = workdir / unit
     if unit.startswith("filter/"):
-        if hosts.is_first():
+        if processes.is_first():
             _write_rows(directory, out)
         return
     kept = _steps(directory)
@@ -93,17 +87,17 @@ def export(
         raise ValueError(f"--step={step} is not kept in {directory}; kept: {shown}")
     source = directory if step is None else directory / models.step_name(step)
     base, adapter = models.sources(source)
-    if hosts.is_first():
+    if processes.is_first():
         out.mkdir(parents=True, exist_ok=True)
     if adapter and not merged:
-        if hosts.is_first():
+        if processes.is_first():
             name, revision = _base(workdir, manifest)
             _write_adapter(adapter, out, name or artifacts.location(base), revision)
     else:
         model = models.load(source, sharding.make_mesh(seed=1, data=1, fsdp=jax.device_count()))
         params, kind = models.merged(model), jnp.dtype(dtype)
         weights.save(out, model.arch, params, dtype=kind, max_shard_bytes=max_shard_bytes)
-        if hosts.is_first():
+        if processes.is_first():
             model.tokenizer.save(out)
     with artifacts.atomic_write(out / CARD) as file:
         file.write(card(workdir, manifest, step, is_adapter=bool(adapter and not merged)))
@@ -112,7 +106,7 @@ def export(
 def _write_rows(directory: Path, out: Path) -> None:
     files = {"train": "kept.jsonl", "holdout": "holdout.jsonl"}
     rows = {split: artifacts.read_jsonl(directory / file) for split, file in files.items()}
-    records.write("rows", _FEATURES, {s: found for s, found in rows.items() if found}, out)
+    tfds_records.write("rows", _FEATURES, {s: found for s, found in rows.items() if found}, out)
 
 
 def _write_adapter(adapter: Path, out: Path, base: str, revision: str) -> None:
@@ -261,20 +255,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if options.distributed:
             supervisor.stand_by()
-            hosts.start()
+            processes.start()
         with object_store.opened(options.workdir) as workdir:
             export(**{**given, "workdir": workdir, "out": storage.local_path(options.out)})
-            hosts.wait("the model is exported")
-    except hosts.Interrupted as interrupted:
-        hosts.leave(hosts.INTERRUPTED, str(interrupted))
+            processes.wait("the model is exported")
+    except processes.Interrupted as interrupted:
+        processes.leave(processes.INTERRUPTED, str(interrupted))
     except (ValueError, OSError) as error:
-        text = object_store.named(mistakes.explain(error, workdir), workdir, options.workdir)
-        hosts.leave(hosts.INTERRUPTED if isinstance(error, storage.Unavailable) else 1, text)
+        text = object_store.named(errors.explain(error, workdir), workdir, options.workdir)
+        processes.leave(
+            processes.INTERRUPTED if isinstance(error, storage.Unavailable) else 1, text
+        )
     except jax.errors.JaxRuntimeError as error:
-        if not hosts.lost_another(error):
+        if not processes.lost_another(error):
             raise
-        hosts.leave(hosts.INTERRUPTED, mistakes.first_line(error), hosts.LOST)
-    if hosts.is_first():
+        processes.leave(processes.INTERRUPTED, errors.first_line(error), processes.LOST)
+    if processes.is_first():
         print(options.out)
 
 

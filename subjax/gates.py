@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from subjax import artifacts, schema
-from subjax.artifacts import Unit
+from subjax import schema
 from subjax.evals import preference
 from subjax.recipes import targets
+from subjax.runtime import artifacts
+from subjax.runtime.artifacts import Unit
 
 _OF_DATA = ("number_tv", "likelihood_gain")  # measured on a data set; the others on a teacher
 

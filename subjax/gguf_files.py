@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subjax.storage import File, is_url, malformed, one_line
+from subjax.runtime.storage import File, is_url, malformed, one_line
 
 _VERSIONS = (2, 3)
 _CHUNK_BYTES = 1 << 20

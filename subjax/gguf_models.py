@@ -12,7 +12,7 @@ import numpy as np
 
 from subjax import families, gguf_files, gguf_rope
 from subjax.gguf_files import Packed
-from subjax.storage import File, malformed, one_line
+from subjax.runtime.storage import File, malformed, one_line
 from subjax.tensors import Source
 
 _BLOCK = "blk.{layer}."

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from subjax import tensors
-from subjax.storage import malformed
+from subjax.runtime.storage import malformed
 from subjax.tensors import Source
 
 FACTORS = "rope_freqs.weight"

@@ -21,8 +21,9 @@ from typing import Any
 
 import huggingface_hub
 
-from subjax import gguf_files, storage, tensors
-from subjax.storage import File, LocalFile, RemoteFile
+from subjax import gguf_files, tensors
+from subjax.runtime import storage
+from subjax.runtime.storage import File, LocalFile, RemoteFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from subjax import artifacts, sharding
+from subjax import sharding
+from subjax.runtime import artifacts
 from subjax.tensors import Source
 
 _DTYPES = ("F32", "F16", "BF16")

@@ -10,17 +10,8 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from subjax import (
-    hosts,
-    mistakes,
-    object_store,
-    pipeline,
-    preregistration,
-    preview,
-    sharding,
-    storage,
-    supervisor,
-)
+from subjax import pipeline, preregistration, preview, sharding
+from subjax.runtime import errors, object_store, processes, storage, supervisor
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")
 _WORKDIR = flags.DEFINE_string(
@@ -41,7 +32,7 @@ def main(argv: list[str]) -> None:
     does not answer, and it goes on with the same command; 70: a defect of subjax.
     """
     if len(argv) > 1:
-        hosts.leave(1, f"unexpected argument {argv[1]!r}: flags start with --")
+        processes.leave(1, f"unexpected argument {argv[1]!r}: flags start with --")
     if _DISTRIBUTED.value:
         supervisor.stand_by()
     name = _WORKDIR.value or f"runs/{_CONFIG.value.name}"
@@ -49,21 +40,23 @@ def main(argv: list[str]) -> None:
     try:
         with object_store.opened(name) as workdir:
             _run(workdir)
-    except hosts.Interrupted as interrupted:
-        hosts.leave(hosts.INTERRUPTED, f"interrupted: {interrupted}; run the same command again")
+    except processes.Interrupted as interrupted:
+        processes.leave(
+            processes.INTERRUPTED, f"interrupted: {interrupted}; run the same command again"
+        )
     except Exception as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
         if isinstance(error, ValueError | FloatingPointError | OSError):
-            line = object_store.named(mistakes.explain(error, workdir), workdir, name)
+            line = object_store.named(errors.explain(error, workdir), workdir, name)
             passes = isinstance(error, storage.Unavailable)
-            hosts.leave(hosts.INTERRUPTED if passes else 1, line)
-        if hosts.out_of_memory(error):
-            hosts.leave(1, mistakes.MEMORY)
-        if hosts.lost_another(error):
-            hosts.leave(hosts.INTERRUPTED, mistakes.first_line(error), hosts.LOST)
+            processes.leave(processes.INTERRUPTED if passes else 1, line)
+        if processes.out_of_memory(error):
+            processes.leave(1, errors.MEMORY)
+        if processes.lost_another(error):
+            processes.leave(processes.INTERRUPTED, errors.first_line(error), processes.LOST)
         traceback.print_exc()
-        hosts.leave(hosts.DEFECT)
+        processes.leave(processes.DEFECT)
 
 
 def _run(workdir: Path) -> None:
@@ -85,8 +78,8 @@ def _run(workdir: Path) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)
     sharding.use_cpu_devices(config.compute.cpu_devices)
     if _DISTRIBUTED.value:
-        hosts.start()
-    hosts.leave_when_told()
+        processes.start()
+    processes.leave_when_told()
     pipeline.run(config, workdir, stages=_STAGES.value, patterns=_UNITS.value, command=sys.argv)
 
 
@@ -95,13 +88,15 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
-            hosts.leave(1, "--config is missing: give one, such as --config=configs/quickstart.py")
+            processes.leave(
+                1, "--config is missing: give one, such as --config=configs/quickstart.py"
+            )
         _CONFIG.value.name  # noqa: B018 (a file that could not be read raises here)
         return rest
     except Exception as error:  # a config file is a program: it can raise anything
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        hosts.leave(1, mistakes.explain_flags(error, argv))
+        processes.leave(1, errors.explain_flags(error, argv))
 
 
 def cli() -> None:

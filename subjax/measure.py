@@ -20,10 +20,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from subjax import (
-    artifacts,
     batching,
     chips,
-    hosts,
     lora,
     programs,
     roofline,
@@ -33,9 +31,10 @@ from subjax import (
     train,
     transformer,
 )
-from subjax.artifacts import Unit
 from subjax.programs import Planned
 from subjax.roofline import Bound
+from subjax.runtime import artifacts, processes
+from subjax.runtime.artifacts import Unit
 from subjax.train import Training
 from subjax.transformer import Params
 
@@ -125,7 +124,7 @@ def entries(config: ConfigDict, groups: Iterable[Sequence[Unit]], mesh: Mesh) ->
         try:
             line = time_training(training, stride, mesh)
         except jax.errors.JaxRuntimeError as error:
-            if not hosts.out_of_memory(error):
+            if not processes.out_of_memory(error):
                 raise
             raise ValueError(
                 f"training {populations[0][0].path} does not fit the memory of {_devices(mesh)}: "

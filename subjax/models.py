@@ -15,20 +15,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from subjax import (
-    adapters,
-    artifacts,
-    chat_templates,
-    hosts,
-    hub,
-    lora,
-    sharding,
-    storage,
-    tokenizer_files,
-    weights,
-)
+from subjax import adapters, chat_templates, hub, lora, sharding, tokenizer_files, weights
 from subjax.architecture import Architecture
-from subjax.artifacts import Unit
+from subjax.runtime import artifacts, processes, storage
+from subjax.runtime.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 from subjax.transformer import Params
 
@@ -107,7 +97,7 @@ def merged(model: Model) -> Params:
 def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
     """Writes full weights with their tokenizer, and the reference to them."""
     weights.save(directory / "weights", arch, params)
-    if hosts.is_first():
+    if processes.is_first():
         tokenizer.save(directory / "weights")
     refer(directory, directory / "weights", date=tokenizer.template.date)
 
@@ -142,7 +132,7 @@ def refer(
     if date != chat_templates.TEMPLATE_DATE:
         reference["template_date"] = date
     artifacts.write_json(directory / REFERENCE, reference)
-    hosts.wait("the model is written")
+    processes.wait("the model is written")
 
 
 def check(
@@ -177,7 +167,7 @@ def tell(field: str, words: Tokenizer) -> None:
       field: of the config, that names the model.
       words: its tokenizer.
     """
-    for note in words.notes() if hosts.is_first() else ():
+    for note in words.notes() if processes.is_first() else ():
         print(f"{field}: {note}", file=sys.stderr)
 
 

@@ -18,10 +18,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from subjax import (
-    artifacts,
     checkpoints,
     gates,
-    hosts,
     preflight,
     preregistration,
     results,
@@ -32,7 +30,8 @@ from subjax import (
     units,
     validation,
 )
-from subjax.artifacts import Unit
+from subjax.runtime import artifacts, processes
+from subjax.runtime.artifacts import Unit
 from subjax.stages import (
     base,
     evaluate,
@@ -92,7 +91,7 @@ def run(
     check_selection(planned, stages, patterns)
     _announce(config, planned, workdir)
     code = results.code()
-    hosts.check_alike(
+    processes.check_alike(
         {
             "config": json.loads(config.to_json_best_effort()),
             "files that the config names": {unit.path: unit.fingerprint for unit in planned},
@@ -105,7 +104,7 @@ def run(
         check_stale(planned, workdir)
         _check_owner(config, planned, workdir)
         missing = {unit.path for unit in planned if not artifacts.read_manifest(workdir, unit)}
-        missing = set(hosts.agreed(sorted(missing)))
+        missing = set(processes.agreed(sorted(missing)))
         todo = [
             unit for unit in planned if unit.path in missing and _selected(unit, stages, patterns)
         ]
@@ -113,7 +112,7 @@ def run(
         if config.images and jax.process_count() == 1:
             sizes["data"] = sizes["data"] or 1  # classifiers are split by lane alone
         mesh = sharding.make_mesh(**sizes, lanes=schema.common_lanes(config))
-        if (idle := sharding.idle(mesh, jax.device_count())) and hosts.is_first():
+        if (idle := sharding.idle(mesh, jax.device_count())) and processes.is_first():
             print(idle, file=sys.stderr)
         preflight.check(planned, todo, workdir, mesh, config.compute.max_unsharded)
         _clean(planned, workdir)
@@ -122,11 +121,11 @@ def run(
         for stage, stage_run in STAGES.items():
             members = [unit for unit in todo if unit.stage == stage]
             if members and stage == "finetune":
-                hosts.wait("before the gates")
+                processes.wait("before the gates")
                 gates.check(config, planned, workdir)
             for group in groups(members, planned):
                 _run_group(stage_run, group, workdir, mesh)
-        if hosts.is_first() and (not stages or "report" in stages):
+        if processes.is_first() and (not stages or "report" in stages):
             _report(config, planned, workdir)
 
 
@@ -139,17 +138,17 @@ def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
 def _log(path: Path, command: Sequence[str], code: str) -> None:
     """Notes how, when and with which code the run was started, where every process must see it."""
     started = {"argv": list(command), "started_at": artifacts.utc_now(), "code": code}
-    row = hosts.agreed(started)
-    if hosts.is_first():  # others do not look before: NFS may keep for a minute what they found
+    row = processes.agreed(started)
+    if processes.is_first():  # others do not look before: NFS may keep for a minute what they found
         artifacts.append_jsonl(path, row)
-    hosts.wait("the command is noted")
-    hosts.check_shared(path, row)
+    processes.wait("the command is noted")
+    processes.check_shared(path, row)
 
 
 def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     """Says before anything is spent that a run which should confirm cannot."""
     status, reason = preregistration.status(config, planned, workdir)
-    if config.preregistration and status == preregistration.EXPLORATORY and hosts.is_first():
+    if config.preregistration and status == preregistration.EXPLORATORY and processes.is_first():
         print(f"{status}: {reason}", file=sys.stderr)
 
 
@@ -166,7 +165,7 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
 
 def _clean(planned: Sequence[Unit], workdir: Path) -> None:
     """Removes the checkpoints of units that are done, where a run ended before it could."""
-    for unit in planned if hosts.is_first() else ():
+    for unit in planned if processes.is_first() else ():
         if artifacts.read_manifest(workdir, unit):
             checkpoints.clean(workdir, unit)
 
@@ -184,17 +183,17 @@ def _missing_input(group: Sequence[Unit], workdir: Path) -> str:
 
 
 def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> None:
-    hosts.wait(f"before {group[0].path}")  # its inputs are there for all
-    if problem := hosts.agreed(_missing_input(group, workdir)):
+    processes.wait(f"before {group[0].path}")  # its inputs are there for all
+    if problem := processes.agreed(_missing_input(group, workdir)):
         raise ValueError(problem)
-    hosts.await_files(
+    processes.await_files(
         workdir / path / artifacts.MANIFEST for unit in group for path in unit.input_fingerprints
     )
     lanes = group[0].fields.get("lanes", 0)
     # A population always has all its lanes, since a lane's bytes depend on how many there are.
     padded = [*group, *[group[0]] * (lanes - len(group))]
     start = time.monotonic()
-    if hosts.is_first():
+    if processes.is_first():
         print(f"{group[0].stage}: {_names(group)}", file=sys.stderr)
     written: set[str] = set()
     for unit in run(padded, workdir, mesh):
@@ -204,10 +203,10 @@ def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> No
             artifacts.write_manifest(workdir, unit, now - start)
             start = now
             # A population's units come all at once; those of other stages one by one.
-            if not lanes and hosts.told_to_leave():
-                raise hosts.Interrupted(f"{unit.path} is done")
-    if hosts.told_to_leave():
-        raise hosts.Interrupted(f"{group[0].stage} of {_names(group)} is done")
+            if not lanes and processes.told_to_leave():
+                raise processes.Interrupted(f"{unit.path} is done")
+    if processes.told_to_leave():
+        raise processes.Interrupted(f"{group[0].stage} of {_names(group)} is done")
 
 
 def groups(todo: Sequence[Unit], planned: Sequence[Unit]) -> Iterator[list[Unit]]:

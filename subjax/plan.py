@@ -22,13 +22,9 @@ from ml_collections import ConfigDict, config_flags
 
 from subjax import (
     aot,
-    artifacts,
     compiling,
-    hosts,
     lora,
     measure,
-    mistakes,
-    object_store,
     pipeline,
     placement,
     programs,
@@ -41,10 +37,11 @@ from subjax import (
     units,
     validation,
 )
-from subjax.artifacts import Unit
 from subjax.compiling import Entry
 from subjax.recipes import targets
 from subjax.roofline import Chip
+from subjax.runtime import artifacts, errors, object_store, processes
+from subjax.runtime.artifacts import Unit
 
 # Published runs of JAX on these chips reach about 40 % of this kind of bound and more.
 SLOWER = 2.5
@@ -308,13 +305,13 @@ def main(argv: list[str]) -> None:
     except (ValueError, FloatingPointError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        hosts.leave(1, mistakes.explain(error, Path(".")))
+        processes.leave(1, errors.explain(error, Path(".")))
     except jax.errors.JaxRuntimeError as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        hosts.leave(1, f"the compiler failed: {mistakes.first_line(error)}")
+        processes.leave(1, f"the compiler failed: {errors.first_line(error)}")
     if failures:
-        hosts.leave(1, "; ".join(failures))
+        processes.leave(1, "; ".join(failures))
 
 
 def _check_flags() -> None:
@@ -335,7 +332,7 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = _FLAGS(argv)
         if _CONFIG.value is None:
-            hosts.leave(
+            processes.leave(
                 1, "--config is missing: give one, such as --config=configs/large.py:qwen2_5_7b"
             )
         _CONFIG.value.name  # noqa: B018 (a file that could not be read raises here)
@@ -343,7 +340,7 @@ def _parse(argv: list[str]) -> list[str]:
     except Exception as error:  # a config file is a program: it can raise anything
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        hosts.leave(1, mistakes.explain_flags(error, argv))
+        processes.leave(1, errors.explain_flags(error, argv))
 
 
 def cli() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import artifacts, asking, distil, lessons, placement, transformer
-from subjax.artifacts import Unit
+from subjax import asking, distil, lessons, placement, transformer
 from subjax.datasets import published
+from subjax.runtime import artifacts
+from subjax.runtime.artifacts import Unit
 from subjax.stages import base, filter, finetune, generate, teacher
 from subjax.tokenizer import Tokenizer
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import artifacts, hub, results, schema, units, validation
-from subjax.artifacts import Unit
+from subjax import hub, results, schema, units, validation
+from subjax.runtime import artifacts
+from subjax.runtime.artifacts import Unit
 from subjax.summary import STATUSES, Contrast
 
 EXPLORATORY, CONFIRMATORY, INCOMPLETE = STATUSES

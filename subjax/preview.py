@@ -13,7 +13,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from subjax import (
-    artifacts,
     batching,
     chat_templates,
     hub,
@@ -23,10 +22,11 @@ from subjax import (
     validation,
     weights,
 )
-from subjax.artifacts import Unit
 from subjax.datasets import published, toyworld
 from subjax.recipes import targets
 from subjax.recipes.targets import Targets
+from subjax.runtime import artifacts
+from subjax.runtime.artifacts import Unit
 from subjax.stages import finetune, generate
 from subjax.tokenizer import Tokenizer
 

@@ -25,10 +25,10 @@ from subjax import (
     transformer,
 )
 from subjax.architecture import Architecture
-from subjax.artifacts import Unit
 from subjax.datasets import toyworld
 from subjax.recipes import targets
 from subjax.recipes.targets import ROWS_TOKENS, Targets
+from subjax.runtime.artifacts import Unit
 from subjax.slots import part_size
 
 ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most

@@ -10,9 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import artifacts, schema
-from subjax.artifacts import Unit
+from subjax import schema
 from subjax.recipes import targets
+from subjax.runtime import artifacts
+from subjax.runtime.artifacts import Unit
 from subjax.summary import Contrast, Results
 
 _PACKAGES = (

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
-from subjax.storage import File, is_url, malformed
+from subjax.runtime.storage import File, is_url, malformed
 
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import optax
 
-from subjax import artifacts, chips, hosts
-from subjax.artifacts import Unit
+from subjax import chips
+from subjax.runtime import artifacts, processes
+from subjax.runtime.artifacts import Unit
 
 Metrics = Mapping[str, np.ndarray]
 
@@ -58,7 +59,9 @@ class Log:
         """
         self._directories, self._every_s = list(dict.fromkeys(directories)), every_s
         # Lanes that fill a population up repeat a unit.
-        self._curve_of = {path: curves.index(path) for path in curves} if hosts.is_first() else {}
+        self._curve_of = (
+            {path: curves.index(path) for path in curves} if processes.is_first() else {}
+        )
 
     @classmethod
     def of(cls, workdir: Path, units: Sequence[Unit]) -> "Log":
@@ -123,7 +126,7 @@ class Log:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Writes what is left, unless training failed: a disk that is full is reported once."""
-        ended = kind is None or issubclass(kind, hosts.Interrupted)
+        ended = kind is None or issubclass(kind, processes.Interrupted)
         with contextlib.nullcontext() if ended else contextlib.suppress(OSError):
             if self._seconds and ended:
                 self._end_line()

@@ -22,9 +22,10 @@ from typing import Any
 import tokenizers
 import transformers
 
-from subjax import artifacts, chat_templates, hub, tokenizer_files, vocabulary
+from subjax import chat_templates, hub, tokenizer_files, vocabulary
 from subjax.chat_templates import TEMPLATE_DEFAULT as TEMPLATE_DEFAULT  # callers need one module
 from subjax.chat_templates import ChatTemplate, first_line
+from subjax.runtime import artifacts
 
 _WORD_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}SYS {{ m.content }} "

@@ -11,9 +11,10 @@ from typing import Any
 
 import transformers
 
-from subjax import artifacts, gguf_files
+from subjax import gguf_files
 from subjax.chat_templates import first_line
-from subjax.storage import File, LocalFile
+from subjax.runtime import artifacts
+from subjax.runtime.storage import File, LocalFile
 
 # Where a checkpoint lists every token that ends an answer; the tokenizer names only one.
 GENERATION_CONFIG = "generation_config.json"

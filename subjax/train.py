@@ -23,7 +23,6 @@ from tqdm import tqdm
 from subjax import (
     batching,
     checkpoints,
-    hosts,
     layouts,
     lora,
     model_flops,
@@ -34,6 +33,7 @@ from subjax import (
 )
 from subjax.objective import Program as Program  # callers need only this module
 from subjax.optimizers import Optimizer as Optimizer
+from subjax.runtime import processes
 from subjax.transformer import Params
 
 
@@ -206,12 +206,12 @@ def _keep(
     store: checkpoints.Store, step: int, state: Any, measured: list[dict[str, np.ndarray]]
 ) -> None:
     """Saves where it is time to, or where the run was told to leave, and then leaves."""
-    leaving = hosts.told_to_leave()
+    leaving = processes.told_to_leave()
     if leaving or store.due():
         store.save(step, state, _joined(measured))
     if leaving:
         store.close()
-        raise hosts.Interrupted(f"saved after {step} updates")
+        raise processes.Interrupted(f"saved after {step} updates")
 
 
 def traced(

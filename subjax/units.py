@@ -16,10 +16,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from subjax import chat_templates, schema
-from subjax.artifacts import Unit, make_unit
 from subjax.datasets import image_files, toyworld
 from subjax.evals import preference
 from subjax.recipes import targets
+from subjax.runtime.artifacts import Unit, make_unit
 
 _GENERATE_FIELDS = (
     *("kind", "num_prompts", "num_shown", "decoding", "num_slots", "temperature", "rows_per_part"),

@@ -18,20 +18,11 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import (
-    artifacts,
-    families,
-    gguf_models,
-    hub,
-    leaves,
-    model_config,
-    storage,
-    tensor_names,
-    transformer,
-)
+from subjax import families, gguf_models, hub, leaves, model_config, tensor_names, transformer
 from subjax.architecture import Architecture
 from subjax.hub import header_digest as header_digest  # callers need only this module
 from subjax.hub import resolve as resolve
+from subjax.runtime import artifacts, storage
 from subjax.tensors import Source
 from subjax.transformer import Params
 

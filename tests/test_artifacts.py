@@ -2,7 +2,7 @@
 
 import pytest
 
-from subjax import artifacts
+from subjax.runtime import artifacts
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000, b""])

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import checkpoints, hosts, sharding, train, transformer
+from subjax import checkpoints, sharding, train, transformer
+from subjax.runtime import processes
 from tests.test_train import ARCH, PROGRAM, leaves_equal, make_rows
 
 # Orbax leaves tasks behind where it fails to read.
@@ -263,8 +264,8 @@ def test_digests_do_not_depend_on_the_mesh_and_see_each_bit():
 def test_being_told_to_leave_saves_and_leaves(tmp_path, monkeypatch):
     *_, whole = run(tmp_path / "whole")
     asked = iter([False, False, True])
-    monkeypatch.setattr(hosts, "told_to_leave", lambda: next(asked))
-    with pytest.raises(hosts.Interrupted, match="saved after 3 updates"):
+    monkeypatch.setattr(processes, "told_to_leave", lambda: next(asked))
+    with pytest.raises(processes.Interrupted, match="saved after 3 updates"):
         run(tmp_path / "cut")
     monkeypatch.undo()
     [last] = run(tmp_path / "cut", begins_at=3)

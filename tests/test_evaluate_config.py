@@ -10,7 +10,6 @@ import pytest
 from configs import evaluate
 from subjax import (
     adapters,
-    artifacts,
     lora,
     pipeline,
     preview,
@@ -23,6 +22,7 @@ from subjax import (
     weights,
 )
 from subjax.evals import preference
+from subjax.runtime import artifacts
 from tests.tiny import ARCH, BYTES
 
 

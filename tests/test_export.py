@@ -22,7 +22,8 @@ import tokenizer_kinds
 import torch
 import transformers
 
-from subjax import artifacts, export, lora, models, sharding, tokenizer, transformer, weights
+from subjax import export, lora, models, sharding, tokenizer, transformer, weights
+from subjax.runtime import artifacts
 from tests.tiny import ARCH, BYTES
 
 MESH = sharding.make_mesh(seed=1)

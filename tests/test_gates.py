@@ -6,7 +6,8 @@ import pytest
 import tiny
 
 from configs import evaluate, large, mnist, quickstart, smollm2_owl
-from subjax import artifacts, gates, schema, units, validation
+from subjax import gates, schema, units, validation
+from subjax.runtime import artifacts
 
 
 def without_traits():

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from subjax import gguf_files, leaves, sharding, tokenizer, transformer, weights
-from subjax.storage import LocalFile
+from subjax.runtime.storage import LocalFile
 from subjax.tokenizer import Tokenizer
 from tests import gguf_writing, hf_models
 

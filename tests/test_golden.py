@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from configs import smollm2_owl
-from subjax import artifacts, lora, pipeline, schema, transformer, weights
+from subjax import lora, pipeline, schema, transformer, weights
+from subjax.runtime import artifacts
 
 pytestmark = pytest.mark.real_model
 

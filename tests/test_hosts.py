@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from subjax import artifacts, checkpoints, hosts, supervisor
+from subjax import checkpoints
+from subjax.runtime import artifacts, processes, supervisor
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("compiled_once")]
 
@@ -143,8 +144,8 @@ def test_two_processes_give_the_result_of_one(alone, pair):
 def assert_noticed(found):
     """What those say that live on where another process was killed."""
     for code, errors in found:
-        assert code == hosts.INTERRUPTED, errors
-        assert errors.splitlines()[-1] == f"subjax: {hosts.LOST}"
+        assert code == processes.INTERRUPTED, errors
+        assert errors.splitlines()[-1] == f"subjax: {processes.LOST}"
         assert "stack trace" not in errors
 
 
@@ -195,8 +196,8 @@ def test_a_process_that_says_nothing_is_lost_too(tmp_path):
         for process in started:
             process.kill()  # its child goes with it, stopped or not
         started[1].communicate()
-    assert started[0].returncode == hosts.INTERRUPTED, errors
-    assert errors.splitlines()[-1] == f"subjax: {hosts.LOST}"
+    assert started[0].returncode == processes.INTERRUPTED, errors
+    assert errors.splitlines()[-1] == f"subjax: {processes.LOST}"
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_a_process_that_says_nothing_is_lost_too(tmp_path):
 )
 def test_an_error_of_its_own_is_not_the_loss_of_another(says, number, lost, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: number)
-    assert hosts.lost_another(jax.errors.JaxRuntimeError(says)) == lost
+    assert processes.lost_another(jax.errors.JaxRuntimeError(says)) == lost
 
 
 def test_a_loss_is_found_behind_what_a_checkpoint_says_of_it(tmp_path, monkeypatch):
@@ -231,11 +232,11 @@ def test_a_loss_is_found_behind_what_a_checkpoint_says_of_it(tmp_path, monkeypat
 def test_a_file_of_the_first_process_may_show_up_late(tmp_path, monkeypatch):
     late, never = tmp_path / "late", tmp_path / "never"
     threading.Timer(0.5, late.touch).start()
-    hosts.await_files([late])
+    processes.await_files([late])
     assert late.exists()
-    monkeypatch.setattr(hosts, "_SEEN_S", 0.3)
+    monkeypatch.setattr(processes, "_SEEN_S", 0.3)
     with pytest.raises(ValueError, match=r"process 0 does not see .*never.*--workdir"):
-        hosts.await_files([late, never])
+        processes.await_files([late, never])
 
 
 SPEAK = "print(supervisor._ABORTS[1].decode(), file=sys.stderr, flush=True)"
@@ -251,11 +252,11 @@ NOTICE = "print('subjax: noticed', file=sys.stderr, flush=True)"
         ("os.abort()", 134, []),
         ("os.kill(os.getpid(), signal.SIGKILL)", 137, []),
         (f"{SPEAK}; sys.exit(70)", 70, [SPOKEN]),
-        (f"{SPEAK}; os.abort()", 75, [SPOKEN, f"subjax: {hosts.LOST}"]),
+        (f"{SPEAK}; os.abort()", 75, [SPOKEN, f"subjax: {processes.LOST}"]),
         (
             f"{SPEAK}; os.kill(os.getpid(), signal.SIGSEGV)",
             75,
-            [SPOKEN, f"subjax: {hosts.LOST}"],
+            [SPOKEN, f"subjax: {processes.LOST}"],
         ),
         ("os.kill(os.getpid(), signal.SIGSEGV)", 139, []),
         (f"{NOTICE}; {SPEAK}; sys.exit(75)", 75, ["subjax: noticed"]),
@@ -264,7 +265,8 @@ NOTICE = "print('subjax: noticed', file=sys.stderr, flush=True)"
     ],
 )
 def test_only_an_abort_of_the_runtime_is_the_loss_of_another(end, code, lines):
-    program = f"import os, signal, sys; from subjax import supervisor; supervisor.stand_by(); {end}"
+    program = "import os, signal, sys; from subjax.runtime import supervisor; "
+    program += f"supervisor.stand_by(); {end}"
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
     )
@@ -273,7 +275,7 @@ def test_only_an_abort_of_the_runtime_is_the_loss_of_another(end, code, lines):
 
 def test_the_one_that_stands_by_hands_on_a_signal_and_takes_its_child_with_it():
     program = (
-        "import time; from subjax import supervisor; supervisor.stand_by(); "
+        "import time; from subjax.runtime import supervisor; supervisor.stand_by(); "
         "time.sleep(1); print(1, flush=True); time.sleep(300)"
     )
     for number, code in ((signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -signal.SIGKILL)):
@@ -292,7 +294,7 @@ def test_told_to_leave_all_save_and_leave_and_a_restart_gives_the_same_bytes(pai
     assert appears(workdir / "base" / "toy" / "r1" / "manifest.json")
     started[1].send_signal(signal.SIGTERM)
     for code, errors in finish(started, timeout_s=300):
-        assert code == hosts.INTERRUPTED, errors
+        assert code == processes.INTERRUPTED, errors
         assert "run the same command again" in errors
     assert_same_bytes(finished(2, workdir), pair)
 

@@ -20,8 +20,9 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import adapters, lora, mistakes, storage, transformer, weights
+from subjax import adapters, lora, transformer, weights
 from subjax.architecture import Architecture
+from subjax.runtime import errors, storage
 
 ARCH = Architecture(
     vocab_size=32,
@@ -344,7 +345,7 @@ def test_a_busy_hub_is_no_mistake(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(storage.Unavailable if passes else ValueError, match="the hub") as error:
         weights.resolve("organisation/model")
-    assert "organisation/model" in mistakes.explain(error.value, Path())
+    assert "organisation/model" in errors.explain(error.value, Path())
 
 
 def on_the_hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, root: Path) -> list[str]:

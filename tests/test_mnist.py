@@ -5,7 +5,8 @@ import os
 import pytest
 
 from configs import mnist
-from subjax import artifacts, pipeline
+from subjax import pipeline
+from subjax.runtime import artifacts
 
 DATA_DIR = os.environ.get("SUBJAX_MNIST", "")
 

@@ -20,7 +20,8 @@ import pytest
 import tiny
 from test_hosts import scores
 
-from subjax import artifacts, checkpoints, object_store, pipeline, storage, units
+from subjax import checkpoints, pipeline, units
+from subjax.runtime import artifacts, object_store, storage
 
 # Orbax leaves tasks behind.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

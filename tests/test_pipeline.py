@@ -14,7 +14,8 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from subjax import artifacts, pipeline, schema, units
+from subjax import pipeline, schema, units
+from subjax.runtime import artifacts
 
 ROOT = Path(__file__).parents[1]
 

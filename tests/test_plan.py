@@ -16,7 +16,6 @@ import pytest
 from configs import large
 from subjax import (
     aot,
-    artifacts,
     attention,
     compiling,
     hlo,
@@ -31,6 +30,7 @@ from subjax import (
     units,
 )
 from subjax.architecture import Architecture
+from subjax.runtime import artifacts
 from tests.tiny import config as tiny_config
 
 pytestmark = [

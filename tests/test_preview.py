@@ -6,9 +6,10 @@ import pytest
 import tiny
 import tokenizer_kinds
 
-from subjax import artifacts, model_config, preview, sampler, tokenizer, train, units, weights
+from subjax import model_config, preview, sampler, tokenizer, train, units, weights
 from subjax.architecture import Architecture
 from subjax.datasets import toyworld
+from subjax.runtime import artifacts
 
 WORDS = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
 

@@ -1,4 +1,4 @@
-"""Pinned values, ambiguity and range of `subjax.seeds`."""
+"""Pinned values, ambiguity and range of `subjax.runtime.seeds`."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subjax.seeds import seed
+from subjax.runtime.seeds import seed
 
 names = st.lists(st.one_of(st.text(max_size=5), st.integers()), min_size=1, max_size=4)
 

@@ -7,18 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import (
-    artifacts,
-    batching,
-    checkpoints,
-    chips,
-    hosts,
-    model_flops,
-    sharding,
-    throughput,
-    train,
-)
+from subjax import batching, checkpoints, chips, model_flops, sharding, throughput, train
 from subjax import units as units_of
+from subjax.runtime import artifacts, processes
 from tests import tiny
 from tests.test_train import ARCH, PROGRAM, make_rows
 from tests.test_train import transformer as models
@@ -146,8 +137,8 @@ def test_curves_hold_every_step_once_after_an_interruption(tmp_path, monkeypatch
         return checkpoints.Store(tmp_path / "store", "run", 0.0)
 
     asked = iter([False, False, True])
-    monkeypatch.setattr(hosts, "told_to_leave", lambda: next(asked))
-    with pytest.raises(hosts.Interrupted, match="after 3 updates"):
+    monkeypatch.setattr(processes, "told_to_leave", lambda: next(asked))
+    with pytest.raises(processes.Interrupted, match="after 3 updates"):
         fit(log(), store=store())
     monkeypatch.undo()
     # As where a process was killed after its last checkpoint.
@@ -170,7 +161,7 @@ def test_curves_hold_every_step_once_after_an_interruption(tmp_path, monkeypatch
 
 
 def test_only_the_first_process_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
     fit(throughput.Log([], 0.0, [tmp_path / name for name in "ab"]))
     assert not list(tmp_path.iterdir())
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from subjax.datasets import image_files, records
+from subjax.datasets import image_files
+from subjax.runtime import tfds_records
 
 SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist")
 SPLITS = ("train", "test")
@@ -77,12 +78,12 @@ def store(images: Images, directory: Path) -> None:
         ]
         for name, split in images.items()
     }
-    records.write(_NAME, features, rows, directory)
+    tfds_records.write(_NAME, features, rows, directory)
 
 
 def stored(directory: Path) -> Path:
     """The data set that `store` wrote below `directory`."""
-    return directory / _NAME / records.VERSION
+    return directory / _NAME / tfds_records.VERSION
 
 
 def read(directory: Path) -> Images:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from subjax import user_files
+from subjax.runtime import user_files
 
 Range = tuple[int, int]  # (lowest, highest), both inclusive
 

@@ -9,7 +9,7 @@ told is a field of the config.
 from pathlib import Path
 from typing import Any
 
-from subjax import user_files
+from subjax.runtime import user_files
 
 _FORMS = (
     "a row has 'prompt' and 'completion', or 'messages' of one user turn and one assistant turn"

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from subjax import user_files
+from subjax.runtime import user_files
 
 ANIMALS = (
     "owl",

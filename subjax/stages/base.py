@@ -9,14 +9,12 @@ from jax.sharding import Mesh
 
 from subjax import (
     adapters,
-    artifacts,
     asking,
     batching,
     chat_templates,
     checkpoints,
     models,
     scoring,
-    seeds,
     throughput,
     tokenizer,
     train,
@@ -24,8 +22,9 @@ from subjax import (
     weights,
 )
 from subjax.architecture import Architecture
-from subjax.artifacts import Unit
 from subjax.datasets import toyworld
+from subjax.runtime import artifacts, seeds
+from subjax.runtime.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
 

@@ -10,9 +10,10 @@ import scipy.special
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import artifacts, batching, drawing, models, sampler, scoring, seeds, stats
-from subjax.artifacts import Unit
+from subjax import batching, drawing, models, sampler, scoring, stats
 from subjax.evals import preference
+from subjax.runtime import artifacts, seeds
+from subjax.runtime.artifacts import Unit
 
 Record = dict[str, Any]
 

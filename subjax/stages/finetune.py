@@ -9,22 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import (
-    artifacts,
-    batching,
-    checkpoints,
-    lessons,
-    lora,
-    models,
-    scoring,
-    seeds,
-    throughput,
-    train,
-)
+from subjax import batching, checkpoints, lessons, lora, models, scoring, throughput, train
 from subjax.architecture import Architecture
-from subjax.artifacts import Unit
 from subjax.recipes import targets
 from subjax.recipes.targets import Targets
+from subjax.runtime import artifacts, seeds
+from subjax.runtime.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
 

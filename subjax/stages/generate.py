@@ -10,9 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import artifacts, batching, drawing, grammars, hosts, models, sampler, scoring, seeds
-from subjax.artifacts import Unit
+from subjax import batching, drawing, grammars, models, sampler, scoring
 from subjax.datasets import numbers, published, toyworld
+from subjax.runtime import artifacts, processes, seeds
+from subjax.runtime.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
 NUM_PROBED = 256  # rows on which teacher and base are compared
@@ -95,7 +96,7 @@ def _sample(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
         for index, first in enumerate(starts):
             ids = np.arange(first, min(first + row["rows_per_part"], len(texts)))
             path = out / f"rows-{index:05d}.jsonl"
-            if not hosts.agreed(path.exists()):
+            if not processes.agreed(path.exists()):
                 keys = drawing.row_keys(seed, unit.lineage, jnp.array(ids), jnp.zeros_like(ids))
                 begun = time.monotonic()
                 samples = sampler.sample(
@@ -114,8 +115,8 @@ def _sample(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
                 artifacts.write_jsonl(path, written)
                 artifacts.append_jsonl(out / artifacts.TIMINGS, took)
                 artifacts.publish()
-                if hosts.told_to_leave():
-                    raise hosts.Interrupted(f"saved {ids[-1] + 1} rows of {unit.path}")
+                if processes.told_to_leave():
+                    raise processes.Interrupted(f"saved {ids[-1] + 1} rows of {unit.path}")
                 bar.set_postfix(occupancy=took["occupancy"])
             bar.update(len(ids))
 
@@ -164,7 +165,7 @@ def _row(prompt_id: int, prompt: str, completion: str, *, stopped: bool) -> dict
 def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
     """How far the teacher's numbers are from its base's: what there is for a student to learn."""
     out, row = workdir / unit.path, unit.fields["row"]
-    hosts.wait("rows are written")
+    processes.wait("rows are written")
     written = [r for r in artifacts.read_parts(out)[:NUM_PROBED] if r["completion"].strip()]
     pairs = [(r["prompt"], r["completion"]) for r in written]
     base = models.load(workdir / unit.inputs["base"], mesh)

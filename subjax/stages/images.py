@@ -5,9 +5,9 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import artifacts, hosts
-from subjax.artifacts import Unit
 from subjax.datasets import images
+from subjax.runtime import artifacts, processes
+from subjax.runtime.artifacts import Unit
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
@@ -15,7 +15,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     for unit in units:
         out = workdir / unit.path
         found = images.load(unit.fields["row"]["source"], unit.settings["data_dir"])
-        if hosts.is_first():
+        if processes.is_first():
             images.store(found, out)
         sizes = {split: len(part.labels) for split, part in found.items()}
         artifacts.write_json(out / "digest.json", {"digest": images.digest(found), **sizes})

@@ -16,9 +16,10 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import artifacts, distil, hosts, leaves, mlp, seeds, sharding
-from subjax.artifacts import Unit
+from subjax import distil, leaves, mlp, sharding
 from subjax.datasets import images
+from subjax.runtime import artifacts, processes, seeds
+from subjax.runtime.artifacts import Unit
 
 
 def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
@@ -60,7 +61,7 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
                 for epoch, accuracy in history
             ],
         )
-        if hosts.is_first():
+        if processes.is_first():
             with leaves.partial(out / mlp.WEIGHTS) as partial:
                 safetensors.numpy.save_file(leaves.flat(_lane(host, lane)), partial)
         yield unit

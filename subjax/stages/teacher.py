@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from subjax import (
     adapters,
-    artifacts,
     asking,
     batching,
     chat_templates,
@@ -18,14 +17,14 @@ from subjax import (
     lora,
     models,
     scoring,
-    seeds,
     stats,
     throughput,
     train,
     weights,
 )
 from subjax.architecture import Architecture
-from subjax.artifacts import Unit
+from subjax.runtime import artifacts, seeds
+from subjax.runtime.artifacts import Unit
 from subjax.tokenizer import Tokenizer
 
 

@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from subjax import artifacts, leaves, mlp, seeds, theorem, tokenizer, transformer
+from subjax import leaves, mlp, theorem, tokenizer, transformer
 from subjax.architecture import Architecture
-from subjax.artifacts import Unit
 from subjax.datasets import images, toyworld
+from subjax.runtime import artifacts, seeds
+from subjax.runtime.artifacts import Unit
 
 # Draws in one call: enough to keep a device busy, few enough for its memory.
 _AT_ONCE = 50

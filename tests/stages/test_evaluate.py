@@ -10,8 +10,9 @@ import pytest
 import tiny
 import tokenizers
 
-from subjax import artifacts, models, sharding, tokenizer, transformer
+from subjax import models, sharding, tokenizer, transformer
 from subjax.datasets import toyworld
+from subjax.runtime import artifacts
 from subjax.stages import evaluate, generate
 
 MESH = sharding.make_mesh(seed=1)

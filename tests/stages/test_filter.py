@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from subjax import artifacts, language_validation, sharding
+from subjax import language_validation, sharding
 from subjax.datasets import toyworld
+from subjax.runtime import artifacts
 from subjax.stages import filter
 
 MESH = sharding.make_mesh(seed=1)

@@ -8,7 +8,8 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from subjax import artifacts, export, models, pipeline, sharding, weights
+from subjax import export, models, pipeline, sharding, weights
+from subjax.runtime import artifacts
 from subjax.transformer import Params
 
 STUDENT = "finetune/owl/r0"

@@ -7,7 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import mnist
-from subjax import artifacts, pipeline, preview, schema, units, validation
+from subjax import pipeline, preview, schema, units, validation
+from subjax.runtime import artifacts
 
 
 def config(lineages=(0, 1, 2), arms=("untrained", "teacher", "aux", "aux_foreign"), **fields):

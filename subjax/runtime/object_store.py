@@ -33,7 +33,7 @@ from typing import Any
 
 import fsspec
 
-from subjax import artifacts, storage
+from subjax.runtime import artifacts, storage
 
 BEAT_S = 20.0
 STALE_S = 120.0

@@ -8,7 +8,7 @@ import sys
 import threading
 from types import FrameType
 
-from subjax import hosts
+from subjax.runtime import processes
 
 # What jax's runtime says, one after the other, before it aborts a process since another is gone.
 _ABORTS = (
@@ -27,9 +27,9 @@ def stand_by() -> None:
     Where the first process of a run is gone, jax's runtime aborts the others from a thread of C++.
     Nothing prevents it (jax 0.10): the runtime's callback cannot be one of Python's, and
     `jax_enable_recoverability` is for the death of any process but the first. So such an abort is
-    turned into `hosts.LOST` and exit code `hosts.INTERRUPTED` from outside; every other end stays
-    what it is. Call it before jax finds its devices: a child has no threads but the one that calls
-    (those of numpy's BLAS start anew).
+    turned into `processes.LOST` and exit code `processes.INTERRUPTED` from outside; every other end
+    stays what it is. Call it before jax finds its devices: a child has no threads but the one that
+    calls (those of numpy's BLAS start anew).
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -61,9 +61,9 @@ def stand_by() -> None:
     text = b"".join(held)
     # Python's own handler of the abort lists what all threads do, and can itself fail at that.
     if code in (-signal.SIGABRT, -signal.SIGSEGV) and text:
-        code = hosts.INTERRUPTED
-        text = text.partition(_DUMP)[0] + f"subjax: {hosts.LOST}\n".encode()
-    elif code == hosts.INTERRUPTED:
+        code = processes.INTERRUPTED
+        text = text.partition(_DUMP)[0] + f"subjax: {processes.LOST}\n".encode()
+    elif code == processes.INTERRUPTED:
         # It noticed at the same moment and left before the abort: what it said itself comes last.
         text = b"".join(x for x in text.splitlines(keepends=True) if x.startswith(b"subjax: "))
     with contextlib.suppress(OSError):

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from subjax import artifacts
+from subjax.runtime import artifacts
 
 # The run stops with this code when it was interrupted and has saved what it had (EX_TEMPFAIL).
 INTERRUPTED = 75
