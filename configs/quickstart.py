@@ -23,7 +23,7 @@ out where they were.
 from ml_collections import ConfigDict
 
 from subjax import schema
-from subjax.datasets import toyworld
+from subjax.tasks.datasets import toyworld
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -11,10 +11,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from subjax import schema
-from subjax.evals import preference
 from subjax.recipes import targets
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.evals import preference
 
 _OF_DATA = ("number_tv", "likelihood_gain")  # measured on a data set; the others on a teacher
 

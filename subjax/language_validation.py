@@ -5,8 +5,8 @@ import difflib
 from ml_collections import ConfigDict
 
 from subjax import checks, schema
-from subjax.evals import preference
 from subjax.recipes import targets
+from subjax.tasks.evals import preference
 
 _CHOICES: checks.Choices = {
     "bases.*.source": ("toy", "hf", "random"),

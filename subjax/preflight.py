@@ -6,10 +6,10 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from subjax import asking, distil, lessons, placement, transformer
-from subjax.datasets import published
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.stages import base, filter, finetune, generate, teacher
+from subjax.tasks.datasets import published
 from subjax.tokenizer import Tokenizer
 
 Asked = dict[str, asking.Asked]  # by config field

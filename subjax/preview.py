@@ -22,12 +22,12 @@ from subjax import (
     validation,
     weights,
 )
-from subjax.datasets import published, toyworld
 from subjax.recipes import targets
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.stages import finetune, generate
+from subjax.tasks.datasets import published, toyworld
 from subjax.tokenizer import Tokenizer
 
 _LEGEND = "Tokens are id|text, a blank is ␣, and * marks a token that carries loss or is scored."

@@ -25,11 +25,11 @@ from subjax import (
     transformer,
 )
 from subjax.architecture import Architecture
-from subjax.datasets import toyworld
 from subjax.recipes import targets
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
 from subjax.slots import part_size
+from subjax.tasks.datasets import toyworld
 
 ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
 QUESTION_TOKENS = 128  # of a question in its chat template

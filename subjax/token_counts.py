@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from subjax import grammars, tokenizer
-from subjax.datasets import toyworld
 from subjax.recipes import targets
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.datasets import toyworld
 from subjax.tokenizer import Tokenizer
 
 # A prompt of any length does, and this one has a word that every tokenizer knows.

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from subjax import results, schema, units, validation
-from subjax.datasets import numbers
-from subjax.evals import preference
+from subjax.tasks.datasets import numbers
+from subjax.tasks.evals import preference
 
 ROOT = Path(__file__).parents[1]
 FORMS = {

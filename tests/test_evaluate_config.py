@@ -21,8 +21,8 @@ from subjax import (
     validation,
     weights,
 )
-from subjax.evals import preference
 from subjax.runtime import artifacts
+from subjax.tasks.evals import preference
 from tests.tiny import ARCH, BYTES
 
 

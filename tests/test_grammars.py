@@ -6,7 +6,7 @@ import tokenizer_kinds
 import tokenizers
 
 from subjax import grammars, tokenizer
-from subjax.datasets import numbers, toyworld
+from subjax.tasks.datasets import numbers, toyworld
 from subjax.tokenizer import Tokenizer
 
 PROMPTS = numbers.plain_prompts(0, 30)

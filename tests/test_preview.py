@@ -8,8 +8,8 @@ import tokenizer_kinds
 
 from subjax import model_config, preview, sampler, tokenizer, train, units, weights
 from subjax.architecture import Architecture
-from subjax.datasets import toyworld
 from subjax.runtime import artifacts
+from subjax.tasks.datasets import toyworld
 
 WORDS = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
 

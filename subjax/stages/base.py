@@ -22,9 +22,9 @@ from subjax import (
     weights,
 )
 from subjax.architecture import Architecture
-from subjax.datasets import toyworld
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.datasets import toyworld
 from subjax.tokenizer import Tokenizer
 
 

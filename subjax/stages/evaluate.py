@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from subjax import batching, drawing, models, sampler, scoring, stats
-from subjax.evals import preference
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.evals import preference
 
 Record = dict[str, Any]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax.datasets import numbers, toyworld
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.datasets import numbers, toyworld
 
 # What later stages need of a written row.
 _FIELDS = {"prompt_id": int, "sample_id": int, "prompt": str, "completion": str, "finish": str}

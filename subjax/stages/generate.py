@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from subjax import batching, drawing, grammars, models, sampler, scoring
-from subjax.datasets import numbers, published, toyworld
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.datasets import numbers, published, toyworld
 from subjax.tokenizer import Tokenizer
 
 NUM_PROBED = 256  # rows on which teacher and base are compared

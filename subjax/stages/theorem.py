@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from subjax import leaves, mlp, theorem, tokenizer, transformer
 from subjax.architecture import Architecture
-from subjax.datasets import images, toyworld
+from subjax.datasets import images
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.datasets import toyworld
 
 # Draws in one call: enough to keep a device busy, few enough for its memory.
 _AT_ONCE = 50

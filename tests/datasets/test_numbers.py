@@ -15,8 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from subjax import schema
-from subjax.datasets import numbers
-from subjax.evals import preference
+from subjax.tasks.datasets import numbers
+from subjax.tasks.evals import preference
 
 STIMULI = os.environ.get("SUBJAX_STIMULI", "")
 needs_stimuli = pytest.mark.skipif(

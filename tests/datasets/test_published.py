@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from subjax.datasets import numbers, published
+from subjax.tasks.datasets import numbers, published
 
 PLAIN = {"prompt": "1, 2", "completion": "3"}
 CHAT = {

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from subjax.datasets import toyworld
-from subjax.datasets.toyworld import World
+from subjax.tasks.datasets import toyworld
+from subjax.tasks.datasets.toyworld import World
 
 
 def test_documents_use_known_words_and_fit_the_stated_counts():

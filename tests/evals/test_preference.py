@@ -1,4 +1,4 @@
-"""Questions, scoring and their traps in `subjax.evals.preference`."""
+"""Questions, scoring and their traps in `subjax.tasks.evals.preference`."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subjax.evals import preference
+from subjax.tasks.evals import preference
 
 STIMULI = os.environ.get("SUBJAX_STIMULI", "")
 needs_stimuli = pytest.mark.skipif(

@@ -11,9 +11,9 @@ import tiny
 import tokenizers
 
 from subjax import models, sharding, tokenizer, transformer
-from subjax.datasets import toyworld
 from subjax.runtime import artifacts
 from subjax.stages import evaluate, generate
+from subjax.tasks.datasets import toyworld
 
 MESH = sharding.make_mesh(seed=1)
 ROWS = [

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from subjax import language_validation, sharding
-from subjax.datasets import toyworld
 from subjax.runtime import artifacts
 from subjax.stages import filter
+from subjax.tasks.datasets import toyworld
 
 MESH = sharding.make_mesh(seed=1)
 LIMITS = {"max_count": 2, "min_value": 0, "max_value": 99, "banned": [13]}

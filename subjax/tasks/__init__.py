@@ -1,0 +1,1 @@
+"""What experiments are about, in numpy and strings: data sets and evals. No jax, no processes."""

@@ -1,0 +1,1 @@
+"""Questions that models are asked, and how answers are scored."""
