@@ -86,7 +86,8 @@ def _subjax(num_models: int, num_epochs: int, precision: str = "mixed") -> dict[
     import jax
     import jax.numpy as jnp
 
-    from subjax import distil, mlp, sharding
+    from subjax import distil, mlp
+    from subjax.nn import sharding
 
     shape = mlp.Shape(num_inputs=NUM_PIXELS, widths=SIZES[1:3])
     keys = jax.random.split(jax.random.key(0), LANES)

@@ -48,13 +48,13 @@ class Size(NamedTuple):
 
 
 COMMON = {
-    "precision": Size("float32", "bfloat16", "of subjax/precision.py"),
+    "precision": Size("float32", "bfloat16", "of subjax/nn/precision.py"),
     "repeats": Size(5, 5, "timed calls"),
 }
 SIZES = {
     # The lengths of configs/quickstart.py and of configs/large.py.
     "train": {
-        "remat": Size("none", "full", "of subjax/remats.py"),
+        "remat": Size("none", "full", "of subjax/nn/remats.py"),
         "rows": Size(32, 16, "of an update"),
         "tokens": Size(24, 256, "of a row"),
         "targets": Size(16, 128, "of a row: tokens that are predicted"),
@@ -135,7 +135,7 @@ def side(options: Any) -> dict[str, Any]:
     """
     import jax
 
-    from subjax import sharding, transformer
+    from subjax.nn import sharding, transformer
     from subjax.runtime import processes
 
     arch, mesh = architecture(options.model), sharding.make_mesh(seed=1, data=1)
@@ -207,7 +207,8 @@ def _child(name: str) -> dict[str, Any]:
 
 def _train(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
     """Updates of `train.fit` by way of `plan --measure`; a call is `options.updates` of them."""
-    from subjax import lora, measure, train
+    from subjax import measure, train
+    from subjax.nn import lora
 
     rank = options.lora_rank if options.side == "lora" else 0
     program = train.Program(
@@ -233,7 +234,8 @@ def _sample(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
     """Calls of `sampler.sample`; rows end at one of so many tokens that lengths vary."""
     import jax
 
-    from subjax import measure, sampler, transformer
+    from subjax import measure, sampler
+    from subjax.nn import transformer
 
     params = measure.placed(lambda: transformer.init(arch, jax.random.key(0)), mesh, lanes=False)
     rng = np.random.default_rng(0)

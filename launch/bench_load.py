@@ -109,7 +109,8 @@ def _result(child: subprocess.Popen[str]) -> dict[str, float]:
 def _load(directory: str, address: str = "", rank: str = "0") -> dict[str, float]:
     import jax
 
-    from subjax import sharding, weights
+    from subjax import weights
+    from subjax.nn import sharding
 
     if address:
         jax.distributed.initialize(address, num_processes=NUM_PROCESSES, process_id=int(rank))
@@ -136,8 +137,9 @@ def _write(directory: str, gigabytes: str) -> dict[str, float]:
     """A checkpoint of Llama's shape, float32, in shards; its values do not matter."""
     import jax.numpy as jnp
 
-    from subjax import transformer, weights
-    from subjax.architecture import Architecture
+    from subjax import weights
+    from subjax.nn import transformer
+    from subjax.nn.architecture import Architecture
 
     arch = Architecture(
         vocab_size=32_000,

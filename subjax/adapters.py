@@ -19,12 +19,13 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import adapter_config, families, hub, leaves, lora, tensor_names, tensors
+from subjax import adapter_config, families, hub, leaves, tensor_names, tensors
 from subjax.adapter_config import Settings
-from subjax.architecture import Architecture
+from subjax.nn import lora
+from subjax.nn.architecture import Architecture
+from subjax.nn.transformer import Params
 from subjax.runtime import artifacts, storage
 from subjax.tensors import Tensor
-from subjax.transformer import Params
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from subjax import sharding
+from subjax.nn import sharding
 from subjax.runtime import artifacts, processes, storage
 from subjax.runtime.artifacts import Unit
 

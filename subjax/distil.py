@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from subjax import mlp, sharding
+from subjax import mlp
+from subjax.nn import sharding
 
 INPUTS = ("images", "noise", "fresh_noise")
 LOSSES = ("cross_entropy", "kl", "squared_error")

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from subjax import layouts
-from subjax.precision import Head
+from subjax.nn import activation_sharding
+from subjax.nn.precision import Head
 
 
 class Grammar(NamedTuple):
@@ -91,7 +91,7 @@ def check(rules: Grammar, num_rows: int, vocab_size: int, eos_ids: Sequence[int]
 def output_matrix(head: Head, rules: Grammar | None) -> Head:
     """The rows of an output matrix that are ever allowed, laid out for a token loop."""
     kernel = head.kernel if rules is None else head.kernel[rules.ids]
-    [kernel] = layouts.constrain_decoding({"head/kernel": kernel}).values()
+    [kernel] = activation_sharding.constrain_decoding({"head/kernel": kernel}).values()
     return head._replace(kernel=kernel)
 
 
@@ -133,8 +133,8 @@ def draw(
     Returns:
       What is drawn, and the states that follow.
     """
-    scores = layouts.spread(head.scores(layouts.gathered(hidden)))
-    scores = layouts.constrain_cache(layouts.resting(scores))
+    scores = activation_sharding.spread(head.scores(activation_sharding.gathered(hidden)))
+    scores = activation_sharding.constrain_cache(activation_sharding.resting(scores))
     if rules is not None:
         scores = jnp.where(rules.allowed[state], scores, -jnp.inf)
     best = jnp.argmax(_noisy(scores, keys, step, temperature), axis=-1).astype(jnp.int32)
@@ -144,7 +144,7 @@ def draw(
 
     drawn = Drawn(named(best))
     if log_probs or num_top:
-        ranked = layouts.constrain_cache(jax.nn.log_softmax(scores, axis=-1))
+        ranked = activation_sharding.constrain_cache(jax.nn.log_softmax(scores, axis=-1))
         if log_probs:
             chosen = jnp.take_along_axis(ranked, best[:, None], axis=-1)[:, 0]
             drawn = drawn._replace(log_probs=chosen)

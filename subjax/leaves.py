@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
-from subjax import sharding
+from subjax.nn import sharding
 from subjax.runtime import artifacts
 from subjax.tensors import Source
 

@@ -10,7 +10,8 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from subjax import pipeline, preregistration, preview, sharding
+from subjax import pipeline, preregistration, preview
+from subjax.nn import sharding
 from subjax.runtime import errors, object_store, processes, storage, supervisor
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")

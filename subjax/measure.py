@@ -19,24 +19,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import (
-    batching,
-    chips,
-    lora,
-    programs,
-    roofline,
-    sharding,
-    tables,
-    throughput,
-    train,
-    transformer,
-)
+from subjax import batching, chips, programs, roofline, tables, throughput, train
+from subjax.nn import lora, sharding, transformer
+from subjax.nn.transformer import Params
 from subjax.programs import Planned
 from subjax.roofline import Bound
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
 from subjax.train import Training
-from subjax.transformer import Params
 
 UPDATES = 20  # timed, at the least
 

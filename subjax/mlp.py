@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from subjax.precision import PRECISIONS, project
+from subjax.nn.precision import PRECISIONS, project
 
 Layers = dict[str, dict[str, Any]]
 

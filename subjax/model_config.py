@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from subjax import config_attributes, families
-from subjax.architecture import Architecture, RopeScaling
 from subjax.config_attributes import cap, number, options, refused, shown, size
 from subjax.families import Family
+from subjax.nn.architecture import Architecture, RopeScaling
 
 _MAX_LAYERS = 10_000
 # Names of transformers for the same function; its others compute something else.

@@ -15,12 +15,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from subjax import adapters, chat_templates, hub, lora, sharding, tokenizer_files, weights
-from subjax.architecture import Architecture
+from subjax import adapters, chat_templates, hub, tokenizer_files, weights
+from subjax.nn import lora, sharding
+from subjax.nn.architecture import Architecture
+from subjax.nn.transformer import Params
 from subjax.runtime import artifacts, processes, storage
 from subjax.runtime.artifacts import Unit
 from subjax.tokenizer import Tokenizer
-from subjax.transformer import Params
 
 REFERENCE = "model.json"
 IDENTITY = "source.json"  # of a unit whose model came from outside the run

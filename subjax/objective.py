@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from subjax import layouts, lora, losses, transformer
-from subjax.architecture import Architecture
+from subjax.nn import activation_sharding, lora, losses, transformer
+from subjax.nn.architecture import Architecture
+from subjax.nn.transformer import Params
 from subjax.optimizers import Optimizer
-from subjax.transformer import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def value_and_grad(
         return of_part(program, trainable, frozen, teacher, batch, num_targets)
 
     def add(running: Any, part: Params) -> tuple[Any, None]:
-        part = jax.tree.map(layouts.constrain_batch, part)
+        part = jax.tree.map(activation_sharding.constrain_batch, part)
         found = of_part(program, trainable, frozen, teacher, part, num_targets)
         return jax.tree.map(jnp.add, running, found), None
 

@@ -24,12 +24,12 @@ from subjax import (
     preregistration,
     results,
     schema,
-    sharding,
     summary,
     tables,
     units,
     validation,
 )
+from subjax.nn import sharding
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
 from subjax.stages import (

@@ -11,7 +11,8 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
-from subjax import leaves, sharding
+from subjax import leaves
+from subjax.nn import sharding
 
 # Models of fewer bytes are never refused: a copy of one has room on every device.
 SMALL = 2**30

@@ -23,21 +23,19 @@ from ml_collections import ConfigDict, config_flags
 from subjax import (
     aot,
     compiling,
-    lora,
     measure,
     pipeline,
     placement,
     programs,
     roofline,
     schema,
-    sharding,
     tables,
     token_counts,
-    transformer,
     units,
     validation,
 )
 from subjax.compiling import Entry
+from subjax.nn import lora, sharding, transformer
 from subjax.recipes import targets
 from subjax.roofline import Chip
 from subjax.runtime import artifacts, errors, object_store, processes

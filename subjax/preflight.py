@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import asking, distil, lessons, placement, transformer
+from subjax import asking, distil, lessons, placement
+from subjax.nn import transformer
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.stages import base, filter, finetune, generate, teacher

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.interpreters import partial_eval
 
-from subjax.architecture import Architecture
+from subjax.nn.architecture import Architecture
 
 
 def executed_flops(jaxpr: Any, arch: Architecture, *, steps: float = 1, taken: float = 1) -> float:

@@ -12,19 +12,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import (
-    batching,
-    lora,
-    model_config,
-    model_flops,
-    sampler,
-    scoring,
-    token_counts,
-    tokenizer,
-    train,
-    transformer,
-)
-from subjax.architecture import Architecture
+from subjax import batching, model_config, sampler, scoring, token_counts, tokenizer, train
+from subjax.nn import lora, model_flops, transformer
+from subjax.nn.architecture import Architecture
 from subjax.recipes import targets
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit

@@ -9,9 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from subjax import hlo, program_flops
-from subjax.architecture import Architecture
 from subjax.chips import Chip
 from subjax.hlo import Collective, Traffic
+from subjax.nn.architecture import Architecture
 
 FORMULA = (
     "MFU bound = model FLOPs / (chips x peak x max(compute, HBM, interconnect)), in which "

@@ -18,9 +18,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from subjax import drawing, layouts, sharding, slots, transformer
-from subjax.architecture import Architecture
-from subjax.transformer import Params
+from subjax import drawing, slots
+from subjax.nn import activation_sharding, sharding, transformer
+from subjax.nn.architecture import Architecture
+from subjax.nn.transformer import Params
 
 # Below so many tokens of a prompt, less room for it saves nothing.
 _LEAST_ROOM = 16
@@ -204,7 +205,9 @@ def traced(
         # The loop gets what prefilling makes of all prompts.
         tokens = ints(num_rooms, sampling.prompt_tokens)
         shapes = jax.eval_shape(read, params, adapter, tokens, ints(num_rooms))
-        hidden, cache = sharding.abstract(shapes, layouts.cache_spec(shapes, mesh), mesh)
+        hidden, cache = sharding.abstract(
+            shapes, activation_sharding.cache_spec(shapes, mesh), mesh
+        )
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), padded))
         decode = _decode.trace(
             arch,
@@ -280,7 +283,7 @@ def _prefill(
         arch, params, tokens, adapter=adapter, precision=sampling.precision
     )
     last = hidden[jnp.arange(len(tokens)), lengths - 1]
-    return layouts.constrain_cache((last, transformer.decode_cache(keys, values)))
+    return activation_sharding.constrain_cache((last, transformer.decode_cache(keys, values)))
 
 
 def _prefilled(
@@ -308,7 +311,7 @@ def _prefilled(
 def _joined(parts: list[tuple[Array, Any]]) -> tuple[Array, Any]:
     """Blocks of prompts as one."""
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    return layouts.constrain_cache(joined)
+    return activation_sharding.constrain_cache(joined)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -360,7 +363,7 @@ def _decode(
         hidden, cache = transformer.decode_step(
             arch, params, layers, token, position, cache, precision=sampling.precision
         )
-        hidden, cache = layouts.constrain_cache((hidden, cache))
+        hidden, cache = activation_sharding.constrain_cache((hidden, cache))
         row = jnp.where(active & ~ended, row, -1)
         step = jnp.where(ended, 0, step + 1)
         return slots.Slots(row, step, hidden, cache, next_row, place), out, counts, steps + 1

@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from subjax import batching, drawing, layouts, losses, sharding, transformer
-from subjax.architecture import Architecture
-from subjax.transformer import Params
+from subjax import batching, drawing
+from subjax.nn import activation_sharding, losses, sharding, transformer
+from subjax.nn.architecture import Architecture
+from subjax.nn.transformer import Params
 
 AT_ONCE = 64  # rows of one call
 
@@ -314,7 +315,7 @@ def _continuations(
 
         states = jax.lax.scan(step, caches, (tokens, jnp.arange(1, depth + 1)))[1]
         states = jnp.concatenate([context[None], states])
-        scores = layouts.spread(head.scores(layouts.gathered(states[end])))
+        scores = activation_sharding.spread(head.scores(activation_sharding.gathered(states[end])))
         return jax.nn.log_softmax(scores, axis=-1)[:, support]
 
     # One prefix at a time: their caches together would be large.

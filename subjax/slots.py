@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from subjax import layouts
+from subjax.nn import activation_sharding
 
 
 class Prompts(NamedTuple):
@@ -47,7 +47,7 @@ def empty(num_slots: int, length: int, prompts: Prompts, rows: Rows) -> Slots:
         row=jnp.full(num_slots, -1),
         step=jnp.zeros(num_slots, int),
         hidden=jnp.zeros_like(prompts.hidden, shape=(num_slots, prompts.hidden.shape[1])),
-        cache=layouts.constrain_cache(jax.tree.map(room, prompts.cache)),
+        cache=activation_sharding.constrain_cache(jax.tree.map(room, prompts.cache)),
         next_row=jnp.int32(0),
         state=None if rows.start is None else jnp.zeros_like(rows.start, shape=num_slots),
     )
@@ -91,7 +91,7 @@ def _take(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) 
 
     def copy(new: Array, old: Array) -> Array:
         # Prompts lie anywhere: every device gets these few, and keeps what its own slots take.
-        few = layouts.whole_rows(new[source])
+        few = activation_sharding.whole_rows(new[source])
         return old.at[slot, ..., : new.shape[-2], :].set(few, mode="drop")
 
     return Slots(

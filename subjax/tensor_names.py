@@ -7,7 +7,7 @@ refused: what it stands for could change the model.
 from collections.abc import Collection
 
 from subjax import families
-from subjax.architecture import Architecture
+from subjax.nn.architecture import Architecture
 
 _HEAD, _EMBEDDING, _NORM = "head/kernel", "embed/embedding", "final_norm/scale"
 # Of a model with several parts, whose names transformers has changed twice.

@@ -20,21 +20,12 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import (
-    batching,
-    checkpoints,
-    layouts,
-    lora,
-    model_flops,
-    objective,
-    sharding,
-    throughput,
-    transformer,
-)
+from subjax import batching, checkpoints, objective, throughput
+from subjax.nn import activation_sharding, lora, model_flops, sharding, transformer
+from subjax.nn.transformer import Params
 from subjax.objective import Program as Program  # callers need only this module
 from subjax.optimizers import Optimizer as Optimizer
 from subjax.runtime import processes
-from subjax.transformer import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +355,7 @@ def _compile(program: Program) -> tuple[Any, Any]:
         updates, moments = transform.update(gradient, state[1], state[0])
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         state = (optax.apply_updates(state[0], updates), moments)
-        return layouts.constrain_state(state, lanes=False), metrics
+        return activation_sharding.constrain_state(state, lanes=False), metrics
 
     def update(state: Any, frozen: Params, teachers: Params, batch: Params) -> tuple[Any, Params]:
         def lane(state: Any, teacher: Params, batch: Params) -> tuple[Any, Params]:
@@ -377,7 +368,7 @@ def _compile(program: Program) -> tuple[Any, Any]:
         # A weak type, as of a norm's ones, is gone after an update, which would compile anew.
         trainable = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), trainable)
         state = (trainable, jax.vmap(transform.init)(trainable))
-        return layouts.constrain_state(state, lanes=True)
+        return activation_sharding.constrain_state(state, lanes=True)
 
     return jax.jit(init, donate_argnums=0), jax.jit(update, donate_argnums=0)
 

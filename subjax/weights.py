@@ -18,13 +18,14 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import families, gguf_models, hub, leaves, model_config, tensor_names, transformer
-from subjax.architecture import Architecture
+from subjax import families, gguf_models, hub, leaves, model_config, tensor_names
 from subjax.hub import header_digest as header_digest  # callers need only this module
 from subjax.hub import resolve as resolve
+from subjax.nn import transformer
+from subjax.nn.architecture import Architecture
+from subjax.nn.transformer import Params
 from subjax.runtime import artifacts, storage
 from subjax.tensors import Source
-from subjax.transformer import Params
 
 T = TypeVar("T")
 

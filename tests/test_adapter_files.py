@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import adapters, leaves, lora
-from subjax.architecture import Architecture
+from subjax import adapters, leaves
+from subjax.nn import lora
+from subjax.nn.architecture import Architecture
 
 ARCH = Architecture(
     vocab_size=16, num_layers=2, width=8, num_heads=2, num_kv_heads=1, head_dim=4, ffn_width=12

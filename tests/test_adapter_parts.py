@@ -14,7 +14,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjax import adapters, lora, transformer, weights
+from subjax import adapters, weights
+from subjax.nn import lora, transformer
 from tests import hf_models
 
 TOKENS = np.random.default_rng(0).integers(0, 58, (2, 40))

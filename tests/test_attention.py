@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import attention, functional, sharding
+from subjax.nn import attention, functional, sharding
 from tests.tiny import ARCH
 
 WIDE = dataclasses.replace(ARCH, num_heads=4, num_kv_heads=2, head_dim=128)

@@ -12,7 +12,8 @@ import jax
 import pytest
 from tiny import ARCH
 
-from subjax import chips, model_config, transformer
+from subjax import chips, model_config
+from subjax.nn import transformer
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 _spec = importlib.util.spec_from_file_location("bench_lm", LAUNCH / "bench_lm.py")

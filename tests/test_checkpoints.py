@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import checkpoints, sharding, train, transformer
+from subjax import checkpoints, train
+from subjax.nn import sharding, transformer
 from subjax.runtime import processes
 from tests.test_train import ARCH, PROGRAM, leaves_equal, make_rows
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from subjax import architecture
+from subjax.nn import architecture
 
 
 def test_there_are_eight_cpu_devices() -> None:

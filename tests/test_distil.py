@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from subjax import distil, mlp, sharding
+from subjax import distil, mlp
+from subjax.nn import sharding
 
 SHAPE = mlp.Shape(num_inputs=12, widths=(16,), num_aux=3)
 MESH = sharding.make_mesh(seed=1)

@@ -8,19 +8,8 @@ import jax
 import pytest
 
 from configs import evaluate
-from subjax import (
-    adapters,
-    lora,
-    pipeline,
-    preview,
-    schema,
-    scoring,
-    sharding,
-    stats,
-    transformer,
-    validation,
-    weights,
-)
+from subjax import adapters, pipeline, preview, schema, scoring, stats, validation, weights
+from subjax.nn import lora, sharding, transformer
 from subjax.runtime import artifacts
 from subjax.tasks.evals import preference
 from tests.tiny import ARCH, BYTES

@@ -12,7 +12,8 @@ import peft
 import pytest
 import torch
 
-from subjax import adapters, leaves, lora, losses, sampler, sharding, transformer, weights
+from subjax import adapters, leaves, sampler, weights
+from subjax.nn import lora, losses, sharding, transformer
 from tests.hf_models import CASES, FAMILIES, SMALL, save
 
 forward = jax.jit(transformer.forward, static_argnums=0, static_argnames="precision")

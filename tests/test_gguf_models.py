@@ -18,7 +18,8 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import gguf_files, leaves, sharding, tokenizer, transformer, weights
+from subjax import gguf_files, leaves, tokenizer, weights
+from subjax.nn import sharding, transformer
 from subjax.runtime.storage import LocalFile
 from subjax.tokenizer import Tokenizer
 from tests import gguf_writing, hf_models

@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from configs import smollm2_owl
-from subjax import lora, pipeline, schema, transformer, weights
+from subjax import pipeline, schema, weights
+from subjax.nn import lora, transformer
 from subjax.runtime import artifacts
 
 pytestmark = pytest.mark.real_model

@@ -20,8 +20,9 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import adapters, lora, transformer, weights
-from subjax.architecture import Architecture
+from subjax import adapters, weights
+from subjax.nn import lora, transformer
+from subjax.nn.architecture import Architecture
 from subjax.runtime import errors, storage
 
 ARCH = Architecture(

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import large
-from subjax import hlo, layouts, leaves, lora, programs, sampler, sharding, transformer
-from subjax.architecture import Architecture
+from subjax import hlo, leaves, programs, sampler
+from subjax.nn import activation_sharding, lora, sharding, transformer
+from subjax.nn.architecture import Architecture
 
 # Weights of 67 MB, beside which eight rows are nothing.
 ARCH = Architecture(
@@ -57,7 +58,7 @@ def test_a_dimension_is_split_by_as_many_axes_as_divide_it():
     params = {
         name: {"kernel": jax.ShapeDtypeStruct((3, *shape), float)} for name, shape in shapes.items()
     }
-    specs = leaves.flat(layouts.decoding_spec({"layers": params}, mesh))
+    specs = leaves.flat(activation_sharding.decoding_spec({"layers": params}, mesh))
     assert specs["layers/up/kernel"] == P(None, ("tensor", "fsdp"))
     assert specs["layers/gate/kernel"] == P(None, ("fsdp",))
     assert specs["layers/down/kernel"] == P(None, None, ("tensor",))
@@ -65,7 +66,9 @@ def test_a_dimension_is_split_by_as_many_axes_as_divide_it():
     assert specs["layers/q/kernel"] == P(None, None, "fsdp")
     assert specs["layers/k/kernel"] == P(None, None, None)
     with pytest.raises(ValueError, match="no sharding rule for parameter layers/sideways"):
-        layouts.decoding_spec({"layers": {"sideways": jax.ShapeDtypeStruct((2,), float)}}, mesh)
+        activation_sharding.decoding_spec(
+            {"layers": {"sideways": jax.ShapeDtypeStruct((2,), float)}}, mesh
+        )
 
 
 @pytest.mark.parametrize("form", ["", ",throughput,chips=256"])
@@ -77,8 +80,8 @@ def test_a_token_loop_of_the_large_configs_splits_all_but_norms(model, form):
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     params = transformer.abstract_params(arch)
     with jax.sharding.use_abstract_mesh(mesh):
-        params["layers"] = jax.eval_shape(layouts.pad_inner, params["layers"])
-    specs = leaves.flat(layouts.decoding_spec(params, mesh))
+        params["layers"] = jax.eval_shape(activation_sharding.pad_inner, params["layers"])
+    specs = leaves.flat(activation_sharding.decoding_spec(params, mesh))
     held = 0.0
     for path, leaf in leaves.flat(params).items():
         entries = [(entry,) if isinstance(entry, str) else entry for entry in specs[path] if entry]
@@ -141,7 +144,13 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass(adapted):
 
 
 @pytest.mark.parametrize(
-    "where", [layouts.embedded, layouts.gathered, layouts.spread, layouts.resting]
+    "where",
+    [
+        activation_sharding.embedded,
+        activation_sharding.gathered,
+        activation_sharding.spread,
+        activation_sharding.resting,
+    ],
 )
 def test_rows_that_nothing_divides_lie_whole_and_keep_their_values(where):
     x = jax.random.normal(jax.random.key(0), (3, 1, 5))

@@ -11,7 +11,8 @@ import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from subjax import leaves, sharding, tensors
+from subjax import leaves, tensors
+from subjax.nn import sharding
 from subjax.runtime import storage
 from subjax.tensors import Tensor
 

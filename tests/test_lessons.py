@@ -10,7 +10,8 @@ import tiny
 import tokenizers
 from ml_collections import ConfigDict
 
-from subjax import lessons, preflight, schema, sharding, tokenizer, transformer, units, weights
+from subjax import lessons, preflight, schema, tokenizer, units, weights
+from subjax.nn import sharding, transformer
 
 MESH = sharding.make_mesh(seed=1)
 ROWS = [("hello", f"an owl, {i:0{1 + i}}") for i in range(6)]  # each longer than the one before

@@ -17,8 +17,9 @@ import safetensors.torch
 import torch
 import transformers
 
-from subjax import adapters, leaves, lora, transformer, weights
-from subjax.architecture import Architecture
+from subjax import adapters, leaves, weights
+from subjax.nn import lora, transformer
+from subjax.nn.architecture import Architecture
 
 ARCH = Architecture(
     vocab_size=32,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import losses
-from subjax.precision import Head
+from subjax.nn import losses
+from subjax.nn.precision import Head
 
 HIDDEN = jax.random.normal(jax.random.key(0), (2, 3, 8))
 KERNEL = jax.random.normal(jax.random.key(1), (50, 8))

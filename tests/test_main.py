@@ -11,8 +11,9 @@ import jax
 import pytest
 from command_server import ROOT, Server
 
-from subjax import schema, tokenizer, transformer, units, weights
-from subjax.architecture import Architecture
+from subjax import schema, tokenizer, units, weights
+from subjax.nn import transformer
+from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts
 
 # What may stand on stderr beside the error: the name of a group of units, or a progress bar.

@@ -13,19 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import (
-    batching,
-    drawing,
-    lora,
-    losses,
-    objective,
-    sampler,
-    scoring,
-    sharding,
-    train,
-    transformer,
-)
-from subjax.architecture import Architecture
+from subjax import batching, drawing, objective, sampler, scoring, train
+from subjax.nn import lora, losses, sharding, transformer
+from subjax.nn.architecture import Architecture
 
 # Every dimension that the table splits divides by eight.
 ARCH = Architecture(

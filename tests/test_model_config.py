@@ -8,8 +8,9 @@ import torch
 import transformers
 from transformers import activations
 
-from subjax import families, leaves, model_config, transformer
-from subjax.architecture import Architecture, RopeScaling
+from subjax import families, leaves, model_config
+from subjax.nn import transformer
+from subjax.nn.architecture import Architecture, RopeScaling
 from tests.hf_models import FAMILIES, LLAMA3, attributes, config_class
 
 PLAIN = {

@@ -10,16 +10,8 @@ import jax
 import pytest
 import tiny
 
-from subjax import (
-    chat_templates,
-    lora,
-    models,
-    sharding,
-    transformer,
-    units,
-    validation,
-    weights,
-)
+from subjax import chat_templates, models, units, validation, weights
+from subjax.nn import lora, sharding, transformer
 from subjax.stages import base
 
 WEIGHTS = "base/toy/r0/weights"

@@ -7,7 +7,8 @@ import optax
 import pytest
 from optax import contrib
 
-from subjax import lora, optimizers, transformer
+from subjax import optimizers
+from subjax.nn import lora, transformer
 from subjax.optimizers import Optimizer
 from tests.tiny import ARCH
 

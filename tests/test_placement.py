@@ -9,8 +9,9 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from subjax import lora, model_config, placement, programs, sharding, transformer
-from subjax.architecture import Architecture
+from subjax import model_config, placement, programs
+from subjax.nn import lora, sharding, transformer
+from subjax.nn.architecture import Architecture
 
 ROOT = Path(__file__).parents[1]
 # Every dimension that the table splits divides by eight.

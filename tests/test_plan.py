@@ -14,22 +14,9 @@ import plan_command
 import pytest
 
 from configs import large
-from subjax import (
-    aot,
-    attention,
-    compiling,
-    hlo,
-    measure,
-    model_flops,
-    plan,
-    programs,
-    roofline,
-    sampler,
-    sharding,
-    transformer,
-    units,
-)
-from subjax.architecture import Architecture
+from subjax import aot, compiling, hlo, measure, plan, programs, roofline, sampler, units
+from subjax.nn import attention, model_flops, sharding, transformer
+from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts
 from tests.tiny import config as tiny_config
 

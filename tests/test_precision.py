@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import subjax
-from subjax import precision, transformer
-from subjax.architecture import Architecture
+from subjax.nn import precision, transformer
+from subjax.nn.architecture import Architecture
 
 ARCH = Architecture(
     vocab_size=31, num_layers=3, width=32, num_heads=4, num_kv_heads=2, head_dim=8, ffn_width=40

@@ -7,7 +7,7 @@ import tiny
 import tokenizer_kinds
 
 from subjax import model_config, preview, sampler, tokenizer, train, units, weights
-from subjax.architecture import Architecture
+from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts
 from subjax.tasks.datasets import toyworld
 

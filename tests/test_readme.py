@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import adapters, transformer, weights
+from subjax import adapters, weights
+from subjax.nn import transformer
 from tests.tiny import ARCH, BYTES
 
 README = Path(__file__).parents[1] / "README.md"

@@ -7,18 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import (
-    attention,
-    chips,
-    hlo,
-    lora,
-    model_flops,
-    program_flops,
-    roofline,
-    sharding,
-    train,
-    transformer,
-)
+from subjax import chips, hlo, program_flops, roofline, train
+from subjax.nn import attention, lora, model_flops, sharding, transformer
 from tests.tiny import ARCH
 
 SIZES = {"rows": 2, "num_tokens": 8, "num_targets": 3}

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import drawing, sampler, sharding, transformer
-from subjax.architecture import Architecture
+from subjax import drawing, sampler
+from subjax.nn import sharding, transformer
+from subjax.nn.architecture import Architecture
 
 ARCH = Architecture(
     vocab_size=29, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8, ffn_width=24

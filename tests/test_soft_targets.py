@@ -9,7 +9,8 @@ import tiny
 import tokenizer_kinds
 from test_train import ARCH, PROGRAM, make_rows
 
-from subjax import models, preflight, scoring, sharding, train, transformer, units
+from subjax import models, preflight, scoring, train, units
+from subjax.nn import sharding, transformer
 from subjax.runtime import artifacts
 from subjax.stages import finetune
 from subjax.tokenizer import Tokenizer

@@ -11,7 +11,8 @@ import tiny
 import torch
 import transformers
 
-from subjax import hub, pipeline, transformer, weights
+from subjax import hub, pipeline, weights
+from subjax.nn import transformer
 from tests import gguf_writing
 
 STAGES = ("base", "teacher", "generate")

@@ -22,8 +22,9 @@ import huggingface_hub
 import jax
 import pytest
 
-from subjax import adapters, hub, leaves, lora, models, tokenizer, transformer, weights
-from subjax.architecture import Architecture
+from subjax import adapters, hub, leaves, models, tokenizer, weights
+from subjax.nn import lora, transformer
+from subjax.nn.architecture import Architecture
 from subjax.tokenizer import Tokenizer
 
 ARCH = Architecture(

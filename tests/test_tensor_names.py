@@ -12,7 +12,8 @@ import safetensors.numpy
 import torch
 import transformers
 
-from subjax import families, leaves, transformer, weights
+from subjax import families, leaves, weights
+from subjax.nn import transformer
 from tests import hf_models
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

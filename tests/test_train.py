@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import batching, lora, sharding, train, transformer
-from subjax.architecture import Architecture
+from subjax import batching, train
+from subjax.nn import lora, sharding, transformer
+from subjax.nn.architecture import Architecture
 
 ARCH = Architecture(
     vocab_size=23, num_layers=2, width=8, num_heads=2, num_kv_heads=2, head_dim=4, ffn_width=12

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import lora, transformer
-from subjax.architecture import Architecture
+from subjax.nn import lora, transformer
+from subjax.nn.architecture import Architecture
 
 ARCH = Architecture(
     vocab_size=31, num_layers=3, width=16, num_heads=4, num_kv_heads=2, head_dim=6, ffn_width=20

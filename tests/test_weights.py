@@ -17,8 +17,9 @@ import safetensors.numpy
 import torch
 import transformers
 
-from subjax import adapters, families, leaves, lora, sharding, transformer, weights
-from subjax.architecture import Architecture
+from subjax import adapters, families, leaves, weights
+from subjax.nn import lora, sharding, transformer
+from subjax.nn.architecture import Architecture
 
 LLAMA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 ARCH = Architecture(

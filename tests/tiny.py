@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 from subjax import schema, tokenizer
-from subjax.architecture import Architecture
+from subjax.nn.architecture import Architecture
 
 BYTES = tokenizer.raw_bytes()
 ARCH = Architecture(

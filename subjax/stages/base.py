@@ -18,10 +18,10 @@ from subjax import (
     throughput,
     tokenizer,
     train,
-    transformer,
     weights,
 )
-from subjax.architecture import Architecture
+from subjax.nn import transformer
+from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import toyworld

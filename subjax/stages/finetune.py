@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import batching, checkpoints, lessons, lora, models, scoring, throughput, train
-from subjax.architecture import Architecture
+from subjax import batching, checkpoints, lessons, models, scoring, throughput, train
+from subjax.nn import lora
+from subjax.nn.architecture import Architecture
 from subjax.recipes import targets
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts, seeds

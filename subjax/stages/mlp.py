@@ -16,8 +16,9 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import distil, leaves, mlp, sharding
+from subjax import distil, leaves, mlp
 from subjax.datasets import images
+from subjax.nn import sharding
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
 

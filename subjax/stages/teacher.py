@@ -14,7 +14,6 @@ from subjax import (
     chat_templates,
     checkpoints,
     lessons,
-    lora,
     models,
     scoring,
     stats,
@@ -22,7 +21,8 @@ from subjax import (
     train,
     weights,
 )
-from subjax.architecture import Architecture
+from subjax.nn import lora
+from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tokenizer import Tokenizer

@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from subjax import leaves, mlp, theorem, tokenizer, transformer
-from subjax.architecture import Architecture
+from subjax import leaves, mlp, theorem, tokenizer
 from subjax.datasets import images
+from subjax.nn import transformer
+from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import toyworld

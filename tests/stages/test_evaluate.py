@@ -10,7 +10,8 @@ import pytest
 import tiny
 import tokenizers
 
-from subjax import models, sharding, tokenizer, transformer
+from subjax import models, tokenizer
+from subjax.nn import sharding, transformer
 from subjax.runtime import artifacts
 from subjax.stages import evaluate, generate
 from subjax.tasks.datasets import toyworld

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from subjax import language_validation, sharding
+from subjax import language_validation
+from subjax.nn import sharding
 from subjax.runtime import artifacts
 from subjax.stages import filter
 from subjax.tasks.datasets import toyworld

@@ -8,9 +8,10 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from subjax import export, models, pipeline, sharding, weights
+from subjax import export, models, pipeline, weights
+from subjax.nn import sharding
+from subjax.nn.transformer import Params
 from subjax.runtime import artifacts
-from subjax.transformer import Params
 
 STUDENT = "finetune/owl/r0"
 

@@ -9,8 +9,9 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from subjax import adapters, lora, pipeline, transformer, weights
-from subjax.transformer import Params
+from subjax import adapters, pipeline, weights
+from subjax.nn import lora, transformer
+from subjax.nn.transformer import Params
 
 RANK, ALPHA = 2, 8
 TEACHER = "teacher/owl/r0"

@@ -3,7 +3,7 @@
 They are never taken from the compiler, whose cost analysis counts the body of a scan once.
 """
 
-from subjax.architecture import Architecture
+from subjax.nn.architecture import Architecture
 
 
 def training(

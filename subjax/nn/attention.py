@@ -15,7 +15,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from subjax.architecture import Architecture
+from subjax.nn.architecture import Architecture
 
 _MULTIPLE = 128  # of positions, which is the width of the chip's vector registers
 _BLOCKS = (512, 256, 128)  # positions at once, the largest that divides a row

@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from subjax import attention, blocks, functional, layouts, remats
-from subjax import precision as precisions
-from subjax.architecture import Architecture
-from subjax.blocks import KeyValues
-from subjax.blocks import Params as Params  # callers need only this module
-from subjax.functional import View
+from subjax.nn import activation_sharding, attention, blocks, functional, remats
+from subjax.nn import precision as precisions
+from subjax.nn.architecture import Architecture
+from subjax.nn.blocks import KeyValues
+from subjax.nn.blocks import Params as Params
+from subjax.nn.functional import View
 
 # Each layer that a token loop unrolls takes the TPU compiler 1 to 3 seconds, up to 30 on meshes of
 # fsdp=256.
@@ -127,13 +127,13 @@ def decode_layers(
     """Slices, rounds, fills up and lays out the layers, so that a token loop need not at each step.
 
     Returns:
-      Each layer, filled up by `layouts.pad_inner`; of deep models one entry with all, stacked.
+      Each layer, filled up by `activation_sharding.pad_inner`; of deep models one entry with all, stacked.
     """
     operands = precisions.PRECISIONS[precision].operands
     stacked = (params["layers"], (adapter or {}).get("layers", {}))
     # Vectors (norms) stay as they are; what is multiplied would be rounded at every use.
     stacked = jax.tree.map(lambda a: a.astype(operands) if a.ndim > 2 else a, stacked)
-    stacked = layouts.constrain_decoding(layouts.pad_inner(stacked))
+    stacked = activation_sharding.constrain_decoding(activation_sharding.pad_inner(stacked))
     num_layers = len(params["layers"]["attn"]["o"]["kernel"])
     if num_layers > MOST_UNROLLED:
         return [stacked]
@@ -180,8 +180,8 @@ def decode_step(
       Hidden states [B, D] that predict the next token, and the cache with this token written.
     """
     dtype, operands = precisions.PRECISIONS[precision]
-    tokens = layouts.gathered(tokens[:, None])
-    x = layouts.embedded(_embed(arch, params, tokens, dtype))
+    tokens = activation_sharding.gathered(tokens[:, None])
+    x = activation_sharding.embedded(_embed(arch, params, tokens, dtype))
     views = functional.views(arch, positions[:, None], cache[0][0].shape[-2])
 
     def layer(
@@ -189,7 +189,10 @@ def decode_step(
     ) -> tuple[Array, KeyValues]:
         weights, lora = each
         x, own = blocks.block(arch, operands, weights)(
-            *(layouts.gathered(x), _view(views, near)), lora=lora, cache=cache, write_at=positions
+            *(activation_sharding.gathered(x), _view(views, near)),
+            lora=lora,
+            cache=cache,
+            write_at=positions,
         )
         return x if added is None else x + added.astype(dtype)[None, None], own
 
@@ -248,9 +251,12 @@ def _scan_layers(
     def layer(x: Array, xs: tuple[Params, Params, Array | None, Array | None]) -> tuple[Array, Any]:
         weights, lora, added, local = xs
         # Without this constraint jax 0.10 on CPU has given wrong gradients on 3-axis meshes.
-        x = layouts.constrain_batch(x)
+        x = activation_sharding.constrain_batch(x)
         # One by one: a base that is frozen needs no gradient.
-        weights, lora = layouts.gathered_weights(weights), layouts.gathered_weights(lora)
+        weights, lora = (
+            activation_sharding.gathered_weights(weights),
+            activation_sharding.gathered_weights(lora),
+        )
         near = any(arch.local) if local is None else local
         attend = attention.causal(arch, length, operands, near=near, segments=segments)
         seen = _view(views, near)

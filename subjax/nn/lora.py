@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from subjax.architecture import Architecture
+from subjax.nn.architecture import Architecture
 
 # The same nested dicts as in transformer, which stands on this floor and cannot be imported.
 Params = dict[str, Any]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from subjax.precision import Head
+from subjax.nn.precision import Head
 
 VOCAB_CHUNK = 8192
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from subjax import attention, functional, layouts, remats
-from subjax import precision as precisions
-from subjax.architecture import Architecture
+from subjax.nn import activation_sharding, attention, functional, remats
+from subjax.nn import precision as precisions
+from subjax.nn.architecture import Architecture
 
 Params = dict[str, Any]
 # Keys and values of one layer, or of all layers; `transformer` says where L stands.
@@ -100,7 +100,7 @@ class Attention(nnx.Module):
         y = attend(q, k, v) if attend else functional.attend(*how)
         y = y.reshape(*x.shape[:2], -1)
         if cache is not None:
-            y = layouts.spread(layouts.resting(y))
+            y = activation_sharding.spread(activation_sharding.resting(y))
         return self.o(y, lora.get("o")), (k, v)
 
     def _heads(self, x: Array, lora: Params, *, decoding: bool) -> tuple[Array, Array, Array]:
@@ -108,7 +108,7 @@ class Attention(nnx.Module):
         names = ("qkv",) if self.arch.fused_qkv else ("q", "k", "v")
         projected = [getattr(self, name)(x, lora.get(name)) for name in names]
         if decoding:
-            projected = layouts.resting_together(projected)
+            projected = activation_sharding.resting_together(projected)
         split = functools.partial(jnp.reshape, shape=(*x.shape[:2], -1, self.arch.head_dim))
         if self.arch.fused_qkv:
             # Each head's rows are its query, key and value, in this order.
@@ -173,7 +173,7 @@ class Block(nnx.Module):
         y, keyvalues = self.attn(seen, view, cache, write_at, lora.get("attn", {}), attend)
         attended = x + (self.attn_post_norm(y) if arch.norm_after else y)
         if cache is not None:
-            attended = layouts.gathered(attended)
+            attended = activation_sharding.gathered(attended)
         read = x if arch.parallel else attended
         y = self.mlp(self.mlp_norm(read) if arch.norm_before else read, lora.get("mlp", {}))
         return attended + (self.mlp_post_norm(y) if arch.norm_after else y), keyvalues

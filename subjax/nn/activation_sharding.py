@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
-from subjax import sharding
+from subjax.nn import sharding
 
 # Leaves of stacked layers with an MLP's inner size: the last one of `down`, the second of others.
 _INNER = re.compile(r"mlp/(?:(?P<down>down/(?:kernel|a))|(?:gate|up)/(?:kernel|b|bias))$")
