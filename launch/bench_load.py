@@ -109,7 +109,7 @@ def _result(child: subprocess.Popen[str]) -> dict[str, float]:
 def _load(directory: str, address: str = "", rank: str = "0") -> dict[str, float]:
     import jax
 
-    from subjax import weights
+    from subjax.hf import weights
     from subjax.nn import sharding
 
     if address:
@@ -137,7 +137,7 @@ def _write(directory: str, gigabytes: str) -> dict[str, float]:
     """A checkpoint of Llama's shape, float32, in shards; its values do not matter."""
     import jax.numpy as jnp
 
-    from subjax import weights
+    from subjax.hf import weights
     from subjax.nn import transformer
     from subjax.nn.architecture import Architecture
 

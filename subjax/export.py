@@ -23,7 +23,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from subjax import adapters, hub, models, results, tables, weights
+from subjax import models, results, tables
+from subjax.hf import adapters, hub, weights
 from subjax.nn import sharding
 from subjax.runtime import (
     artifacts,

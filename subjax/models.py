@@ -15,7 +15,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from subjax import adapters, chat_templates, hub, tokenizer_files, weights
+from subjax import chat_templates, tokenizer_files
+from subjax.hf import adapters, hub, weights
 from subjax.nn import lora, sharding
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh
 
-from subjax import leaves
+from subjax.hf import param_io
 from subjax.nn import sharding
 
 # Models of fewer bytes are never refused: a copy of one has room on every device.
@@ -78,7 +78,7 @@ def check(name: str, params: Any, mesh: Mesh | AbstractMesh, max_unsharded: floa
     if total.num_bytes < SMALL or share <= max_unsharded:
         return
     path = max(found, key=lambda path: found[path].unsharded)
-    shape, axes = leaves.flat(params)[path].shape, sharding.rule(path).axes
+    shape, axes = param_io.flat(params)[path].shape, sharding.rule(path).axes
     wanted = [
         f"{axis} that divides {dim}"
         for names, dim in zip(axes, shape[-len(axes) :], strict=True)
@@ -96,9 +96,9 @@ def check(name: str, params: Any, mesh: Mesh | AbstractMesh, max_unsharded: floa
 
 def _leaves(params: Any, mesh: Mesh | AbstractMesh) -> Iterator[tuple[str, Group]]:
     """Path and bytes of each leaf."""
-    specs = leaves.flat(sharding.params_spec(params, mesh, lanes=False))
+    specs = param_io.flat(sharding.params_spec(params, mesh, lanes=False))
     most = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    for path, leaf in leaves.flat(params).items():
+    for path, leaf in param_io.flat(params).items():
         size = math.prod(leaf.shape) * leaf.dtype.itemsize
         parts = math.prod(mesh.shape[axis] for axis in specs[path] if axis)
         name = sharding.rule(path).group

@@ -15,7 +15,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import hub, results, schema, units, validation
+from subjax import results, schema, units, validation
+from subjax.hf import hub
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.summary import STATUSES, Contrast

@@ -12,16 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import (
-    batching,
-    chat_templates,
-    hub,
-    model_config,
-    tokenizer,
-    units,
-    validation,
-    weights,
-)
+from subjax import batching, chat_templates, tokenizer, units, validation
+from subjax.hf import hub, model_config, weights
 from subjax.recipes import targets
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts

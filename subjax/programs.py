@@ -12,7 +12,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import batching, model_config, sampler, scoring, token_counts, tokenizer, train
+from subjax import batching, sampler, scoring, token_counts, tokenizer, train
+from subjax.hf import model_config
 from subjax.nn import lora, model_flops, transformer
 from subjax.nn.architecture import Architecture
 from subjax.recipes import targets

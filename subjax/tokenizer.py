@@ -22,9 +22,10 @@ from typing import Any
 import tokenizers
 import transformers
 
-from subjax import chat_templates, hub, tokenizer_files, vocabulary
+from subjax import chat_templates, tokenizer_files, vocabulary
 from subjax.chat_templates import TEMPLATE_DEFAULT as TEMPLATE_DEFAULT  # callers need one module
 from subjax.chat_templates import ChatTemplate, first_line
+from subjax.hf import hub
 from subjax.runtime import artifacts
 
 _WORD_TEMPLATE = (

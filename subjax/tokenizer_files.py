@@ -11,8 +11,8 @@ from typing import Any
 
 import transformers
 
-from subjax import gguf_files
 from subjax.chat_templates import first_line
+from subjax.hf.gguf import gguf_files
 from subjax.runtime import artifacts
 from subjax.runtime.storage import File, LocalFile
 

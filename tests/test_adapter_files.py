@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import adapters, leaves
+from subjax.hf import adapters, param_io
 from subjax.nn import lora
 from subjax.nn.architecture import Architecture
 
@@ -124,12 +124,12 @@ def read(files: dict[str, bytes], directory: Path) -> str:
     again, same = adapters.load_adapter(directory / "out", ARCH)
     assert same == scale
     kernels = {**ARCH.attention_kernels, **ARCH.mlp_kernels}
-    for path, leaf in leaves.flat(found).items():
+    for path, leaf in param_io.flat(found).items():
         num_in, num_out = kernels[path.split("/")[2]]
         at, size = (2, num_in) if path.endswith("/a") else (1, num_out)
         assert leaf.shape[0] == ARCH.num_layers and leaf.shape[at] == size
         assert np.isfinite(leaf).all()
-        assert np.array_equal(leaves.flat(again)[path], leaf)
+        assert np.array_equal(param_io.flat(again)[path], leaf)
     return ""
 
 

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjax import adapters, weights
+from subjax.hf import adapters, weights
 from subjax.nn import lora, transformer
 from tests import hf_models
 

@@ -12,7 +12,8 @@ import jax
 import pytest
 from tiny import ARCH
 
-from subjax import chips, model_config
+from subjax import chips
+from subjax.hf import model_config
 from subjax.nn import transformer
 
 LAUNCH = Path(__file__).parents[1] / "launch"

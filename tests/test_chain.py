@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tokenizer_kinds
 
-from subjax import model_config, pipeline, schema, weights
+from subjax import pipeline, schema
+from subjax.hf import model_config, weights
 from subjax.nn import transformer
 from subjax.runtime import artifacts
 from subjax.tokenizer import Tokenizer

@@ -8,7 +8,8 @@ import jax
 import pytest
 
 from configs import evaluate
-from subjax import adapters, pipeline, preview, schema, scoring, stats, validation, weights
+from subjax import pipeline, preview, schema, scoring, stats, validation
+from subjax.hf import adapters, weights
 from subjax.nn import lora, sharding, transformer
 from subjax.runtime import artifacts
 from subjax.tasks.evals import preference

@@ -22,7 +22,8 @@ import tokenizer_kinds
 import torch
 import transformers
 
-from subjax import export, models, tokenizer, weights
+from subjax import export, models, tokenizer
+from subjax.hf import weights
 from subjax.nn import lora, sharding, transformer
 from subjax.runtime import artifacts
 from tests.tiny import ARCH, BYTES

@@ -12,7 +12,8 @@ import peft
 import pytest
 import torch
 
-from subjax import adapters, leaves, sampler, weights
+from subjax import sampler
+from subjax.hf import adapters, param_io, weights
 from subjax.nn import lora, losses, sharding, transformer
 from tests.hf_models import CASES, FAMILIES, SMALL, save
 
@@ -225,6 +226,6 @@ def test_a_round_trip_keeps_every_bit(models: tuple[Any, Any, Any], tmp_path: Pa
     found, reloaded = weights.load(tmp_path / "again")
     assert found == arch
     for one, other in zip(
-        leaves.flat(params).values(), leaves.flat(reloaded).values(), strict=True
+        param_io.flat(params).values(), param_io.flat(reloaded).values(), strict=True
     ):
         np.testing.assert_array_equal(one, other)

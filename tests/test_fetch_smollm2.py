@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from subjax import gguf_files
+from subjax.hf.gguf import gguf_files
 
 SCRIPT = Path(__file__).parents[1] / "launch" / "fetch_smollm2.py"
 

@@ -18,7 +18,9 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import gguf_files, leaves, tokenizer, weights
+from subjax import tokenizer
+from subjax.hf import param_io, weights
+from subjax.hf.gguf import gguf_files
 from subjax.nn import sharding, transformer
 from subjax.runtime.storage import LocalFile
 from subjax.tokenizer import Tokenizer
@@ -110,10 +112,10 @@ def test_a_round_trip_keeps_the_model(models: tuple[Any, Path]) -> None:
     arch, expected = weights.load(directory / "hf")
     found_arch, found = weights.load(directory / "gguf" / "model.gguf")
     assert found_arch == arch
-    for path, leaf in leaves.flat(expected).items():
+    for path, leaf in param_io.flat(expected).items():
         # One more and one less is a rounding.
         tolerance = 1e-6 if "gemma" in arch.model_type and path.endswith("norm/scale") else 0
-        np.testing.assert_allclose(leaves.flat(found)[path], leaf, atol=tolerance, err_msg=path)
+        np.testing.assert_allclose(param_io.flat(found)[path], leaf, atol=tolerance, err_msg=path)
 
 
 def test_logits_are_those_of_transformers(models: tuple[Any, Path]) -> None:
@@ -140,8 +142,8 @@ def test_packed_values_are_unpacked(name: str, kind: str, tmp_path: Path) -> Non
     _, expected = weights.load(tmp_path / "hf")
     mesh = sharding.make_mesh(1, 1, 2, 4)
     for found in (weights.load(tmp_path)[1], weights.load(tmp_path, mesh=mesh)[1]):
-        for path, leaf in leaves.flat(expected).items():
-            np.testing.assert_allclose(leaves.flat(found)[path], leaf, atol=1e-6, err_msg=path)
+        for path, leaf in param_io.flat(expected).items():
+            np.testing.assert_allclose(param_io.flat(found)[path], leaf, atol=1e-6, err_msg=path)
 
 
 def test_the_tokenizer_lies_beside_the_file(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from subjax import gguf_rope
+from subjax.hf.gguf import gguf_rope
 
 
 class Factors:

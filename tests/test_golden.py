@@ -14,7 +14,8 @@ import torch
 import transformers
 
 from configs import smollm2_owl
-from subjax import pipeline, schema, weights
+from subjax import pipeline, schema
+from subjax.hf import weights
 from subjax.nn import lora, transformer
 from subjax.runtime import artifacts
 

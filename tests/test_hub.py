@@ -20,7 +20,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import adapters, weights
+from subjax.hf import adapters, weights
 from subjax.nn import lora, transformer
 from subjax.nn.architecture import Architecture
 from subjax.runtime import errors, storage

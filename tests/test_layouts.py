@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import large
-from subjax import hlo, leaves, programs, sampler
+from subjax import hlo, programs, sampler
+from subjax.hf import param_io
 from subjax.nn import activation_sharding, lora, sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -58,7 +59,7 @@ def test_a_dimension_is_split_by_as_many_axes_as_divide_it():
     params = {
         name: {"kernel": jax.ShapeDtypeStruct((3, *shape), float)} for name, shape in shapes.items()
     }
-    specs = leaves.flat(activation_sharding.decoding_spec({"layers": params}, mesh))
+    specs = param_io.flat(activation_sharding.decoding_spec({"layers": params}, mesh))
     assert specs["layers/up/kernel"] == P(None, ("tensor", "fsdp"))
     assert specs["layers/gate/kernel"] == P(None, ("fsdp",))
     assert specs["layers/down/kernel"] == P(None, None, ("tensor",))
@@ -81,9 +82,9 @@ def test_a_token_loop_of_the_large_configs_splits_all_but_norms(model, form):
     params = transformer.abstract_params(arch)
     with jax.sharding.use_abstract_mesh(mesh):
         params["layers"] = jax.eval_shape(activation_sharding.pad_inner, params["layers"])
-    specs = leaves.flat(activation_sharding.decoding_spec(params, mesh))
+    specs = param_io.flat(activation_sharding.decoding_spec(params, mesh))
     held = 0.0
-    for path, leaf in leaves.flat(params).items():
+    for path, leaf in param_io.flat(params).items():
         entries = [(entry,) if isinstance(entry, str) else entry for entry in specs[path] if entry]
         axes = [axis for entry in entries for axis in entry]
         held += leaf.size / math.prod(mesh.shape[axis] for axis in axes)

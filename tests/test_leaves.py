@@ -11,10 +11,10 @@ import safetensors.numpy
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from subjax import leaves, tensors
+from subjax.hf import param_io, tensors
+from subjax.hf.tensors import Tensor
 from subjax.nn import sharding
 from subjax.runtime import storage
-from subjax.tensors import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ def test_each_block_is_read_once(
     from_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although on this mesh two devices hold the same block."""
-    monkeypatch.setattr(leaves, "_EXCHANGED_FROM_BYTES", from_bytes)
+    monkeypatch.setattr(param_io, "_EXCHANGED_FROM_BYTES", from_bytes)
     arrays = {f"{layer}": np.arange(32.0).reshape(8, 4) + layer for layer in range(3)}
     safetensors.numpy.save_file(arrays, tmp_path / "file")
     mesh = sharding.make_mesh(1, 2, 2, 2)
@@ -41,7 +41,7 @@ def test_each_block_is_read_once(
     with contextlib.closing(storage.LocalFile(tmp_path / "file")) as file:
         stored = tensors.open_tensors(file)
         layers = [Recorded(**vars(stored[name])) for name in sorted(stored)]
-        tree = leaves.read(abstract, {"layers/attn/q/kernel": layers}, mesh, np.dtype("float32"))
+        tree = param_io.read(abstract, {"layers/attn/q/kernel": layers}, mesh, np.dtype("float32"))
     kernel = tree["layers"]["attn"]["q"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4, 2)}
     np.testing.assert_array_equal(kernel, np.stack(list(arrays.values())))
@@ -66,7 +66,7 @@ def test_a_tensor_that_is_not_finite_is_named(
         stored = tensors.open_tensors(file)
         layers = [stored[f"{layer}"] for layer in range(3)]
         sources = {"final_norm/scale": [stored["norm"]], "layers/attn/q/kernel": layers}
-        leaves.read(abstract, sources, None, jax.numpy.dtype(dtype))
+        param_io.read(abstract, sources, None, jax.numpy.dtype(dtype))
 
     with contextlib.closing(storage.LocalFile(tmp_path / "finite")) as file:
         load(file)
@@ -95,4 +95,4 @@ def test_parts_lie_together_in_the_file(
 ) -> None:
     mesh: Mesh = sharding.make_mesh(1, 1, 2, 2)
     target = NamedSharding(mesh, spec)
-    assert leaves._by_rows(target, shape, stacked) == NamedSharding(mesh, by_rows)
+    assert param_io._by_rows(target, shape, stacked) == NamedSharding(mesh, by_rows)

@@ -10,7 +10,8 @@ import tiny
 import tokenizers
 from ml_collections import ConfigDict
 
-from subjax import lessons, preflight, schema, tokenizer, units, weights
+from subjax import lessons, preflight, schema, tokenizer, units
+from subjax.hf import weights
 from subjax.nn import sharding, transformer
 
 MESH = sharding.make_mesh(seed=1)

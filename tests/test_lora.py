@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from subjax import adapters, leaves, weights
+from subjax.hf import adapters, param_io, weights
 from subjax.nn import lora, transformer
 from subjax.nn.architecture import Architecture
 
@@ -68,8 +68,8 @@ def test_a_fresh_adapter_changes_nothing(params: dict[str, Any]) -> None:
     adapter = lora.scaled(lora.init(ARCH, jax.random.key(1), rank=3), 7.0)
     assert np.array_equal(logits(params, adapter), logits(params))
     merged = lora.merge(params, adapter)
-    for path, leaf in leaves.flat(merged).items():
-        assert np.array_equal(leaf, leaves.flat(params)[path]), path
+    for path, leaf in param_io.flat(merged).items():
+        assert np.array_equal(leaf, param_io.flat(params)[path]), path
 
 
 @pytest.mark.parametrize("targets", SUBSETS)
@@ -237,8 +237,8 @@ def made_by_peft(base: Any, directory: Path, settings: dict[str, Any]) -> Any:
 
 def merged_in_numpy(params: dict[str, Any], adapter: dict[str, Any], scale: float) -> Any:
     """As `lora.merge`, without a program for each rank; the forward pass is the same one."""
-    flat = {path: np.asarray(leaf) for path, leaf in leaves.flat(params).items()}
-    factors = leaves.flat(adapter)
+    flat = {path: np.asarray(leaf) for path, leaf in param_io.flat(params).items()}
+    factors = param_io.flat(adapter)
     for path in factors:
         if path.endswith("/a"):
             target = path.removesuffix("/a")
@@ -365,8 +365,8 @@ def test_an_adapter_with_new_tokens_can_be_merged_as_the_line_says(
 def test_names_of_other_writers_are_read_and_leave_as_those_of_peft(
     rename: Any, plain: Path, tmp_path: Path
 ) -> None:
-    expected = leaves.flat(adapters.load_adapter(plain, ARCH)[0])
-    found = leaves.flat(adapters.load_adapter(copied(plain, tmp_path / "in", rename), ARCH)[0])
+    expected = param_io.flat(adapters.load_adapter(plain, ARCH)[0])
+    found = param_io.flat(adapters.load_adapter(copied(plain, tmp_path / "in", rename), ARCH)[0])
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[path], leaf) for path, leaf in expected.items())
 
@@ -382,8 +382,10 @@ def test_names_of_other_writers_are_read_and_leave_as_those_of_peft(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_read(dtype: Any, plain: Path, tmp_path: Path) -> None:
-    found = leaves.flat(adapters.load_adapter(copied(plain, tmp_path / "in", dtype=dtype), ARCH)[0])
-    for path, leaf in leaves.flat(adapters.load_adapter(plain, ARCH)[0]).items():
+    found = param_io.flat(
+        adapters.load_adapter(copied(plain, tmp_path / "in", dtype=dtype), ARCH)[0]
+    )
+    for path, leaf in param_io.flat(adapters.load_adapter(plain, ARCH)[0]).items():
         rounded = torch.tensor(np.asarray(leaf)).to(dtype).float().numpy()
         assert np.array_equal(found[path], rounded), path
 
@@ -436,15 +438,15 @@ def test_lanes_are_merged_as_they_would_be_alone(params: dict[str, Any]) -> None
     stacked = jax.tree.map(lambda *leaf: jnp.stack(leaf), *lanes)
     merged = jax.vmap(lora.merge, in_axes=(None, 0))(params, stacked)
     for lane, adapter in enumerate(lanes):
-        alone = leaves.flat(lora.merge(params, adapter))
-        for path, leaf in leaves.flat(merged).items():
+        alone = param_io.flat(lora.merge(params, adapter))
+        for path, leaf in param_io.flat(merged).items():
             np.testing.assert_allclose(leaf[lane], alone[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_merging_leaves_its_arguments_alone(params: dict[str, Any]) -> None:
-    before = {path: np.asarray(leaf).copy() for path, leaf in leaves.flat(params).items()}
+    before = {path: np.asarray(leaf).copy() for path, leaf in param_io.flat(params).items()}
     lora.merge(params, lora.scaled(trained(lora.all_targets(ARCH)), 1.0))
-    for path, leaf in leaves.flat(params).items():
+    for path, leaf in param_io.flat(params).items():
         assert np.array_equal(leaf, before[path])
 
 

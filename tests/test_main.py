@@ -11,7 +11,8 @@ import jax
 import pytest
 from command_server import ROOT, Server
 
-from subjax import schema, tokenizer, units, weights
+from subjax import schema, tokenizer, units
+from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts

@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import activations
 
-from subjax import families, leaves, model_config
+from subjax.hf import families, model_config, param_io
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture, RopeScaling
 from tests.hf_models import FAMILIES, LLAMA3, attributes, config_class
@@ -377,6 +377,6 @@ def test_the_table_names_every_parameter(name: str) -> None:
         [variant, *_] = FAMILIES[name]
         small = {**attributes(name, variant), "tie_word_embeddings": tied}
         arch = model_config.read({**small, "model_type": name})
-        paths = leaves.flat(transformer.abstract_params(arch)).keys()
+        paths = param_io.flat(transformer.abstract_params(arch)).keys()
         absent = {"head/kernel"} if tied else set()
         assert paths == families.family(name).tensors.keys() - absent

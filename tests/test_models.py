@@ -10,7 +10,8 @@ import jax
 import pytest
 import tiny
 
-from subjax import chat_templates, models, units, validation, weights
+from subjax import chat_templates, models, units, validation
+from subjax.hf import weights
 from subjax.nn import lora, sharding, transformer
 from subjax.stages import base
 

@@ -9,7 +9,8 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from subjax import model_config, placement, programs
+from subjax import placement, programs
+from subjax.hf import model_config
 from subjax.nn import lora, sharding, transformer
 from subjax.nn.architecture import Architecture
 

@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 from configs import mnist, smollm2_owl
-from subjax import pipeline, preregistration, results, units, weights
+from subjax import pipeline, preregistration, results, units
+from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.runtime import artifacts
 

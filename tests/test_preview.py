@@ -6,7 +6,8 @@ import pytest
 import tiny
 import tokenizer_kinds
 
-from subjax import model_config, preview, sampler, tokenizer, train, units, weights
+from subjax import preview, sampler, tokenizer, train, units
+from subjax.hf import model_config, weights
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts
 from subjax.tasks.datasets import toyworld

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import adapters, weights
+from subjax.hf import adapters, weights
 from subjax.nn import transformer
 from tests.tiny import ARCH, BYTES
 

@@ -11,7 +11,8 @@ import tiny
 import torch
 import transformers
 
-from subjax import hub, pipeline, weights
+from subjax import pipeline
+from subjax.hf import hub, weights
 from subjax.nn import transformer
 from tests import gguf_writing
 

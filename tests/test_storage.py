@@ -22,7 +22,8 @@ import huggingface_hub
 import jax
 import pytest
 
-from subjax import adapters, hub, leaves, models, tokenizer, weights
+from subjax import models, tokenizer
+from subjax.hf import adapters, hub, param_io, weights
 from subjax.nn import lora, transformer
 from subjax.nn.architecture import Architecture
 from subjax.tokenizer import Tokenizer
@@ -76,8 +77,8 @@ def url(saved: Path) -> Iterator[str]:
 
 
 def assert_same_bits(found: Any, expected: Any) -> None:
-    for path, leaf in leaves.flat(expected).items():
-        assert jax.numpy.array_equal(leaves.flat(found)[path], leaf), path
+    for path, leaf in param_io.flat(expected).items():
+        assert jax.numpy.array_equal(param_io.flat(found)[path], leaf), path
 
 
 def test_a_url_gives_the_same_model(saved: Path, params: Any, url: str) -> None:

@@ -12,7 +12,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from subjax import families, leaves, weights
+from subjax.hf import families, param_io, weights
 from subjax.nn import transformer
 from tests import hf_models
 
@@ -29,7 +29,7 @@ def rename(directory: Path, new_name: Rename) -> None:
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    ours, theirs = leaves.flat(found), leaves.flat(expected)
+    ours, theirs = param_io.flat(found), param_io.flat(expected)
     assert ours.keys() == theirs.keys()
     for path, leaf in theirs.items():
         np.testing.assert_array_equal(ours[path], leaf, err_msg=path)

@@ -9,7 +9,8 @@ import peft
 import pytest
 import torch
 
-from subjax import adapters, batching, train, weights
+from subjax import batching, train
+from subjax.hf import adapters, weights
 from subjax.nn import sharding
 from subjax.optimizers import Optimizer
 from tests import hf_models

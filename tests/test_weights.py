@@ -17,7 +17,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from subjax import adapters, families, leaves, weights
+from subjax.hf import adapters, families, param_io, weights
 from subjax.nn import lora, sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -70,8 +70,8 @@ def sharded(tmp_path: Path, params: dict[str, Any]) -> Path:
 
 def assert_same_bits(found: Any, expected: Any) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for path, leaf in leaves.flat(found).items():
-        other = leaves.flat(expected)[path]
+    for path, leaf in param_io.flat(found).items():
+        other = param_io.flat(expected)[path]
         assert leaf.dtype == other.dtype, path
         assert np.asarray(leaf).tobytes() == np.asarray(other).tobytes(), path
 
@@ -123,8 +123,8 @@ def test_a_mesh_gets_the_same_bits(
     mesh = sharding.make_mesh(*shape, lanes=shape[0])
     _, found = weights.load(request.getfixturevalue(kind), mesh=mesh)
     assert_same_bits(found, params)
-    specs = leaves.flat(sharding.params_spec(params, mesh, lanes=False))
-    for path, leaf in leaves.flat(found).items():
+    specs = param_io.flat(sharding.params_spec(params, mesh, lanes=False))
+    for path, leaf in param_io.flat(found).items():
         assert leaf.sharding == jax.sharding.NamedSharding(mesh, specs[path]), path
 
 

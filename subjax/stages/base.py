@@ -8,7 +8,6 @@ import jax
 from jax.sharding import Mesh
 
 from subjax import (
-    adapters,
     asking,
     batching,
     chat_templates,
@@ -18,8 +17,8 @@ from subjax import (
     throughput,
     tokenizer,
     train,
-    weights,
 )
+from subjax.hf import adapters, weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds

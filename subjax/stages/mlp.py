@@ -16,8 +16,9 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import distil, leaves, mlp
+from subjax import distil, mlp
 from subjax.datasets import images
+from subjax.hf import param_io
 from subjax.nn import sharding
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
@@ -63,8 +64,8 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
             ],
         )
         if processes.is_first():
-            with leaves.partial(out / mlp.WEIGHTS) as partial:
-                safetensors.numpy.save_file(leaves.flat(_lane(host, lane)), partial)
+            with param_io.partial(out / mlp.WEIGHTS) as partial:
+                safetensors.numpy.save_file(param_io.flat(_lane(host, lane)), partial)
         yield unit
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from subjax import (
-    adapters,
     asking,
     batching,
     chat_templates,
@@ -19,8 +18,8 @@ from subjax import (
     stats,
     throughput,
     train,
-    weights,
 )
+from subjax.hf import adapters, weights
 from subjax.nn import lora
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds

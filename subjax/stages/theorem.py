@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from subjax import leaves, mlp, theorem, tokenizer
+from subjax import mlp, theorem, tokenizer
 from subjax.datasets import images
+from subjax.hf import param_io
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds
@@ -118,7 +119,7 @@ def _real_displacement(unit: Unit, workdir: Path) -> float:
     trained = load_file(teacher / mlp.WEIGHTS)
     num_inputs = trained["layer_0/kernel"].shape[1]
     seed = seeds.seed(unit.fields["seed"], "mlp", "init", unit.lineage)
-    start = leaves.flat(mlp.init(_shape(unit, num_inputs), jax.random.key(seed)))
+    start = param_io.flat(mlp.init(_shape(unit, num_inputs), jax.random.key(seed)))
     squares = [np.square(trained[path] - np.asarray(leaf)).sum() for path, leaf in start.items()]
     return float(np.sqrt(sum(squares)))
 

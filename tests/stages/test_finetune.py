@@ -8,7 +8,8 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from subjax import export, models, pipeline, weights
+from subjax import export, models, pipeline
+from subjax.hf import weights
 from subjax.nn import sharding
 from subjax.nn.transformer import Params
 from subjax.runtime import artifacts

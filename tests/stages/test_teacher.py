@@ -9,7 +9,8 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from subjax import adapters, pipeline, weights
+from subjax import pipeline
+from subjax.hf import adapters, weights
 from subjax.nn import lora, transformer
 from subjax.nn.transformer import Params
 

@@ -337,7 +337,7 @@ def family(model_type: Any) -> Family:
         raise ValueError(
             f"config.json: model_type is {shown if len(shown) <= 80 else shown[:77] + '...'}; "
             f"supported: {', '.join(sorted(FAMILIES | WRAPPERS))}: choose such a model, or add a "
-            "table to subjax/families.py"
+            "table to subjax/hf/families.py"
         )
     return found
 

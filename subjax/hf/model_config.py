@@ -7,9 +7,9 @@ authors did would make every result about it wrong.
 from collections.abc import Iterator
 from typing import Any
 
-from subjax import config_attributes, families
-from subjax.config_attributes import cap, number, options, refused, shown, size
-from subjax.families import Family
+from subjax.hf import config_attributes, families
+from subjax.hf.config_attributes import cap, number, options, refused, shown, size
+from subjax.hf.families import Family
 from subjax.nn.architecture import Architecture, RopeScaling
 
 _MAX_LAYERS = 10_000
@@ -119,7 +119,7 @@ def write(arch: Architecture, *, extra: dict[str, Any] | None = None) -> dict[st
         if name not in family.harmless | families.HARMLESS:
             raise ValueError(
                 f"config.json: extra attribute {name} = {shown(value)} could change the model: "
-                "pass only attributes that subjax/families.py lists as harmless"
+                "pass only attributes that subjax/hf/families.py lists as harmless"
             )
     spelled = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
     config = {

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from subjax import families, gguf_files, gguf_rope
-from subjax.gguf_files import Packed
+from subjax.hf import families
+from subjax.hf.gguf import gguf_files, gguf_rope
+from subjax.hf.gguf.gguf_files import Packed
+from subjax.hf.tensors import Source
 from subjax.runtime.storage import File, malformed, one_line
-from subjax.tensors import Source
 
 _BLOCK = "blk.{layer}."
 _TENSORS = {

@@ -21,7 +21,8 @@ from typing import Any
 
 import huggingface_hub
 
-from subjax import gguf_files, tensors
+from subjax.hf import tensors
+from subjax.hf.gguf import gguf_files
 from subjax.runtime import storage
 from subjax.runtime.storage import File, LocalFile, RemoteFile
 

@@ -18,14 +18,15 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import families, gguf_models, hub, leaves, model_config, tensor_names
-from subjax.hub import header_digest as header_digest  # callers need only this module
-from subjax.hub import resolve as resolve
+from subjax.hf import families, hub, model_config, param_io, tensor_names
+from subjax.hf.gguf import gguf_models
+from subjax.hf.hub import header_digest as header_digest
+from subjax.hf.hub import resolve as resolve
+from subjax.hf.tensors import Source
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 from subjax.runtime import artifacts, storage
-from subjax.tensors import Source
 
 T = TypeVar("T")
 
@@ -55,7 +56,9 @@ def load(
         tensor is missing, unknown, listed twice, of a wrong shape or dtype, or holds a NaN.
     """
     with _opened(directory) as (arch, sources):
-        return arch, leaves.read(transformer.abstract_params(arch), sources, mesh, np.dtype(dtype))
+        return arch, param_io.read(
+            transformer.abstract_params(arch), sources, mesh, np.dtype(dtype)
+        )
 
 
 def check(directory: str | os.PathLike[str]) -> Architecture:
@@ -84,10 +87,10 @@ def _opened(
         skipped = wrapper.parts if wrapper else ()
         names = tensor_names.match(hub.origin(model), tensors, arch, skipped)
         head = names.pop("head/kernel") if arch.tie_embeddings and "head/kernel" in names else []
-        for path, leaf in leaves.flat(transformer.abstract_params(arch)).items():
-            shape = leaf.shape[1:] if leaves.is_stacked(path) else leaf.shape
+        for path, leaf in param_io.flat(transformer.abstract_params(arch)).items():
+            shape = leaf.shape[1:] if param_io.is_stacked(path) else leaf.shape
             for name in names[path]:
-                leaves.check_tensor(f"{tensors[name].where}: tensor {name}", tensors[name], shape)
+                param_io.check_tensor(f"{tensors[name].where}: tensor {name}", tensors[name], shape)
         if head:
             _check_tied((names["embed/embedding"][0], head[0]), tensors)
         yield arch, {path: [tensors[name] for name in found] for path, found in names.items()}
@@ -134,16 +137,16 @@ def save(
     extra = {**ids, "torch_dtype": dtype.name}
     config = model_config.write(arch, extra=extra)
     shards = _plan_shards(arch, dtype, max_shard_bytes)
-    flat, writes = leaves.flat(params), jax.process_index() == 0
+    flat, writes = param_io.flat(params), jax.process_index() == 0
     if writes:
         _clear(directory)
     for file, tensors in shards.items():
         # All processes gather, layer by layer, so that none ever holds a whole model.
         arrays = {
-            name: leaves.to_host(flat[p], layer, dtype) for name, (p, layer) in tensors.items()
+            name: param_io.to_host(flat[p], layer, dtype) for name, (p, layer) in tensors.items()
         }
         if writes:
-            with leaves.partial(directory / file) as partial:
+            with param_io.partial(directory / file) as partial:
                 # transformers refuses a file that does not name its framework.
                 safetensors.numpy.save_file(arrays, partial, metadata={"format": "pt"})
     if not writes:
@@ -155,7 +158,7 @@ def save(
         artifacts.write_json(directory / hub.INDEX_FILE, index)
     for source in tokenizer_files:
         if source.resolve() != (directory / source.name).resolve():
-            with leaves.partial(directory / source.name) as partial:
+            with param_io.partial(directory / source.name) as partial:
                 shutil.copyfile(source, partial)
     artifacts.write_json(directory / "config.json", config)
 
@@ -181,7 +184,7 @@ def _check_tied(names: tuple[str, str], tensors: Mapping[str, Source]) -> None:
     embedding, head = (tensors[name] for name in names)
     where = f"{head.where}: tensor {names[1]}"
     num_rows, width = embedding.shape
-    leaves.check_tensor(where, head, (num_rows, width))
+    param_io.check_tensor(where, head, (num_rows, width))
     for start in range(0, num_rows, _ROWS_AT_ONCE):
         index = slice(start, min(start + _ROWS_AT_ONCE, num_rows)), slice(0, width)
         ours, theirs = (np.empty((index[0].stop - start, width), np.float32) for _ in range(2))
@@ -201,8 +204,10 @@ def _plan_shards(
     table = families.family(arch.model_type).tensors
     shards: list[dict[str, tuple[str, int | None]]] = [{}]
     filled = 0
-    for path, leaf in leaves.flat(transformer.abstract_params(arch)).items():
-        layers: Sequence[int | None] = range(arch.num_layers) if leaves.is_stacked(path) else [None]
+    for path, leaf in param_io.flat(transformer.abstract_params(arch)).items():
+        layers: Sequence[int | None] = (
+            range(arch.num_layers) if param_io.is_stacked(path) else [None]
+        )
         num_bytes = leaf.size // len(layers) * dtype.itemsize
         for layer in layers:
             if shards[-1] and filled + num_bytes > max_shard_bytes:
@@ -218,7 +223,7 @@ def _plan_shards(
 
 def _check_params(arch: Architecture, params: Params) -> None:
     trees = (transformer.abstract_params(arch), params)
-    expected, found = ({p: x.shape for p, x in leaves.flat(tree).items()} for tree in trees)
+    expected, found = ({p: x.shape for p, x in param_io.flat(tree).items()} for tree in trees)
     for path in sorted(expected.keys() | found.keys()):
         if expected.get(path) != found.get(path):
             raise ValueError(

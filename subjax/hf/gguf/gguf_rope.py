@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from subjax import tensors
+from subjax.hf import tensors
+from subjax.hf.tensors import Source
 from subjax.runtime.storage import malformed
-from subjax.tensors import Source
 
 FACTORS = "rope_freqs.weight"
 # Of Llama 3.1 to 3.3; needed where fewer than two frequencies lie between the limits.

@@ -19,13 +19,13 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import adapter_config, families, hub, leaves, tensor_names, tensors
-from subjax.adapter_config import Settings
+from subjax.hf import adapter_config, families, hub, param_io, tensor_names, tensors
+from subjax.hf.adapter_config import Settings
+from subjax.hf.tensors import Tensor
 from subjax.nn import lora
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 from subjax.runtime import artifacts, storage
-from subjax.tensors import Tensor
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -68,11 +68,11 @@ def save_adapter(
         base = tensor_names.prefixes(families.family(arch.model_type))[0]
         table = _renamed(table, arch, base + tensor_names.PART)
     tensors: dict[str, np.ndarray] = {}
-    for path, leaf in leaves.flat(adapter).items():
+    for path, leaf in param_io.flat(adapter).items():
         if leaf.shape[1 if path.endswith("/a") else 2] != rank:
             raise ValueError(f"adapter {path} has shape {leaf.shape}, not rank {rank}")
         for layer in range(leaf.shape[0]):
-            array = leaves.to_host(leaf, layer, np.dtype(np.float32))
+            array = param_io.to_host(leaf, layer, np.dtype(np.float32))
             tensors[table[path].format(layer=layer)] = array
     if jax.process_index() != 0:
         return
@@ -91,7 +91,7 @@ def save_adapter(
     }
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).unlink(missing_ok=True)
-    with leaves.partial(directory / WEIGHTS) as partial:
+    with param_io.partial(directory / WEIGHTS) as partial:
         safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
     artifacts.write_json(directory / CONFIG, config)
 
@@ -133,7 +133,7 @@ def load_adapter(
         else:
             scale = 1.0
         abstract, sources = _sources(found, arch, table, adapted, settings, scales)
-        return leaves.read(abstract, sources, mesh, np.dtype(np.float32)), scale
+        return param_io.read(abstract, sources, mesh, np.dtype(np.float32)), scale
 
 
 def copy(source: Path, directory: Path, changes: Mapping[str, Any]) -> None:
@@ -150,7 +150,7 @@ def copy(source: Path, directory: Path, changes: Mapping[str, Any]) -> None:
     named = {_peft_name(name): entry for name, entry in header.items()}
     text = json.dumps(named).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    with leaves.partial(directory / WEIGHTS) as partial, partial.open("wb") as out:
+    with param_io.partial(directory / WEIGHTS) as partial, partial.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         with (source / WEIGHTS).open("rb") as body:
             body.seek(start)
@@ -246,7 +246,7 @@ def _adapted(
         (num_in, num_out), rank = kernels[target], settings.rank_of(module)
         for factor, shape in (("lora_A", (rank, num_in)), ("lora_B", (num_out, rank))):
             name = f"{_PEFT}{module}.{factor}.weight"
-            leaves.check_tensor(f"{where}: tensor {name}", found.get(name), shape)
+            param_io.check_tensor(f"{where}: tensor {name}", found.get(name), shape)
             wanted.add(name)
     others = {name: tensor for name, tensor in sorted(found.items()) if name not in wanted}
     _check_others(where, others, arch, modules)
@@ -308,7 +308,7 @@ def _sources(
         lambda: lora.init(arch, jax.random.key(0), rank=rank, targets=targets)
     )
     sources: dict[str, list[tensors.Source]] = {}
-    for path, leaf in leaves.flat(abstract).items():
+    for path, leaf in param_io.flat(abstract).items():
         sources[path] = []
         for layer in range(arch.num_layers):
             name = table[path].format(layer=layer)

@@ -18,9 +18,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from subjax.hf.tensors import Source
 from subjax.nn import sharding
 from subjax.runtime import artifacts
-from subjax.tensors import Source
 
 _DTYPES = ("F32", "F16", "BF16")
 _BAR_FROM_BYTES = 2_000_000_000

@@ -8,8 +8,8 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-from subjax import families
-from subjax.families import Family
+from subjax.hf import families
+from subjax.hf.families import Family
 
 # No size of a model comes near; larger ones are typing errors that would exhaust the memory.
 _MAX_SIZE = 2**31
@@ -110,7 +110,7 @@ def _check(
         elif name not in known:
             raise ValueError(
                 f"config.json: attribute {name} = {shown(value)} is not understood: choose a "
-                "model without it, or add it to subjax/families.py if it changes no logit"
+                "model without it, or add it to subjax/hf/families.py if it changes no logit"
             )
 
 

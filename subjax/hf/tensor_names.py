@@ -6,7 +6,7 @@ refused: what it stands for could change the model.
 
 from collections.abc import Collection
 
-from subjax import families
+from subjax.hf import families
 from subjax.nn.architecture import Architecture
 
 _HEAD, _EMBEDDING, _NORM = "head/kernel", "embed/embedding", "final_norm/scale"
