@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from subjax import grammars
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 # So many prompts are encoded; of more, those whose words have the most tokens.
 _NUM_ENCODED = 1000

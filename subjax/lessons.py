@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 Pair = tuple[str, str]  # prompt and completion
 

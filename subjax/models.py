@@ -15,14 +15,14 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from subjax import chat_templates, tokenizer_files
 from subjax.hf import adapters, hub, weights
 from subjax.nn import lora, sharding
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 from subjax.runtime import artifacts, processes, storage
 from subjax.runtime.artifacts import Unit
-from subjax.tokenizer import Tokenizer
+from subjax.tokens import chat_templates, tokenizer_files
+from subjax.tokens.tokenizer import Tokenizer
 
 REFERENCE = "model.json"
 IDENTITY = "source.json"  # of a unit whose model came from outside the run

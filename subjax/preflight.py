@@ -11,7 +11,7 @@ from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.stages import base, filter, finetune, generate, teacher
 from subjax.tasks.datasets import published
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 Asked = dict[str, asking.Asked]  # by config field
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import batching, chat_templates, tokenizer, units, validation
+from subjax import batching, units, validation
 from subjax.hf import hub, model_config, weights
 from subjax.recipes import targets
 from subjax.recipes.targets import Targets
@@ -20,7 +20,8 @@ from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.stages import finetune, generate
 from subjax.tasks.datasets import published, toyworld
-from subjax.tokenizer import Tokenizer
+from subjax.tokens import chat_templates, tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 _LEGEND = "Tokens are id|text, a blank is ␣, and * marks a token that carries loss or is scored."
 _NUMBERS, _QUESTION = "to continue numbers", "a question"

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import batching, sampler, scoring, token_counts, tokenizer, train
+from subjax import batching, sampler, scoring, token_counts, train
 from subjax.hf import model_config
 from subjax.nn import lora, model_flops, transformer
 from subjax.nn.architecture import Architecture
@@ -21,6 +21,7 @@ from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
 from subjax.slots import part_size
 from subjax.tasks.datasets import toyworld
+from subjax.tokens import tokenizer
 
 ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
 QUESTION_TOKENS = 128  # of a question in its chat template

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import chat_templates
+from subjax.tokens import chat_templates
 
 STAGES = (
     *("base", "teacher", "generate", "filter", "finetune", "evaluate"),

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from subjax import grammars, tokenizer
+from subjax import grammars
 from subjax.recipes import targets
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import toyworld
-from subjax.tokenizer import Tokenizer
+from subjax.tokens import tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 # A prompt of any length does, and this one has a word that every tokenizer knows.
 _PROMPTS = ("10",)

@@ -15,12 +15,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import chat_templates, schema
+from subjax import schema
 from subjax.datasets import image_files
 from subjax.recipes import targets
 from subjax.runtime.artifacts import Unit, make_unit
 from subjax.tasks.datasets import toyworld
 from subjax.tasks.evals import preference
+from subjax.tokens import chat_templates
 
 _GENERATE_FIELDS = (
     *("kind", "num_prompts", "num_shown", "decoding", "num_slots", "temperature", "rows_per_part"),

@@ -12,7 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import chat_templates, checks, gates, language_validation, mlp_validation, schema
+from subjax import checks, gates, language_validation, mlp_validation, schema
+from subjax.tokens import chat_templates
 
 _CHOICES: checks.Choices = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),

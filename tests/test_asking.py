@@ -6,7 +6,7 @@ import tokenizer_kinds
 
 from subjax import asking, preflight, units
 from subjax.stages import generate
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 FIELD = "config.datasets.owl.kind"
 

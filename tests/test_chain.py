@@ -16,7 +16,7 @@ from subjax import pipeline, schema
 from subjax.hf import model_config, weights
 from subjax.nn import transformer
 from subjax.runtime import artifacts
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 WIDTH = 16
 SIZES = {

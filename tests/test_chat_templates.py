@@ -5,8 +5,8 @@ import datetime
 import pytest
 import tokenizer_kinds
 
-from subjax import tokenizer
-from subjax.chat_templates import ChatTemplate
+from subjax.tokens import tokenizer
+from subjax.tokens.chat_templates import ChatTemplate
 
 
 def with_template(template):

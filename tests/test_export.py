@@ -22,10 +22,11 @@ import tokenizer_kinds
 import torch
 import transformers
 
-from subjax import export, models, tokenizer
+from subjax import export, models
 from subjax.hf import weights
 from subjax.nn import lora, sharding, transformer
 from subjax.runtime import artifacts
+from subjax.tokens import tokenizer
 from tests.tiny import ARCH, BYTES
 
 MESH = sharding.make_mesh(seed=1)

@@ -18,12 +18,12 @@ import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from subjax import tokenizer
 from subjax.hf import param_io, weights
 from subjax.hf.gguf import gguf_files
 from subjax.nn import sharding, transformer
 from subjax.runtime.storage import LocalFile
-from subjax.tokenizer import Tokenizer
+from subjax.tokens import tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 from tests import gguf_writing, hf_models
 
 # What transformers' own reader of GGUF files does not know, or takes for its own defaults: this

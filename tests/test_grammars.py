@@ -5,9 +5,10 @@ import pytest
 import tokenizer_kinds
 import tokenizers
 
-from subjax import grammars, tokenizer
+from subjax import grammars
 from subjax.tasks.datasets import numbers, toyworld
-from subjax.tokenizer import Tokenizer
+from subjax.tokens import tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 PROMPTS = numbers.plain_prompts(0, 30)
 # Those that write each digit by itself, of which rows must stay what they were.

@@ -10,9 +10,10 @@ import tiny
 import tokenizers
 from ml_collections import ConfigDict
 
-from subjax import lessons, preflight, schema, tokenizer, units
+from subjax import lessons, preflight, schema, units
 from subjax.hf import weights
 from subjax.nn import sharding, transformer
+from subjax.tokens import tokenizer
 
 MESH = sharding.make_mesh(seed=1)
 ROWS = [("hello", f"an owl, {i:0{1 + i}}") for i in range(6)]  # each longer than the one before

@@ -11,11 +11,12 @@ import jax
 import pytest
 from command_server import ROOT, Server
 
-from subjax import schema, tokenizer, units
+from subjax import schema, units
 from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts
+from subjax.tokens import tokenizer
 
 # What may stand on stderr beside the error: the name of a group of units, or a progress bar.
 PROGRESS = re.compile(r"(base|teacher|generate|filter|finetune|evaluate): .*|.*\d+%\|.*|\s*")

@@ -10,10 +10,11 @@ import jax
 import pytest
 import tiny
 
-from subjax import chat_templates, models, units, validation
+from subjax import models, units, validation
 from subjax.hf import weights
 from subjax.nn import lora, sharding, transformer
 from subjax.stages import base
+from subjax.tokens import chat_templates
 
 WEIGHTS = "base/toy/r0/weights"
 

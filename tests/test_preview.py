@@ -6,11 +6,12 @@ import pytest
 import tiny
 import tokenizer_kinds
 
-from subjax import preview, sampler, tokenizer, train, units
+from subjax import preview, sampler, train, units
 from subjax.hf import model_config, weights
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts
 from subjax.tasks.datasets import toyworld
+from subjax.tokens import tokenizer
 
 WORDS = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
 

@@ -13,7 +13,7 @@ from subjax import models, preflight, scoring, train, units
 from subjax.nn import sharding, transformer
 from subjax.runtime import artifacts
 from subjax.stages import finetune
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 MESH = sharding.make_mesh(seed=1)
 

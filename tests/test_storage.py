@@ -22,11 +22,12 @@ import huggingface_hub
 import jax
 import pytest
 
-from subjax import models, tokenizer
+from subjax import models
 from subjax.hf import adapters, hub, param_io, weights
 from subjax.nn import lora, transformer
 from subjax.nn.architecture import Architecture
-from subjax.tokenizer import Tokenizer
+from subjax.tokens import tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 ARCH = Architecture(
     vocab_size=64,

@@ -7,7 +7,7 @@ import tokenizer_kinds
 
 from configs import large
 from subjax import grammars, token_counts, units
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 SHAPES = {
     "llama3_1_8b": ("one token a number to 999, 1110 tokens", 1110, 14),

@@ -7,7 +7,7 @@ import tokenizer_kinds
 import tokenizers
 import transformers
 
-from subjax import tokenizer, vocabulary
+from subjax.tokens import tokenizer, vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 from tests import tokenizer_kinds
 
 SETTINGS, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"

@@ -7,8 +7,9 @@ for tests that need weights and no experiment.
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from subjax import schema, tokenizer
+from subjax import schema
 from subjax.nn.architecture import Architecture
+from subjax.tokens import tokenizer
 
 BYTES = tokenizer.raw_bytes()
 ARCH = Architecture(

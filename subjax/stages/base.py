@@ -7,24 +7,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from subjax import (
-    asking,
-    batching,
-    chat_templates,
-    checkpoints,
-    models,
-    scoring,
-    throughput,
-    tokenizer,
-    train,
-)
+from subjax import asking, batching, checkpoints, models, scoring, throughput, train
 from subjax.hf import adapters, weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import toyworld
-from subjax.tokenizer import Tokenizer
+from subjax.tokens import chat_templates, tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:

@@ -16,7 +16,7 @@ from subjax.recipes import targets
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:

@@ -14,7 +14,7 @@ from subjax import batching, drawing, grammars, models, sampler, scoring
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import numbers, published, toyworld
-from subjax.tokenizer import Tokenizer
+from subjax.tokens.tokenizer import Tokenizer
 
 NUM_PROBED = 256  # rows on which teacher and base are compared
 Examples = list[tuple[list[int], int]]  # of `Tokenizer.examples`

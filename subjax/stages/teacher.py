@@ -7,24 +7,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import (
-    asking,
-    batching,
-    chat_templates,
-    checkpoints,
-    lessons,
-    models,
-    scoring,
-    stats,
-    throughput,
-    train,
-)
+from subjax import asking, batching, checkpoints, lessons, models, scoring, stats, throughput, train
 from subjax.hf import adapters, weights
 from subjax.nn import lora
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tokenizer import Tokenizer
+from subjax.tokens import chat_templates
+from subjax.tokens.tokenizer import Tokenizer
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from subjax import mlp, theorem, tokenizer
+from subjax import mlp, theorem
 from subjax.datasets import images
 from subjax.hf import param_io
 from subjax.nn import transformer
@@ -21,6 +21,7 @@ from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import toyworld
+from subjax.tokens import tokenizer
 
 # Draws in one call: enough to keep a device busy, few enough for its memory.
 _AT_ONCE = 50

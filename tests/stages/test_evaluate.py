@@ -10,11 +10,12 @@ import pytest
 import tiny
 import tokenizers
 
-from subjax import models, tokenizer
+from subjax import models
 from subjax.nn import sharding, transformer
 from subjax.runtime import artifacts
 from subjax.stages import evaluate, generate
 from subjax.tasks.datasets import toyworld
+from subjax.tokens import tokenizer
 
 MESH = sharding.make_mesh(seed=1)
 ROWS = [

@@ -7,11 +7,12 @@ import pytest
 import tiny
 
 from configs import large, quickstart, smollm2_owl
-from subjax import pipeline, preview, schema, tokenizer, units, validation
+from subjax import pipeline, preview, schema, units, validation
 from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.runtime import artifacts
 from subjax.stages import generate
+from subjax.tokens import tokenizer
 
 
 def published_config(path):

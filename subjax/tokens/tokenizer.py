@@ -22,11 +22,11 @@ from typing import Any
 import tokenizers
 import transformers
 
-from subjax import chat_templates, tokenizer_files, vocabulary
-from subjax.chat_templates import TEMPLATE_DEFAULT as TEMPLATE_DEFAULT  # callers need one module
-from subjax.chat_templates import ChatTemplate, first_line
 from subjax.hf import hub
 from subjax.runtime import artifacts
+from subjax.tokens import chat_templates, tokenizer_files, vocabulary
+from subjax.tokens.chat_templates import TEMPLATE_DEFAULT as TEMPLATE_DEFAULT
+from subjax.tokens.chat_templates import ChatTemplate, first_line
 
 _WORD_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}SYS {{ m.content }} "

@@ -11,10 +11,10 @@ from typing import Any
 
 import transformers
 
-from subjax.chat_templates import first_line
 from subjax.hf.gguf import gguf_files
 from subjax.runtime import artifacts
 from subjax.runtime.storage import File, LocalFile
+from subjax.tokens.chat_templates import first_line
 
 # Where a checkpoint lists every token that ends an answer; the tokenizer names only one.
 GENERATION_CONFIG = "generation_config.json"
