@@ -207,7 +207,8 @@ def _child(name: str) -> dict[str, Any]:
 
 def _train(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
     """Updates of `train.fit` by way of `plan --measure`; a call is `options.updates` of them."""
-    from subjax import measure, train
+    from subjax import measure
+    from subjax.engine import train
     from subjax.nn import lora
 
     rank = options.lora_rank if options.side == "lora" else 0
@@ -234,7 +235,8 @@ def _sample(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
     """Calls of `sampler.sample`; rows end at one of so many tokens that lengths vary."""
     import jax
 
-    from subjax import measure, sampler
+    from subjax import measure
+    from subjax.engine import sampler
     from subjax.nn import transformer
 
     params = measure.placed(lambda: transformer.init(arch, jax.random.key(0)), mesh, lanes=False)

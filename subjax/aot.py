@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from subjax import chips
+from subjax.engine import chips
 from subjax.roofline import Chip
 
 LIBTPU = "libtpu==0.0.52"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from subjax import grammars
+from subjax.engine import grammars
 from subjax.tokens.tokenizer import Tokenizer
 
 # So many prompts are encoded; of more, those whose words have the most tokens.

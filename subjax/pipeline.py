@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from subjax import (
-    checkpoints,
     gates,
     preflight,
     preregistration,
@@ -29,6 +28,7 @@ from subjax import (
     units,
     validation,
 )
+from subjax.engine import checkpoints
 from subjax.nn import sharding
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit

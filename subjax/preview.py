@@ -12,7 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import batching, units, validation
+from subjax import units, validation
+from subjax.engine import batching
 from subjax.hf import hub, model_config, weights
 from subjax.recipes import targets
 from subjax.recipes.targets import Targets

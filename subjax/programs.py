@@ -12,14 +12,15 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import batching, sampler, scoring, token_counts, train
+from subjax import token_counts
+from subjax.engine import batching, sampler, scoring, train
+from subjax.engine.slots import part_size
 from subjax.hf import model_config
 from subjax.nn import lora, model_flops, transformer
 from subjax.nn.architecture import Architecture
 from subjax.recipes import targets
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
-from subjax.slots import part_size
 from subjax.tasks.datasets import toyworld
 from subjax.tokens import tokenizer
 

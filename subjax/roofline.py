@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from subjax import hlo, program_flops
-from subjax.chips import Chip
+from subjax.engine.chips import Chip
 from subjax.hlo import Collective, Traffic
 from subjax.nn.architecture import Architecture
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from subjax import grammars
+from subjax.engine import grammars
 from subjax.recipes import targets
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import toyworld

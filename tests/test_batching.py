@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from subjax import batching
+from subjax.engine import batching
 
 
 def make_rows(lengths, *, num_tokens=8):

@@ -12,7 +12,7 @@ import jax
 import pytest
 from tiny import ARCH
 
-from subjax import chips
+from subjax.engine import chips
 from subjax.hf import model_config
 from subjax.nn import transformer
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import checkpoints, train
+from subjax.engine import checkpoints, train
 from subjax.nn import sharding, transformer
 from subjax.runtime import processes
 from tests.test_train import ARCH, PROGRAM, leaves_equal, make_rows

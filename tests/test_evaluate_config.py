@@ -8,7 +8,8 @@ import jax
 import pytest
 
 from configs import evaluate
-from subjax import pipeline, preview, schema, scoring, stats, validation
+from subjax import pipeline, preview, schema, stats, validation
+from subjax.engine import scoring
 from subjax.hf import adapters, weights
 from subjax.nn import lora, sharding, transformer
 from subjax.runtime import artifacts

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 
-from subjax import sampler
+from subjax.engine import sampler
 from subjax.hf import adapters, param_io, weights
 from subjax.nn import lora, losses, sharding, transformer
 from tests.hf_models import CASES, FAMILIES, SMALL, save

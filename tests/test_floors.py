@@ -216,9 +216,9 @@ KNOWN |= {"", "datasets", "stages", "stages.teacher", "stages.filter", "pipeline
     ("module", "source"),
     [
         ("sampler", "from subjax import train"),
-        ("sampler", "from subjax.train import fit"),
-        ("sampler", "import subjax.train"),
-        ("sampler", "import subjax.train as loop"),
+        ("sampler", "from subjax.engine.train import fit"),
+        ("sampler", "import subjax.engine.train"),
+        ("sampler", "import subjax.engine.train as loop"),
         ("sampler", "from . import train"),
         ("sampler", "from .train import fit"),
         ("train", "from subjax import distil"),
@@ -253,7 +253,7 @@ def test_a_forbidden_import_is_found_in_an_init() -> None:
     ("module", "source"),
     [
         ("train", "from subjax import sampler, seeds"),
-        ("train", "from subjax.sampler import sample"),
+        ("train", "from subjax.engine.sampler import sample"),
         ("train", "import jax\nimport optax"),
         ("train", "from .sampler import sample"),
         ("stages.teacher", "from subjax.datasets import numbers"),

@@ -5,7 +5,7 @@ import pytest
 import tokenizer_kinds
 import tokenizers
 
-from subjax import grammars
+from subjax.engine import grammars
 from subjax.tasks.datasets import numbers, toyworld
 from subjax.tokens import tokenizer
 from subjax.tokens.tokenizer import Tokenizer

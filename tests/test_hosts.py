@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from subjax import checkpoints
+from subjax.engine import checkpoints
 from subjax.runtime import artifacts, processes, supervisor
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("compiled_once")]

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import large
-from subjax import hlo, programs, sampler
+from subjax import hlo, programs
+from subjax.engine import sampler
 from subjax.hf import param_io
 from subjax.nn import activation_sharding, lora, sharding, transformer
 from subjax.nn.architecture import Architecture

@@ -11,7 +11,8 @@ import plan_command
 import pytest
 from known_results import make_results
 
-from subjax import batching, html, measure, pipeline, summary, train, units
+from subjax import html, measure, pipeline, summary, units
+from subjax.engine import batching, train
 from subjax.nn import sharding
 from subjax.runtime import artifacts
 from tests.tiny import ARCH

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import batching, drawing, objective, sampler, scoring, train
+from subjax.engine import batching, sampler, scoring, token_sampling, train, train_step
 from subjax.nn import lora, losses, sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -83,7 +83,7 @@ def make_gradient(mesh, program, batch=None):
     trees = [
         sharding.place(tree, mesh, lanes=False) for tree in (*make_trainable(program), teacher)
     ]
-    found = functools.partial(objective.value_and_grad, program)
+    found = functools.partial(train_step.value_and_grad, program)
     return found, (*trees, sharding.place_batch(batch, mesh, lanes=False))
 
 
@@ -376,7 +376,7 @@ def drawn(precision, num_slots, shape):
         sharding.place(transformer.init(ARCH, jax.random.key(3)), mesh, lanes=False),
         sampler.Sampling(num_slots, 6, 48, 1.0, (1,), precision),
         prompts,
-        drawing.row_keys(0, 0, jnp.array(ids), jnp.arange(NUM_ROWS) // 97),
+        token_sampling.row_keys(0, 0, jnp.array(ids), jnp.arange(NUM_ROWS) // 97),
         mesh=mesh,
     )
 

@@ -20,7 +20,8 @@ import pytest
 import tiny
 from test_hosts import scores
 
-from subjax import checkpoints, pipeline, units
+from subjax import pipeline, units
+from subjax.engine import checkpoints
 from subjax.runtime import artifacts, object_store, storage
 
 # Orbax leaves tasks behind.

@@ -7,9 +7,9 @@ import optax
 import pytest
 from optax import contrib
 
-from subjax import optimizers
+from subjax.engine import optimizers
+from subjax.engine.optimizers import Optimizer
 from subjax.nn import lora, transformer
-from subjax.optimizers import Optimizer
 from tests.tiny import ARCH
 
 # Constant, so that a step's size says what the optimizer did.

@@ -14,7 +14,8 @@ import plan_command
 import pytest
 
 from configs import large
-from subjax import aot, compiling, hlo, measure, plan, programs, roofline, sampler, units
+from subjax import aot, compiling, hlo, measure, plan, programs, roofline, units
+from subjax.engine import sampler
 from subjax.nn import attention, model_flops, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts

@@ -6,7 +6,8 @@ import pytest
 import tiny
 import tokenizer_kinds
 
-from subjax import preview, sampler, train, units
+from subjax import preview, units
+from subjax.engine import sampler, train
 from subjax.hf import model_config, weights
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import chips, hlo, program_flops, roofline, train
+from subjax import hlo, program_flops, roofline
+from subjax.engine import chips, train
 from subjax.nn import attention, lora, model_flops, sharding, transformer
 from tests.tiny import ARCH
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import drawing, sampler
+from subjax.engine import sampler, token_sampling
 from subjax.nn import sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -30,7 +30,7 @@ def draw(params, ids, samples=None, *, num_slots=4, room=6, temperature=1.0, new
         params,
         sampler.Sampling(num_slots, room, new, temperature, (EOS,)),
         [PROMPTS[i] for i in ids],
-        drawing.row_keys(0, 0, jnp.array(ids), jnp.array(samples or [0] * len(ids))),
+        token_sampling.row_keys(0, 0, jnp.array(ids), jnp.array(samples or [0] * len(ids))),
         mesh=sharding.make_mesh(seed=1),
         **kwargs,
     )
@@ -43,7 +43,7 @@ def by_position(*tokens, rows=23):
     last = len(tokens) - 1
     follow = np.minimum(np.arange(len(tokens)) + 1, last).astype(np.int32)[:, None]
     next_state = np.broadcast_to(follow, allowed.shape).copy()
-    return drawing.Grammar(ids, allowed, next_state, np.zeros(rows, np.int32))
+    return token_sampling.Grammar(ids, allowed, next_state, np.zeros(rows, np.int32))
 
 
 @jax.jit
@@ -162,7 +162,7 @@ def test_rows_end_at_eos_or_at_the_limit(params):
 
 def test_frequencies_are_those_of_the_model(params):
     count = 4000
-    keys = drawing.row_keys(1, 0, jnp.arange(count), jnp.zeros(count, int))
+    keys = token_sampling.row_keys(1, 0, jnp.arange(count), jnp.zeros(count, int))
     samples = sampler.sample(
         ARCH,
         params,
@@ -186,7 +186,7 @@ def test_a_grammar_allows_nothing_else(params):
 
 
 # Pairs of equal tokens, then the end: what may follow depends on what was drawn.
-PAIRS = drawing.Grammar(
+PAIRS = token_sampling.Grammar(
     ids=np.array([EOS, 5, 6], np.int32),
     allowed=np.array([[0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]], bool),
     next_state=np.array([[0, 1, 2], [0, 3, 0], [0, 0, 3], [-1, 0, 0]], np.int32),
@@ -225,7 +225,7 @@ def test_a_grammar_that_is_none_is_refused(params, field, value, message):
 def test_keys_name_the_row(params):
     def key(seed, lineage, prompt, sample):
         return jax.random.key_data(
-            drawing.row_keys(seed, lineage, jnp.array([prompt]), jnp.array([sample]))
+            token_sampling.row_keys(seed, lineage, jnp.array([prompt]), jnp.array([sample]))
         ).tolist()
 
     distinct = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
@@ -254,7 +254,7 @@ def test_prompts_that_do_not_fit_are_refused(params):
             params,
             sampler.Sampling(4, 2, 4, 1.0, (EOS,)),
             [[1, 2, 3]],
-            drawing.row_keys(0, 0, jnp.zeros(1, int), jnp.zeros(1, int)),
+            token_sampling.row_keys(0, 0, jnp.zeros(1, int), jnp.zeros(1, int)),
             mesh=sharding.make_mesh(seed=1),
         )
 
@@ -265,7 +265,7 @@ def test_prompts_that_do_not_fit_are_refused(params):
 def test_slots_of_short_rows_do_not_stay_empty(params, num_slots, num_rows, new):
     """However many rows end at once, and with the tokens that as many slots as rows give."""
     prompts = [[2 + i % 7] * (1 + i % 3) for i in range(num_rows)]
-    keys = drawing.row_keys(0, 0, jnp.arange(num_rows), jnp.zeros(num_rows, int))
+    keys = token_sampling.row_keys(0, 0, jnp.arange(num_rows), jnp.zeros(num_rows, int))
 
     def drawn(num_slots):
         sampling = sampler.Sampling(num_slots, 4, new, 1.0, (-1,))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import batching, scoring
+from subjax.engine import batching, scoring
 from subjax.nn import sharding, transformer
 from subjax.nn.architecture import Architecture
 

@@ -9,7 +9,8 @@ import tiny
 import tokenizer_kinds
 from test_train import ARCH, PROGRAM, make_rows
 
-from subjax import models, preflight, scoring, train, units
+from subjax import models, preflight, units
+from subjax.engine import scoring, train
 from subjax.nn import sharding, transformer
 from subjax.runtime import artifacts
 from subjax.stages import finetune

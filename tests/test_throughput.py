@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import batching, checkpoints, chips, throughput, train
 from subjax import units as units_of
+from subjax.engine import batching, checkpoints, chips, throughput, train
 from subjax.nn import model_flops, sharding
 from subjax.runtime import artifacts, processes
 from tests import tiny

@@ -6,7 +6,8 @@ import pytest
 import tokenizer_kinds
 
 from configs import large
-from subjax import grammars, token_counts, units
+from subjax import token_counts, units
+from subjax.engine import grammars
 from subjax.tokens.tokenizer import Tokenizer
 
 SHAPES = {

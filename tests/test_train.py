@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import batching, train
+from subjax.engine import batching, train
 from subjax.nn import lora, sharding, transformer
 from subjax.nn.architecture import Architecture
 

@@ -9,10 +9,10 @@ import peft
 import pytest
 import torch
 
-from subjax import batching, train
+from subjax.engine import batching, train
+from subjax.engine.optimizers import Optimizer
 from subjax.hf import adapters, weights
 from subjax.nn import sharding
-from subjax.optimizers import Optimizer
 from tests import hf_models
 
 STEPS, BATCH, LENGTH, SEED = 20, 4, 24, 5

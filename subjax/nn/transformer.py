@@ -127,7 +127,8 @@ def decode_layers(
     """Slices, rounds, fills up and lays out the layers, so that a token loop need not at each step.
 
     Returns:
-      Each layer, filled up by `activation_sharding.pad_inner`; of deep models one entry with all, stacked.
+      Each layer, filled up by `activation_sharding.pad_inner`; of deep models one entry with all,
+      stacked.
     """
     operands = precisions.PRECISIONS[precision].operands
     stacked = (params["layers"], (adapter or {}).get("layers", {}))

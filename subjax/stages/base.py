@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from subjax import asking, batching, checkpoints, models, scoring, throughput, train
+from subjax import asking, models
+from subjax.engine import batching, checkpoints, scoring, throughput, train
 from subjax.hf import adapters, weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture

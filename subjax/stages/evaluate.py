@@ -10,7 +10,8 @@ import scipy.special
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import batching, drawing, models, sampler, scoring, stats
+from subjax import models, stats
+from subjax.engine import batching, sampler, scoring, token_sampling
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.evals import preference
@@ -99,7 +100,7 @@ def _answers(
         model.params,
         sampler.fitted(sampling, encoded),
         [encoded[i] for i in prompts],
-        drawing.row_keys(seed, unit.lineage, jnp.array(prompts), jnp.array(samples_of)),
+        token_sampling.row_keys(seed, unit.lineage, jnp.array(prompts), jnp.array(samples_of)),
         mesh=mesh,
         adapter=model.adapter,
     )

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import batching, checkpoints, lessons, models, scoring, throughput, train
+from subjax import lessons, models
+from subjax.engine import batching, checkpoints, scoring, throughput, train
 from subjax.nn import lora
 from subjax.nn.architecture import Architecture
 from subjax.recipes import targets

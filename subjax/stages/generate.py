@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import batching, drawing, grammars, models, sampler, scoring
+from subjax import models
+from subjax.engine import batching, grammars, sampler, scoring, token_sampling
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import numbers, published, toyworld
@@ -97,7 +98,9 @@ def _sample(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
             ids = np.arange(first, min(first + row["rows_per_part"], len(texts)))
             path = out / f"rows-{index:05d}.jsonl"
             if not processes.agreed(path.exists()):
-                keys = drawing.row_keys(seed, unit.lineage, jnp.array(ids), jnp.zeros_like(ids))
+                keys = token_sampling.row_keys(
+                    seed, unit.lineage, jnp.array(ids), jnp.zeros_like(ids)
+                )
                 begun = time.monotonic()
                 samples = sampler.sample(
                     model.arch,

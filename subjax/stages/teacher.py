@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import asking, batching, checkpoints, lessons, models, scoring, stats, throughput, train
+from subjax import asking, lessons, models, stats
+from subjax.engine import batching, checkpoints, scoring, throughput, train
 from subjax.hf import adapters, weights
 from subjax.nn import lora
 from subjax.nn.architecture import Architecture

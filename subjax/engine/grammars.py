@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from subjax.drawing import Grammar
+from subjax.engine.token_sampling import Grammar
 from subjax.tokens.tokenizer import Tokenizer
 
 NUMBERS = tuple(map(str, range(100, 1000)))  # three digits and one spelling

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from subjax.engine.optimizers import Optimizer
 from subjax.nn import activation_sharding, lora, losses, transformer
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
-from subjax.optimizers import Optimizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from subjax import chips
+from subjax.engine import chips
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
 

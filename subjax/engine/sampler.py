@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from subjax import drawing, slots
+from subjax.engine import slots, token_sampling
 from subjax.nn import activation_sharding, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
@@ -69,7 +69,7 @@ class Samples:
       lengths: [rows], tokens drawn, the ending one counted.
       stopped: [rows], whether a row ended itself; the others were cut.
       occupancy: share of slot-steps that held an unfinished row.
-      log_probs: [rows, max_new_tokens], of the tokens, as `drawing.Drawn` has them, if asked for.
+      log_probs: [rows, max_new_tokens], of the tokens, as in `token_sampling.Drawn`, if asked for.
       top_ids: [rows, max_new_tokens, K], the likeliest tokens, if asked for.
       top_log_probs: theirs, likewise.
     """
@@ -92,7 +92,7 @@ def sample(
     *,
     mesh: Mesh,
     adapter: Params | None = None,
-    grammar: drawing.Grammar | None = None,
+    grammar: token_sampling.Grammar | None = None,
     temperatures: Sequence[float] | None = None,
     log_probs: bool = False,
     top_log_probs: int = 0,
@@ -119,7 +119,7 @@ def sample(
     num_rows, num_slots = len(prompts), sampling.num_slots
     tokens, lengths, prompt = _distinct(sampling, prompts)
     if grammar is not None:
-        drawing.check(grammar, num_rows, arch.vocab_size, sampling.eos_ids)
+        token_sampling.check(grammar, num_rows, arch.vocab_size, sampling.eos_ids)
     most = arch.vocab_size if grammar is None else len(grammar.ids)
     if not 0 <= top_log_probs <= most:
         raise ValueError(f"top_log_probs={top_log_probs} must be 0 to {most}, the tokens there are")
@@ -323,9 +323,9 @@ def _decode(
     adapter: Params | None,
     prompts: slots.Prompts,
     rows: slots.Rows,
-    rules: drawing.Grammar | None,
+    rules: token_sampling.Grammar | None,
     num_rows: Int[Array, ""],
-) -> tuple[drawing.Drawn, Int[Array, " N"], Int[Array, ""]]:
+) -> tuple[token_sampling.Drawn, Int[Array, " N"], Int[Array, ""]]:
     """Decodes rows 0..num_rows; returns [N, new] draws, their counts, and the steps that it took.
 
     `wanted` says whether log-probs are, and how many of the likeliest tokens.
@@ -333,7 +333,7 @@ def _decode(
     padded = len(rows.prompt)
     layers = transformer.decode_layers(params, adapter, precision=sampling.precision)
     head = transformer.head(arch, params, precision=sampling.precision)
-    head = drawing.output_matrix(head, rules)
+    head = token_sampling.output_matrix(head, rules)
     eos = jnp.array(sampling.eos_ids)
     log_probs, num_top = wanted
     own = rows.temperatures
@@ -343,7 +343,7 @@ def _decode(
         held = slots.refill(held, prompts, rows, num_rows)
         row, step, hidden, cache, next_row, place = held
         active = row >= 0
-        drawn, place = drawing.draw(
+        drawn, place = token_sampling.draw(
             head,
             hidden,
             rows.keys[row],
@@ -371,7 +371,9 @@ def _decode(
     def unfinished(state: Any) -> Array:
         return jnp.any(state[0].row >= 0) | (state[0].next_row < num_rows)
 
-    out = drawing.empty(padded, sampling.max_new_tokens, log_probs=log_probs, num_top=num_top)
+    out = token_sampling.empty(
+        padded, sampling.max_new_tokens, log_probs=log_probs, num_top=num_top
+    )
     counts = jnp.zeros(padded, jnp.int32)
     length = sampling.prompt_tokens + sampling.max_new_tokens
     held = slots.empty(sampling.num_slots, length, prompts, rows)

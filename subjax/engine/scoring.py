@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from subjax import batching, drawing
+from subjax.engine import batching, token_sampling
 from subjax.nn import activation_sharding, losses, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
@@ -297,7 +297,7 @@ def _continuations(
     keys, values = (jnp.pad(kv, [(0, 0)] * 3 + [(0, depth), (0, 0)]) for kv in cache)
     caches = transformer.decode_cache(keys, values)
     layers = transformer.decode_layers(params, adapter, precision=precision)
-    head = drawing.output_matrix(transformer.head(arch, params, precision=precision), None)
+    head = token_sampling.output_matrix(transformer.head(arch, params, precision=precision), None)
     position = batch["positions"][:, 0]
     context = losses.at_positions(hidden, batch["positions"])[:, 0]
 

@@ -20,11 +20,11 @@ import optax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import batching, checkpoints, objective, throughput
+from subjax.engine import batching, checkpoints, throughput, train_step
+from subjax.engine.optimizers import Optimizer as Optimizer
+from subjax.engine.train_step import Program as Program
 from subjax.nn import activation_sharding, lora, model_flops, sharding, transformer
 from subjax.nn.transformer import Params
-from subjax.objective import Program as Program  # callers need only this module
-from subjax.optimizers import Optimizer as Optimizer
 from subjax.runtime import processes
 
 
@@ -351,7 +351,7 @@ def _compile(program: Program) -> tuple[Any, Any]:
     transform = program.optimizer.build(program.steps)
 
     def step(frozen: Params, teacher: Params, state: Any, batch: Params) -> tuple[Any, Params]:
-        value, gradient = objective.value_and_grad(program, state[0], frozen, teacher, batch)
+        value, gradient = train_step.value_and_grad(program, state[0], frozen, teacher, batch)
         updates, moments = transform.update(gradient, state[1], state[0])
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         state = (optax.apply_updates(state[0], updates), moments)

@@ -1,0 +1,1 @@
+"""What runs on devices: the one training loop, the one sampler, scores, checkpoints."""
