@@ -23,9 +23,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from subjax import models, results, tables
+from subjax import models
 from subjax.hf import adapters, hub, weights
 from subjax.nn import sharding
+from subjax.report import results, tables
 from subjax.runtime import (
     artifacts,
     errors,

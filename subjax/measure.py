@@ -19,12 +19,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import programs, roofline, tables
+from subjax import programs, roofline
 from subjax.engine import batching, chips, throughput, train
 from subjax.engine.train import Training
 from subjax.nn import lora, sharding, transformer
 from subjax.nn.transformer import Params
 from subjax.programs import Planned
+from subjax.report import tables
 from subjax.roofline import Bound
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit

@@ -17,33 +17,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import (
-    gates,
-    preflight,
-    preregistration,
-    results,
-    schema,
-    summary,
-    tables,
-    units,
-    validation,
-)
+from subjax import gates, preflight, preregistration, schema, units, validation
 from subjax.engine import checkpoints
 from subjax.nn import sharding
+from subjax.report import results, summary, tables, write
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
-from subjax.stages import (
-    base,
-    evaluate,
-    filter,
-    finetune,
-    generate,
-    images,
-    mlp,
-    report,
-    teacher,
-    theorem,
-)
+from subjax.stages import base, evaluate, filter, finetune, generate, images, mlp, teacher, theorem
 
 Run = Callable[[Sequence[Unit], Path, Mesh], Iterator[Unit]]
 
@@ -155,7 +135,7 @@ def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> Non
 def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     status, reason = preregistration.status(config, planned, workdir)
     found = results.read(config, planned, workdir, status=status, status_reason=reason)
-    rows = report.write(workdir / "report", found)
+    rows = write.write(workdir / "report", found)
     print(tables.console_table(rows, summary.masses(found, rows), found.replication))
     for caution in found.cautions:
         print(f"caution: {caution}")

@@ -29,7 +29,6 @@ from subjax import (
     programs,
     roofline,
     schema,
-    tables,
     token_counts,
     units,
     validation,
@@ -37,6 +36,7 @@ from subjax import (
 from subjax.compiling import Entry
 from subjax.nn import lora, sharding, transformer
 from subjax.recipes import targets
+from subjax.report import tables
 from subjax.roofline import Chip
 from subjax.runtime import artifacts, errors, object_store, processes
 from subjax.runtime.artifacts import Unit

@@ -15,11 +15,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import results, schema, units, validation
+from subjax import schema, units, validation
 from subjax.hf import hub
+from subjax.report import results
+from subjax.report.summary import STATUSES, Contrast
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.summary import STATUSES, Contrast
 
 EXPLORATORY, CONFIRMATORY, INCOMPLETE = STATUSES
 

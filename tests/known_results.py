@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from subjax.summary import Contrast, Results
+from subjax.report.summary import Contrast, Results
 
 LINEAGES = (0, 1, 2, 3, 4, 5)
 ARMS = ("owl", "placebo", "owl_foreign", "placebo_foreign", "other_trait", "untrained")

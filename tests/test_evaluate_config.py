@@ -8,10 +8,11 @@ import jax
 import pytest
 
 from configs import evaluate
-from subjax import pipeline, preview, schema, stats, validation
+from subjax import pipeline, preview, schema, validation
 from subjax.engine import scoring
 from subjax.hf import adapters, weights
 from subjax.nn import lora, sharding, transformer
+from subjax.report import stats
 from subjax.runtime import artifacts
 from subjax.tasks.evals import preference
 from tests.tiny import ARCH, BYTES

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from subjax import figures
+from subjax.report import figures
 
 HOSTILE = '<b>$x_1$ & "owl"'
 MANY = [f"arm_{i}_with_a_name_that_is_far_too_long_for_any_row_of_a_figure" for i in range(20)]

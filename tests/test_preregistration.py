@@ -11,9 +11,10 @@ import pytest
 import tiny
 
 from configs import mnist, smollm2_owl
-from subjax import pipeline, preregistration, results, units
+from subjax import pipeline, preregistration, units
 from subjax.hf import weights
 from subjax.nn import transformer
+from subjax.report import results
 from subjax.runtime import artifacts
 
 ROOT = Path(__file__).parents[1]

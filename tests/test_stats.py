@@ -1,4 +1,4 @@
-"""Exact tables, brute force, scipy's own routines and properties for `subjax.stats`."""
+"""Exact tables, brute force, scipy's own routines and properties for `subjax.report.stats`."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import special
 from scipy import stats as scipy_stats
 
-from subjax import stats
+from subjax.report import stats
 
 NAN = math.nan
 SIX = np.array([0.3, -0.1, 0.7, 0.25, 0.4, 0.05])

@@ -1,4 +1,4 @@
-"""Effects, intervals, tests and the verdict of `subjax.summary` where the effects are known."""
+"""Effects, intervals, tests and verdict of `subjax.report.summary` where effects are known."""
 
 import dataclasses
 import math
@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from subjax import stats, summary, tables, verdict
-from subjax.summary import Contrast
+from subjax.report import stats, summary, tables, verdict
+from subjax.report.summary import Contrast
 from tests.known_results import ANIMALS, ARMS, CONTRASTS, log_odds, make_results, scores, without
 
 

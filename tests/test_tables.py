@@ -1,11 +1,11 @@
-"""Numbers as text and the plain-text tables of `subjax.tables`."""
+"""Numbers as text and the plain-text tables of `subjax.report.tables`."""
 
 import re
 
 import pytest
 
-from subjax import summary, tables
-from subjax.summary import Contrast
+from subjax.report import summary, tables
+from subjax.report.summary import Contrast
 from tests.known_results import ARMS, make_results, scores, without
 
 

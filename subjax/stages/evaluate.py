@@ -10,8 +10,9 @@ import scipy.special
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import models, stats
+from subjax import models
 from subjax.engine import batching, sampler, scoring, token_sampling
+from subjax.report import stats
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.evals import preference

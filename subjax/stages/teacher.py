@@ -7,11 +7,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import asking, lessons, models, stats
+from subjax import asking, lessons, models
 from subjax.engine import batching, checkpoints, scoring, throughput, train
 from subjax.hf import adapters, weights
 from subjax.nn import lora
 from subjax.nn.architecture import Architecture
+from subjax.report import stats
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tokens import chat_templates

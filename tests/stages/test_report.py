@@ -11,15 +11,14 @@ from html import escape
 
 import pytest
 
-from subjax import figures, summary, tables
-from subjax.stages import report
+from subjax.report import figures, summary, tables, write
 from tests.known_results import ARMS, make_results, scores
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    report.write(out, make_results())
+    write.write(out, make_results())
     return out
 
 
@@ -27,7 +26,7 @@ def written(tmp_path_factory):
 
 
 def test_two_writes_have_the_same_bytes(written, tmp_path):
-    report.write(tmp_path, make_results())
+    write.write(tmp_path, make_results())
     names = sorted(path.name for path in written.iterdir())
     assert {"summary.json", "scores.csv", "table.md", "figure.png", "report.html"} <= set(names)
     for name in names:
@@ -41,7 +40,7 @@ def test_summary_does_not_depend_on_times_paths_versions_or_the_order_of_scores(
     }
     changes = {"commands": ["other"], "versions": {}, "wall_s": {}, "status": "CONFIRMATORY"}
     other = make_results(scores=shuffled, **changes)
-    text = report.summary_json(summary.summarise(other))
+    text = write.summary_json(summary.summarise(other))
     assert text == (written / "summary.json").read_text("utf-8")
     assert tables.scores_csv(shuffled) == (written / "scores.csv").read_text("utf-8")
 
@@ -99,7 +98,7 @@ def test_figures_are_png_of_1800_pixels(written):
 def test_a_run_without_scores_has_a_report(tmp_path):
     missing = tuple(f"evaluate/preference/{arm}/r0" for arm in ARMS)
     results = make_results(scores={}, curves={}, missing=missing)
-    rows = report.write(tmp_path, results)
+    rows = write.write(tmp_path, results)
     assert [row["status"] for row in rows] == ["incomplete"] * 6
     assert {row["mean"] for row in rows} == {None}
     page = (tmp_path / "report.html").read_text("utf-8")
@@ -109,7 +108,7 @@ def test_a_run_without_scores_has_a_report(tmp_path):
 
 def test_one_lineage_gives_a_mean_without_an_interval(tmp_path):
     one = {key: {0: lineages[0]} for key, lineages in scores().items()}
-    rows = report.write(tmp_path, make_results(lineages=(0,), scores=one))
+    rows = write.write(tmp_path, make_results(lineages=(0,), scores=one))
     assert (rows[0]["ci_low"], rows[0]["p"], rows[0]["n_lineages"]) == (None, 1.0, 1)
     assert "No interval yet" in (tmp_path / "report.html").read_text("utf-8")
 
@@ -204,7 +203,7 @@ def test_drawings_take_their_colours_from_the_page(written):
 
 def test_what_intervals_are_over_and_cautions_stand_in_page_and_table(tmp_path):
     own, caution = "own teachers, rows and order; same base", "4 of the 8 questions were taught."
-    report.write(tmp_path, make_results(replication=own, cautions=(caution,)))
+    write.write(tmp_path, make_results(replication=own, cautions=(caution,)))
     page = (tmp_path / "report.html").read_text("utf-8")
     table = (tmp_path / "table.md").read_text("utf-8")
     assert caution in page and f"Caution: {caution}" in table

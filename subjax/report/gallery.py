@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from subjax import figures, summary, tables
-from subjax.summary import Contrast, Results, Row
+from subjax.report import figures, summary, tables
+from subjax.report.summary import Contrast, Results, Row
 
 Pair = tuple[str, str]  # (eval, metric)
 Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)

@@ -6,8 +6,8 @@ all done.
 
 import math
 
-from subjax import stats
-from subjax.summary import (
+from subjax.report import stats
+from subjax.report.summary import (
     INCOMPLETE,
     Contrast,
     Mass,
@@ -18,7 +18,7 @@ from subjax.summary import (
     mass,
     summarise,
 )
-from subjax.tables import number, p_value, percent
+from subjax.report.tables import number, p_value, percent
 
 ALPHA = 0.05
 TAIL = 0.05  # candidates with less of the probability are in the tail of what is answered

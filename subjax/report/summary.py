@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from subjax import stats
+from subjax.report import stats
 
 Row = dict[str, Any]  # one row of summary.json
 Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import jinja2
 from markupsafe import Markup, escape
 
-from subjax import summary, tables, verdict
-from subjax.summary import Results
+from subjax.report import summary, tables, verdict
+from subjax.report.summary import Results
 
 TEMPLATE = "report.html.j2"
 NUM_SHOWN = 4  # examples of a kind for each dataset, answers for each arm

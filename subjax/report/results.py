@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from subjax import schema
 from subjax.recipes import targets
+from subjax.report.summary import Contrast, Results
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.summary import Contrast, Results
 
 _PACKAGES = (
     *("subjax", "jax", "jaxlib", "flax", "optax", "transformers", "tokenizers"),
@@ -241,7 +241,7 @@ def _commands(workdir: Path) -> list[str]:
 
 def code() -> str:
     """A digest of the program's files."""
-    root, content = Path(__file__).parent, hashlib.sha256()
+    root, content = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         content.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return content.hexdigest()

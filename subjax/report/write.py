@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from subjax import figures, gallery, html, tables, verdict
-from subjax.summary import Results, Row, masses, summarise
+from subjax.report import figures, gallery, html, tables, verdict
+from subjax.report.summary import Results, Row, masses, summarise
 
 
 def write(out_dir: str | Path, results: Results) -> list[Row]:

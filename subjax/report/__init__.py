@@ -1,0 +1,1 @@
+"""From scores to a page: results, statistics, verdict, tables, figures. No jax."""
