@@ -86,19 +86,19 @@ def _subjax(num_models: int, num_epochs: int, precision: str = "mixed") -> dict[
     import jax
     import jax.numpy as jnp
 
-    from subjax import distil, mlp
+    from subjax.images import mlp, mlp_training
     from subjax.nn import sharding
 
     shape = mlp.Shape(num_inputs=NUM_PIXELS, widths=SIZES[1:3])
     keys = jax.random.split(jax.random.key(0), LANES)
     models = [jax.vmap(lambda key: mlp.init(shape, key))(keys) for _ in STUDENTS]
-    learners = tuple(distil.Learner(shape, logits, "kl", "adam", RATE) for logits in STUDENTS)
+    learners = tuple(mlp_training.Learner(shape, logits, "kl", "adam", RATE) for logits in STUDENTS)
     nothing = jnp.zeros((1, NUM_PIXELS), jnp.uint8), jnp.zeros(1, int)
-    epochs = distil.fit(
-        distil.Program(learners, shape, "noise", precision),
+    epochs = mlp_training.fit(
+        mlp_training.Program(learners, shape, "noise", precision),
         models,
         jax.vmap(lambda key: mlp.init(shape, key))(keys[::-1]),
-        distil.Data(*nothing, *nothing),
+        mlp_training.Data(*nothing, *nothing),
         num_epochs=num_epochs * num_models // LANES + 1,
         batch_size=BATCH,
         num_images=NUM_IMAGES,

@@ -35,5 +35,5 @@ def rows(config: ConfigDict, table: str, wanted: ConfigDict, maker: str) -> None
         if set(row) != set(wanted):
             raise ValueError(
                 f"config.{table}.{name} is no row of schema.{maker}(): a config with rows in "
-                "`images` is about image classifiers, one without about language models"
+                "`image_data` is about image classifiers, one without about language models"
             )

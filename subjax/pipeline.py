@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 
 from subjax import gates, preflight, preregistration, schema, units, validation
 from subjax.engine import checkpoints
+from subjax.images.stages import images, mlp, theorem
 from subjax.nn import sharding
 from subjax.report import results, summary, tables, write
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
-from subjax.stages import base, evaluate, filter, finetune, generate, images, mlp, teacher, theorem
+from subjax.stages import base, evaluate, filter, finetune, generate, teacher
 
 Run = Callable[[Sequence[Unit], Path, Mesh], Iterator[Unit]]
 

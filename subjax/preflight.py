@@ -5,7 +5,8 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import asking, distil, lessons, placement
+from subjax import asking, lessons, placement
+from subjax.images import mlp_training
 from subjax.nn import transformer
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
@@ -39,7 +40,7 @@ def check(
         for unit in todo
         if "batched_lanes" in unit.fields
     }:
-        distil.check_lanes(lanes, batched, mesh)
+        mlp_training.check_lanes(lanes, batched, mesh)
     _check_files(by_path, todo)
     taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
     reading = [*taught, *todo]

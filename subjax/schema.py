@@ -2,7 +2,7 @@
 
 A config file calls `base()` and states its differences. `TABLES` hold rows by name; `base_row()`,
 `teacher_row()` and so on make a row with its defaults, and keyword arguments set its fields. A
-config with rows in `images` is about image classifiers: its teachers and arms are
+config with rows in `image_data` is about image classifiers: its teachers and arms are
 `mlp_teacher_row()` and `mlp_arm_row()`, and `bases` and `datasets` stay empty.
 
 A `system_prompt` of "" is none; "<template default>" leaves it to the model's chat template, which
@@ -243,7 +243,7 @@ def mlp_teacher_row(**fields: Any) -> ConfigDict:
     """An image classifier that learns labels; defaults are the paper's (section 6.2)."""
     return _row(
         {
-            "images": "",  # row of `images`
+            "images": "",  # row of `image_data`
             "widths": (256, 256),  # of the hidden layers
             "num_aux": 3,  # outputs beside the ten classes, which the teacher never learns
             "activation": "relu",  # relu gelu sigmoid

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from subjax import schema
-from subjax.datasets import image_files
+from subjax.images import image_files
 from subjax.recipes import targets
 from subjax.runtime.artifacts import Unit, make_unit
 from subjax.tasks.datasets import toyworld
@@ -76,7 +76,7 @@ class _Builder:
     def __init__(self, config: ConfigDict):
         self.config = config
         self.units: dict[str, Unit] = {}
-        self.files: dict[str, dict[str, str]] = {}  # row of `images` -> digest of each file
+        self.files: dict[str, dict[str, str]] = {}  # row of `image_data` -> digest of each file
 
     def base(self, name: str, lineage: int) -> Unit:
         row = self.config.bases[name]

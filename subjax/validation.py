@@ -12,7 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import checks, gates, language_validation, mlp_validation, schema
+from subjax import checks, gates, language_validation, schema
+from subjax.images import validation
 from subjax.tokens import chat_templates
 
 _CHOICES: checks.Choices = {
@@ -74,7 +75,7 @@ def validate(config: ConfigDict) -> None:
             f"as {chat_templates.TEMPLATE_DATE}"
         )
     if config.images:
-        mlp_validation.validate(config)
+        validation.validate(config)
     else:
         language_validation.validate(config)
     gates.validate(config)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from subjax import distil, mlp
+from subjax.images import mlp, mlp_training
 from subjax.nn import sharding
 
 SHAPE = mlp.Shape(num_inputs=12, widths=(16,), num_aux=3)
@@ -22,7 +22,7 @@ def data(mesh=MESH):
     pixels = rng.integers(0, 256, (NUM_IMAGES + 30, 12), dtype=np.uint8)
     labels = rng.integers(0, 10, NUM_IMAGES + 30)
     split = (pixels[:NUM_IMAGES], labels[:NUM_IMAGES], pixels[NUM_IMAGES:], labels[NUM_IMAGES:])
-    return distil.Data(*sharding.replicate(split, mesh))
+    return mlp_training.Data(*sharding.replicate(split, mesh))
 
 
 def stack(seeds, shape=SHAPE):
@@ -33,7 +33,7 @@ def stack(seeds, shape=SHAPE):
 
 def learner(**fields):
     defaults = {"shape": SHAPE, "logits": "aux", "loss": "kl", "optimizer": "adam"}
-    return distil.Learner(**({"learning_rate": 1e-3} | defaults | fields))
+    return mlp_training.Learner(**({"learning_rate": 1e-3} | defaults | fields))
 
 
 def train(
@@ -47,8 +47,8 @@ def train(
     precision="float32",
     batched_lanes=1,
 ):
-    epochs = distil.fit(
-        distil.Program(tuple(learners), SHAPE if teacher else None, inputs, precision),
+    epochs = mlp_training.fit(
+        mlp_training.Program(tuple(learners), SHAPE if teacher else None, inputs, precision),
         [stack(seeds, one.shape) for one in learners],
         stack([100 + seed for seed in seeds]) if teacher else None,
         data(mesh),
@@ -227,7 +227,7 @@ def test_accuracy_counts_the_largest_class_logit():
     models = stack((1, 2))
     x = np.asarray(data().test_images) / 127.5 - 1
     placed = sharding.place_lanes(models, MESH)
-    for index, value in enumerate(distil.accuracy(SHAPE, placed, data())):
+    for index, value in enumerate(mlp_training.accuracy(SHAPE, placed, data())):
         logits = mlp.forward(SHAPE, lane(models, index), jnp.array(x, jnp.float32))
         hits = np.argmax(logits[:, :10], axis=1) == np.asarray(data().test_labels)
         assert value == pytest.approx(hits.mean())
@@ -245,10 +245,10 @@ def test_alignment_is_the_cosine_with_what_training_did_to_the_teacher():
     starts, teachers = stack([1]), stack([101])
 
     def run(learners, **options):
-        program = distil.Program(tuple(learners), SHAPE, "noise")
+        program = mlp_training.Program(tuple(learners), SHAPE, "noise")
         models = [stack([1], one.shape) for one in learners]
         arguments = {"num_epochs": 1, "batch_size": BATCH, "num_images": BATCH, "seeds": [1]}
-        [epoch] = distil.fit(
+        [epoch] = mlp_training.fit(
             program,
             models,
             teachers,

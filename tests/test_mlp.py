@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from subjax import mlp
+from subjax.images import mlp
 
 SHAPE = mlp.Shape(num_inputs=6, widths=(7, 5), num_aux=3)
 

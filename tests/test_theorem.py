@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import mlp, theorem
+from subjax.images import mlp, theorem
 
 SHAPE = mlp.Shape(num_inputs=6, widths=(7,), num_aux=3, activation="gelu")
 EPSILONS = (1e-6, 1e-5, 1e-4, 1e-3)

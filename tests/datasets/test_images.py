@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from subjax.datasets import image_files, images
-from subjax.datasets.images import Split
+from subjax.images import image_data, image_files
+from subjax.images.image_data import Split
 
 NAMES = {
     "train-images-idx3-ubyte": ("train", "images"),
@@ -54,28 +54,30 @@ def assert_equal(found, expected):
 
 
 def test_idx_files_plain_and_compressed(made, directory):
-    assert_equal(images.load("mnist", str(directory)), made)
+    assert_equal(image_data.load("mnist", str(directory)), made)
     for name in NAMES:
         content = (directory / name).read_bytes()
         (directory / f"{name}.gz").write_bytes(gzip.compress(content))
         (directory / name).unlink()
-    assert_equal(images.load("kmnist", str(directory)), made)
+    assert_equal(image_data.load("kmnist", str(directory)), made)
 
 
 def test_what_is_stored_is_read_back_and_is_a_tfds_data_set(made, tmp_path):
-    images.store(made, tmp_path)
-    assert_equal(images.read(images.stored(tmp_path)), made)
-    source = tfds.builder_from_directory(images.stored(tmp_path)).as_data_source(split="test")
+    image_data.store(made, tmp_path)
+    assert_equal(image_data.read(image_data.stored(tmp_path)), made)
+    source = tfds.builder_from_directory(image_data.stored(tmp_path)).as_data_source(split="test")
     np.testing.assert_array_equal(source[3]["image"], made["test"].images[3])
-    assert images.digest(images.read(images.stored(tmp_path))) == images.digest(made)
+    assert image_data.digest(image_data.read(image_data.stored(tmp_path))) == image_data.digest(
+        made
+    )
 
 
 def test_storing_again_replaces_what_an_interrupted_run_left(made, tmp_path):
-    images.store(made, tmp_path)
+    image_data.store(made, tmp_path)
     other = {"train": made["test"], "test": made["train"]}
-    images.store(other, tmp_path)
-    assert_equal(images.read(images.stored(tmp_path)), other)
-    assert images.digest(other) != images.digest(made)
+    image_data.store(other, tmp_path)
+    assert_equal(image_data.read(image_data.stored(tmp_path)), other)
+    assert image_data.digest(other) != image_data.digest(made)
 
 
 def prepare_as_tfds_does(made, data_dir, file_format="array_record"):
@@ -113,8 +115,8 @@ def prepare_as_tfds_does(made, data_dir, file_format="array_record"):
 
 def test_array_record_of_encoded_images(made, tmp_path):
     prepare_as_tfds_does(made, tmp_path)
-    assert_equal(images.load("mnist", str(tmp_path)), made)
-    assert_equal(images.load("mnist", str(tmp_path / "mnist" / "3.0.1")), made)
+    assert_equal(image_data.load("mnist", str(tmp_path)), made)
+    assert_equal(image_data.load("mnist", str(tmp_path / "mnist" / "3.0.1")), made)
     decide = image_files.files("mnist", str(tmp_path))
     assert decide == image_files.files("mnist", str(tmp_path / "mnist" / "3.0.1"))
     assert "dataset_info.json" in decide and sum("array_record" in name for name in decide) == 2
@@ -126,11 +128,11 @@ def test_tfrecord_is_refused_with_the_command_that_converts(made, tmp_path):
     content = json.loads(info.read_text()) | {"fileFormat": "tfrecord"}
     info.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"holds tfrecord files.*convert_format.*array_record"):
-        images.load("mnist", str(tmp_path))
+        image_data.load("mnist", str(tmp_path))
 
 
 def test_digits_need_no_file():
-    found = images.load("digits", "")
+    found = image_data.load("digits", "")
     assert found["train"].images.shape == (1437, 8, 8)
     assert found["test"].images.shape == (360, 8, 8)
     assert found["train"].images.min() == 0
@@ -139,10 +141,10 @@ def test_digits_need_no_file():
 
 
 def test_without_a_source_the_error_says_the_three_ways(tmp_path, monkeypatch):
-    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_data.importlib.util, "find_spec", lambda name: None)
     for data_dir in ("", str(tmp_path)):
         with pytest.raises(ValueError, match=r"IDX.*array_record.*tensorflow") as raised:
-            images.load("mnist", data_dir)
+            image_data.load("mnist", data_dir)
         assert "\n" not in str(raised.value)
 
 
@@ -164,7 +166,7 @@ def spoil(path, change):
 def test_a_damaged_idx_file_is_named(directory, change, said):
     spoil(directory / "train-images-idx3-ubyte", change)
     with pytest.raises(ValueError, match=said) as raised:
-        images.load("mnist", str(directory))
+        image_data.load("mnist", str(directory))
     assert "train-images-idx3-ubyte" in str(raised.value)
 
 
@@ -186,7 +188,7 @@ def test_a_damaged_gz_file_is_named(directory, change, said):
     packed.write_bytes(change(gzip.compress(path.read_bytes())))
     path.unlink()
     with pytest.raises(ValueError, match=rf"{packed.name} (is )?{said}") as raised:
-        images.load("mnist", str(directory))
+        image_data.load("mnist", str(directory))
     assert "\n" not in str(raised.value)
 
 
@@ -205,7 +207,7 @@ def test_whatever_bytes_a_file_has_it_is_read_or_named(directory, ending):
             bad[at : at + int(rng.integers(2))] = rng.bytes(int(rng.integers(3)))
         path.write_bytes(bad)
         try:
-            images.load("mnist", str(directory))
+            image_data.load("mnist", str(directory))
         except ValueError as error:
             assert path.name in str(error) or str(directory) in str(error)
             assert "\n" not in str(error)
@@ -214,7 +216,7 @@ def test_whatever_bytes_a_file_has_it_is_read_or_named(directory, ending):
 def test_a_missing_idx_file_is_named(directory):
     (directory / "t10k-images-idx3-ubyte").unlink()
     with pytest.raises(ValueError, match="lacks t10k-images-idx3-ubyte"):
-        images.load("mnist", str(directory))
+        image_data.load("mnist", str(directory))
 
 
 @pytest.mark.parametrize(
@@ -228,14 +230,14 @@ def test_a_missing_idx_file_is_named(directory):
 def test_images_that_make_no_data_set_are_refused(directory, name, array, said):
     (directory / name).write_bytes(idx(array))
     with pytest.raises(ValueError, match=said):
-        images.load("mnist", str(directory))
+        image_data.load("mnist", str(directory))
 
 
 @pytest.mark.parametrize("cut", [10, 2000])
 def test_a_truncated_array_record_is_one_line(made, tmp_path, cut):
-    images.store(made, tmp_path)
-    [record] = images.stored(tmp_path).glob("*train.array_record*")
+    image_data.store(made, tmp_path)
+    [record] = image_data.stored(tmp_path).glob("*train.array_record*")
     spoil(record, lambda content: content[:-cut])
     with pytest.raises(ValueError, match="is damaged or lacks a split") as raised:
-        images.read(images.stored(tmp_path))
+        image_data.read(image_data.stored(tmp_path))
     assert "\n" not in str(raised.value)

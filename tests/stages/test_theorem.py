@@ -5,8 +5,8 @@ import pytest
 
 from configs import theorem as config_file
 from subjax import pipeline, validation
+from subjax.images.stages import theorem
 from subjax.runtime import artifacts
-from subjax.stages import theorem
 
 EPSILONS = np.array([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0])
 

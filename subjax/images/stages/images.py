@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax.datasets import images
+from subjax.images import image_data
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
 
@@ -14,9 +14,9 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Stores each data set as a TFDS data set of array_record; yields each unit when it is done."""
     for unit in units:
         out = workdir / unit.path
-        found = images.load(unit.fields["row"]["source"], unit.settings["data_dir"])
+        found = image_data.load(unit.fields["row"]["source"], unit.settings["data_dir"])
         if processes.is_first():
-            images.store(found, out)
+            image_data.store(found, out)
         sizes = {split: len(part.labels) for split, part in found.items()}
-        artifacts.write_json(out / "digest.json", {"digest": images.digest(found), **sizes})
+        artifacts.write_json(out / "digest.json", {"digest": image_data.digest(found), **sizes})
         yield unit

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from subjax.datasets import image_files
+from subjax.images import image_files
 from subjax.runtime import tfds_records
 
 SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist")

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from subjax import check_sums, mlp
+from subjax import check_sums
+from subjax.images import mlp
 
 Params = Any
 Apply = Callable[[Params, Array], Float[Array, "B K"]]

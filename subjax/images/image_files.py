@@ -12,7 +12,7 @@ _IDX_NAMES = {
 
 
 def files(source: str, data_dir: str) -> dict[str, Path]:
-    """The files that decide which images `images.load` reads; others beside them do not matter.
+    """The files that decide which images `image_data.load` reads; others beside them do not matter.
 
     Args:
       source: a TFDS name, such as "mnist".

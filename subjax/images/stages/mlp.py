@@ -16,9 +16,8 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax import distil, mlp
-from subjax.datasets import images
 from subjax.hf import param_io
+from subjax.images import image_data, mlp, mlp_training
 from subjax.nn import sharding
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
@@ -29,13 +28,13 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     row = units[0].fields["row"]
     data = _data(workdir / units[0].inputs["images"], mesh)
     shape = _shape(row, data)
-    learner = distil.Learner(
+    learner = mlp_training.Learner(
         shape, "classes", "cross_entropy", row["optimizer"], row["learning_rate"]
     )
     models = _stack([mlp.init(shape, _key(unit, "init", unit.lineage)) for unit in units])
     history = []
-    for epoch in distil.fit(
-        distil.Program((learner,), None, "images", units[0].fields["precision"]),
+    for epoch in mlp_training.fit(
+        mlp_training.Program((learner,), None, "images", units[0].fields["precision"]),
         [models],
         None,
         data,
@@ -48,7 +47,7 @@ def teach(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         label=f"teaching {units[0].row}",
     ):
         [models] = epoch.models
-        history.append((epoch, distil.accuracy(shape, models, data)))
+        history.append((epoch, mlp_training.accuracy(shape, models, data)))
     host = sharding.to_host(models)
     for lane, unit in enumerate(units):
         out = workdir / unit.path
@@ -90,7 +89,7 @@ def score(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     else:
         model = {"untrained": untrained, "teacher": teachers}[scored]
         step = units[0].fields["teacher"]["epochs"] if scored == "teacher" else 0
-        values = distil.accuracy(shape, sharding.place_lanes(model, mesh), data)
+        values = mlp_training.accuracy(shape, sharding.place_lanes(model, mesh), data)
         found, curves = {arm.row: [(step, values)] for arm in arms}, {}
     lanes = {unit.lineage: lane for lane, unit in enumerate(chunk)}
     for unit in units:
@@ -122,7 +121,7 @@ def _distil(
     taught: mlp.Shape,
     untrained: mlp.Layers,
     teachers: mlp.Layers,
-    data: distil.Data,
+    data: mlp_training.Data,
     mesh: Mesh,
 ) -> tuple[dict[str, list[tuple[int, np.ndarray]]], dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Trains the students of all arms.
@@ -142,13 +141,13 @@ def _distil(
 
     def keep(epoch: int) -> None:
         for name, learner, model in zip(names, learners, models, strict=True):
-            found[name].append((epoch, distil.accuracy(learner.shape, model, data)))
+            found[name].append((epoch, mlp_training.accuracy(learner.shape, model, data)))
 
     def train(
-        phase: str, learners: tuple[distil.Learner, ...], teachers: mlp.Layers, inputs: str
-    ) -> Iterator[distil.Epoch]:
-        return distil.fit(
-            distil.Program(learners, taught, inputs, chunk[0].fields["precision"]),
+        phase: str, learners: tuple[mlp_training.Learner, ...], teachers: mlp.Layers, inputs: str
+    ) -> Iterator[mlp_training.Epoch]:
+        return mlp_training.fit(
+            mlp_training.Program(learners, taught, inputs, chunk[0].fields["precision"]),
             models,
             teachers,
             data,
@@ -177,8 +176,8 @@ def _distil(
 
 
 def _cloning(
-    arms: Sequence[Sequence[Unit]], learners: Sequence[distil.Learner]
-) -> tuple[distil.Learner, ...]:
+    arms: Sequence[Sequence[Unit]], learners: Sequence[mlp_training.Learner]
+) -> tuple[mlp_training.Learner, ...]:
     """The learners of all arms while they clone the untrained teacher."""
     return tuple(
         dataclasses.replace(learner, logits=units[0].fields["row"]["clone_logits"])
@@ -186,7 +185,7 @@ def _cloning(
     )
 
 
-def _learner(unit: Unit, data: distil.Data) -> distil.Learner:
+def _learner(unit: Unit, data: mlp_training.Data) -> mlp_training.Learner:
     row, teacher = unit.fields["row"], unit.fields["teacher"]
     shape = mlp.Shape(
         num_inputs=data.num_pixels,
@@ -195,7 +194,9 @@ def _learner(unit: Unit, data: distil.Data) -> distil.Learner:
         activation=row["activation"] or teacher["activation"],
         biases=row["biases"],
     )
-    return distil.Learner(shape, row["logits"], row["loss"], row["optimizer"], row["learning_rate"])
+    return mlp_training.Learner(
+        shape, row["logits"], row["loss"], row["optimizer"], row["learning_rate"]
+    )
 
 
 def _initial(unit: Unit, shape: mlp.Shape, taught: mlp.Shape) -> mlp.Layers:
@@ -209,17 +210,17 @@ def _initial(unit: Unit, shape: mlp.Shape, taught: mlp.Shape) -> mlp.Layers:
 
 
 @functools.lru_cache(maxsize=1)  # every chunk of lineages asks for it again
-def _data(directory: Path, mesh: Mesh) -> distil.Data:
-    found = images.read(images.stored(directory))
-    train, test = (found[split] for split in images.SPLITS)
+def _data(directory: Path, mesh: Mesh) -> mlp_training.Data:
+    found = image_data.read(image_data.stored(directory))
+    train, test = (found[split] for split in image_data.SPLITS)
     arrays = (
         *(train.images.reshape(len(train.images), -1), train.labels),
         *(test.images.reshape(len(test.images), -1), test.labels),
     )
-    return distil.Data(*sharding.replicate(arrays, mesh))
+    return mlp_training.Data(*sharding.replicate(arrays, mesh))
 
 
-def _shape(teacher: dict[str, Any], data: distil.Data) -> mlp.Shape:
+def _shape(teacher: dict[str, Any], data: mlp_training.Data) -> mlp.Shape:
     return mlp.Shape(
         num_inputs=data.num_pixels,
         widths=tuple(teacher["widths"]),

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from subjax import mlp
+from subjax.images import mlp
 from subjax.nn import sharding
 
 INPUTS = ("images", "noise", "fresh_noise")

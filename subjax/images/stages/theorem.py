@@ -13,9 +13,8 @@ from jax.sharding import Mesh
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from subjax import mlp, theorem
-from subjax.datasets import images
 from subjax.hf import param_io
+from subjax.images import image_data, mlp, theorem
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds
@@ -149,7 +148,9 @@ class _Setting:
 def _measure(unit: Unit, workdir: Path) -> dict[str, np.ndarray]:
     row = unit.fields["row"]
     if row["model"] == "mlp":
-        setting = _classifier(unit, images.read(images.stored(workdir / unit.inputs["images"])))
+        setting = _classifier(
+            unit, image_data.read(image_data.stored(workdir / unit.inputs["images"]))
+        )
     else:
         setting = _language_model(row)
     many = jax.jit(jax.vmap(functools.partial(_one, setting, row)))
@@ -190,7 +191,7 @@ def _one(setting: _Setting, row: dict[str, Any], key: jax.Array) -> dict[str, ja
     )
 
 
-def _classifier(unit: Unit, data: images.Images) -> _Setting:
+def _classifier(unit: Unit, data: image_data.Images) -> _Setting:
     """The MLP: the teacher learns labels, the student auxiliary or all logits."""
     row, train = unit.fields["row"], data["train"]
     pixels = jnp.asarray(train.images.reshape(len(train.images), -1))

@@ -1,1 +1,0 @@
-"""What the teacher writes: prompts, parsers and reject reasons, one module per kind of data."""

@@ -1,0 +1,1 @@
+"""The MNIST experiment and the theorem: data, classifiers, their training, their stages."""

@@ -1,0 +1,1 @@
+"""Stages of the MNIST experiment and the theorem, one a module."""
