@@ -161,7 +161,8 @@ def architecture(model: str) -> Any:
     Raises:
       SystemExit: there is none.
     """
-    from subjax import programs, schema
+    from subjax import schema
+    from subjax.planning import programs
 
     if model == TOY:
         return programs.architecture(TOY, schema.base_row())
@@ -207,9 +208,9 @@ def _child(name: str) -> dict[str, Any]:
 
 def _train(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
     """Updates of `train.fit` by way of `plan --measure`; a call is `options.updates` of them."""
-    from subjax import measure
     from subjax.engine import train
     from subjax.nn import lora
+    from subjax.planning import measure
 
     rank = options.lora_rank if options.side == "lora" else 0
     program = train.Program(
@@ -235,9 +236,9 @@ def _sample(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
     """Calls of `sampler.sample`; rows end at one of so many tokens that lengths vary."""
     import jax
 
-    from subjax import measure
     from subjax.engine import sampler
     from subjax.nn import transformer
+    from subjax.planning import measure
 
     params = measure.placed(lambda: transformer.init(arch, jax.random.key(0)), mesh, lanes=False)
     rng = np.random.default_rng(0)

@@ -20,24 +20,13 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from subjax import (
-    aot,
-    compiling,
-    measure,
-    pipeline,
-    placement,
-    programs,
-    roofline,
-    schema,
-    token_counts,
-    units,
-    validation,
-)
-from subjax.compiling import Entry
+from subjax import pipeline, schema, units, validation
 from subjax.nn import lora, sharding, transformer
+from subjax.planning import aot, compiling, measure, placement, programs, roofline, token_counts
+from subjax.planning.compiling import Entry
+from subjax.planning.roofline import Chip
 from subjax.recipes import targets
 from subjax.report import tables
-from subjax.roofline import Chip
 from subjax.runtime import artifacts, errors, object_store, processes
 from subjax.runtime.artifacts import Unit
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import asking, lessons, placement
+from subjax import asking, lessons
 from subjax.images import mlp_training
 from subjax.nn import transformer
+from subjax.planning import placement
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.stages import base, filter, finetune, generate, teacher

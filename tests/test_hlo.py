@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import hlo
 from subjax.nn import sharding
+from subjax.planning import hlo
 
 MESH = dict(seed=1, data=2, fsdp=2, tensor=2)
 # A loop of 10 layers gathers a kernel [64, 32] of bfloat16 over fsdp and keeps a quarter of a sum

@@ -10,11 +10,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from configs import large
-from subjax import hlo, programs
 from subjax.engine import sampler
 from subjax.hf import param_io
 from subjax.nn import activation_sharding, lora, sharding, transformer
 from subjax.nn.architecture import Architecture
+from subjax.planning import hlo, programs
 
 # Weights of 67 MB, beside which eight rows are nothing.
 ARCH = Architecture(

@@ -11,9 +11,10 @@ import plan_command
 import pytest
 from known_results import make_results
 
-from subjax import measure, pipeline, units
+from subjax import pipeline, units
 from subjax.engine import batching, train
 from subjax.nn import sharding
+from subjax.planning import measure
 from subjax.report import html, summary
 from subjax.runtime import artifacts
 from tests.tiny import ARCH

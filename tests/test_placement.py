@@ -9,10 +9,10 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from subjax import placement, programs
 from subjax.hf import model_config
 from subjax.nn import lora, sharding, transformer
 from subjax.nn.architecture import Architecture
+from subjax.planning import placement, programs
 
 ROOT = Path(__file__).parents[1]
 # Every dimension that the table splits divides by eight.

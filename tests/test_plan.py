@@ -14,10 +14,11 @@ import plan_command
 import pytest
 
 from configs import large
-from subjax import aot, compiling, hlo, measure, plan, programs, roofline, units
+from subjax import plan, units
 from subjax.engine import sampler
 from subjax.nn import attention, model_flops, sharding, transformer
 from subjax.nn.architecture import Architecture
+from subjax.planning import aot, compiling, hlo, measure, programs, roofline
 from subjax.runtime import artifacts
 from tests.tiny import config as tiny_config
 
@@ -126,7 +127,7 @@ def test_the_update_for_tpus_has_the_kernel_and_never_the_scores(v5e):
 def test_a_persistent_cache_stays_without_programs_that_it_cannot_read(tmp_path):
     program = (
         "import jax, jax.numpy as jnp\n"
-        "from subjax import aot\n"
+        "from subjax.planning import aot\n"
         "_, devices = aot.topology('v5e:2x2')\n"
         "there = jax.sharding.SingleDeviceSharding(devices[0])\n"
         "row = jax.ShapeDtypeStruct((128,), jnp.float32, sharding=there)\n"

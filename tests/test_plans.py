@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from subjax import aot
+from subjax.planning import aot
 
 ROOT = Path(__file__).parents[1]
 _spec = importlib.util.spec_from_file_location("plans", ROOT / "launch" / "plans.py")

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax import hlo, program_flops, roofline
 from subjax.engine import chips, train
 from subjax.nn import attention, lora, model_flops, sharding, transformer
+from subjax.planning import hlo, program_flops, roofline
 from tests.tiny import ARCH
 
 SIZES = {"rows": 2, "num_tokens": 8, "num_targets": 3}

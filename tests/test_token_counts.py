@@ -6,8 +6,9 @@ import pytest
 import tokenizer_kinds
 
 from configs import large
-from subjax import token_counts, units
+from subjax import units
 from subjax.engine import grammars
+from subjax.planning import token_counts
 from subjax.tokens.tokenizer import Tokenizer
 
 SHAPES = {

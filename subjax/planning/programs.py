@@ -12,12 +12,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import token_counts
 from subjax.engine import batching, sampler, scoring, train
 from subjax.engine.slots import part_size
 from subjax.hf import model_config
 from subjax.nn import lora, model_flops, transformer
 from subjax.nn.architecture import Architecture
+from subjax.planning import token_counts
 from subjax.recipes import targets
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit

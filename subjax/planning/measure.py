@@ -19,14 +19,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import programs, roofline
 from subjax.engine import batching, chips, throughput, train
 from subjax.engine.train import Training
 from subjax.nn import lora, sharding, transformer
 from subjax.nn.transformer import Params
-from subjax.programs import Planned
+from subjax.planning import programs, roofline
+from subjax.planning.programs import Planned
+from subjax.planning.roofline import Bound
 from subjax.report import tables
-from subjax.roofline import Bound
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
 

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import hlo, program_flops
 from subjax.engine.chips import Chip
-from subjax.hlo import Collective, Traffic
 from subjax.nn.architecture import Architecture
+from subjax.planning import hlo, program_flops
+from subjax.planning.hlo import Collective, Traffic
 
 FORMULA = (
     "MFU bound = model FLOPs / (chips x peak x max(compute, HBM, interconnect)), in which "

@@ -13,9 +13,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import aot, hlo, program_flops, programs, roofline
-from subjax.programs import Planned
-from subjax.roofline import Bound, Chip
+from subjax.planning import aot, hlo, program_flops, programs, roofline
+from subjax.planning.programs import Planned
+from subjax.planning.roofline import Bound, Chip
 from subjax.runtime import processes
 from subjax.runtime.artifacts import Unit
 

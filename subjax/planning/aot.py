@@ -12,7 +12,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from subjax.engine import chips
-from subjax.roofline import Chip
+from subjax.planning.roofline import Chip
 
 LIBTPU = "libtpu==0.0.52"
 # Sides of a slice, and chips of the largest one; the compiler takes any, and dies of some.
