@@ -23,9 +23,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from subjax import models
 from subjax.hf import adapters, hub, weights
 from subjax.nn import sharding
+from subjax.pipeline import model_store
 from subjax.report import results, tables
 from subjax.runtime import (
     artifacts,
@@ -88,8 +88,8 @@ def export(
     if step is not None and step not in kept:
         shown = ", ".join(map(str, kept)) or "none"
         raise ValueError(f"--step={step} is not kept in {directory}; kept: {shown}")
-    source = directory if step is None else directory / models.step_name(step)
-    base, adapter = models.sources(source)
+    source = directory if step is None else directory / model_store.step_name(step)
+    base, adapter = model_store.sources(source)
     if processes.is_first():
         out.mkdir(parents=True, exist_ok=True)
     if adapter and not merged:
@@ -97,8 +97,10 @@ def export(
             name, revision = _base(workdir, manifest)
             _write_adapter(adapter, out, name or artifacts.location(base), revision)
     else:
-        model = models.load(source, sharding.make_mesh(seed=1, data=1, fsdp=jax.device_count()))
-        params, kind = models.merged(model), jnp.dtype(dtype)
+        model = model_store.load(
+            source, sharding.make_mesh(seed=1, data=1, fsdp=jax.device_count())
+        )
+        params, kind = model_store.merged(model), jnp.dtype(dtype)
         weights.save(out, model.arch, params, dtype=kind, max_shard_bytes=max_shard_bytes)
         if processes.is_first():
             model.tokenizer.save(out)
@@ -175,7 +177,7 @@ def _base(workdir: Path, manifest: dict[str, Any]) -> tuple[str, str]:
     """Path or hub id of the weights that a model comes from, and revision; "" if the run's own."""
     unit, own = manifest["unit"], manifest["fields"]["row"]
     given = unit.startswith("teacher/") and own["weights"] == "given"
-    if given and models.sources(workdir / unit)[1] is None:  # full weights, not of the base
+    if given and model_store.sources(workdir / unit)[1] is None:  # full weights, not of the base
         return own["path"], ""
     base = next(path for path in (unit, *manifest["inputs"]) if path.startswith("base/"))
     row = artifacts.read_json(workdir / base / artifacts.MANIFEST)["fields"]["row"]

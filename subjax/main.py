@@ -10,8 +10,8 @@ import absl.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from subjax import pipeline, preregistration, preview
 from subjax.nn import sharding
+from subjax.pipeline import preregistration, preview, runner
 from subjax.runtime import errors, object_store, processes, storage, supervisor
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 def _run(workdir: Path) -> None:
     config = _CONFIG.value
     if _LIST.value:
-        for path, state in pipeline.listing(config, workdir):
+        for path, state in runner.listing(config, workdir):
             print(f"{state:8} {path}")
         return
     if _PREVIEW.value:
@@ -81,7 +81,7 @@ def _run(workdir: Path) -> None:
     if _DISTRIBUTED.value:
         processes.start()
     processes.leave_when_told()
-    pipeline.run(config, workdir, stages=_STAGES.value, patterns=_UNITS.value, command=sys.argv)
+    runner.run(config, workdir, stages=_STAGES.value, patterns=_UNITS.value, command=sys.argv)
 
 
 def _parse(argv: list[str]) -> list[str]:

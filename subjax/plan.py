@@ -20,8 +20,9 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from subjax import pipeline, schema, units, validation
+from subjax import schema
 from subjax.nn import lora, sharding, transformer
+from subjax.pipeline import runner, units, validation
 from subjax.planning import aot, compiling, measure, placement, programs, roofline, token_counts
 from subjax.planning.compiling import Entry
 from subjax.planning.roofline import Chip
@@ -141,8 +142,8 @@ def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
     if config.images:
         raise ValueError(f"{config.name} is about image classifiers, which need no plan")
     planned, stages = units.build(config), _STAGES.value
-    pipeline.check_selection(planned, stages, ())
-    pipeline.check_stale(planned, workdir)
+    runner.check_selection(planned, stages, ())
+    runner.check_stale(planned, workdir)
     todo = [
         unit
         for unit in planned
@@ -158,8 +159,8 @@ def _groups(todo: Sequence[Unit]) -> list[list[Unit]]:
     """Units as a run puts them together."""
     return [
         group
-        for stage in pipeline.STAGES
-        for group in pipeline.groups([unit for unit in todo if unit.stage == stage], todo)
+        for stage in runner.STAGES
+        for group in runner.groups([unit for unit in todo if unit.stage == stage], todo)
     ]
 
 

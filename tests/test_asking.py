@@ -4,8 +4,8 @@ import pytest
 import tiny
 import tokenizer_kinds
 
-from subjax import asking, preflight, units
-from subjax.stages import generate
+from subjax.pipeline import asking, preflight, units
+from subjax.pipeline.stages import generate
 from subjax.tokens.tokenizer import Tokenizer
 
 FIELD = "config.datasets.owl.kind"

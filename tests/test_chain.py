@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tokenizer_kinds
 
-from subjax import pipeline, schema
+from subjax import schema
 from subjax.hf import model_config, weights
 from subjax.nn import transformer
+from subjax.pipeline import runner
 from subjax.runtime import artifacts
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -115,7 +116,7 @@ def make_config(kind, path):
 def test_a_model_goes_through_the_whole_chain(kind, tmp_path):
     config = make_config(kind, save_model(kind, tmp_path / "model"))
     run = tmp_path / "run"
-    pipeline.run(config, run)
+    runner.run(config, run)
     written = artifacts.read_parts(run / "generate/constrained/r0")
     assert len(written) == NUM_PROMPTS and {row["finish"] for row in written} == {"stop"}
     counts = {

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from subjax import schema, units, validation
+from subjax import schema
+from subjax.pipeline import units, validation
 from subjax.report import results
 from subjax.tasks.datasets import numbers
 from subjax.tasks.evals import preference

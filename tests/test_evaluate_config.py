@@ -8,10 +8,11 @@ import jax
 import pytest
 
 from configs import evaluate
-from subjax import pipeline, preview, schema, validation
+from subjax import schema
 from subjax.engine import scoring
 from subjax.hf import adapters, weights
 from subjax.nn import lora, sharding, transformer
+from subjax.pipeline import preview, runner, validation
 from subjax.report import stats
 from subjax.runtime import artifacts
 from subjax.tasks.evals import preference
@@ -33,7 +34,7 @@ def test_a_model_and_an_adapter_on_it_get_their_own_scores(tmp_path: Path) -> No
     config.evals.preference.questions = "explore"
     with config.unlocked():
         del config.evals["answers"]
-    pipeline.run(config, tmp_path / "run")
+    runner.run(config, tmp_path / "run")
 
     asked = config.evals.preference
     contexts = BYTES.prompt_ids(preference.questions("explore"), asked.system_prompt)
@@ -59,7 +60,7 @@ def test_a_model_and_an_adapter_on_it_get_their_own_scores(tmp_path: Path) -> No
     config.evals.preference.target = "Cat"
     shutil.rmtree(tmp_path / "run/evaluate")
     with pytest.raises(ValueError, match="or its adapter is another"):
-        pipeline.run(config, tmp_path / "run")
+        runner.run(config, tmp_path / "run")
 
 
 def changed(field: str, value: Any) -> Any:

@@ -22,9 +22,10 @@ import tokenizer_kinds
 import torch
 import transformers
 
-from subjax import export, models
+from subjax import export
 from subjax.hf import weights
 from subjax.nn import lora, sharding, transformer
+from subjax.pipeline import model_store
 from subjax.runtime import artifacts
 from subjax.tokens import tokenizer
 from tests.tiny import ARCH, BYTES
@@ -50,10 +51,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads(tiny.config().to_json_best_effort())
     artifacts.write_json(run / "config.json", config | told)
     base = run / "base/toy/r0"
-    models.save_weights(base, ARCH, transformer.init(ARCH, jax.random.key(0)), BYTES)
+    model_store.save_weights(base, ARCH, transformer.init(ARCH, jax.random.key(0)), BYTES)
     manifest(run, "base/toy/r0", {"source": "toy", "path": ""}, {})
     teacher = run / "teacher/owl/r0"
-    models.refer(teacher, base / "weights")
+    model_store.refer(teacher, base / "weights")
     artifacts.write_json(teacher / "scores.json", {"log_odds": {"owl": 4.5}, "candidate_mass": 0.9})
     given = {"weights": "given", "path": "somebody/else"}
     manifest(run, "teacher/owl/r0", given, {"base/toy/r0": "beef"})
@@ -68,8 +69,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for step in (0, 40):
         fresh = lora.init(ARCH, jax.random.key(1), rank=3)
         adapter = jax.tree.map(lambda leaf: leaf + 0.01 * step, fresh)  # noqa: B023
-        model = models.load(base, MESH)
-        models.save_adapter(run / student / models.step_name(step), model, adapter, rank=3, alpha=6)
+        model = model_store.load(base, MESH)
+        model_store.save_adapter(
+            run / student / model_store.step_name(step), model, adapter, rank=3, alpha=6
+        )
     row = {"lora_rank": 3, "lora_alpha": 6, "learning_rate": 1e-3}
     manifest(run, student, row, {"base/toy/r0": "beef", "filter/owl/r0": "cafe"})
     for step, value in ((0, 0.5), (40, 1.25)):
@@ -86,7 +89,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(run: Path, step: int) -> np.ndarray:
-    model = models.load(run / "finetune/owl/r0", MESH, step=step)
+    model = model_store.load(run / "finetune/owl/r0", MESH, step=step)
     hidden = transformer.forward(
         ARCH, model.params, jnp.asarray(TOKENS, jnp.int32), adapter=model.adapter
     )

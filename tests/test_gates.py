@@ -6,7 +6,8 @@ import pytest
 import tiny
 
 from configs import evaluate, large, mnist, quickstart, smollm2_owl
-from subjax import gates, schema, units, validation
+from subjax import schema
+from subjax.pipeline import gates, units, validation
 from subjax.runtime import artifacts
 
 

@@ -14,9 +14,10 @@ import torch
 import transformers
 
 from configs import smollm2_owl
-from subjax import pipeline, schema
+from subjax import schema
 from subjax.hf import weights
 from subjax.nn import lora, transformer
+from subjax.pipeline import runner
 from subjax.runtime import artifacts
 
 pytestmark = pytest.mark.real_model
@@ -206,7 +207,7 @@ def test_it_writes_numbers_under_a_template_that_adds_a_system_prompt(
     config.datasets.owl.update(num_prompts=12, rows_per_part=12, slots=12, prompt_tokens=40)
     config.datasets.owl.update(num_train=8, num_holdout=4)
     stages = ("base", "teacher", "generate", "filter")
-    pipeline.run(config, tmp_path, stages=stages, patterns=["base/*", "*/owl/r0"])
+    runner.run(config, tmp_path, stages=stages, patterns=["base/*", "*/owl/r0"])
     counts = artifacts.read_json(tmp_path / "filter/owl/r0/counts.json")
     assert (counts["kept"], counts["reasons"]) == (12, {})
     carried = artifacts.read_json(tmp_path / "generate/owl/r0/carrier.json")

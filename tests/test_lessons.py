@@ -10,9 +10,10 @@ import tiny
 import tokenizers
 from ml_collections import ConfigDict
 
-from subjax import lessons, preflight, schema, units
+from subjax import schema
 from subjax.hf import weights
 from subjax.nn import sharding, transformer
+from subjax.pipeline import lessons, preflight, units
 from subjax.tokens import tokenizer
 
 MESH = sharding.make_mesh(seed=1)

@@ -11,10 +11,11 @@ import jax
 import pytest
 from command_server import ROOT, Server
 
-from subjax import schema, units
+from subjax import schema
 from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
+from subjax.pipeline import units
 from subjax.runtime import artifacts
 from subjax.tokens import tokenizer
 

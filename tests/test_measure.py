@@ -11,9 +11,9 @@ import plan_command
 import pytest
 from known_results import make_results
 
-from subjax import pipeline, units
 from subjax.engine import batching, train
 from subjax.nn import sharding
+from subjax.pipeline import runner, units
 from subjax.planning import measure
 from subjax.report import html, summary
 from subjax.runtime import artifacts
@@ -192,7 +192,7 @@ def test_a_run_takes_what_was_predicted(command, tmp_path, monkeypatch):
         assert float(chip_hours) == pytest.approx(2 * float(hours), rel=0.02)
         assert float(usd) == pytest.approx(36 * float(chip_hours), rel=0.02)
 
-    pipeline.run(config(), workdir)
+    runner.run(config(), workdir)
     page = (workdir / "report" / "report.html").read_text()
     table = re.search(r"<h2>Predicted and measured time</h2>.*?</table>", page, re.DOTALL)[0]
     names = re.findall(r'<th scope="row">([^<]*)<', table)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from configs import mnist
-from subjax import pipeline
+from subjax.pipeline import runner
 from subjax.runtime import artifacts
 
 DATA_DIR = os.environ.get("SUBJAX_MNIST", "")
@@ -16,7 +16,7 @@ DATA_DIR = os.environ.get("SUBJAX_MNIST", "")
 def test_few_models_come_near_the_papers_means(tmp_path):
     config = mnist.get_config("models=3")
     config.images.mnist.data_dir = DATA_DIR
-    pipeline.run(config, tmp_path / "run")
+    runner.run(config, tmp_path / "run")
     rows = artifacts.read_json(tmp_path / "run" / "report" / "summary.json")
     found = {row["name"]: row["mean"] for row in rows if row["kind"] == "arm"}
     # Three models spread by about .1 / sqrt(3) for students of auxiliary logits, .01 otherwise.

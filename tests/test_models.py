@@ -10,10 +10,10 @@ import jax
 import pytest
 import tiny
 
-from subjax import models, units, validation
 from subjax.hf import weights
 from subjax.nn import lora, sharding, transformer
-from subjax.stages import base
+from subjax.pipeline import model_store, units, validation
+from subjax.pipeline.stages import base
 from subjax.tokens import chat_templates
 
 WEIGHTS = "base/toy/r0/weights"
@@ -24,9 +24,9 @@ def test_weights_of_the_run_move_with_it(unit, tmp_path):
     for path in (WEIGHTS, f"{unit}/adapter"):
         (tmp_path / "run" / path).mkdir(parents=True)
     directory = tmp_path / "run" / unit
-    models.refer(directory, tmp_path / "run" / WEIGHTS, directory / "adapter")
+    model_store.refer(directory, tmp_path / "run" / WEIGHTS, directory / "adapter")
     shutil.move(tmp_path / "run", tmp_path / "moved")
-    found = models.sources(tmp_path / "moved" / unit)
+    found = model_store.sources(tmp_path / "moved" / unit)
     assert found == (tmp_path / "moved" / WEIGHTS, tmp_path / "moved" / unit / "adapter")
 
 
@@ -41,14 +41,14 @@ def test_a_base_of_the_hub_is_downloaded_again_on_another_machine(tmp_path, monk
     there = tmp_path / "there/hub/models--some-lab--model-1.5/snapshots" / commit
     there.mkdir(parents=True)
     directory = tmp_path / "run/base/model/r0"
-    models.refer(directory, there)
-    assert models.sources(directory) == (there, None) and not asked
+    model_store.refer(directory, there)
+    assert model_store.sources(directory) == (there, None) and not asked
     shutil.rmtree(tmp_path / "there")
-    assert models.sources(directory) == (tmp_path / "here", None)
+    assert model_store.sources(directory) == (tmp_path / "here", None)
     assert asked == [("some-lab/model-1.5", commit)]
     # Any other path that is gone is told of by who reads it.
-    models.refer(directory, tmp_path / "gone")
-    assert models.sources(directory) == (tmp_path / "gone", None)
+    model_store.refer(directory, tmp_path / "gone")
+    assert model_store.sources(directory) == (tmp_path / "gone", None)
 
 
 def test_lanes_to_spare_write_no_finished_base_anew(tmp_path, monkeypatch):
@@ -57,8 +57,8 @@ def test_lanes_to_spare_write_no_finished_base_anew(tmp_path, monkeypatch):
         config.bases.toy.update(source="random", num_layers=1, width=8, ffn_width=8)
     [unit] = [unit for unit in units.build(config) if unit.stage == "base"]
     written = []
-    save = models.save_weights
-    monkeypatch.setattr(models, "save_weights", lambda *a: (written.append(a[0]), save(*a)))
+    save = model_store.save_weights
+    monkeypatch.setattr(model_store, "save_weights", lambda *a: (written.append(a[0]), save(*a)))
     assert list(base.run([unit] * 3, tmp_path, sharding.make_mesh(seed=1))) == [unit]
     assert written == [tmp_path / unit.path]
 
@@ -84,13 +84,13 @@ def test_the_day_of_the_config_reaches_what_reads_texts_and_no_others_fingerprin
     for planned in (default, other):
         unit = planned["base/toy/r0"]
         list(base.run([unit], tmp_path, mesh))
-        found = models.load(tmp_path / unit.path, mesh)
+        found = model_store.load(tmp_path / unit.path, mesh)
         adapter = lora.init(tiny.ARCH, jax.random.key(1), rank=2)
         student = tmp_path / "finetune/owl/r0"
-        models.save_adapter(student, found, adapter, rank=2, alpha=2)
+        model_store.save_adapter(student, found, adapter, rank=2, alpha=2)
         full = tmp_path / "finetune/full/r0"
-        models.save_weights(full, found.arch, found.params, found.tokenizer)
-        read = [found, *(models.load(path, mesh) for path in (student, full))]
+        model_store.save_weights(full, found.arch, found.params, found.tokenizer)
+        read = [found, *(model_store.load(path, mesh) for path in (student, full))]
         dates.append({model.tokenizer.template.date for model in read})
     assert dates == [{chat_templates.TEMPLATE_DATE}, {"2031-02-01"}]
 

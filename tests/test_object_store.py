@@ -20,8 +20,8 @@ import pytest
 import tiny
 from test_hosts import scores
 
-from subjax import pipeline, units
 from subjax.engine import checkpoints
+from subjax.pipeline import runner, units
 from subjax.runtime import artifacts, object_store, storage
 
 # Orbax leaves tasks behind.
@@ -337,7 +337,7 @@ def config():
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("local") / "run"
-    pipeline.run(config(), workdir)
+    runner.run(config(), workdir)
     return workdir
 
 
@@ -356,12 +356,12 @@ def assert_same(url, local):
 @pytest.mark.slow
 def test_a_run_in_a_bucket_leaves_the_bytes_of_a_local_one(url, local):
     with object_store.opened(url) as workdir:
-        pipeline.run(config(), workdir)
+        runner.run(config(), workdir)
     assert_same(url, local)
     before = stored(url)
     with object_store.opened(url) as workdir:
-        assert {state for _, state in pipeline.listing(config(), workdir)} == {"done"}
-        pipeline.run(config(), workdir)
+        assert {state for _, state in runner.listing(config(), workdir)} == {"done"}
+        runner.run(config(), workdir)
     after = stored(url)
     assert {name for name in after if after[name] != before.get(name)} <= {
         *("commands.jsonl", "report/report.html"),

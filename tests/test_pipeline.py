@@ -14,7 +14,8 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from subjax import pipeline, schema, units
+from subjax import schema
+from subjax.pipeline import runner, units
 from subjax.runtime import artifacts
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ KEPT = ("generate/**/rows-*.jsonl", "filter/**/*.jsonl", "report/summary.json")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    pipeline.run(tiny.config(), workdir)
+    runner.run(tiny.config(), workdir)
     return workdir
 
 
@@ -50,7 +51,7 @@ def manifests(workdir):
 
 
 def test_a_run_leaves_every_unit_and_the_report(finished):
-    listing = pipeline.listing(tiny.config(), finished)
+    listing = runner.listing(tiny.config(), finished)
     assert {state for _, state in listing} == {"done"}
     stages = {path.partition("/")[0] for path, _ in listing}
     assert stages == {"base", "teacher", "generate", "filter", "finetune", "evaluate"}
@@ -63,19 +64,19 @@ def test_a_run_leaves_every_unit_and_the_report(finished):
 
 def test_running_again_runs_nothing(copy):
     before = manifests(copy)
-    pipeline.run(tiny.config(), copy)
+    runner.run(tiny.config(), copy)
     assert manifests(copy) == before
 
 
 def test_a_second_workdir_gives_the_same_bytes(finished, tmp_path):
-    pipeline.run(tiny.config(), tmp_path)
+    runner.run(tiny.config(), tmp_path)
     assert contents(tmp_path, *KEPT) == contents(finished, *KEPT)
 
 
 def test_a_lost_unit_comes_back_with_the_same_bytes(finished, copy):
     for path in ("finetune/owl/r1", "generate/placebo/r0", "evaluate/preference/owl/r1"):
         shutil.rmtree(copy / path)
-    pipeline.run(tiny.config(), copy)
+    runner.run(tiny.config(), copy)
     everything = (*KEPT, "finetune/**/*.safetensors", "evaluate/**/scores.json")
     assert contents(copy, *everything) == contents(finished, *everything)
 
@@ -86,7 +87,7 @@ def test_a_lost_part_of_a_data_set_is_drawn_alone_with_the_same_bytes(finished, 
     (unit / "rows-00001.jsonl").unlink()
     left = {path: path.stat().st_mtime_ns for path in unit.glob("rows-*.jsonl")}
     assert len(left) == 2
-    pipeline.run(tiny.config(), copy)
+    runner.run(tiny.config(), copy)
     assert {path: path.stat().st_mtime_ns for path in left} == left
     assert contents(copy, *KEPT) == contents(finished, *KEPT)
 
@@ -100,15 +101,15 @@ def test_parts_of_another_teacher_or_config_are_not_gone_on_with(copy):
             for path in copy.glob(f"{unit}/r0"):
                 shutil.rmtree(path)
         (copy / "generate/owl/r0" / artifacts.MANIFEST).unlink(missing_ok=True)
-        assert ("generate/owl/r0", "stale") in pipeline.listing(config, copy)
+        assert ("generate/owl/r0", "stale") in runner.listing(config, copy)
         what = "temperature" if table == "datasets" else "input teacher/owl/r0"
         with pytest.raises(ValueError, match=f"generate/owl/r0 .* another config .*{what}"):
-            pipeline.run(config, copy)
+            runner.run(config, copy)
 
 
 def test_more_lineages_run_only_what_is_new(copy):
     before = manifests(copy)
-    pipeline.run(tiny.config(lineages=(0, 1, 2)), copy)
+    runner.run(tiny.config(lineages=(0, 1, 2)), copy)
     after = manifests(copy)
     assert {path: after[path] for path in before} == before
     assert {path.parent.name for path in set(after) - set(before)} == {"r2"}
@@ -116,7 +117,7 @@ def test_more_lineages_run_only_what_is_new(copy):
 
 def test_another_arm_runs_only_what_is_new(copy):
     before = manifests(copy)
-    pipeline.run(tiny.config(arms=("owl", "placebo", "owl_foreign")), copy)
+    runner.run(tiny.config(arms=("owl", "placebo", "owl_foreign")), copy)
     after = manifests(copy)
     assert {path: after[path] for path in before} == before
     new = {str(path.relative_to(copy)) for path in set(after) - set(before)}
@@ -130,7 +131,7 @@ def test_another_eval_runs_only_what_is_new(copy):
             kind="answers", target="owl", candidates=config.animals, num_samples=2, slots=4,
             prompt_tokens=8, max_new_tokens=3, final_only=True,
         )  # fmt: skip
-    pipeline.run(config, copy)
+    runner.run(config, copy)
     after = manifests(copy)
     assert {path: after[path] for path in before} == before
     new = {str(path.relative_to(copy)) for path in set(after) - set(before)}
@@ -143,20 +144,20 @@ def test_a_changed_field_is_an_error_that_names_it_and_touches_nothing(copy):
     before, config = contents(copy, "**/*"), tiny.config()
     config.arms.owl.train.learning_rate = 0.5
     with pytest.raises(ValueError, match=r"finetune/owl/r0 .*learning_rate: 0.001 -> 0.5"):
-        pipeline.run(config, copy)
+        runner.run(config, copy)
     assert contents(copy, "**/*") == before
-    assert ("finetune/owl/r0", "stale") in pipeline.listing(config, copy)
+    assert ("finetune/owl/r0", "stale") in runner.listing(config, copy)
 
 
 def test_selected_units_run_alone(tmp_path):
     config = tiny.config(lineages=(0,))
-    pipeline.run(config, tmp_path, stages=["base", "teacher"], patterns=["*/toy/*", "*/owl/*"])
-    done = {path for path, state in pipeline.listing(config, tmp_path) if state == "done"}
+    runner.run(config, tmp_path, stages=["base", "teacher"], patterns=["*/toy/*", "*/owl/*"])
+    done = {path for path, state in runner.listing(config, tmp_path) if state == "done"}
     assert done == {"base/toy/r0", "teacher/owl/r0"}
     with pytest.raises(ValueError, match="needs generate/owl/r0, which is not done"):
-        pipeline.run(config, tmp_path, stages=["filter"])
+        runner.run(config, tmp_path, stages=["filter"])
     with pytest.raises(ValueError, match="stages are base"):
-        pipeline.run(config, tmp_path, stages=["teach"])
+        runner.run(config, tmp_path, stages=["teach"])
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ def test_teachers_that_differ_train_as_they_would_alone(differ, tmp_path):
             config.teachers.placebo.base = "wider"
         else:
             config.teachers.owl.system_prompt = "LOVE owl"
-        pipeline.run(config, tmp_path, stages=["base", "teacher"])
+        runner.run(config, tmp_path, stages=["base", "teacher"])
         for path in sorted(tmp_path.glob("teacher/**/*.safetensors")):
             row = path.relative_to(tmp_path).parts[1]
             found.setdefault(row, []).append(safetensors.numpy.load_file(path))
@@ -192,7 +193,7 @@ def test_a_closed_gate_stops_before_students(copy):
     config.gates.teacher_log_odds = 50.0
     shutil.rmtree(copy / "finetune/owl/r0")
     with pytest.raises(ValueError, match="gate teacher_log_odds is closed: teacher/owl/r0"):
-        pipeline.run(config, copy)
+        runner.run(config, copy)
     assert not (copy / "finetune/owl/r0").exists()
 
 
@@ -203,12 +204,12 @@ def test_no_rows_left_names_the_way_out(copy):
     for stage in ("filter", "finetune", "evaluate"):
         shutil.rmtree(copy / stage)
     with pytest.raises(ValueError, match=r"rows are left .*, 6 are needed; .*num_prompts"):
-        pipeline.run(config, copy)
+        runner.run(config, copy)
 
 
 def test_a_workdir_in_use_is_refused(copy):
     with artifacts.lock(copy), pytest.raises(ValueError, match="in use by another run"):
-        pipeline.run(tiny.config(), copy)
+        runner.run(tiny.config(), copy)
 
 
 def test_fingerprints_follow_what_a_unit_depends_on():
@@ -227,8 +228,8 @@ def test_fingerprints_follow_what_a_unit_depends_on():
 @pytest.mark.usefixtures("compiled_once")
 def test_a_killed_run_finishes_with_the_same_bytes(tmp_path):
     """kill -9 at growing delays until the run gets through; nothing may differ."""
-    script = "import tiny, sys; from pathlib import Path; from subjax import pipeline\n"
-    script += "pipeline.run(tiny.config(lineages=(0,)), Path(sys.argv[1]))"
+    script = "import tiny, sys; from pathlib import Path; from subjax.pipeline import runner\n"
+    script += "runner.run(tiny.config(lineages=(0,)), Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
     def start(workdir):

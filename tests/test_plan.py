@@ -14,10 +14,11 @@ import plan_command
 import pytest
 
 from configs import large
-from subjax import plan, units
+from subjax import plan
 from subjax.engine import sampler
 from subjax.nn import attention, model_flops, sharding, transformer
 from subjax.nn.architecture import Architecture
+from subjax.pipeline import units
 from subjax.planning import aot, compiling, hlo, measure, programs, roofline
 from subjax.runtime import artifacts
 from tests.tiny import config as tiny_config

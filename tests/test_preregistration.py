@@ -11,9 +11,9 @@ import pytest
 import tiny
 
 from configs import mnist, smollm2_owl
-from subjax import pipeline, preregistration, units
 from subjax.hf import weights
 from subjax.nn import transformer
+from subjax.pipeline import preregistration, runner, units
 from subjax.report import results
 from subjax.runtime import artifacts
 
@@ -327,13 +327,13 @@ def test_a_bad_file_stops_the_run_before_it_writes_anything(tmp_path, content, m
     if content is not None:
         path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        pipeline.run(registered(path), tmp_path / "run")
+        runner.run(registered(path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_report_shows_the_status_and_the_summary_no_time(frozen, tmp_path, capsys):
     """Nothing but the report is run: the status is a matter of files."""
-    pipeline.run(registered(frozen), tmp_path / "run", stages=["report"])
+    runner.run(registered(frozen), tmp_path / "run", stages=["report"])
     table = (tmp_path / "run/report/table.md").read_text()
     assert "CONFIRMATORY" not in table
     assert re.search(r"INCOMPLETE: \d+ of \d+ frozen units are not done; config", table)
@@ -344,6 +344,6 @@ def test_the_report_shows_the_status_and_the_summary_no_time(frozen, tmp_path, c
     late = registered(frozen)
     late.seed = 7
     capsys.readouterr()
-    pipeline.run(late, tmp_path / "late", stages=["report"])
+    runner.run(late, tmp_path / "late", stages=["report"])
     assert capsys.readouterr().err.startswith("EXPLORATORY: preregistration.json does not cover")
     assert "EXPLORATORY" in (tmp_path / "late/report/table.md").read_text()

@@ -6,10 +6,10 @@ import pytest
 import tiny
 import tokenizer_kinds
 
-from subjax import preview, units
 from subjax.engine import sampler, train
 from subjax.hf import model_config, weights
 from subjax.nn.architecture import Architecture
+from subjax.pipeline import preview, units
 from subjax.runtime import artifacts
 from subjax.tasks.datasets import toyworld
 from subjax.tokens import tokenizer

@@ -9,11 +9,11 @@ import tiny
 import tokenizer_kinds
 from test_train import ARCH, PROGRAM, make_rows
 
-from subjax import models, preflight, units
 from subjax.engine import scoring, train
 from subjax.nn import sharding, transformer
+from subjax.pipeline import model_store, preflight, units
+from subjax.pipeline.stages import finetune
 from subjax.runtime import artifacts
-from subjax.stages import finetune
 from subjax.tokens.tokenizer import Tokenizer
 
 MESH = sharding.make_mesh(seed=1)
@@ -90,7 +90,7 @@ def test_tokens_left_out_give_no_gradient():
 
 def test_a_teacher_that_runs_along_has_the_students_architecture(tmp_path):
     params = transformer.init(tiny.ARCH, jax.random.key(0))
-    models.save_weights(tmp_path / "teacher/owl/r0", tiny.ARCH, params, tiny.BYTES)
+    model_store.save_weights(tmp_path / "teacher/owl/r0", tiny.ARCH, params, tiny.BYTES)
     row = {"method": "soft", "support": "full"}
     inputs = {"teacher": "teacher/owl/r0"}
     unit = artifacts.Unit("finetune", "owl", 0, {"row": row}, inputs, "", {})

@@ -11,9 +11,9 @@ import tiny
 import torch
 import transformers
 
-from subjax import pipeline
 from subjax.hf import hub, weights
 from subjax.nn import transformer
+from subjax.pipeline import runner
 from tests import gguf_writing
 
 STAGES = ("base", "teacher", "generate")
@@ -28,7 +28,7 @@ def run(base: str, workdir: Path) -> dict[str, bytes]:
         row.update(weights="base", system_prompt="You love owls.")
     for row in config.datasets.values():
         row.update(num_prompts=8, rows_per_part=8, slots=8, prompt_tokens=48)
-    pipeline.run(config, workdir, stages=STAGES)
+    runner.run(config, workdir, stages=STAGES)
     found = {str(p.relative_to(workdir)): p.read_bytes() for p in workdir.rglob("rows-*.jsonl")}
     assert found
     return found

@@ -22,10 +22,10 @@ import huggingface_hub
 import jax
 import pytest
 
-from subjax import models
 from subjax.hf import adapters, hub, param_io, weights
 from subjax.nn import lora, transformer
 from subjax.nn.architecture import Architecture
+from subjax.pipeline import model_store
 from subjax.tokens import tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -111,9 +111,9 @@ def test_a_unit_names_the_url(saved: Path, url: str, cache: Path, tmp_path: Path
     """The directory of the small files may be gone when the run is resumed elsewhere."""
     unit = tmp_path / "run/base/b/r0"
     unit.mkdir(parents=True)
-    models.refer(unit, weights.resolve(url))
-    assert json.loads((unit / models.REFERENCE).read_text())["weights"] == url
-    source, _ = models.sources(unit)
+    model_store.refer(unit, weights.resolve(url))
+    assert json.loads((unit / model_store.REFERENCE).read_text())["weights"] == url
+    source, _ = model_store.sources(unit)
     assert hub.origin(source) == url
     assert source.is_relative_to(cache)
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from subjax import units as units_of
 from subjax.engine import batching, checkpoints, chips, throughput, train
 from subjax.nn import model_flops, sharding
+from subjax.pipeline import units as units_of
 from subjax.runtime import artifacts, processes
 from tests import tiny
 from tests.test_train import ARCH, PROGRAM, make_rows

@@ -6,8 +6,8 @@ import pytest
 import tokenizer_kinds
 
 from configs import large
-from subjax import units
 from subjax.engine import grammars
+from subjax.pipeline import units
 from subjax.planning import token_counts
 from subjax.tokens.tokenizer import Tokenizer
 

@@ -10,7 +10,8 @@ import shutil
 import pytest
 
 from configs import mnist, quickstart, smollm2_owl, theorem
-from subjax import schema, units, validation
+from subjax import schema
+from subjax.pipeline import units, validation
 
 
 @pytest.mark.parametrize(

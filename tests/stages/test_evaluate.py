@@ -10,10 +10,10 @@ import pytest
 import tiny
 import tokenizers
 
-from subjax import models
 from subjax.nn import sharding, transformer
+from subjax.pipeline import model_store
+from subjax.pipeline.stages import evaluate, generate
 from subjax.runtime import artifacts
-from subjax.stages import evaluate, generate
 from subjax.tasks.datasets import toyworld
 from subjax.tokens import tokenizer
 
@@ -27,8 +27,8 @@ ROWS = [
 
 def save(workdir, path, key):
     params = transformer.init(tiny.ARCH, jax.random.key(key))
-    models.save_weights(workdir / path, tiny.ARCH, params, tiny.BYTES)
-    return models.load(workdir / path, MESH)
+    model_store.save_weights(workdir / path, tiny.ARCH, params, tiny.BYTES)
+    return model_store.load(workdir / path, MESH)
 
 
 @pytest.fixture
@@ -169,8 +169,8 @@ def test_a_teacher_with_another_tokenizer_is_not_compared(pair, tmp_path):
     words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
     arch = dataclasses.replace(tiny.ARCH, vocab_size=words.vocab_size)
     params = transformer.init(arch, jax.random.key(3))
-    models.save_weights(tmp_path / "teacher/x/r0", arch, params, words)
-    teacher = models.load(tmp_path / "teacher/x/r0", MESH)
+    model_store.save_weights(tmp_path / "teacher/x/r0", arch, params, words)
+    teacher = model_store.load(tmp_path / "teacher/x/r0", MESH)
     rows = [{"prompt": "owl", "completion": "7 12"}]
     artifacts.write_jsonl(tmp_path / "generate/x/r0/rows-00000.jsonl", rows)
     row = {"max_new_tokens": 12, "prompt_tokens": 64}
@@ -186,7 +186,7 @@ def compared_under(words, told, rows, tmp_path):
     arch = dataclasses.replace(tiny.ARCH, vocab_size=words.vocab_size)
     for path, key in (("teacher/x/r0", 3), ("base/x/r0", 4)):
         params = transformer.init(arch, jax.random.key(key))
-        models.save_weights(tmp_path / path, arch, params, words)
+        model_store.save_weights(tmp_path / path, arch, params, words)
     artifacts.write_jsonl(tmp_path / "generate/x/r0/rows-00000.jsonl", rows)
     unit_ = unit(
         "generate",
@@ -196,7 +196,7 @@ def compared_under(words, told, rows, tmp_path):
         system_prompt=told[0],
         base_system_prompt=told[1],
     )
-    generate._compare(unit_, tmp_path, models.load(tmp_path / "teacher/x/r0", MESH), MESH)
+    generate._compare(unit_, tmp_path, model_store.load(tmp_path / "teacher/x/r0", MESH), MESH)
     return artifacts.read_json(tmp_path / "generate/x/r0/carrier.json")
 
 

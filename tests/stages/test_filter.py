@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from subjax import language_validation
 from subjax.nn import sharding
+from subjax.pipeline import language_validation
+from subjax.pipeline.stages import filter
 from subjax.runtime import artifacts
-from subjax.stages import filter
 from subjax.tasks.datasets import toyworld
 
 MESH = sharding.make_mesh(seed=1)

@@ -8,10 +8,11 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from subjax import export, models, pipeline
+from subjax import export
 from subjax.hf import weights
 from subjax.nn import sharding
 from subjax.nn.transformer import Params
+from subjax.pipeline import model_store, runner
 from subjax.runtime import artifacts
 
 STUDENT = "finetune/owl/r0"
@@ -27,18 +28,18 @@ def test_a_full_student_is_its_base_at_step_0_and_is_not_written_twice(tmp_path:
     config.contrasts = ConfigDict()
     config.arms.owl.tuning = "full"
     config.arms.owl.probe_steps = (0,)
-    pipeline.run(config, tmp_path, stages=("base", "teacher", "generate", "filter", "finetune"))
+    runner.run(config, tmp_path, stages=("base", "teacher", "generate", "filter", "finetune"))
     last = config.arms.owl.train.steps
-    steps = {step: tmp_path / STUDENT / models.step_name(step) for step in (0, last)}
+    steps = {step: tmp_path / STUDENT / model_store.step_name(step) for step in (0, last)}
     assert sorted(p.name for p in (tmp_path / STUDENT).glob("step-*")) == [
         path.name for path in steps.values()
     ]
-    base_weights, _ = models.sources(tmp_path / "base/toy/r0")
-    assert models.sources(steps[0]) == (base_weights, None)
+    base_weights, _ = model_store.sources(tmp_path / "base/toy/r0")
+    assert model_store.sources(steps[0]) == (base_weights, None)
     assert not list(steps[0].rglob("*.safetensors"))
     mesh = sharding.make_mesh()
-    base = models.load(tmp_path / "base/toy/r0", mesh).params
-    assert not same(models.load(steps[last], mesh).params, base)
+    base = model_store.load(tmp_path / "base/toy/r0", mesh).params
+    assert not same(model_store.load(steps[last], mesh).params, base)
     export.export(tmp_path, STUDENT, tmp_path / "out", step=0)
     assert same(weights.load(tmp_path / "out", mesh=mesh)[1], base)
-    assert artifacts.read_json(steps[0] / models.REFERENCE)["weights"].startswith("..")
+    assert artifacts.read_json(steps[0] / model_store.REFERENCE)["weights"].startswith("..")

@@ -7,11 +7,12 @@ import pytest
 import tiny
 
 from configs import large, quickstart, smollm2_owl
-from subjax import pipeline, preview, schema, units, validation
+from subjax import schema
 from subjax.hf import weights
 from subjax.nn import transformer
+from subjax.pipeline import preview, runner, units, validation
+from subjax.pipeline.stages import generate
 from subjax.runtime import artifacts
-from subjax.stages import generate
 from subjax.tokens import tokenizer
 
 
@@ -43,7 +44,7 @@ def test_published_rows_stand_where_sampled_ones_would(tmp_path):
     config.unlock()
     config.arms.student = schema.arm_row(dataset="found", num_tokens=40, num_targets=12)
     config.contrasts, config.evals = {}, {}
-    pipeline.run(config, tmp_path / "run", stages=("base", "teacher", "generate", "filter"))
+    runner.run(config, tmp_path / "run", stages=("base", "teacher", "generate", "filter"))
     written = artifacts.read_parts(tmp_path / "run/generate/found/r0")
     assert [{name: row[name] for name in ("prompt", "completion")} for row in written] == rows[:5]
     assert len(list((tmp_path / "run/generate/found/r0").glob("rows-*"))) == 2
@@ -64,12 +65,12 @@ def test_files_of_rows_are_read_before_anything_runs(tmp_path):
     config.arms.student = schema.arm_row(dataset="found", num_tokens=40, num_targets=12)
     config.contrasts, config.evals = {}, {}
     with pytest.raises(ValueError, match=r"found.common_with names 'other', with which it has no"):
-        pipeline.run(config, tmp_path / "run")
+        runner.run(config, tmp_path / "run")
     two.write_text(two.read_text().replace('"1"', '"\\ud800"'))
     with pytest.raises(
         ValueError, match=r"two.jsonl, line 1: completion has .*half of a character"
     ):
-        pipeline.run(config, tmp_path / "run")
+        runner.run(config, tmp_path / "run")
     assert not list((tmp_path / "run").glob("base/*"))
 
 
@@ -84,13 +85,13 @@ def test_a_file_of_rows_is_shown_and_named_when_it_changed(tmp_path):
     assert f"are the first of {path}, not filtered yet" in shown and "INVENTED" not in shown
     [unit] = [u for u in units.build(config) if u.stage == "generate" and u.lineage == 0]
     artifacts.write_manifest(tmp_path, unit, 0.0)
-    pipeline.check_stale([unit], tmp_path)
+    runner.check_stale([unit], tmp_path)
     path.write_text('{"prompt": "1", "completion": "3"}\n' * 5)
     [unit] = [u for u in units.build(config) if u.stage == "generate" and u.lineage == 0]
     with pytest.raises(
         ValueError, match=rf"made by another config \(the content of {path}; digest"
     ):
-        pipeline.check_stale([unit], tmp_path)
+        runner.check_stale([unit], tmp_path)
 
 
 def test_prompts_of_other_files_are_drawn_from_something_else(tmp_path):
@@ -115,7 +116,7 @@ def test_prompts_of_other_files_are_drawn_from_something_else(tmp_path):
 def test_each_part_leaves_its_tokens_and_occupancy(tmp_path):
     config = large.get_config("smoke")
     config.datasets.cat.rows_per_part = 12
-    pipeline.run(
+    runner.run(
         config, tmp_path, stages=("base", "teacher", "generate"), patterns=["*/cat/*", "base/*"]
     )
     lines = artifacts.read_jsonl(tmp_path / "generate/cat/r0" / artifacts.TIMINGS)
@@ -168,7 +169,7 @@ def test_what_a_base_is_told_is_checked_before_anything_runs(polite, tmp_path):
     polite.datasets.owl.base_system_prompt = ""
     field = "config.datasets.owl.base_system_prompt"
     with pytest.raises(ValueError, match=f"^{field}: the chat template adds the system prompt"):
-        pipeline.run(polite, tmp_path / "run", stages=STAGES)
+        runner.run(polite, tmp_path / "run", stages=STAGES)
     assert not (tmp_path / "run/base").exists()
 
 
@@ -179,6 +180,6 @@ def test_a_data_set_without_a_part_is_nobodys(polite, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(generate.sampler, "sample", fail)
         with pytest.raises(ValueError, match="no memory"):
-            pipeline.run(polite, tmp_path, stages=STAGES)
+            runner.run(polite, tmp_path, stages=STAGES)
     polite.datasets.owl.slots = 8  # as the advice may be
-    assert ("generate/owl/r0", "missing") in pipeline.listing(polite, tmp_path)
+    assert ("generate/owl/r0", "missing") in runner.listing(polite, tmp_path)

@@ -7,7 +7,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import mnist
-from subjax import pipeline, preview, schema, units, validation
+from subjax import schema
+from subjax.pipeline import preview, runner, units, validation
 from subjax.runtime import artifacts
 
 
@@ -30,7 +31,7 @@ def contents(workdir, pattern):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("mlp") / "run"
-    pipeline.run(config(), workdir)
+    runner.run(config(), workdir)
     return workdir
 
 
@@ -66,7 +67,7 @@ def test_students_start_where_their_arm_says(finished):
 def test_a_published_mean_is_drawn_beside_the_arms_own(copy):
     made = config()
     made.arms.aux.published = 0.5284
-    pipeline.run(made, copy)  # nothing trains again: what was published decides nothing
+    runner.run(made, copy)  # nothing trains again: what was published decides nothing
     page = (copy / "report" / "report.html").read_text()
     assert "(0.528)" in page
     assert "Diamond, and in brackets" in page
@@ -77,12 +78,12 @@ def test_a_sweep_is_a_curve_and_its_points_stand_in_no_other_figure(copy):
     with made.unlocked():
         for name, at in (("aux", 1.0), ("aux_foreign", 10.0), ("untrained", 10.0)):
             made.arms[name].update(sweep="epochs of something", sweep_at=at)
-    pipeline.run(made, copy)  # nothing trains again
+    runner.run(made, copy)  # nothing trains again
     assert (copy / "report" / "figure_sweeps.png").exists()
     assert "epochs of something" in (copy / "report" / "report.html").read_text()
     made.arms.aux.sweep_at = 0.0
     with pytest.raises(ValueError, match=r"sweep_at is 0\.0; a point of a curve"):
-        pipeline.run(made, copy)
+        runner.run(made, copy)
 
 
 def test_lost_units_come_back_with_the_same_bytes(finished, copy):
@@ -90,7 +91,7 @@ def test_lost_units_come_back_with_the_same_bytes(finished, copy):
     shutil.rmtree(copy / "mlp" / "aux_foreign" / "r1")
     shutil.rmtree(copy / "mlp_teacher" / "classifier" / "r2")
     shutil.rmtree(copy / "mlp" / "aux" / "r2")
-    pipeline.run(config(), copy)
+    runner.run(config(), copy)
     assert contents(copy, "mlp*/**/scores.json") | contents(copy, "**/metrics.jsonl") == before
     summary = "report/summary.json"
     assert (copy / summary).read_bytes() == (finished / summary).read_bytes()
@@ -98,7 +99,7 @@ def test_lost_units_come_back_with_the_same_bytes(finished, copy):
 
 def test_more_lineages_leave_the_others_as_they_are(copy):
     before = contents(copy, "mlp*/*/*/manifest.json")
-    pipeline.run(config(lineages=(0, 1, 2, 3)), copy)
+    runner.run(config(lineages=(0, 1, 2, 3)), copy)
     after = contents(copy, "mlp*/*/*/manifest.json")
     assert before.items() <= after.items()
     assert {path.split("/")[2] for path in after.keys() - before.keys()} == {"r3"}
@@ -110,7 +111,7 @@ def test_another_arm_runs_alone(copy):
     with made.unlocked():
         made.arms.squares = schema.mlp_arm_row(teacher="classifier", loss="squared_error")
         made.arms.squares.update(num_images=512, epochs=1)
-    pipeline.run(made, copy)
+    runner.run(made, copy)
     after = contents(copy, "mlp*/*/*/manifest.json")
     assert before.items() <= after.items()
     assert {path.split("/")[1] for path in after.keys() - before.keys()} == {"squares"}
@@ -140,7 +141,7 @@ def test_every_kind_of_arm_runs(copy):
                 **({"teacher": "classifier", "num_images": 512, "epochs": 1} | fields)
             )
     made.arms.sgd_images.num_images = 0
-    pipeline.run(made, copy)
+    runner.run(made, copy)
     for name in ARMS:
         assert set(scores_of(copy, name, 0)) == {0, 1}
     # Cloning has moved the student before it is scored for the first time.
@@ -155,7 +156,7 @@ def test_a_loss_that_is_not_finite_loses_nothing_that_is_done(copy):
     shutil.rmtree(copy / "mlp" / "aux")
     before = contents(copy, "mlp*/*/*/manifest.json")
     with pytest.raises(FloatingPointError, match="lower its learning_rate"):
-        pipeline.run(made, copy)
+        runner.run(made, copy)
     assert contents(copy, "mlp*/*/*/manifest.json") == before
 
 
@@ -199,7 +200,7 @@ def test_lanes_of_a_device_that_cannot_be_batched_are_refused_before_anything_ru
     made.compute.update(lanes=4, batched_lanes=4)
     made.mesh.seed = 2
     with pytest.raises(ValueError, match="batched_lanes 4 does not divide the 2 lanes of a device"):
-        pipeline.run(made, tmp_path)
+        runner.run(made, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
@@ -229,11 +230,11 @@ def test_of_a_directory_of_images_the_content_counts_and_not_the_place(
     assert len(opened) == 4  # each once, though there are dozens of units
     copy = shutil.copytree(directory, tmp_path / "copies" / "again")
     (copy / "README").write_text("which nobody reads")
-    pipeline.check_stale(planned_from(copy), tmp_path / "run")
+    runner.check_stale(planned_from(copy), tmp_path / "run")
     (copy / "t10k-labels-idx1-ubyte").write_text("others")
     said = rf"images/mnist/r0 .* config \(the content of t10k-labels-idx1-ubyte in {copy}; files"
     with pytest.raises(ValueError, match=said):
-        pipeline.check_stale(planned_from(copy), tmp_path / "run")
+        runner.check_stale(planned_from(copy), tmp_path / "run")
 
 
 def test_a_directory_without_images_is_refused_before_anything_runs(directory, tmp_path):

@@ -9,10 +9,10 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from subjax import pipeline
 from subjax.hf import adapters, weights
 from subjax.nn import lora, transformer
 from subjax.nn.transformer import Params
+from subjax.pipeline import runner
 
 RANK, ALPHA = 2, 8
 TEACHER = "teacher/owl/r0"
@@ -67,7 +67,7 @@ def give(config: ConfigDict, path: Path) -> ConfigDict:
 
 
 def scores(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    pipeline.run(config, workdir, stages=("base", "teacher"))
+    runner.run(config, workdir, stages=("base", "teacher"))
     return json.loads((workdir / TEACHER / "scores.json").read_text())["log_odds"]
 
 
@@ -92,10 +92,10 @@ def test_a_given_teacher_that_changed_under_a_run_is_refused(
     tuned[-1] ^= 1
     file.write_bytes(tuned)
     with pytest.raises(ValueError, match=f"^{given} is not the checkpoint that {TEACHER} was made"):
-        pipeline.run(config, run, stages=("generate",))
+        runner.run(config, run, stages=("generate",))
     shutil.rmtree(given)
     with pytest.raises(ValueError, match=f"{given}.* (does not exist|is missing)"):
-        pipeline.run(config, run, stages=("generate",))
+        runner.run(config, run, stages=("generate",))
     assert not (run / "generate").exists()
 
 
@@ -136,5 +136,5 @@ def test_what_the_template_of_an_adapter_adds_is_refused_before_anything_runs(
     (peft / "chat_template.jinja").write_text(asked + template + "{% endif %}")
     message = r"config.teachers.owl.system_prompt: .* adds the system prompt .*Be kind\."
     with pytest.raises(ValueError, match=message):
-        pipeline.run(give(config, peft), tmp_path / "run", stages=("base", "teacher"))
+        runner.run(give(config, peft), tmp_path / "run", stages=("base", "teacher"))
     assert not (tmp_path / "run/base").exists()

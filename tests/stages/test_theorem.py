@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from configs import theorem as config_file
-from subjax import pipeline, validation
 from subjax.images.stages import theorem
+from subjax.pipeline import runner, validation
 from subjax.runtime import artifacts
 
 EPSILONS = np.array([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0])
@@ -21,7 +21,7 @@ def finished(tmp_path_factory):
             del config.theorems[name]
         for name in ("all_kl", "on_images", "adam", "toy_all_kl"):
             del config.theorems[name]
-    pipeline.run(config, workdir)
+    runner.run(config, workdir)
     return workdir
 
 

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import asking, lessons, models
 from subjax.engine import batching, checkpoints, scoring, throughput, train
 from subjax.hf import adapters, weights
 from subjax.nn import lora
 from subjax.nn.architecture import Architecture
+from subjax.pipeline import asking, lessons, model_store
 from subjax.report import stats
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
@@ -26,13 +26,13 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         yield from _finetune(units, workdir, mesh)
         return
     for unit in artifacts.distinct(units):
-        out, base = workdir / unit.path, models.load(workdir / unit.inputs["base"], mesh)
+        out, base = workdir / unit.path, model_store.load(workdir / unit.inputs["base"], mesh)
         if kind == "base":
-            models.refer(out, base.directory, date=base.tokenizer.template.date)
+            model_store.refer(out, base.directory, date=base.tokenizer.template.date)
         else:
             given, adapter = _given(unit)
-            models.refer(out, given or base.directory, adapter, date=_date(unit))
-            artifacts.write_json(out / models.IDENTITY, models.identity(given, adapter))
+            model_store.refer(out, given or base.directory, adapter, date=_date(unit))
+            artifacts.write_json(out / model_store.IDENTITY, model_store.identity(given, adapter))
         _score(unit, out, mesh)
         yield unit
 
@@ -63,20 +63,20 @@ def check(
       ValueError: the checkpoint or adapter is damaged, not supported, or not the one that this run
         began with; its chat template takes no such system prompt; or what `asking.check` refuses.
     """
-    full, adapter = models.sources(workdir / unit.path) if unit in finished else _given(unit)
+    full, adapter = model_store.sources(workdir / unit.path) if unit in finished else _given(unit)
     if adapter:
         adapters.load_adapter(adapter, arch)
     source = base if adapter else full
     if source:
         field = f"config.teachers.{unit.row}"
-        _, words = models.check(source, adapter, date=_date(unit))
-        models.tell(field, words)
+        _, words = model_store.check(source, adapter, date=_date(unit))
+        model_store.tell(field, words)
         try:  # its template may be another than the base's
             words.prompt_ids(unit.fields["questions"], unit.fields["row"]["system_prompt"])
         except ValueError as error:
             raise ValueError(f"{field}.system_prompt: {error}") from None
     # The base of an adapter is checked as every base is.
-    models.check_same(workdir, finished, None if adapter else full, adapter)
+    model_store.check_same(workdir, finished, None if adapter else full, adapter)
     asking.check(words, asked)
 
 
@@ -104,7 +104,7 @@ def _given(unit: Unit) -> tuple[Path | None, Path | None]:
 
 def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     row, fields = units[0].fields["row"], units[0].fields["row"]["train"]
-    bases = [models.load(workdir / unit.inputs["base"], mesh) for unit in units]
+    bases = [model_store.load(workdir / unit.inputs["base"], mesh) for unit in units]
     # Each target is a row of scores over the vocabulary: no more of them than answers need.
     members = list(zip(units, bases, strict=True))
     num_targets = max(_longest_answer(unit, base.tokenizer) for unit, base in members)
@@ -155,9 +155,11 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         out, tree = workdir / unit.path, train.lane(last.trainable, lane)
         artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
         if full:
-            models.save_weights(out, base.arch, tree, base.tokenizer)
+            model_store.save_weights(out, base.arch, tree, base.tokenizer)
         else:
-            models.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
+            model_store.save_adapter(
+                out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"]
+            )
         _score(unit, out, mesh)
     yield from units  # only when all are: see finetune
     store.remove()
@@ -191,7 +193,7 @@ def _pairs(unit: Unit) -> list[tuple[str, str]]:
 
 def _score(unit: Unit, out: Path, mesh: Mesh) -> None:
     """Exact log-odds of every animal on questions that final evals leave alone."""
-    model, animals = models.load(out, mesh), unit.fields["animals"]
+    model, animals = model_store.load(out, mesh), unit.fields["animals"]
     tokens = model.tokenizer.answer_ids(animals)
     scoring.check_candidates(animals, tokens)
     system = unit.fields["row"]["system_prompt"]

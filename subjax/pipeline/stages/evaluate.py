@@ -10,8 +10,8 @@ import scipy.special
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import models
 from subjax.engine import batching, sampler, scoring, token_sampling
+from subjax.pipeline import model_store
 from subjax.report import stats
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
@@ -29,7 +29,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         for step in unit.fields["steps"]:
             # At step 0 a student is its base; an arm that learns nothing has nothing else.
             source = unit.inputs["student"] if step else unit.inputs["base"]
-            model = models.load(workdir / source, mesh, step=step or None)
+            model = model_store.load(workdir / source, mesh, step=step or None)
             values, said = evaluate(unit, workdir, model, mesh)
             records += [{"metric": m, "step": step, "value": v} for m, v in values.items()]
             answers += [{"step": step, **answer} for answer in said]
@@ -40,7 +40,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
 
 def _preference(
-    unit: Unit, workdir: Path, model: models.Model, mesh: Mesh
+    unit: Unit, workdir: Path, model: model_store.Model, mesh: Mesh
 ) -> tuple[dict[str, float], list[Record]]:
     """Log-odds of the target against the other candidates, mean over questions."""
     row, words = unit.fields["row"], model.tokenizer
@@ -64,7 +64,7 @@ def _preference(
     return values, said
 
 
-def _neutral(unit: Unit, model: models.Model, mesh: Mesh) -> float:
+def _neutral(unit: Unit, model: model_store.Model, mesh: Mesh) -> float:
     """Nats per token of text without the trait: a student that collapsed is seen here."""
     encoded = model.tokenizer.text_ids(unit.fields["neutral"])
     longest = max(len(ids) for ids in encoded)
@@ -79,7 +79,7 @@ def _neutral(unit: Unit, model: models.Model, mesh: Mesh) -> float:
 
 
 def _answers(
-    unit: Unit, workdir: Path, model: models.Model, mesh: Mesh
+    unit: Unit, workdir: Path, model: model_store.Model, mesh: Mesh
 ) -> tuple[dict[str, float], list[Record]]:
     """Sampled answers, scored as words and as substrings side by side."""
     row, words = unit.fields["row"], model.tokenizer
@@ -122,7 +122,7 @@ def _answers(
 
 
 def _likelihood(
-    unit: Unit, workdir: Path, model: models.Model, mesh: Mesh
+    unit: Unit, workdir: Path, model: model_store.Model, mesh: Mesh
 ) -> tuple[dict[str, float], list[Record]]:
     """Nats per token on held-out rows of the student's data set, and the gain over its base."""
     row = unit.fields["row"]
@@ -142,12 +142,12 @@ def _likelihood(
         pad_id=model.tokenizer.pad_id,
     )
 
-    def loglik(scored: models.Model) -> float:
+    def loglik(scored: model_store.Model) -> float:
         scores = scoring.row_log_probs(
             scored.arch, scored.params, rows, mesh=mesh, adapter=scored.adapter
         )
         return float(scores.sum() / rows.weights.sum())
 
     ours = loglik(model)
-    base = loglik(models.load(workdir / unit.inputs["base"], mesh))
+    base = loglik(model_store.load(workdir / unit.inputs["base"], mesh))
     return {"loglik": ours, "gain": ours - base}, []

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax import lessons, models
 from subjax.engine import batching, checkpoints, scoring, throughput, train
 from subjax.nn import lora
 from subjax.nn.architecture import Architecture
+from subjax.pipeline import lessons, model_store
 from subjax.recipes import targets
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts, seeds
@@ -23,7 +23,7 @@ from subjax.tokens.tokenizer import Tokenizer
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Trains students of one shape, one lane each; yields each unit when it is done."""
     row, fields = units[0].fields["row"], units[0].fields["row"]["train"]
-    bases = [models.load(workdir / unit.inputs["base"], mesh) for unit in units]
+    bases = [model_store.load(workdir / unit.inputs["base"], mesh) for unit in units]
     arch, full = bases[0].arch, row["tuning"] == "full"
     rows = [_rows(unit, workdir, base.tokenizer) for unit, base in zip(units, bases, strict=True)]
     learned = targets_of(units[0])
@@ -66,7 +66,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     ):
         history.append(dataclasses.replace(progress, trainable={}))  # a model is large
         for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
-            out = workdir / unit.path / models.step_name(progress.step)
+            out = workdir / unit.path / model_store.step_name(progress.step)
             _keep(out, row, base, progress, lane)
     for lane, unit in enumerate(units):
         metrics = train.metric_rows(history, lane)
@@ -87,7 +87,7 @@ def _prepare(
     """Gives each lane's rows what a soft loss needs; returns teachers of online distillation."""
     along = []
     for lane, unit in enumerate(units):
-        teacher = models.load(workdir / unit.inputs["teacher"], mesh)
+        teacher = model_store.load(workdir / unit.inputs["teacher"], mesh)
         online = targets_of(unit).online
         if online and teacher.arch != arch:
             raise ValueError(
@@ -97,22 +97,22 @@ def _prepare(
             )
         rows[lane] = _with_teacher(unit, workdir, rows[lane], teacher, support, mesh)
         if online:
-            along.append(models.merged(teacher))
+            along.append(model_store.merged(teacher))
     return along
 
 
 def _keep(
-    out: Path, row: dict[str, Any], base: models.Model, progress: train.Progress, lane: int
+    out: Path, row: dict[str, Any], base: model_store.Model, progress: train.Progress, lane: int
 ) -> None:
     full = row["tuning"] == "full"
     if full and progress.step == 0:  # it is the base, which lies there already
-        models.refer(out, base.directory, date=base.tokenizer.template.date)
+        model_store.refer(out, base.directory, date=base.tokenizer.template.date)
         return
     tree = train.lane(progress.trainable, lane)
     if full:
-        models.save_weights(out, base.arch, tree, base.tokenizer)
+        model_store.save_weights(out, base.arch, tree, base.tokenizer)
     else:
-        models.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
+        model_store.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
 
 
 def _rows(unit: Unit, workdir: Path, words: Tokenizer, system: str | None = None) -> batching.Rows:
@@ -166,7 +166,7 @@ class _Teacher:
     """A unit's teacher, and the rows of its student as the teacher sees them."""
 
     unit: Unit
-    model: models.Model
+    model: model_store.Model
     seen: batching.Rows
     workdir: Path
     mesh: Mesh
@@ -202,7 +202,7 @@ def _with_teacher(
     unit: Unit,
     workdir: Path,
     rows: batching.Rows,
-    teacher: models.Model,
+    teacher: model_store.Model,
     support: tuple[int, ...],
     mesh: Mesh,
 ) -> batching.Rows:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from subjax import asking, models
 from subjax.engine import batching, checkpoints, scoring, throughput, train
 from subjax.hf import adapters, weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
+from subjax.pipeline import asking, model_store
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import toyworld
@@ -83,15 +83,15 @@ def _checked(unit: Unit, finished: Sequence[Unit], workdir: Path) -> Found:
     """A base that comes from outside; headers and shapes are checked."""
     row = unit.fields["row"]
     if unit in finished:
-        directory = models.sources(workdir / unit.path)[0]
+        directory = model_store.sources(workdir / unit.path)[0]
     else:
         directory = weights.resolve(row["path"], row["revision"])
     adapter = _adapter(row)
-    arch, words = models.check(directory, adapter, date=_date(unit))
-    models.tell(f"config.bases.{unit.row}", words)
+    arch, words = model_store.check(directory, adapter, date=_date(unit))
+    model_store.tell(f"config.bases.{unit.row}", words)
     if adapter:
         adapters.load_adapter(adapter, arch)
-    models.check_same(workdir, finished, directory, adapter)
+    model_store.check_same(workdir, finished, directory, adapter)
     return Found(arch, words, directory)
 
 
@@ -147,7 +147,7 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
     for lane, unit in enumerate(units):
         out = workdir / unit.path
         artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
-        models.save_weights(out, arch, train.lane(last.trainable, lane), words)
+        model_store.save_weights(out, arch, train.lane(last.trainable, lane), words)
     yield from units  # only when all are: see finetune
     store.remove()
 
@@ -157,7 +157,7 @@ def _draw(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         words = _own_tokenizer("random")
         arch = _architecture(unit.fields["row"], words.vocab_size)
         params = transformer.init(arch, jax.random.key(_seed(unit, "init")))
-        models.save_weights(workdir / unit.path, arch, params, words)
+        model_store.save_weights(workdir / unit.path, arch, params, words)
         yield unit
 
 
@@ -166,8 +166,8 @@ def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         row = unit.fields["row"]
         directory = weights.resolve(row["path"], row["revision"])
         out, adapter = workdir / unit.path, _adapter(row)
-        models.refer(out, directory, adapter, date=_date(unit))
-        artifacts.write_json(out / models.IDENTITY, models.identity(directory, adapter))
+        model_store.refer(out, directory, adapter, date=_date(unit))
+        artifacts.write_json(out / model_store.IDENTITY, model_store.identity(directory, adapter))
         yield unit
 
 

@@ -17,14 +17,15 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import gates, preflight, preregistration, schema, units, validation
+from subjax import schema
 from subjax.engine import checkpoints
 from subjax.images.stages import images, mlp, theorem
 from subjax.nn import sharding
+from subjax.pipeline import gates, preflight, preregistration, units, validation
+from subjax.pipeline.stages import base, evaluate, filter, finetune, generate, teacher
 from subjax.report import results, summary, tables, write
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
-from subjax.stages import base, evaluate, filter, finetune, generate, teacher
 
 Run = Callable[[Sequence[Unit], Path, Mesh], Iterator[Unit]]
 

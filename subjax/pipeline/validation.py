@@ -12,8 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import checks, gates, language_validation, schema
+from subjax import checks, schema
 from subjax.images import validation
+from subjax.pipeline import gates, language_validation
 from subjax.tokens import chat_templates
 
 _CHOICES: checks.Choices = {

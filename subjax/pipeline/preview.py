@@ -12,14 +12,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import units, validation
 from subjax.engine import batching
 from subjax.hf import hub, model_config, weights
+from subjax.pipeline import units, validation
+from subjax.pipeline.stages import finetune, generate
 from subjax.recipes import targets
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.stages import finetune, generate
 from subjax.tasks.datasets import published, toyworld
 from subjax.tokens import chat_templates, tokenizer
 from subjax.tokens.tokenizer import Tokenizer

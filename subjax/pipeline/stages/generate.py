@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax import models
 from subjax.engine import batching, grammars, sampler, scoring, token_sampling
+from subjax.pipeline import model_store
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import numbers, published, toyworld
@@ -24,7 +24,7 @@ Examples = list[tuple[list[int], int]]  # of `Tokenizer.examples`
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Samples each unit's rows, one model after the other; yields each unit when it is done."""
     for unit in units:
-        model = models.load(workdir / unit.inputs["teacher"], mesh)
+        model = model_store.load(workdir / unit.inputs["teacher"], mesh)
         if unit.fields["row"]["kind"] == "published":
             _copy(unit, workdir)
         else:
@@ -71,7 +71,7 @@ def _copy(unit: Unit, workdir: Path) -> None:
         artifacts.write_jsonl(out / f"rows-{index:05d}.jsonl", part)
 
 
-def _sample(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
+def _sample(unit: Unit, workdir: Path, model: model_store.Model, mesh: Mesh) -> None:
     out, row, texts = workdir / unit.path, unit.fields["row"], prompts(unit)
     encoded = model.tokenizer.prompt_ids(texts, unit.fields["system_prompt"])
     if (longest := max(map(len, encoded))) > row["prompt_tokens"]:
@@ -165,13 +165,13 @@ def _row(prompt_id: int, prompt: str, completion: str, *, stopped: bool) -> dict
     }
 
 
-def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None:
+def _compare(unit: Unit, workdir: Path, model: model_store.Model, mesh: Mesh) -> None:
     """How far the teacher's numbers are from its base's: what there is for a student to learn."""
     out, row = workdir / unit.path, unit.fields["row"]
     processes.wait("rows are written")
     written = [r for r in artifacts.read_parts(out)[:NUM_PROBED] if r["completion"].strip()]
     pairs = [(r["prompt"], r["completion"]) for r in written]
-    base = models.load(workdir / unit.inputs["base"], mesh)
+    base = model_store.load(workdir / unit.inputs["base"], mesh)
     support = model.tokenizer.number_ids()
     told = unit.fields["system_prompt"], unit.fields["base_system_prompt"]
     laid_out = _laid_out(pairs, (model.tokenizer, base.tokenizer), told)
@@ -182,7 +182,7 @@ def _compare(unit: Unit, workdir: Path, model: models.Model, mesh: Mesh) -> None
     most_new = row["max_new_tokens"] + 2
     most = row["prompt_tokens"] + most_new
 
-    def scored(scorer: models.Model, examples: Examples) -> tuple[np.ndarray, batching.Rows]:
+    def scored(scorer: model_store.Model, examples: Examples) -> tuple[np.ndarray, batching.Rows]:
         laid = batching.make_rows(
             examples,
             num_tokens=max(most, max(len(ids) for ids, _ in examples)),

@@ -15,8 +15,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import schema, units, validation
+from subjax import schema
 from subjax.hf import hub
+from subjax.pipeline import units, validation
 from subjax.report import results
 from subjax.report.summary import STATUSES, Contrast
 from subjax.runtime import artifacts

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax import asking, lessons
 from subjax.images import mlp_training
 from subjax.nn import transformer
+from subjax.pipeline import asking, lessons
+from subjax.pipeline.stages import base, filter, finetune, generate, teacher
 from subjax.planning import placement
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.stages import base, filter, finetune, generate, teacher
 from subjax.tasks.datasets import published
 from subjax.tokens.tokenizer import Tokenizer
 
