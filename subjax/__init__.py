@@ -18,8 +18,9 @@ def _multiply_with_ynn_alone() -> None:
 
     In jaxlib 0.10.2, sums by YNN are wrong without a word (jax issue 39103), or hang (39257);
     without YNN, products in a long loop are wrong on two devices that each have a core
-    (`tests/test_precision.py` has both). jaxlib reads its flags once, which is made to happen here:
-    libtpu, which reads them when it is loaded, does not know this one and would end the process.
+    (`tests/nn/test_precision.py` has both). jaxlib reads its flags once, which is made to happen
+    here: libtpu, which reads them when it is loaded, does not know this one and would end the
+    process.
     """
     given = os.environ.get("XLA_FLAGS", "")
     if _YNN in given:

@@ -4,7 +4,7 @@
 #   bash tests/run.sh                        what every change has to pass, compiled quickly
 #   bash tests/run.sh --all                  also slow and real_model; then processes, as users compile
 #   SUBJAX_FUZZ=10000 bash tests/run.sh …    as many damaged files for each reader (150; --all: 1000)
-#   bash tests/run.sh tests/test_stats.py    any other argument goes to pytest; as users compile
+#   bash tests/run.sh tests/nn               any other argument goes to pytest; as users compile
 #
 # .venv-test is not .venv: the tests need torch and other packages that a run must do without.
 set -euo pipefail

@@ -18,7 +18,7 @@ import pytest
 from subjax.engine import checkpoints, train
 from subjax.nn import sharding, transformer
 from subjax.runtime import processes
-from tests.test_train import ARCH, PROGRAM, leaves_equal, make_rows
+from tests.engine.test_train import ARCH, PROGRAM, leaves_equal, make_rows
 
 # Orbax leaves tasks behind where it fails to read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -306,7 +306,7 @@ for line in sys.stdin:
 @pytest.mark.usefixtures("compiled_once")
 def test_twenty_kills_change_no_byte(tmp_path):
     """kill -9 at random moments of a training, each after a checkpoint of its own."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     server = subprocess.Popen(
         [sys.executable, "-c", KILLED],
         env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},

@@ -8,7 +8,7 @@ import pytest
 
 from subjax.planning import aot
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 _spec = importlib.util.spec_from_file_location("plans", ROOT / "launch" / "plans.py")
 plans = importlib.util.module_from_spec(_spec)
 sys.modules["plans"] = plans

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import slurm_cluster
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.processes,
     pytest.mark.usefixtures("compiled_once"),

@@ -18,7 +18,7 @@ ARCH = Architecture(
     vocab_size=31, num_layers=3, width=32, num_heads=4, num_kv_heads=2, head_dim=8, ffn_width=40
 )
 NARROW = ("mixed", "bfloat16")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 
 

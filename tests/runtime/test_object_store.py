@@ -370,7 +370,7 @@ def test_a_run_in_a_bucket_leaves_the_bytes_of_a_local_one(url, local):
 
 PROGRAM = """
 import os, signal, sys
-import test_object_store
+from tests.runtime import test_object_store
 from subjax import checkpoints, object_store, pipeline
 
 object_store.BEAT_S, object_store.STALE_S, object_store._LOOK_S = 0.5, 4.0, 0.5

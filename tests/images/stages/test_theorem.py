@@ -16,7 +16,7 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("theorem") / "run"
     config = config_file.get_config("smoke")
     with config.unlocked():
-        # What differs between losses is measured in tests/test_theorem.py.
+        # What differs between losses is measured in tests/images/test_theorem.py.
         for name in [name for name in config.theorems if name.endswith("squared_error")]:
             del config.theorems[name]
         for name in ("all_kl", "on_images", "adam", "toy_all_kl"):

@@ -18,7 +18,7 @@ from subjax import schema
 from subjax.pipeline import runner, units
 from subjax.runtime import artifacts
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def contents(workdir, *patterns):

@@ -17,7 +17,7 @@ from subjax.pipeline import preregistration, runner, units
 from subjax.report import results
 from subjax.runtime import artifacts
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def digest(config):

@@ -16,7 +16,7 @@ from subjax.engine import chips
 from subjax.hf import model_config
 from subjax.nn import transformer
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+LAUNCH = Path(__file__).parents[2] / "launch"
 _spec = importlib.util.spec_from_file_location("bench_lm", LAUNCH / "bench_lm.py")
 bench_lm = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(bench_lm)

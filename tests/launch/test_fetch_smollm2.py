@@ -13,7 +13,7 @@ import pytest
 
 from subjax.hf.gguf import gguf_files
 
-SCRIPT = Path(__file__).parents[1] / "launch" / "fetch_smollm2.py"
+SCRIPT = Path(__file__).parents[2] / "launch" / "fetch_smollm2.py"
 
 
 def run(out: Path, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:

@@ -12,8 +12,8 @@ from subjax.nn import model_flops, sharding
 from subjax.pipeline import units as units_of
 from subjax.runtime import artifacts, processes
 from tests import tiny
-from tests.test_train import ARCH, PROGRAM, make_rows
-from tests.test_train import transformer as models
+from tests.engine.test_train import ARCH, PROGRAM, make_rows
+from tests.engine.test_train import transformer as models
 
 SEEDS = (3, 4)
 ROWS = [make_rows(seed) for seed in SEEDS]

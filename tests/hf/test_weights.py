@@ -396,7 +396,7 @@ def test_two_processes_read_their_parts_and_save_the_whole(
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, address, str(number), *arguments],
             env=environment,
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             stderr=subprocess.PIPE,
             text=True,
         )

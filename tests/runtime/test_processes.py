@@ -18,7 +18,7 @@ from subjax.runtime import artifacts, processes, supervisor
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("compiled_once")]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CONFIG = "--config=tests/tiny.py"
 
 

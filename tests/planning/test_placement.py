@@ -14,7 +14,7 @@ from subjax.nn import lora, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.planning import placement, programs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Every dimension that the table splits divides by eight.
 ARCH = Architecture(
     vocab_size=64,
