@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from subjax.runtime import (
     supervisor,
     tfds_records,
 )
+from subjax.tasks.api import MASS, RATE, find
+from subjax.tasks.evals.metrics import METRICS
 
 CARD = "README.md"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -198,23 +200,29 @@ def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, 
     done = f"evaluate/*/{row}/{lineage}/{artifacts.MANIFEST}"
     evals = workdir.glob(done) if stage == "finetune" else ()
     found: dict[str, dict[str, float]] = {}
+    rows = {}
     rates: dict[str, float] = {}
-    targets = {}
     for path in sorted(evals):
         name = path.parts[-4]
         measured = artifacts.read_json(path.with_name("scores.json"))["records"]
         found[name] = {r["metric"]: r["value"] for r in measured if r["step"] == step}
-        targets[name] = artifacts.read_json(path)["fields"]["row"]["target"]
-        if "rate_word" in found[name]:
-            rates[targets[name]] = found[name]["rate_word"]
+        rows[name] = artifacts.read_json(path)["fields"]["row"]
+        if (rate := _in_role(RATE, rows[name], found[name])) is not None:
+            rates[rows[name]["target"]] = rate
     lines = []
     for name, values in found.items():
-        rate = rates.get(targets[name])
-        beside = (tables.percent(values.get("candidate_mass")), tables.percent(rate))
+        on_all = _in_role(MASS, rows[name], values)
+        beside = (tables.percent(on_all), tables.percent(rates.get(rows[name]["target"])))
         for metric, value in values.items():
-            relative = metric == "log_odds" or tables.distribution(metric)
+            relative = find(METRICS[rows[name]["kind"]], metric).relative
             lines.append((name, metric, value, *(beside if relative else ("", ""))))
     return lines
+
+
+def _in_role(role: str, row: Mapping[str, Any], values: Mapping[str, float]) -> float | None:
+    """The value of an eval's metric in a role; None where it has none, or did not measure it."""
+    named = [metric.name for metric in METRICS[row["kind"]] if metric.role == role]
+    return next((values[name] for name in named if name in values), None)
 
 
 def _manifest(workdir: Path, unit: str) -> dict[str, Any]:

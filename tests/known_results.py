@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from subjax.report.summary import Contrast, Results
+from subjax.tasks.evals.metrics import METRICS, THEOREM
 
 LINEAGES = (0, 1, 2, 3, 4, 5)
 ARMS = ("owl", "placebo", "owl_foreign", "placebo_foreign", "other_trait", "untrained")
@@ -94,6 +95,11 @@ def make_results(**changes):
         "status_reason": "No freeze of this config precedes the first manifest.",
         "lineages": LINEAGES,
         "arms": ARMS,
+        "metrics": {
+            **{name: METRICS["preference"] for name in ("preference", "of_cats", "other")},
+            **{name: METRICS[name] for name in ("answers", "likelihood", "accuracy")},
+            "theorem": THEOREM,
+        },
         "targets": {"preference": "owl"},
         "scores": scores(),
         "contrasts": CONTRASTS,

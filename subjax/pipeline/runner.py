@@ -138,7 +138,7 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     status, reason = preregistration.status(config, planned, workdir)
     found = results.read(config, planned, workdir, status=status, status_reason=reason)
     rows = write.write(workdir / "report", found)
-    print(tables.console_table(rows, summary.masses(found, rows), found.replication))
+    print(tables.console_table(rows, found.metrics, summary.masses(found, rows), found.replication))
     for caution in found.cautions:
         print(f"caution: {caution}")
     page = (workdir / "report" / "report.html").resolve()

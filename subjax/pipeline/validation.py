@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 from subjax import checks, schema
 from subjax.images import validation
 from subjax.pipeline import gates, language_validation
+from subjax.tasks.evals.metrics import METRICS
 from subjax.tokens import chat_templates
 
 _CHOICES: checks.Choices = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),
     "compute.precision": ("float32", "mixed", "bfloat16"),
     "compute.remat": ("none", "full", "dots", "offload"),
-    "evals.*.kind": ("preference", "answers", "likelihood", "accuracy"),
+    "evals.*.kind": tuple(METRICS),
     "evals.*.questions": ("explore", "confirm", "all"),
 }
 _POSITIVE = (
@@ -42,13 +43,6 @@ _BELOW_ONE = ("beta1", "beta2")  # decays of an average: at 1 it never moves fro
 _MOST = {"max_unsharded": 1.0, "number_tv": 1.0}  # shares: nothing can be more
 _LAST_LINEAGE = 2**31 - 1  # the keys of its draws count so far
 # What an eval of each kind measures; `*` is any candidate.
-_METRICS = {
-    "preference": ("log_odds", "candidate_mass", "neutral_loglik", "share/*"),
-    "answers": ("rate_word", "rate_substring", "rate_empty", "rate_numeric"),
-    "likelihood": ("gain", "loglik"),
-    "accuracy": ("accuracy",),
-}
-# What sequences hold; ConfigDict itself checks every other type.
 _ELEMENTS = {
     "epsilons": float,
     **dict.fromkeys(("lineages", "probe_steps", "banned", "num_shown", "widths"), int),
@@ -178,9 +172,9 @@ def _check_contrasts(config: ConfigDict) -> None:
             )
         evaluation = config.evals[row.eval]
         metrics = [
-            metric.replace("*", candidate)
-            for metric in _METRICS[evaluation.kind]
-            for candidate in (evaluation.candidates if "*" in metric else ("",))
+            name
+            for metric in METRICS[evaluation.kind]
+            for name in metric.names(evaluation.candidates)
         ]
         if row.metric not in metrics:
             raise ValueError(

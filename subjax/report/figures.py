@@ -85,14 +85,14 @@ class Strip:
 class StripPanel:
     """Rows that share an axis; `axis` is its title with the unit, `zero` draws a line at 0.
 
-    `whole` shows all of 0 to 1, for shares whose distance from the ends is what matters.
+    `limits` are ends of the axis, all of which is shown: how far values are from them matters.
     """
 
     title: str
     axis: str
     strips: Sequence[Strip]
     zero: bool = False
-    whole: bool = False
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +139,11 @@ def strips(panels: Sequence[StripPanel], *, narrow: bool = False, note: str = ""
                 labels = [strip.label for strip in panel.strips]
                 _strip_panel(ax, panel, labelled=labels != shared)
                 ax.set_xlabel(wrapped(panel.axis, 30 if narrow else 36))
-                if panel.whole:
-                    ax.set_xlim(-0.05, 1.05)
-                    ax.set_xticks([0.0, 0.5, 1.0])
+                if panel.limits:
+                    low, high = panel.limits
+                    margin = 0.05 * (high - low)
+                    ax.set_xlim(low - margin, high + margin)
+                    ax.set_xticks([low, (low + high) / 2, high])
                 else:
                     ax.xaxis.set_major_locator(MaxNLocator(5 if num_columns < 3 else 3))
                 shared = labels

@@ -25,9 +25,6 @@ Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)
 NOTE = "Dots: lineages, each at the same height in every row. Bar: mean, interval. "
 DIAMOND = " Diamond, and in brackets: published mean."
 _DASHED = "Dashed: where its step is as long as a whole training of the teacher."
-# Metrics that tell a student that did not learn, or that fell apart, from one without the trait.
-CHECKS = ("gain", "candidate_mass", "neutral_loglik", "rate_empty", "rate_numeric")
-SHARES = ("candidate_mass", "rate_empty", "rate_numeric")  # those that lie between 0 and 1
 _LOSS = "Training loss of the students."
 _ALIGNMENT = (
     "Cosine of each update of the student with what training did to the teacher's weights; students"
@@ -211,7 +208,11 @@ def _other_contrasts(results: Results, rows: Sequence[Row]) -> Picture | None:
 
 def _shares(results: Results, rows: Sequence[Row]) -> Picture | None:
     """The distribution over candidates by arm, in the first eval that has one."""
-    entries = [row for row in rows if row["kind"] == "arm" and tables.distribution(row["metric"])]
+    entries = [
+        row
+        for row in rows
+        if row["kind"] == "arm" and results.metric(row["eval"], row["metric"]).is_distribution
+    ]
     means: dict[str, dict[str, float]] = {}
     for row in entries:
         if row["eval"] == entries[0]["eval"] and row["mean"] is not None:
@@ -231,13 +232,8 @@ def _shares(results: Results, rows: Sequence[Row]) -> Picture | None:
 
 
 def _checks(results: Results, rows: Sequence[Row]) -> Picture | None:
-    pairs = summary.evals_and_metrics(results)
-    panels = [
-        _arm_panel(results, rows, pair, zero=check == "gain", whole=check in SHARES)
-        for check in CHECKS
-        for pair in pairs
-        if pair[1] == check
-    ]
+    checks = [pair for pair in summary.evals_and_metrics(results) if results.metric(*pair).sanity]
+    panels = [_arm_panel(results, rows, pair) for pair in checks]
     caption = (
         "Whether a student without the trait has learned its data at all (gain in log-likelihood of"
         " held-out rows over its own base), and whether a student has fallen apart (probability on"
@@ -313,8 +309,6 @@ def _arm_panel(
     pair: Pair,
     *,
     title: str = "",
-    zero: bool = False,
-    whole: bool = False,
 ) -> figures.StripPanel | None:
     by_arm = {
         row["name"]: row
@@ -333,8 +327,10 @@ def _arm_panel(
             told = f"mass {tables.percent(beside.mass)}"
             note = f"{strip.note}, {told}" if strip.note else told
             strips[index] = dataclasses.replace(strip, note=note)
-    axis = _axis(results, pair)
-    return figures.StripPanel(title=title, axis=axis, strips=strips, zero=zero, whole=whole)
+    axis, metric = _axis(results, pair), results.metric(*pair)
+    return figures.StripPanel(
+        title=title, axis=axis, strips=strips, zero=metric.difference, limits=metric.axis
+    )
 
 
 def _contrast_panel(

@@ -203,7 +203,7 @@ def _arms(results: Results, rows: Sequence[Mapping[str, Any]], masses: Beside) -
     shown = {
         (row["name"], (row["eval"], row["metric"])): row
         for row in rows
-        if row["kind"] == "arm" and not tables.distribution(row["metric"])
+        if row["kind"] == "arm" and not results.metric(row["eval"], row["metric"]).is_distribution
     }
     pairs = list(dict.fromkeys(pair for _, pair in shown))
     caption = "Students at their last step: mean and 95 % interval."

@@ -15,6 +15,7 @@ from subjax.recipes import targets
 from subjax.report.summary import Contrast, Results
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.evals.metrics import METRICS, THEOREM
 
 _PACKAGES = (
     *("subjax", "jax", "jaxlib", "flax", "optax", "transformers", "tokenizers"),
@@ -39,6 +40,8 @@ def read(
         status_reason=status_reason,
         lineages=tuple(config.lineages),
         arms=(*config.arms, *config.theorems),
+        metrics={name: METRICS[row.kind] for name, row in config.evals.items()}
+        | {"theorem": THEOREM},
         targets={name: row.target for name, row in config.evals.items()},
         scores=_scores(by_stage["evaluate"], workdir)
         | _own_scores(next(iter(config.evals), ""), by_stage["mlp"], workdir)

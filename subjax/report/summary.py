@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from subjax.report import stats
+from subjax.tasks.api import MASS, RATE, Metric, find
 
 Row = dict[str, Any]  # one row of summary.json
 Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}
@@ -20,32 +21,6 @@ Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}
 INCOMPLETE = "INCOMPLETE"  # of a frozen run that is not all done
 STATUSES = ("EXPLORATORY", "CONFIRMATORY", INCOMPLETE)
 ALPHA = 0.05
-
-# metric: (label, unit); {target} is the candidate that the trait is about. A metric that is not
-# here is shown under its own name and without a unit.
-METRICS = {
-    "violations": ("draws whose smallest step turns the student away", ""),
-    "share_positive": ("share of draws with a positive inner product, smallest step", ""),
-    "largest_inner": ("largest inner product of the updates", ""),
-    "loss_falls": ("share of draws in which the teacher's loss falls, smallest step", ""),
-    "slope_smallest": ("slope of the inner product in log eps, smallest draw", ""),
-    "slope_largest": ("slope of the inner product in log eps, largest draw", ""),
-    "coefficient_error": ("relative error of the predicted coefficient, median", ""),
-    "remainder_slope": ("slope of the remainder in log eps, median", ""),
-    "share_never_broken": ("share of draws whose sign holds over the whole grid", ""),
-    "first_break": ("smallest teacher's step at which a sign breaks", "length in weights"),
-    "real_displacement": ("a whole training of the teacher", "length in weights"),
-    "accuracy": ("accuracy on test images", ""),
-    "log_odds": ("log-odds of {target}", "nats"),
-    "candidate_mass": ("probability on the candidates", ""),
-    "neutral_loglik": ("log-likelihood of neutral text", "nats per token"),
-    "gain": ("gain in log-likelihood of held-out rows", "nats per token"),
-    "loglik": ("log-likelihood of held-out rows", "nats per token"),
-    "rate_word": ("share of answers naming {target} (word)", ""),
-    "rate_substring": ("share of answers naming {target} (substring)", ""),
-    "rate_empty": ("share of empty answers", ""),
-    "rate_numeric": ("share of numeric answers", ""),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +64,7 @@ class Results:
       status: one of STATUSES, and `status_reason` the sentence that says why.
       lineages: those that the config asks for, done or not.
       arms: their names in the order of the tables and figures.
+      metrics: eval -> what it measures.
       targets: eval -> the candidate that it is about.
       scores: (eval, arm) -> lineage -> records of the evaluate unit.
       contrasts: in the order of the tables; at most one is primary.
@@ -119,6 +95,7 @@ class Results:
     arms: tuple[str, ...]
     scores: Mapping[tuple[str, str], Mapping[int, Sequence[Record]]]
     contrasts: Sequence[Contrast]
+    metrics: Mapping[str, Sequence[Metric]]
     targets: Mapping[str, str] = field(default_factory=dict)
     replication: str = ""
     cautions: Sequence[str] = ()
@@ -151,6 +128,7 @@ class Results:
                 _check_known(f"contrast {contrast.name!r} names arm", arm, self.arms)
         for (eval_name, arm), lineages in self.scores.items():
             _check_known(f"scores of eval {eval_name!r} names arm", arm, self.arms)
+            _check_known("scores name eval", eval_name, list(self.metrics))
             for lineage in lineages:
                 _check_known(f"scores of arm {arm!r} names lineage", lineage, self.lineages)
 
@@ -161,7 +139,16 @@ class Results:
 
     def describe(self, eval_name: str, metric: str) -> tuple[str, str]:
         """Label and unit of a metric, with the target of its eval by name."""
-        return describe(metric, self.targets.get(eval_name, ""))
+        found = self.metric(eval_name, metric)
+        return found.describe(metric, self.targets.get(eval_name, "")), found.unit
+
+    def metric(self, eval_name: str, metric: str) -> Metric:
+        """What an eval measures under a name.
+
+        Raises:
+          ValueError: the eval measures nothing of that name.
+        """
+        return find(self.metrics[eval_name], metric)
 
 
 def _check_unique(name: str, values: Sequence[Any]) -> None:
@@ -249,16 +236,26 @@ class Mass:
 
 def mass(results: Results, eval_name: str, metric: str, arms: Sequence[str]) -> Mass | None:
     """What stands beside a log-odds or share of arms; None beside a metric that needs nothing."""
-    if metric != "log_odds" and not metric.startswith("share/"):
+    if not results.metric(eval_name, metric).relative:
         return None
     target = results.targets.get(eval_name, "")
-    found = [_first_and_last(results, eval_name, "candidate_mass", arms)]
-    for other in dict.fromkeys(name for name, _ in results.scores):
-        if results.targets.get(other, "") == target:
-            found.append(_first_and_last(results, other, "rate_word", arms))
-    measured = [pair for pair in found[1:] if pair[1] is not None]
-    base_rate, rate = next(iter(measured), (None, None))
-    return Mass(mass=found[0][1], base_mass=found[0][0], rate=rate, base_rate=base_rate)
+    same = [name for name in results.metrics if results.targets.get(name, "") == target]
+    base_mass, mass = _in_role(results, [eval_name], MASS, arms)
+    base_rate, rate = _in_role(results, same, RATE, arms)
+    return Mass(mass=mass, base_mass=base_mass, rate=rate, base_rate=base_rate)
+
+
+def _in_role(
+    results: Results, evals: Sequence[str], role: str, arms: Sequence[str]
+) -> tuple[float | None, float | None]:
+    """`_first_and_last` of the first metric in a role that any of these evals has measured."""
+    for name in evals:
+        for metric in results.metrics[name]:
+            if metric.role == role:
+                found = _first_and_last(results, name, metric.name, arms)
+                if found[1] is not None:
+                    return found
+    return None, None
 
 
 def _first_and_last(
@@ -381,14 +378,3 @@ def _stable(value: Any) -> Any:
         return value
     # Six digits hide how a sum was ordered; adding 0.0 turns a negative zero into zero.
     return float(f"{value:.6g}") + 0.0 if math.isfinite(value) else None
-
-
-# --- words --------------------------------------------------------------------------------------
-
-
-def describe(metric: str, target: str = "") -> tuple[str, str]:
-    """Label and unit of a metric for axes and tables; the unit is "" where there is none."""
-    if metric.startswith("share/"):
-        return f"share of {metric.removeprefix('share/')} among the candidates", ""
-    label, unit = METRICS.get(metric, (metric, ""))
-    return label.format(target=target or "the target"), unit

@@ -13,9 +13,12 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from subjax.tasks.api import Metric, find
+
 CONSOLE_WIDTH = 100
 
 Row = Mapping[str, Any]  # one row of summary.json
+Metrics = Mapping[str, Sequence[Metric]]  # eval -> what it measures
 
 
 def number(value: float | None, scale: float | None = None, *, sign: bool = False) -> str:
@@ -53,11 +56,6 @@ def percent(share: float | None) -> str:
     return f"{value:.0f} %" if value >= 9.95 or value == 0.0 else f"{value:.2g} %"
 
 
-def distribution(metric: str) -> bool:
-    """Whether a metric is one entry of a distribution, which a figure shows better than a table."""
-    return metric.startswith("share/")
-
-
 def scores_csv(
     scores: Mapping[tuple[str, str], Mapping[int, Sequence[Mapping[str, Any]]]],
 ) -> str:
@@ -73,6 +71,11 @@ def scores_csv(
     writer.writerow(["eval", "arm", "lineage", "step", "metric", "value"])
     writer.writerows(lines)
     return text.getvalue()
+
+
+def metric_of(row: Row, metrics: Metrics) -> Metric:
+    """What a row is about."""
+    return find(metrics[row["eval"]], row["metric"])
 
 
 def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -99,12 +102,17 @@ def _beside(row: Row, beside: Beside) -> list[str]:
 
 
 def summary_markdown(
-    summary: Sequence[Row], formulas: Mapping[str, str], beside: Beside, replication: str
+    summary: Sequence[Row],
+    metrics: Metrics,
+    formulas: Mapping[str, str],
+    beside: Beside,
+    replication: str,
 ) -> str:
     """The contrasts, primary first, and the arms without their distributions.
 
     Args:
       summary: rows of summary.json.
+      metrics: `Results.metrics`.
       formulas: name of a contrast -> its arms, shown beside the name; a row without one has "".
       beside: result of `summary.masses`.
       replication: `Results.replication`.
@@ -139,7 +147,7 @@ def summary_markdown(
             row["status"],
         ]
         for row in summary
-        if row["kind"] == "arm" and not distribution(row["metric"])
+        if row["kind"] == "arm" and not metric_of(row, metrics).is_distribution
     ]
     note = f"{interval_note(replication)}{MASS_NOTE}"
     header = ["arm", "metric", *shown, "status"]
@@ -159,40 +167,28 @@ def interval_note(replication: str) -> str:
     return f"[95 %]: over lineages{has}."
 
 
-# What the terminal shows of a theorem, with headings short enough for one line.
-_THEOREM = {
-    "violations": "turned away",
-    "share_positive": "positive",
-    "loss_falls": "loss falls",
-    "slope_smallest": "slope from",
-    "slope_largest": "to",
-    "coefficient_error": "coef. error",
-    "remainder_slope": "remainder",
-    "share_never_broken": "never broken",
-}
-
-
-def console_table(summary: Sequence[Row], beside: Beside, replication: str) -> str:
+def console_table(
+    summary: Sequence[Row], metrics: Metrics, beside: Beside, replication: str
+) -> str:
     """The summary for a terminal, at most 100 columns wide and without typographic signs.
 
-    The contrasts, then the arms in the metrics that a contrast is about and in their likelihood
-    gain (without contrasts, in all metrics but candidates' shares), then the theorem by its rows;
-    the rest is in the report.
+    The contrasts, then the arms in the metrics that a contrast is about and in those that are
+    always shown (without contrasts, in all metrics but distributions), then the evals whose metrics
+    stand in columns; the rest is in the report.
     """
     contrasts = [row for row in summary if row["kind"] == "contrast"]
     asked = {(row["eval"], row["metric"]) for row in contrasts}
-    arms = [
-        row
-        for row in summary
-        if row["kind"] == "arm"
-        and ((row["eval"], row["metric"]) in asked or row["metric"] == "gain" or not contrasts)
-        and not row["metric"].startswith("share/")
-        and row["eval"] != "theorem"
-    ]
+    in_columns = [name for name, found in metrics.items() if any(one.column for one in found)]
+    arms = []
+    for row in summary:
+        if row["kind"] == "arm" and row["eval"] not in in_columns:
+            metric = metric_of(row, metrics)
+            wanted = (row["eval"], row["metric"]) in asked or metric.always or not contrasts
+            arms += [row] if wanted and not metric.is_distribution else []
     blocks = [
         _console_block("contrast", contrasts, beside, tests=True),
         _console_block("arm", arms, beside, tests=False),
-        _console_theorem(summary),
+        *(_console_columns(name, metrics[name], summary) for name in in_columns),
     ]
     note = textwrap.fill(interval_note(replication), CONSOLE_WIDTH) if contrasts or arms else ""
     if any(_key(row) in beside for row in (*contrasts, *arms)):
@@ -200,16 +196,18 @@ def console_table(summary: Sequence[Row], beside: Beside, replication: str) -> s
     return "\n\n".join(block for block in (*blocks, note) if block)
 
 
-def _console_theorem(summary: Sequence[Row]) -> str:
+def _console_columns(eval_name: str, metrics: Sequence[Metric], summary: Sequence[Row]) -> str:
+    """An eval with a line for each row of the config, and a column for each metric that has one."""
+    columns = {metric.name: metric.column for metric in metrics if metric.column}
     found: dict[str, dict[str, float | None]] = {}
     for row in summary:
-        if row["eval"] == "theorem" and row["metric"] in _THEOREM:
+        if row["eval"] == eval_name and row["metric"] in columns:
             found.setdefault(row["name"], {})[row["metric"]] = row["mean"]
     if not found:
         return ""
-    lines = [["draws", *_THEOREM.values()]]
+    lines = [[eval_name, *columns.values()]]
     for name, values in found.items():
-        cells = [values.get(metric) for metric in _THEOREM]
+        cells = [values.get(metric) for metric in columns]
         lines.append([name, *("-" if value is None else f"{value:.4g}" for value in cells)])
     return _columns(lines)
 

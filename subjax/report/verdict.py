@@ -14,7 +14,6 @@ from subjax.report.summary import (
     Results,
     Row,
     contrast_values,
-    describe,
     mass,
     summarise,
 )
@@ -127,7 +126,7 @@ def _reservations(results: Results, contrast: Contrast, row: Row) -> str:
     if row["ci_low"] <= 0.0 <= row["ci_high"]:
         values = list(contrast_values(results, contrast).values())
         effect = number(stats.minimum_detectable_effect(values))
-        unit = describe(contrast.metric)[1]
+        unit = results.describe(contrast.eval, contrast.metric)[1]
         found.append(
             f"An effect of {effect}{unit and ' ' + unit} or more would have been found with 80 %"
             " probability at this spread and number of lineages."

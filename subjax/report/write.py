@@ -62,7 +62,7 @@ def table_md(results: Results, rows: Sequence[Row]) -> str:
     formulas = {contrast.name: contrast.formula for contrast in results.contrasts}
     beside = masses(results, rows)
     cautions = "".join(f"Caution: {caution}\n\n" for caution in results.cautions)
-    body = tables.summary_markdown(rows, formulas, beside, results.replication)
+    body = tables.summary_markdown(rows, results.metrics, formulas, beside, results.replication)
     missing = f"Not done: {', '.join(results.missing)}\n\n" if results.missing else ""
     return (
         f"# {results.title}\n\n{results.status}: {results.status_reason}\n\n"

@@ -12,7 +12,7 @@ from tests.known_results import ARMS, make_results, scores, without
 def console(results):
     rows = summary.summarise(results)
     return tables.console_table(
-        rows, summary.masses(results, rows), results.replication
+        rows, results.metrics, summary.masses(results, rows), results.replication
     ).splitlines()
 
 
