@@ -33,7 +33,7 @@ FOLDER = artifacts.CHECKPOINTS  # of the first of the units that train together
 Metrics = dict[str, np.ndarray]
 
 
-class Store:
+class Checkpoints:
     """The checkpoints of one population's training, the newest few of them.
 
     Saving is asynchronous: training goes on while the last state is written.
@@ -55,7 +55,7 @@ class Store:
         self._every_s, self._saved_at = 60 * every_minutes, time.monotonic()
 
     @classmethod
-    def of(cls, workdir: Path, units: Sequence[Unit]) -> "Store":
+    def of(cls, workdir: Path, units: Sequence[Unit]) -> "Checkpoints":
         """The checkpoints of units that train together, in the directory of the first."""
         run = " ".join(f"{unit.path} {unit.fingerprint}" for unit in units)
         directory, told = artifacts.location(workdir / units[0].path / FOLDER), units[0].settings

@@ -82,7 +82,7 @@ def fit(
     label: str,
     teachers: Params | None = None,
     packing: batching.Packing | None = None,
-    store: checkpoints.Store | None = None,
+    store: checkpoints.Checkpoints | None = None,
     log: throughput.Log | None = None,
 ) -> Iterator[Progress]:
     """Trains a population and hands it out at each probe step and at the end.
@@ -152,7 +152,7 @@ def _updates(
     stride: int,
     mesh: Mesh,
     label: str,
-    store: checkpoints.Store | None,
+    store: checkpoints.Checkpoints | None,
     log: throughput.Log,
     flops: float,
 ) -> Iterator[Progress]:
@@ -194,7 +194,7 @@ def _handed_out(trainable: Params) -> Params:
 
 
 def _keep(
-    store: checkpoints.Store, step: int, state: Any, measured: list[dict[str, np.ndarray]]
+    store: checkpoints.Checkpoints, step: int, state: Any, measured: list[dict[str, np.ndarray]]
 ) -> None:
     """Saves where it is time to, or where the run was told to leave, and then leaves."""
     leaving = processes.told_to_leave()

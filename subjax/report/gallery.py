@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from subjax.report import figures, summary, tables
-from subjax.report.summary import Contrast, Results, Row
+from subjax.report.summary import Contrast, Results, SummaryRow
 
 Pair = tuple[str, str]  # (eval, metric)
 Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)
@@ -41,7 +41,7 @@ class Picture:
     caption: str
 
 
-def pictures(results: Results, rows: Sequence[Row]) -> dict[str, Picture]:
+def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]:
     """Name -> picture for all that there is something to show of; "effect" is always there.
 
     `rows` are those of summary.json.
@@ -60,7 +60,7 @@ def pictures(results: Results, rows: Sequence[Row]) -> dict[str, Picture]:
     return {name: picture for name, picture in found.items() if picture}
 
 
-def _effect(results: Results, rows: Sequence[Row]) -> Picture:
+def _effect(results: Results, rows: Sequence[SummaryRow]) -> Picture:
     pair = _main_pair(results)
     arms = _arm_panel(results, rows, pair, title="Arms") if pair else None
     if pair and arms and results.sweeps:
@@ -93,7 +93,7 @@ def _effect(results: Results, rows: Sequence[Row]) -> Picture:
 
 
 def _beside(
-    results: Results, rows: Sequence[Row], pair: Pair, strip: figures.Strip
+    results: Results, rows: Sequence[SummaryRow], pair: Pair, strip: figures.Strip
 ) -> figures.Strip:
     """An arm with the mean that was published for it, both in words too."""
     if strip.label not in results.published:
@@ -158,7 +158,7 @@ def _signs(results: Results) -> Picture | None:
     return _curves(panels, "Teacher's step eps", "Share of draws", caption)
 
 
-def _sweeps(results: Results, rows: Sequence[Row]) -> Picture | None:
+def _sweeps(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     """The main metric along each sweep."""
     pair = _main_pair(results)
     means = {
@@ -194,7 +194,7 @@ def _real_epsilon(curves: Mapping[str, Any]) -> float:
     return epsilon if 0 < epsilon <= curves["epsilon"][-1] else math.nan
 
 
-def _other_contrasts(results: Results, rows: Sequence[Row]) -> Picture | None:
+def _other_contrasts(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     """Contrasts in other metrics than the main figure's: other units, so axes of their own."""
     others = [c for c in summary.ordered(results) if _pair(c) != _main_pair(results)]
     panels = [
@@ -206,7 +206,7 @@ def _other_contrasts(results: Results, rows: Sequence[Row]) -> Picture | None:
     return _strips(results, panels, caption) if panels else None
 
 
-def _shares(results: Results, rows: Sequence[Row]) -> Picture | None:
+def _shares(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     """The distribution over candidates by arm, in the first eval that has one."""
     entries = [
         row
@@ -231,7 +231,7 @@ def _shares(results: Results, rows: Sequence[Row]) -> Picture | None:
     return Picture(lambda narrow: draw(narrow=narrow), caption)
 
 
-def _checks(results: Results, rows: Sequence[Row]) -> Picture | None:
+def _checks(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     checks = [pair for pair in summary.evals_and_metrics(results) if results.metric(*pair).sanity]
     panels = [_arm_panel(results, rows, pair) for pair in checks]
     caption = (
@@ -305,7 +305,7 @@ def _strips(
 
 def _arm_panel(
     results: Results,
-    rows: Sequence[Row],
+    rows: Sequence[SummaryRow],
     pair: Pair,
     *,
     title: str = "",
@@ -334,7 +334,7 @@ def _arm_panel(
 
 
 def _contrast_panel(
-    results: Results, rows: Sequence[Row], contrasts: Sequence[Contrast], title: str
+    results: Results, rows: Sequence[SummaryRow], contrasts: Sequence[Contrast], title: str
 ) -> figures.StripPanel:
     by_name = {row["name"]: row for row in rows if row["kind"] == "contrast"}
     strips = []
@@ -354,7 +354,7 @@ def _contrast_panel(
 
 
 def _strip(
-    results: Results, row: Row, values: Mapping[int, float], series: int | None
+    results: Results, row: SummaryRow, values: Mapping[int, float], series: int | None
 ) -> figures.Strip:
     mean, low, high = (
         math.nan if row[end] is None else row[end] for end in ("mean", "ci_low", "ci_high")

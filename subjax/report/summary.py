@@ -15,7 +15,7 @@ from typing import Any
 from subjax.report import stats
 from subjax.tasks.api import MASS, RATE, Metric, find
 
-Row = dict[str, Any]  # one row of summary.json
+SummaryRow = dict[str, Any]  # one row of summary.json
 Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}
 
 INCOMPLETE = "INCOMPLETE"  # of a frozen run that is not all done
@@ -295,7 +295,7 @@ def masses(
 # --- rows of summary.json -----------------------------------------------------------------------
 
 
-def summarise(results: Results) -> list[Row]:
+def summarise(results: Results) -> list[SummaryRow]:
     """Rows of summary.json: the primary contrast, the other contrasts, then every arm and metric.
 
     Floats have 6 significant digits, so that the file is a function of the scores down to its
@@ -315,7 +315,7 @@ def summarise(results: Results) -> list[Row]:
     return [{name: _stable(value) for name, value in row.items()} for row in rows]
 
 
-def _contrast_rows(results: Results, contrast: Contrast) -> list[Row]:
+def _contrast_rows(results: Results, contrast: Contrast) -> list[SummaryRow]:
     values = contrast_values(results, contrast)
     incomplete = any(_unfinished(results, contrast.eval, arm) for arm in contrast.weights)
     shared = _row(contrast.name, "contrast", contrast.eval, contrast.metric, values)
@@ -330,14 +330,16 @@ def _contrast_rows(results: Results, contrast: Contrast) -> list[Row]:
     return rows
 
 
-def _arm_row(results: Results, eval_name: str, arm: str, metric: str) -> Row:
+def _arm_row(results: Results, eval_name: str, arm: str, metric: str) -> SummaryRow:
     values = final_values(results, eval_name, arm, metric)
     row = _row(arm, "arm", eval_name, metric, values)
     row["status"] = _status(results, values, _unfinished(results, eval_name, arm))
     return row
 
 
-def _row(name: str, kind: str, eval_name: str, metric: str, values: Mapping[int, float]) -> Row:
+def _row(
+    name: str, kind: str, eval_name: str, metric: str, values: Mapping[int, float]
+) -> SummaryRow:
     nothing = stats.Interval(math.nan, math.nan, math.nan, "t", 0)
     interval = stats.t_interval(list(values.values())) if values else nothing
     return {

@@ -13,11 +13,11 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from subjax.report.summary import SummaryRow
 from subjax.tasks.api import Metric, find
 
 CONSOLE_WIDTH = 100
 
-Row = Mapping[str, Any]  # one row of summary.json
 Metrics = Mapping[str, Sequence[Metric]]  # eval -> what it measures
 
 
@@ -73,7 +73,7 @@ def scores_csv(
     return text.getvalue()
 
 
-def metric_of(row: Row, metrics: Metrics) -> Metric:
+def metric_of(row: SummaryRow, metrics: Metrics) -> Metric:
     """What a row is about."""
     return find(metrics[row["eval"]], row["metric"])
 
@@ -91,18 +91,18 @@ def _markdown_cell(text: str) -> str:
 Beside = Mapping[tuple[str, str, str, str], Any]  # of a row: `summary.masses`
 
 
-def _key(row: Row) -> tuple[str, str, str, str]:
+def _key(row: SummaryRow) -> tuple[str, str, str, str]:
     return row["kind"], row["name"], row["eval"], row["metric"]
 
 
-def _beside(row: Row, beside: Beside) -> list[str]:
+def _beside(row: SummaryRow, beside: Beside) -> list[str]:
     """Mass on the candidates and sampled rate, where they belong beside a row's number."""
     found = beside.get(_key(row))
     return ["", ""] if found is None else [percent(found.mass), percent(found.rate)]
 
 
 def summary_markdown(
-    summary: Sequence[Row],
+    summary: Sequence[SummaryRow],
     metrics: Metrics,
     formulas: Mapping[str, str],
     beside: Beside,
@@ -168,7 +168,7 @@ def interval_note(replication: str) -> str:
 
 
 def console_table(
-    summary: Sequence[Row], metrics: Metrics, beside: Beside, replication: str
+    summary: Sequence[SummaryRow], metrics: Metrics, beside: Beside, replication: str
 ) -> str:
     """The summary for a terminal, at most 100 columns wide and without typographic signs.
 
@@ -196,7 +196,9 @@ def console_table(
     return "\n\n".join(block for block in (*blocks, note) if block)
 
 
-def _console_columns(eval_name: str, metrics: Sequence[Metric], summary: Sequence[Row]) -> str:
+def _console_columns(
+    eval_name: str, metrics: Sequence[Metric], summary: Sequence[SummaryRow]
+) -> str:
     """An eval with a line for each row of the config, and a column for each metric that has one."""
     columns = {metric.name: metric.column for metric in metrics if metric.column}
     found: dict[str, dict[str, float | None]] = {}
@@ -212,7 +214,7 @@ def _console_columns(eval_name: str, metrics: Sequence[Metric], summary: Sequenc
     return _columns(lines)
 
 
-def _console_block(kind: str, rows: Sequence[Row], beside: Beside, *, tests: bool) -> str:
+def _console_block(kind: str, rows: Sequence[SummaryRow], beside: Beside, *, tests: bool) -> str:
     if not rows:
         return ""
     header = [kind, "metric", "mean [95 %]", "n", *(("test", "p", "p Holm") if tests else ())]

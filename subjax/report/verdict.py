@@ -12,7 +12,7 @@ from subjax.report.summary import (
     Contrast,
     Mass,
     Results,
-    Row,
+    SummaryRow,
     contrast_values,
     mass,
     summarise,
@@ -112,7 +112,7 @@ def _theorem_verdict(results: Results) -> tuple[str, str]:
     )
 
 
-def _headline(row: Row) -> str:
+def _headline(row: SummaryRow) -> str:
     if row["ci_low"] <= 0.0 <= row["ci_high"]:
         return "No effect that can be told from zero"
     side = "above" if row["mean"] > 0.0 else "below"
@@ -121,7 +121,7 @@ def _headline(row: Row) -> str:
     return f"The effect is {side} zero by its interval, but not by the exact test"
 
 
-def _reservations(results: Results, contrast: Contrast, row: Row) -> str:
+def _reservations(results: Results, contrast: Contrast, row: SummaryRow) -> str:
     found = []
     if row["ci_low"] <= 0.0 <= row["ci_high"]:
         values = list(contrast_values(results, contrast).values())

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from subjax.report import figures, gallery, html, tables, verdict
-from subjax.report.summary import Results, Row, masses, summarise
+from subjax.report.summary import Results, SummaryRow, masses, summarise
 
 
-def write(out_dir: str | Path, results: Results) -> list[Row]:
+def write(out_dir: str | Path, results: Results) -> list[SummaryRow]:
     """Write every file of the report into `out_dir`, made if needed, and return the summary.
 
     The same results give the same bytes in every file.
@@ -50,13 +50,13 @@ def _put(path: Path, content: bytes) -> None:
         raise
 
 
-def summary_json(rows: Sequence[Row]) -> str:
+def summary_json(rows: Sequence[SummaryRow]) -> str:
     """The rows as JSON with one row to a line, so that two runs can be compared with diff."""
     lines = ",\n".join(json.dumps(row, allow_nan=False, ensure_ascii=False) for row in rows)
     return f"[\n{lines}\n]\n"
 
 
-def table_md(results: Results, rows: Sequence[Row]) -> str:
+def table_md(results: Results, rows: Sequence[SummaryRow]) -> str:
     """Title, status, verdict, and the tables of the contrasts and arms."""
     headline, sentence = verdict.verdict(results)
     formulas = {contrast.name: contrast.formula for contrast in results.contrasts}

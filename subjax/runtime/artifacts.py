@@ -29,7 +29,7 @@ PLAN = "plan.json"  # of a run: predicted times
 
 @runtime_checkable
 class Store(Protocol):
-    """Where a work directory lies that is no directory; see `object_store.Store`."""
+    """Where a work directory lies that is no directory; see `object_store.Bucket`."""
 
     url: str
     directory: Path

@@ -69,7 +69,7 @@ def opened(name: str) -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix=_PREFIX) as directory,
         _in_use(Path(directory)),
     ):
-        store = Store(name, Path(directory).resolve())
+        store = Bucket(name, Path(directory).resolve())
         store.refresh()
         artifacts.use(store)
         try:
@@ -108,7 +108,7 @@ def named(message: str, workdir: Path, name: str) -> str:
     return message.replace(str(workdir), name.rstrip("/")) if storage.is_url(name) else message
 
 
-class Store:
+class Bucket:
     """A work directory at a URL and its copy.
 
     Attributes:

@@ -38,7 +38,7 @@ class Leaves(Exception):
     """Stands for whatever ends a process."""
 
 
-class Store(checkpoints.Store):
+class Store(checkpoints.Checkpoints):
     """Saves after each update, and ends the run after one of them where told to."""
 
     ends_after = -1
@@ -237,7 +237,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(tmp_path, before, after):
 
 def test_the_first_process_says_when_a_checkpoint_is_due(tmp_path, monkeypatch):
     """Clocks differ from host to host, and all save together."""
-    store = checkpoints.Store(tmp_path, "a", 60.0)  # minutes
+    store = checkpoints.Checkpoints(tmp_path, "a", 60.0)  # minutes
     assert not store.due()
     monkeypatch.setattr(checkpoints.hosts, "agreed", lambda own: not own)
     assert store.due()
@@ -274,7 +274,7 @@ def test_being_told_to_leave_saves_and_leaves(tmp_path, monkeypatch):
 
 
 def test_a_finished_training_leaves_no_checkpoints(tmp_path):
-    store = checkpoints.Store(tmp_path / "c", "a", 1.0)
+    store = checkpoints.Checkpoints(tmp_path / "c", "a", 1.0)
     store.save(1, {"x": np.zeros(2)}, {})
     store.remove()
     assert not (tmp_path / "c").exists()

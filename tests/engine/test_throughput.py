@@ -135,7 +135,7 @@ def test_curves_hold_every_step_once_after_an_interruption(tmp_path, monkeypatch
         return throughput.Log([tmp_path], 0.0, curves)
 
     def store():
-        return checkpoints.Store(tmp_path / "store", "run", 0.0)
+        return checkpoints.Checkpoints(tmp_path / "store", "run", 0.0)
 
     asked = iter([False, False, True])
     monkeypatch.setattr(processes, "told_to_leave", lambda: next(asked))

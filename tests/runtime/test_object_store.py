@@ -69,7 +69,7 @@ def put(url, name, content=b"", **metadata):
 
 def store(url, directory):
     directory.mkdir()
-    return object_store.Store(url, directory)
+    return object_store.Bucket(url, directory)
 
 
 def files_of(directory):
@@ -385,10 +385,10 @@ def dies(function, when):
 
 if moment == "training":  # two checkpoints have been begun, one of which is complete
     when = lambda store, step, *_: step >= 15
-    checkpoints.Store.save = dies(checkpoints.Store.save, when)
+    checkpoints.Checkpoints.save = dies(checkpoints.Checkpoints.save, when)
 elif moment:  # between a unit's files and its manifest
     when = lambda store, name, _: name == f"{moment}/manifest.json"
-    object_store.Store._create = dies(object_store.Store._create, when)
+    object_store.Bucket._create = dies(object_store.Bucket._create, when)
 with object_store.opened(url) as workdir:
     pipeline.run(test_object_store.config(), workdir)
 """

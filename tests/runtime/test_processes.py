@@ -218,7 +218,7 @@ def test_an_error_of_its_own_is_not_the_loss_of_another(says, number, lost, monk
 def test_a_loss_is_found_behind_what_a_checkpoint_says_of_it(tmp_path, monkeypatch):
     """All processes save together: where one is lost then, Orbax's barrier tells the others."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    store = checkpoints.Store(tmp_path, "a", 1.0)
+    store = checkpoints.Checkpoints(tmp_path, "a", 1.0)
     gone = jax.errors.JaxRuntimeError("UNAVAILABLE: Barrier failed. Process 1 is lost")
     with pytest.raises(jax.errors.JaxRuntimeError, match="Barrier failed"), store._failures():
         try:

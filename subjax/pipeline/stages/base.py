@@ -128,7 +128,7 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         accumulate=fields["accumulate"],
         **units[0].fields["program"],
     )
-    store = checkpoints.Store.of(workdir, units)
+    store = checkpoints.Checkpoints.of(workdir, units)
     [last] = train.fit(
         program,
         params,

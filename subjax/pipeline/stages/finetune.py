@@ -43,7 +43,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     stacked = train.stack(teachers) if teachers else None
     teachers.clear()  # each is as large as the student
     keys = [jax.random.key(_seed(unit, "adapter")) for unit in units]
-    history, store = [], checkpoints.Store.of(workdir, units)
+    history, store = [], checkpoints.Checkpoints.of(workdir, units)
     for progress in train.fit(
         program,
         train.stack(
