@@ -242,12 +242,12 @@ def test_a_question_that_is_too_long_is_found_before_anything_is_trained(
 def test_a_device_without_memory_left_is_the_users_to_mend(command, tmp_path, workdir):
     (tmp_path / "config.py").write_text(f"""{CONFIG}
 import jax
-from subjax import pipeline
+from subjax.pipeline import runner
 
 def run(units, workdir, mesh):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nx")
 
-pipeline.STAGES["base"] = run
+runner.STAGES["base"] = run
 """)
     said = complaint(command(f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"))
     assert said.startswith("the memory of a device is full: lower batch_size")

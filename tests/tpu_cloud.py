@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from test_scripts import make_copy, write_script
+from tests.launch.test_scripts import make_copy, write_script
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("tpu.sh", "tpu_node.sh", "worker.sh")

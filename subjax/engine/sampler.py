@@ -104,7 +104,7 @@ def sample(
       params: its weights.
       sampling: slots, lengths, temperature, ending tokens.
       prompts: token ids of each row's prompt.
-      keys: each row's key, of `rng.row_keys`.
+      keys: each row's key, of `token_sampling.row_keys`.
       mesh: where to run.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       grammar: the tokens permitted in each state, and each row's first state; or None.

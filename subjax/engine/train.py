@@ -108,7 +108,7 @@ def fit(
       checkpoint, at those after it, the first one with all metrics since step 0.
 
     Raises:
-      hosts.Interrupted: the run was told to leave; the store has its state.
+      processes.Interrupted: the run was told to leave; the store has its state.
       ValueError: the rows of a step do not fit the packing.
       FloatingPointError: a lane's loss is not finite; names the step.
     """

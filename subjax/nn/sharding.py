@@ -1,4 +1,4 @@
-"""Meshes and the one table of shardings; the only module that builds either. See also layouts.py.
+"""Meshes and the one table of shardings; the only module that builds either.
 
 Axes: `seed` (lanes of a population), `data` and `fsdp` (batch; `fsdp` also splits weights) and
 `tensor` (weights). `jax.jit` with shardings does the rest; there is no per-device code.

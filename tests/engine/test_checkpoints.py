@@ -239,7 +239,7 @@ def test_the_first_process_says_when_a_checkpoint_is_due(tmp_path, monkeypatch):
     """Clocks differ from host to host, and all save together."""
     store = checkpoints.Checkpoints(tmp_path, "a", 60.0)  # minutes
     assert not store.due()
-    monkeypatch.setattr(checkpoints.hosts, "agreed", lambda own: not own)
+    monkeypatch.setattr(checkpoints.processes, "agreed", lambda own: not own)
     assert store.due()
     monkeypatch.undo()
     store._saved_at -= 3601
@@ -286,7 +286,7 @@ import os, sys
 from pathlib import Path
 import orbax.checkpoint
 import tiny
-from subjax import pipeline
+from subjax.pipeline import runner
 for line in sys.stdin:
     child = os.fork()
     if not child:
@@ -295,7 +295,7 @@ for line in sys.stdin:
         config.bases.toy.train.steps = 3000
         minutes, workdir = line.split()
         config.compute.checkpoint_minutes = float(minutes)
-        pipeline.run(config, Path(workdir), stages=["base"])
+        runner.run(config, Path(workdir), stages=["base"])
         os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -363,8 +363,10 @@ PROCESS = """
 import sys
 import jax
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-from subjax import adapters, leaves, lora, sharding, storage, transformer, weights
-leaves._EXCHANGED_FROM_BYTES = 0  # as if the model were large
+from subjax.hf import adapters, param_io, weights
+from subjax.nn import lora, sharding, transformer
+from subjax.runtime import storage
+param_io._EXCHANGED_FROM_BYTES = 0  # as if the model were large
 read = []
 read_into = storage.LocalFile.read_into
 def counting(file, start, buffer):

@@ -97,7 +97,8 @@ LATE = f"""
 import importlib, os, jax, jax.numpy as jnp
 jax.devices()
 import subjax
-from subjax import precision, sharding, theorem
+from subjax.images import theorem
+from subjax.nn import precision, sharding
 
 draw = theorem.Draw(jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones((2, 3)), jax.random.key(0))
 work = (
@@ -156,7 +157,7 @@ def test_whoever_asks_for_sums_by_ynn_gets_them(flags, asked):
 LOOP = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
-from subjax import sharding
+from subjax.nn import sharding
 
 mesh = sharding.make_mesh(seed=2, lanes=2)
 

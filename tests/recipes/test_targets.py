@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import tiny
 import tokenizer_kinds
-from test_train import ARCH, PROGRAM, make_rows
 
 from subjax.engine import scoring, train
 from subjax.nn import sharding, transformer
@@ -15,6 +14,7 @@ from subjax.pipeline import model_store, preflight, units
 from subjax.pipeline.stages import finetune
 from subjax.runtime import artifacts
 from subjax.tokens.tokenizer import Tokenizer
+from tests.engine.test_train import ARCH, PROGRAM, make_rows
 
 MESH = sharding.make_mesh(seed=1)
 

@@ -18,11 +18,11 @@ import gcs
 import gcsfs.retry
 import pytest
 import tiny
-from test_hosts import scores
 
 from subjax.engine import checkpoints
 from subjax.pipeline import runner, units
 from subjax.runtime import artifacts, object_store, storage
+from tests.runtime.test_processes import scores
 
 # Orbax leaves tasks behind.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -371,7 +371,9 @@ def test_a_run_in_a_bucket_leaves_the_bytes_of_a_local_one(url, local):
 PROGRAM = """
 import os, signal, sys
 from tests.runtime import test_object_store
-from subjax import checkpoints, object_store, pipeline
+from subjax.engine import checkpoints
+from subjax.pipeline import runner
+from subjax.runtime import object_store
 
 object_store.BEAT_S, object_store.STALE_S, object_store._LOOK_S = 0.5, 4.0, 0.5
 url, moment = sys.argv[1:]
@@ -390,7 +392,7 @@ elif moment:  # between a unit's files and its manifest
     when = lambda store, name, _: name == f"{moment}/manifest.json"
     object_store.Bucket._create = dies(object_store.Bucket._create, when)
 with object_store.opened(url) as workdir:
-    pipeline.run(test_object_store.config(), workdir)
+    runner.run(test_object_store.config(), workdir)
 """
 
 
@@ -434,7 +436,8 @@ def test_a_run_that_is_killed_again_and_again_leaves_the_same_bytes(url, local, 
 @pytest.mark.processes
 def test_processes_without_a_common_directory_make_one_run(url, local, bucket, tmp_path):
     (tmp_path / "config.py").write_text(
-        "import test_object_store\ndef get_config():\n    return test_object_store.config()\n"
+        "from tests.runtime import test_object_store\n"
+        "def get_config():\n    return test_object_store.config()\n"
     )
     address = f"localhost:{gcs.free_port()}"
     paths = os.pathsep.join(map(str, (gcs.ROOT, gcs.ROOT / "tests")))

@@ -315,7 +315,9 @@ PROCESS = """
 import sys
 import jax
 jax.distributed.initialize(sys.argv[1], num_processes=4, process_id=int(sys.argv[2]))
-from subjax import leaves, sharding, storage, transformer, weights
+from subjax.hf import param_io, weights
+from subjax.nn import sharding, transformer
+from subjax.runtime import storage
 read = []
 read_many = storage.RemoteFile.read_many
 def counting(file, ranges):
@@ -330,8 +332,8 @@ small = sum(read)
 mesh = sharding.make_mesh(fsdp=4)
 _, found = weights.load("gs://bucket/model", mesh=mesh)
 _, expected = weights.load(sys.argv[3], mesh=mesh)
-for path, leaf in leaves.flat(expected).items():
-    other = leaves.flat(found)[path]
+for path, leaf in param_io.flat(expected).items():
+    other = param_io.flat(found)[path]
     assert leaf.sharding == other.sharding
     [one], [two] = leaf.addressable_shards, other.addressable_shards
     assert (one.data == two.data).all(), path
