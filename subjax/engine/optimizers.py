@@ -1,4 +1,7 @@
-"""How gradients become updates: optax's optimizers by name, one schedule, global-norm clipping.
+"""How gradients become updates: optax's optimizers and schedules by name, global-norm clipping.
+
+`KINDS`, `SCHEDULES` and `MOMENT_DTYPES` hold all names: validation takes them from here, and no
+other module compares them.
 
 Parameters of layers are stacked on a leading axis. What an optimizer does to one matrix it must do
 to each layer's, not to the stack: Adafactor is mapped over the layers, and Muon is told which axes
@@ -8,14 +11,14 @@ for none).
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import optax
 from optax import contrib
 
-KINDS = ("adamw", "adafactor", "sgd", "sign", "muon")
+MOMENT_DTYPES = ("float32", "bfloat16")
 # Matrices between activations; embeddings and heads are looked up, and get AdamW.
 _MATRICES = re.compile(r"layers/.*/(kernel|a|b)$")
 
@@ -26,15 +29,17 @@ class Optimizer:
 
     Attributes:
       learning_rate: peak, reached after `warmup_steps`.
-      kind: one of `KINDS`: "sgd" is without momentum, "sign" follows the gradient's sign alone,
-        "muon" gives whatever is no matrix of a layer to AdamW with Nesterov momentum.
+      kind: a name of `KINDS`.
       warmup_steps: linear from zero.
-      schedule: what follows: "cosine" or "linear" to zero, or "constant".
+      schedule: what follows: a name of `SCHEDULES`.
       weight_decay: decoupled, on every parameter.
       beta1: decay of the first moment (adamw, muon).
       beta2: decay of the second moment (adamw, and muon's AdamW).
       clip_norm: largest global gradient norm; 0 switches clipping off.
-      moment_dtype: of the first moment: "float32" or "bfloat16".
+      moment_dtype: of the first moment: one of `MOMENT_DTYPES`.
+
+    Raises:
+      ValueError: a name is unknown.
     """
 
     learning_rate: float
@@ -54,50 +59,99 @@ class Optimizer:
         names["kind"] = "optimizer"
         return cls(**{name: fields[key] for name, key in names.items()})
 
+    def __post_init__(self) -> None:
+        _check("optimizer", self.kind, KINDS)
+        _check("schedule", self.schedule, SCHEDULES)
+        _check("moment_dtype", self.moment_dtype, MOMENT_DTYPES)
+
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a run of `steps` updates."""
-        rate = self.rate(steps)
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
-        if self.kind == "muon":
-            return optax.chain(clip, self._muon(rate))
-        decay = optax.add_decayed_weights(self.weight_decay)
-        return optax.chain(clip, self._scaled(), decay, optax.scale_by_learning_rate(rate))
+        return optax.chain(clip, *KINDS[self.kind](self, self.rate(steps)))
 
     def rate(self, steps: int) -> optax.Schedule:
         """The learning rate by update."""
         decay = max(steps - self.warmup_steps, 1)
-        after = {
-            "cosine": optax.cosine_decay_schedule(self.learning_rate, decay),
-            "linear": optax.linear_schedule(self.learning_rate, 0.0, decay),
-            "constant": optax.constant_schedule(self.learning_rate),
-        }[self.schedule]
+        after = SCHEDULES[self.schedule](self.learning_rate, decay)
         warmup = optax.linear_schedule(0.0, self.learning_rate, max(self.warmup_steps, 1))
         return optax.join_schedules([warmup, after], [self.warmup_steps])
 
-    def _scaled(self) -> optax.GradientTransformation:
-        """What a kind makes of a gradient before decay and learning rate."""
-        if self.kind == "adamw":
-            return optax.scale_by_adam(self.beta1, self.beta2, mu_dtype=self.moment_dtype)
-        if self.kind == "sgd":
-            return optax.identity()
-        if self.kind == "sign":
-            return optax.scale_by_sign()
-        if self.kind == "adafactor":
-            factored = (optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
-            return _by_layer(optax.chain(*factored, optax.scale_by_param_block_rms()))
-        raise ValueError(f"optimizer {self.kind!r} is unknown: choose one of {', '.join(KINDS)}")
 
-    def _muon(self, rate: optax.Schedule) -> optax.GradientTransformation:
-        return contrib.muon(
+def _check(field: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{field} {name!r} is unknown: choose one of {', '.join(known)}")
+
+
+# What follows the clipping, flat: how transformations nest decides where a checkpoint keeps state.
+_Transformations = tuple[optax.GradientTransformation, ...]
+
+
+def _stepped(
+    scaled: optax.GradientTransformation, settings: Optimizer, rate: optax.Schedule
+) -> _Transformations:
+    """Decoupled weight decay and the learning rate, after what a kind makes of a gradient."""
+    decay = optax.add_decayed_weights(settings.weight_decay)
+    return scaled, decay, optax.scale_by_learning_rate(rate)
+
+
+def _adamw(settings: Optimizer, rate: optax.Schedule) -> _Transformations:
+    moments = {"b1": settings.beta1, "b2": settings.beta2, "mu_dtype": settings.moment_dtype}
+    return _stepped(optax.scale_by_adam(**moments), settings, rate)
+
+
+def _adafactor(settings: Optimizer, rate: optax.Schedule) -> _Transformations:
+    factored = (optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+    scaled = _by_layer(optax.chain(*factored, optax.scale_by_param_block_rms()))
+    return _stepped(scaled, settings, rate)
+
+
+def _sgd(settings: Optimizer, rate: optax.Schedule) -> _Transformations:
+    """Without momentum."""
+    return _stepped(optax.identity(), settings, rate)
+
+
+def _sign(settings: Optimizer, rate: optax.Schedule) -> _Transformations:
+    """Follows the gradient's sign alone."""
+    return _stepped(optax.scale_by_sign(), settings, rate)
+
+
+def _muon(settings: Optimizer, rate: optax.Schedule) -> _Transformations:
+    """Gives whatever is no matrix of a layer to AdamW with Nesterov momentum."""
+    return (
+        contrib.muon(
             rate,
-            beta=self.beta1,
-            weight_decay=self.weight_decay,
-            mu_dtype=self.moment_dtype,
-            adam_b1=self.beta1,
-            adam_b2=self.beta2,
-            adam_weight_decay=self.weight_decay,
+            beta=settings.beta1,
+            weight_decay=settings.weight_decay,
+            mu_dtype=settings.moment_dtype,
+            adam_b1=settings.beta1,
+            adam_b2=settings.beta2,
+            adam_weight_decay=settings.weight_decay,
             muon_weight_dimension_numbers=_dimension_numbers,
-        )
+        ),
+    )
+
+
+def _linear(peak: float, steps: int) -> optax.Schedule:
+    return optax.linear_schedule(peak, 0.0, steps)
+
+
+def _constant(peak: float, steps: int) -> optax.Schedule:
+    return optax.constant_schedule(peak)
+
+
+KINDS: Mapping[str, Callable[[Optimizer, optax.Schedule], _Transformations]] = {
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+    "sgd": _sgd,
+    "sign": _sign,
+    "muon": _muon,
+}
+# (peak, updates after the warm-up) -> learning rate by update.
+SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {
+    "cosine": optax.cosine_decay_schedule,  # to zero
+    "linear": _linear,  # to zero
+    "constant": _constant,
+}
 
 
 def _by_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ import difflib
 from ml_collections import ConfigDict
 
 from subjax import checks, schema
+from subjax.engine import optimizers
 from subjax.recipes import targets
 from subjax.tasks.evals import preference
 
@@ -21,9 +22,9 @@ _CHOICES: checks.Choices = {
     "arms.*.tuning": ("full", "lora"),
 }
 _TRAINING_CHOICES: checks.Choices = {
-    "optimizer": ("adamw", "adafactor", "sgd", "sign", "muon"),
-    "schedule": ("cosine", "linear", "constant"),
-    "moment_dtype": ("float32", "bfloat16"),
+    "optimizer": tuple(optimizers.KINDS),
+    "schedule": tuple(optimizers.SCHEDULES),
+    "moment_dtype": optimizers.MOMENT_DTYPES,
 }
 # Table -> a field, and the values of it with which a row's `train` is read.
 _TRAINED = {

@@ -134,6 +134,14 @@ def test_the_schedule_warms_up_and_ends_at_zero():
     np.testing.assert_allclose([rate(s) for s in (0, 2, 4, 8, 12)], [0, 0.5, 1, 0.5, 0])
 
 
-def test_an_unknown_kind_names_the_known():
-    with pytest.raises(ValueError, match=f"choose one of {', '.join(optimizers.KINDS)}"):
-        Optimizer(0.1, kind="adam").build(3)
+@pytest.mark.parametrize(
+    ("field", "name", "known"),
+    [
+        ("kind", "adam", optimizers.KINDS),
+        ("schedule", "sine", optimizers.SCHEDULES),
+        ("moment_dtype", "float16", optimizers.MOMENT_DTYPES),
+    ],
+)
+def test_an_unknown_name_is_told_the_known(field, name, known):
+    with pytest.raises(ValueError, match=f"'{name}' is unknown: choose one of {', '.join(known)}"):
+        Optimizer(0.1, **{field: name})
