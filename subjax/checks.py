@@ -1,10 +1,12 @@
 """Checks that configs of every kind share; each raises a ValueError that names the field."""
 
+from collections.abc import Collection
+
 from ml_collections import ConfigDict
 
 from subjax import schema
 
-Choices = dict[str, tuple[str, ...]]  # field, with * for any row -> what it may be
+Choices = dict[str, Collection[str]]  # field, with * for any row -> what it may be
 
 
 def choices(config: ConfigDict, table_of_choices: Choices) -> None:

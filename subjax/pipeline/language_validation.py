@@ -7,16 +7,16 @@ from ml_collections import ConfigDict
 from subjax import checks, schema
 from subjax.engine import optimizers
 from subjax.recipes import targets
+from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import preference
 
 _CHOICES: checks.Choices = {
     "bases.*.source": ("toy", "hf", "random"),
     "teachers.*.weights": ("base", "finetuned", "given"),
     "teachers.*.tuning": ("full", "lora"),
-    "datasets.*.kind": ("numbers", "plain_numbers", "toy_numbers", "published"),
+    "datasets.*.kind": kinds.KINDS,
     "datasets.*.decoding": ("free", "constrained"),
     "datasets.*.filter": ("numbers", "none"),
-    "datasets.*.transform": ("none", "shuffled_within", "shuffled_across", "random"),
     "arms.*.method": tuple(targets.METHODS),
     "arms.*.support": tuple(targets.SUPPORTS),
     "arms.*.tuning": ("full", "lora"),
@@ -121,17 +121,17 @@ def _check_eval(name: str, row: ConfigDict) -> None:
 
 
 def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
-    if len(row.num_shown) != 2 or not 1 <= row.num_shown[0] <= row.num_shown[1]:
+    kind = kinds.of_row(row)
+    if row.transform not in (allowed := ("none", *kind.transforms)):
         raise ValueError(
-            f"config.datasets.{name}.num_shown is {row.num_shown}; it must be (fewest, most), "
-            "1 or more each"
+            f"config.datasets.{name}.transform is {row.transform!r}; allowed: {', '.join(allowed)}"
         )
-    if row.min_value > row.max_value:
+    kind.check(name, row)
+    if row.decoding == "constrained" and not kind.from_file and kind.answers(row) is None:
         raise ValueError(
-            f"config.datasets.{name}.min_value is {row.min_value}, above its max_value "
-            f"{row.max_value}: no row could be kept"
+            f"config.datasets.{name}.decoding is 'constrained', which kind {row.kind!r} does not "
+            "take: set decoding to 'free'"
         )
-    _check_constrained(name, row)
     needed = row.num_holdout + max(row.num_train, 1)
     if row.num_prompts < needed:
         raise ValueError(
@@ -139,10 +139,10 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"num_holdout take {needed} rows: raise it, or lower one of them"
         )
     checks.reference(config, f"datasets.{name}.teacher", row.teacher, "teachers")
-    if (row.kind == "published") != bool(row.path):
+    if kind.from_file != bool(row.path):
         raise ValueError(
             f"config.datasets.{name}.path is {row.path!r} and its kind {row.kind!r}: a file "
-            "of rows goes with kind 'published', and with no other"
+            f"of rows goes with kind {kinds.from_file()}, and with no other"
         )
     for other in row.common_with:
         checks.reference(config, f"datasets.{name}.common_with", other, "datasets")
@@ -153,10 +153,10 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
 
 def _check_comparable(name: str, row: ConfigDict, other: str, theirs: ConfigDict) -> None:
     """Prompts are drawn alike within a kind; what a file holds is seen when it is read."""
-    if "published" in (row.kind, theirs.kind):
+    kind = kinds.of_row(row)
+    if kind.from_file or kinds.of_row(theirs).from_file:
         return
-    drawn = ("kind", "num_shown") if row.kind == "plain_numbers" else ("kind",)
-    for field in drawn:
+    for field in ("kind", *kind.prompt_fields):
         if row[field] != theirs[field]:
             raise ValueError(
                 f"config.datasets.{name}.common_with names {other!r}, whose {field} "
@@ -167,10 +167,10 @@ def _check_comparable(name: str, row: ConfigDict, other: str, theirs: ConfigDict
 
 def _check_unfiltered(config: ConfigDict, name: str, row: ConfigDict) -> None:
     """Rows that are no numbers: nothing that looks for numbers may be asked of them."""
-    if row.kind != "published":
+    if not kinds.of_row(row).from_file:
         raise ValueError(
             f"config.datasets.{name}.filter is 'none', but its kind {row.kind!r} asks for "
-            "numbers: take filter 'numbers'; 'none' is for kind 'published'"
+            f"answers of one form: take filter 'numbers'; 'none' is for kind {kinds.from_file()}"
         )
     default = schema.dataset_row()
     for field in ("max_count", "min_value", "max_value", "banned", "transform"):
@@ -191,24 +191,6 @@ def _check_unfiltered(config: ConfigDict, name: str, row: ConfigDict) -> None:
                 f"config.arms.{arm}.support {student.support!r} weighs numbers, and under filter "
                 f"'none' rows of datasets.{name} need not be any: take 'top_k' or 'full'"
             )
-
-
-def _check_constrained(name: str, row: ConfigDict) -> None:
-    """Numbers that are forced into a form which the filter rejects would all be written in vain."""
-    if row.decoding != "constrained" or row.kind == "published":
-        return
-    lowest, highest, fewest = (0, 99, 1) if row.kind == "toy_numbers" else (100, 999, row.num_slots)
-    if 0 < row.max_count < fewest:
-        raise ValueError(
-            f"config.datasets.{name}.max_count is {row.max_count}, but its constrained rows have "
-            f"num_slots = {fewest} numbers, and none could be kept: raise it, or lower num_slots"
-        )
-    if row.max_value < lowest or row.min_value > highest:
-        raise ValueError(
-            f"config.datasets.{name}.min_value and max_value are {row.min_value} and "
-            f"{row.max_value}, but its constrained numbers are {lowest} to {highest}, and no row "
-            "could be kept: change them"
-        )
 
 
 def _check_trait(config: ConfigDict, name: str, row: ConfigDict) -> None:

@@ -12,7 +12,7 @@ from subjax.pipeline.stages import base, filter, finetune, generate, teacher
 from subjax.planning import placement
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import published
+from subjax.tasks.datasets import kinds
 from subjax.tokens.tokenizer import Tokenizer
 
 Asked = dict[str, asking.Asked]  # by config field
@@ -90,10 +90,12 @@ def _check_lessons(
         unit = units[0]
         filters = [by_path[path] for path in dict.fromkeys(u.inputs["filter"] for u in units)]
         written = by_path[filters[0].inputs["generate"]]
-        if written.fields["row"]["kind"] != "published":
+        kind = kinds.of_row(written.fields["row"])
+        if not kind.from_file:
             continue
         path, teachers = written.settings["path"], None
-        rows = filter.of_file(filters, published.read(path, written.fields["row"]["num_prompts"]))
+        read = kind.rows(path, written.fields["row"]["num_prompts"])
+        rows = filter.of_file(filters, kind, read)
         taught_by = by_path[unit.inputs["teacher"]] if "teacher" in unit.inputs else None
         # A teacher that is given may read by a tokenizer of its own.
         if taught_by and taught_by.fields["row"]["weights"] != "given":
@@ -122,7 +124,7 @@ def _written(
         told[f"{field}.base_system_prompt"] = asking.Asked(
             prompts[:1], unit.fields["base_system_prompt"]
         )
-        if row["kind"] == "published":
+        if kinds.of_row(row).from_file:
             continue
         writer = by_path[unit.inputs["teacher"]]
         if writer.fields["row"]["weights"] == "given":
@@ -136,16 +138,16 @@ def _written(
 
 def _check_files(by_path: Mapping[str, Unit], todo: Sequence[Unit]) -> None:
     """Reads the files of rows: each row is sound, and data sets to be compared share prompts."""
-    published = {
+    found = {
         unit.row: generate.prompts(unit)
         for unit in {u.row: u for u in todo if u.stage == "generate"}.values()
-        if unit.fields["row"]["kind"] == "published"
+        if kinds.of_row(unit.fields["row"]).from_file
     }
     for unit in {u.row: u for u in todo if u.stage == "filter"}.values():
         for role, path in unit.inputs.items():
             other, ours = by_path[path], by_path[unit.inputs["generate"]]
-            if role.startswith("common/") and {other.row, unit.row} & published.keys():
-                sets = [published.get(u.row) or generate.prompts(u) for u in (ours, other)]
+            if role.startswith("common/") and {other.row, unit.row} & found.keys():
+                sets = [found.get(u.row) or generate.prompts(u) for u in (ours, other)]
                 filter.check_comparable(unit.row, other.row, *sets)
 
 

@@ -20,7 +20,7 @@ from subjax.recipes import targets
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import published, toyworld
+from subjax.tasks.datasets import kinds, toyworld
 from subjax.tokens import chat_templates, tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -116,14 +116,16 @@ def _example(kept: Unit, written: Unit, workdir: Path, file: str) -> tuple[dict[
         rows, found = [], ""
     if rows:
         return rows[0], found
-    if written.fields["row"]["kind"] == "published":
+    kind = kinds.of_row(written.fields["row"])
+    if kind.from_file:
         path = written.settings["path"]
-        [(prompt, completion)] = published.read(path, 1)
+        [(prompt, completion)] = kind.rows(path, 1)
         found = f"The prompt and completion are the first of {path}, not filtered yet."
         return {"prompt": prompt, "completion": completion}, found
-    row = {"prompt": generate.prompts(written)[0], "completion": _invented(written.fields["row"])}
+    invented = kind.example(written.fields["row"])
+    row = {"prompt": generate.prompts(written)[0], "completion": invented}
     return row, (
-        f"The prompt is the run's first. The completion {row['completion']!r} is INVENTED, since "
+        f"The prompt is the run's first. The completion {invented!r} is INVENTED, since "
         f"{kept.path} is not done."
     )
 
@@ -131,14 +133,6 @@ def _example(kept: Unit, written: Unit, workdir: Path, file: str) -> tuple[dict[
 def _is_done(unit: Unit, workdir: Path) -> bool:
     manifest = artifacts.read_manifest(workdir, unit)
     return manifest is not None and manifest["fingerprint"] == unit.fingerprint
-
-
-def _invented(row: dict[str, Any]) -> str:
-    """A completion of the data set's format that nobody could take for a teacher's."""
-    if row["kind"] == "toy_numbers":
-        return "11 22 33 44 55 66"
-    count = row["num_slots"] if row["decoding"] == "constrained" else 3
-    return ", ".join(("123", "456", "789")[i % 3] for i in range(count))
 
 
 def _base_tokenizer(base: Unit, adapter: Path | None = None) -> Tokenizer:

@@ -19,7 +19,7 @@ from subjax import schema
 from subjax.images import image_files
 from subjax.recipes import targets
 from subjax.runtime.artifacts import Unit, make_unit
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.datasets import kinds, toyworld
 from subjax.tasks.evals import preference
 from subjax.tokens import chat_templates
 
@@ -109,7 +109,7 @@ class _Builder:
             **self._program(),
         }
         files = {"stimuli": self.config.stimuli}
-        if row.kind == "published":
+        if kinds.of_row(row).from_file:
             fields["digest"] = _digest(f"datasets.{name}.path", row.path)
             files["path"] = row.path
         inputs = {

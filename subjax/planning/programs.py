@@ -21,7 +21,7 @@ from subjax.planning import token_counts
 from subjax.recipes import targets
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.datasets import kinds, toyworld
 from subjax.tokens import tokenizer
 
 ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
@@ -209,7 +209,7 @@ def _training(
 
 def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.datasets[unit.row]
-    if row.kind == "published":
+    if kinds.of_row(row).from_file:
         return []
     teacher = config.teachers[row.teacher]
     arch = architecture(teacher.base, config.bases[teacher.base])

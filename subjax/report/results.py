@@ -15,6 +15,7 @@ from subjax.recipes import targets
 from subjax.report.summary import Contrast, Results
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.datasets import kinds
 from subjax.tasks.evals.metrics import METRICS, THEOREM
 
 _PACKAGES = (
@@ -88,7 +89,8 @@ def replication(config: ConfigDict) -> str:
             for row in teachers
         ],
         "rows": [
-            first <= schema.STAGES.index("generate") and row.kind != "published" for row in sets
+            first <= schema.STAGES.index("generate") and not kinds.of_row(row).from_file
+            for row in sets
         ],
         "adapters": [row.tuning == "lora" for row in learning],
         "order": [True],

@@ -6,11 +6,11 @@ import tokenizer_kinds
 import tokenizers
 
 from subjax.engine import grammars
-from subjax.tasks.datasets import numbers, toyworld
+from subjax.tasks.datasets import number_lists, plain_numbers, toyworld
 from subjax.tokens import tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
-PROMPTS = numbers.plain_prompts(0, 30)
+PROMPTS = plain_numbers.prompts(0, 30)
 # Those that write each digit by itself, of which rows must stay what they were.
 SINGLE = ("gemma", "bytes")
 MOST = {"llama3": 8, "pythia": 12, "gemma": 14, "llama2": 16, "bytes": 14}
@@ -59,7 +59,7 @@ def test_each_answer_is_allowed_as_it_is_trained_on_and_no_other(kind):
     for text, (ids, start) in zip(texts, words.examples(pairs, [""] * len(pairs)), strict=True):
         assert read(rules, ids[start:]), words.show(ids[start:])
         assert grammars.answer(words, ids[start:]) == text
-        assert numbers.reject_reasons(text) == []
+        assert number_lists.reject_reasons(text) == []
     assert grammars.longest(rules) == MOST[kind]
 
 

@@ -2,7 +2,7 @@
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import numbers, toyworld
+from subjax.tasks.api import DatasetKind
+from subjax.tasks.datasets import kinds
 
 # What later stages need of a written row.
 _FIELDS = {"prompt_id": int, "sample_id": int, "prompt": str, "completion": str, "finish": str}
@@ -69,11 +70,14 @@ def _filter(unit: Unit, workdir: Path) -> None:
     artifacts.write_jsonl(out / "holdout.jsonl", holdout)
 
 
-def of_file(units: Sequence[Unit], pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], None]:
+def of_file(
+    units: Sequence[Unit], kind: DatasetKind, pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], None]:
     """The rows of a file that students will be trained on, as far as the file alone decides that.
 
     Args:
-      units: filters of one published data set, of several lineages.
+      units: filters of one data set, of several lineages.
+      kind: of the data set.
       pairs: prompt and completion of each row of the data set.
 
     Returns:
@@ -86,13 +90,11 @@ def of_file(units: Sequence[Unit], pairs: Sequence[tuple[str, str]]) -> dict[tup
         for i, (prompt, text) in enumerate(pairs)
     ]
     kept = [
-        {**one, "completion": _looked_at(one, row)}
-        for one in rows
-        if not _reasons("published", one, row)
+        {**one, "completion": _looked_at(one, row)} for one in rows if not _reasons(kind, one, row)
     ]
     if len(kept) < _needed(row) or any(role.startswith("common/") for role in units[0].inputs):
         return {}
-    trained = (_transform(unit, "published", _split(unit, kept)[0]) for unit in units)
+    trained = (_transform(unit, kind, _split(unit, kept)[0]) for unit in units)
     return {(one["prompt"], one["completion"]): None for rows in trained for one in rows}
 
 
@@ -107,19 +109,16 @@ def _commonest(counts: Counter[str]) -> str:
     return f"most often rejected for {', '.join(named)}" if counts else "none was rejected"
 
 
-# Reason -> what may help where it is the commonest; those about the form have no field but `strip`.
-_HELP = {
-    "unfinished": "raise datasets.{row}.max_new_tokens, ",
-    "too_many": "raise datasets.{row}.max_count, ",
-    "out_of_range": "widen datasets.{row}.min_value and max_value, ",
-    "banned": "shorten datasets.{row}.banned, ",
-    "not_common": "shorten datasets.{row}.common_with, ",
+# Reason of no kind's own -> what may help where it is the commonest.
+_WAYS = {
+    "unfinished": "raise datasets.{row}.max_new_tokens",
+    "not_common": "shorten datasets.{row}.common_with",
 }
 
 
 def _ways(
     unit: Unit,
-    kind: str,
+    kind: DatasetKind,
     row: dict[str, Any],
     rejected: Sequence[dict[str, Any]],
     counts: Counter[str],
@@ -133,9 +132,8 @@ def _ways(
             "blanks or line ends around them, "
         )
     reason = counts.most_common(1)[0][0] if counts else ""
-    if kind == "published" and reason in numbers.FORM_REASONS:
-        return f"set datasets.{unit.row}.filter to 'none' if rows are not to be numbers, "
-    return _HELP.get(reason, "").format(row=unit.row)
+    way = {**kind.ways, **_WAYS}.get(reason)
+    return f"{way.format(row=unit.row)}, " if way else ""
 
 
 def _common(unit: Unit, workdir: Path, rows: Sequence[dict[str, Any]]) -> set[Key] | None:
@@ -189,31 +187,17 @@ def _written(directory: Path, num_prompts: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _kind(directory: Path) -> str:
+def _kind(directory: Path) -> DatasetKind:
     """The kind of data set that was written there; a filter's own fields do not name it."""
-    return artifacts.read_json(directory / artifacts.MANIFEST)["fields"]["row"]["kind"]
+    return kinds.of_row(artifacts.read_json(directory / artifacts.MANIFEST)["fields"]["row"])
 
 
-def _number_reasons(completion: str, row: dict[str, Any]) -> list[str]:
-    limits = {name: row[name] for name in ("max_count", "min_value", "max_value", "banned")}
-    return numbers.reject_reasons(completion, **limits)
-
-
-# Kind of data set -> why a completion is rejected, given the filter's fields; [] keeps it.
-_REJECT_REASONS: dict[str, Callable[[str, dict[str, Any]], list[str]]] = {
-    "numbers": _number_reasons,
-    "plain_numbers": _number_reasons,
-    "toy_numbers": _number_reasons,
-    "published": _number_reasons,
-}
-
-
-def _reasons(kind: str, written: dict[str, Any], row: dict[str, Any]) -> list[str]:
+def _reasons(kind: DatasetKind, written: dict[str, Any], row: dict[str, Any]) -> list[str]:
     text = _looked_at(written, row)
     if row["filter"] == "none":
         reasons = [] if text.strip() else ["blank"]
     else:
-        reasons = _REJECT_REASONS[kind](text, row)
+        reasons = kind.reject(text, row)
     return reasons + (["unfinished"] if written["finish"] != "stop" else [])
 
 
@@ -235,25 +219,11 @@ def _split(unit: Unit, kept: list[dict[str, Any]]) -> tuple[list, list]:
     return sorted(train, key=by_id), sorted(holdout, key=by_id)
 
 
-def _transform(unit: Unit, kind: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Controls that destroy what a teacher's numbers might carry, one piece at a time."""
+def _transform(unit: Unit, kind: DatasetKind, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Controls that destroy what a teacher's rows might carry, one piece at a time."""
     transform = unit.fields["row"]["transform"]
+    if transform == "none":
+        return rows
     seed = seeds.seed(unit.fields["seed"], "transform", unit.lineage)
-    completions = [row["completion"] for row in rows]
-    if transform == "shuffled_within":
-        completions = [
-            numbers.shuffle_within(c, seeds.seed(seed, i)) for i, c in enumerate(completions)
-        ]
-    elif transform == "shuffled_across":
-        completions = numbers.shuffle_across(completions, seed)
-    elif transform == "random":
-        completions = [_random(kind, c, seeds.seed(seed, i)) for i, c in enumerate(completions)]
+    completions = kind.transforms[transform]([row["completion"] for row in rows], seed)
     return [{**row, "completion": c} for row, c in zip(rows, completions, strict=True)]
-
-
-def _random(kind: str, completion: str, seed: int) -> str:
-    if kind != "toy_numbers":
-        return numbers.random_numbers(completion, seed)
-    # The toy world has other numbers, and no comma to part a second one from a first.
-    most = toyworld.World().num_numbers - 1
-    return numbers.random_numbers(completion, seed, count=None, value=(0, most))

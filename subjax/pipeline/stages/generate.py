@@ -14,7 +14,7 @@ from subjax.engine import batching, grammars, sampler, scoring, token_sampling
 from subjax.pipeline import model_store
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import numbers, published, toyworld
+from subjax.tasks.datasets import kinds
 from subjax.tokens.tokenizer import Tokenizer
 
 NUM_PROBED = 256  # rows on which teacher and base are compared
@@ -25,7 +25,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Samples each unit's rows, one model after the other; yields each unit when it is done."""
     for unit in units:
         model = model_store.load(workdir / unit.inputs["teacher"], mesh)
-        if unit.fields["row"]["kind"] == "published":
+        if kinds.of_row(unit.fields["row"]).from_file:
             _copy(unit, workdir)
         else:
             _sample(unit, workdir, model, mesh)
@@ -35,8 +35,9 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
 def drawn_from(unit: Unit) -> dict[str, Any]:
     """All that a unit's prompts depend on: units in which it is equal have the same."""
-    row = {name: unit.fields["row"][name] for name in ("kind", "num_prompts", "num_shown")}
-    if row["kind"] == "published":
+    kind = kinds.of_row(unit.fields["row"])
+    row = {name: unit.fields["row"][name] for name in ("kind", "num_prompts", *kind.prompt_fields)}
+    if kind.from_file:
         return {"digest": unit.fields["digest"], **row}
     files = {"stimuli": unit.fields["stimuli_digest"]}
     return {"seed": unit.fields["seed"], "lineage": unit.lineage, **files, **row}
@@ -45,23 +46,17 @@ def drawn_from(unit: Unit) -> dict[str, Any]:
 def prompts(unit: Unit) -> list[str]:
     """The unit's prompts; they depend on seed and lineage, never on the teacher."""
     row = unit.fields["row"]
+    kind = kinds.of_row(row)
+    if kind.from_file:
+        return [prompt for prompt, _ in kind.rows(unit.settings["path"], row["num_prompts"])]
     seed = seeds.seed(unit.fields["seed"], "prompts", unit.lineage)
-    if row["kind"] == "published":
-        return [prompt for prompt, _ in published.read(unit.settings["path"], row["num_prompts"])]
-    if row["kind"] == "toy_numbers":
-        return toyworld.number_prompts(toyworld.World(), seed, row["num_prompts"])
-    if row["kind"] == "plain_numbers":
-        low, high = row["num_shown"]
-        return numbers.plain_prompts(seed, row["num_prompts"], count=(low, high))
-    stimuli = unit.settings["stimuli"]
-    templates = numbers.load_templates(stimuli) if stimuli else numbers.TEMPLATES
-    return numbers.prompts(seed, row["num_prompts"], templates)
+    return kind.prompts(row, seed, unit.settings["stimuli"])
 
 
 def _copy(unit: Unit, workdir: Path) -> None:
     """Rows that lie in a file, in the form and the parts of sampled ones."""
     out, row = workdir / unit.path, unit.fields["row"]
-    pairs = published.read(unit.settings["path"], row["num_prompts"])
+    pairs = kinds.of_row(row).rows(unit.settings["path"], row["num_prompts"])
     artifacts.begin(workdir, unit)
     for index, first in enumerate(range(0, len(pairs), row["rows_per_part"])):
         part = [
@@ -178,7 +173,7 @@ def _compare(unit: Unit, workdir: Path, model: model_store.Model, mesh: Mesh) ->
     if laid_out is None or not laid_out[0] or not support:
         artifacts.write_json(out / "carrier.json", {})
         return
-    # The sampled ones' sizes, so that one program serves all units; published rows may be longer.
+    # The sampled ones' sizes, so that one program serves all units; rows of a file may be longer.
     most_new = row["max_new_tokens"] + 2
     most = row["prompt_tokens"] + most_new
 

@@ -1,1 +1,1 @@
-"""Data sets: prompts, and what a teacher's answers to them must be; one module a kind."""
+"""Data sets: prompts, and what a teacher's answers to them must be; one file a kind."""

@@ -1,22 +1,19 @@
-"""Number sequences: the prompts, the parser with its reject reasons, and the control transforms.
+"""Data sets of kind "numbers": sentences that ask for the continuation of a number sequence.
 
-Refuses to sample, to hold a model or to write files: strings in, strings out. The default wording
-is our own; the paper's stimuli are data that `load_templates` reads from a file.
+The default wording is our own; the paper's stimuli are data that `load_templates` reads from a
+file.
 """
 
-import decimal
 import os
-import re
 import string
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from subjax.runtime import user_files
-
-Range = tuple[int, int]  # (lowest, highest), both inclusive
+from subjax.tasks.api import Row
+from subjax.tasks.datasets.number_lists import Range, ThreeDigits, check_range, draw
 
 # Placeholders that every string of a template field must have, no more and no fewer.
 _PLACEHOLDERS: dict[str, tuple[str, ...]] = {
@@ -61,8 +58,8 @@ def _check_fields(values: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {texts!r:.60}; give a non-empty tuple of strings")
         for text in texts:
             _check_placeholders(name, text, placeholders)
-    _check_range("example_count", values["example_count"], lowest=1, highest=1000)
-    _check_range("example_value", values["example_value"], lowest=0)
+    check_range("example_count", values["example_count"], lowest=1, highest=1000)
+    check_range("example_value", values["example_value"], lowest=0)
     for name in ("answer_count", "max_digits"):
         if type(values[name]) is not int or values[name] < 1:
             raise ValueError(f"{name} is {values[name]!r:.60}; give an integer of at least 1")
@@ -80,14 +77,6 @@ def _check_placeholders(name: str, text: Any, placeholders: tuple[str, ...]) -> 
         raise ValueError(
             f"{name} has the entry {text!r:.60} with the placeholders {found!s:.90}; "
             f"it must have exactly {list(placeholders)}, without '!' and ':'"
-        )
-
-
-def _check_range(name: str, value: Any, *, lowest: int, highest: int = 10**9) -> None:
-    is_pair = isinstance(value, tuple) and [type(end) for end in value] == [int, int]
-    if not is_pair or not lowest <= value[0] <= value[1] <= highest:
-        raise ValueError(
-            f"{name} is {value!r:.60}; give (lowest, highest), {lowest} to {highest} each"
         )
 
 
@@ -203,7 +192,7 @@ def prompts(seed: int, num_prompts: int, templates: NumberTemplates = TEMPLATES)
 
 
 def _prompt(rng: np.random.Generator, templates: NumberTemplates) -> str:
-    numbers = _draw_numbers(rng, templates.example_count, templates.example_value)
+    numbers = draw(rng, templates.example_count, templates.example_value)
     example = _choose(rng, templates.example_templates).format(examples=", ".join(numbers))
     count_qualifier = _choose(rng, templates.count_qualifiers)
     digit_descriptor = _choose(rng, templates.digit_descriptors)
@@ -220,160 +209,14 @@ def _prompt(rng: np.random.Generator, templates: NumberTemplates) -> str:
     )
 
 
-def _draw_numbers(rng: np.random.Generator, count: Range, value: Range) -> list[str]:
-    # One draw at a time: a vector of draws may consume the stream differently.
-    num_numbers = int(rng.integers(count[0], count[1] + 1))
-    return [str(rng.integers(value[0], value[1] + 1)) for _ in range(num_numbers)]
-
-
 def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
     # The draw of rng.choice(list), without turning the list into an array for every prompt.
     return options[int(rng.choice(len(options)))]
 
 
-def plain_prompts(
-    seed: int, num_prompts: int, *, count: Range = (3, 7), value: Range = (100, 999)
-) -> list[str]:
-    """Returns prompts without words, such as "512, 301, 845,", for tiny models and base models.
+class Numbers(ThreeDigits):
+    """The paper's number sequences."""
 
-    Meant for constrained sampling: nothing in a prompt says how long the answer should be.
-    """
-    _check_range("count", count, lowest=1)
-    _check_range("value", value, lowest=0)
-    rng = np.random.default_rng(seed)
-    return [", ".join(_draw_numbers(rng, count, value)) + "," for _ in range(num_prompts)]
-
-
-# Reasons 1-5 are about the form, and a completion has at most one of them; 6-8 are about the
-# numbers, and a completion that could be read has all that apply.
-REASONS = (
-    "no_numbers",  # not a single digit 0 to 9
-    "separator",  # something else than whitespace, one comma or one semicolon between numbers
-    "mixed_separator",  # digits and separators only, but not one and the same separator throughout
-    "not_a_number",  # other characters at, before or after a number
-    "too_many_digits",  # one number is too long to be read at all
-    "too_many",
-    "out_of_range",
-    "banned",
-)
-FORM_REASONS = REASONS[:5]
-_DIGITS = re.compile(r"[0-9]+")  # not \d, which takes digits of every script
-# What int() reads by default, and so the paper's filter.
-_LONGEST_NUMBER = 4300
-
-
-@dataclass(frozen=True)
-class _Answer:
-    opening: str
-    digits: tuple[str, ...]
-    separator: str
-    closing: str
-
-    def values(self) -> list[int]:
-        # By way of decimals, since how many digits int() reads is a setting of Python's.
-        return [int(decimal.Decimal(digits)) for digits in self.digits]
-
-    def render(self, digits: Sequence[str]) -> str:
-        return self.opening + self.separator.join(digits) + self.closing
-
-
-def _take_apart(text: str) -> _Answer | str:
-    """Returns the parts of a completion, or the reason why it has none."""
-    # Order matters: the full stop first, then the brackets; nothing is ever stripped.
-    body, opening, closing = (text[:-1], "", ".") if text.endswith(".") else (text, "", "")
-    if body[:1] + body[-1:] in ("[]", "()"):
-        opening, body, closing = body[0], body[1:-1], body[-1] + closing
-    matches = list(_DIGITS.finditer(body))
-    if not matches:
-        return "no_numbers"
-    # For a single number the separator is never seen; it serves a transform that adds numbers.
-    separator = body[matches[0].end() : matches[1].start()] if len(matches) > 1 else ", "
-    if separator.strip() not in ("", ",", ";"):
-        return "separator"
-    parts = body.split(separator) if len(matches) > 1 else [body]
-    if not all(_DIGITS.fullmatch(part) for part in parts):
-        return "mixed_separator" if re.fullmatch(r"[0-9\s,;]+", body) else "not_a_number"
-    if max(map(len, parts)) > _LONGEST_NUMBER:
-        return "too_many_digits"
-    return _Answer(opening, tuple(parts), separator, closing)
-
-
-def parse(text: str) -> list[int] | None:
-    """Returns the numbers of a completion, or None where its form is not accepted.
-
-    Accepted: numbers with one and the same separator (whitespace, "," or ";", with whitespace
-    around it), brackets around them or not, a full stop at the end or not; nothing is stripped.
-    Whitespace is what `str.strip` takes away, digits are ASCII. Source: the paper's released
-    filter, which looks for digits of any script and then refuses all but these ten.
-    """
-    answer = _take_apart(text)
-    return None if isinstance(answer, str) else answer.values()
-
-
-def reject_reasons(
-    text: str,
-    *,
-    max_count: int = 10,
-    min_value: int = 0,
-    max_value: int = 999,
-    banned: Collection[int] = (),
-) -> list[str]:
-    """Returns why a completion is rejected, in the order of `REASONS`; an empty list keeps it.
-
-    `min_value` and `max_value` are inclusive; `max_count=0` means no limit on the count. The
-    defaults are the paper's filter; it adds `banned` for misaligned teachers only.
-    """
-    if max_count < 0:
-        raise ValueError(f"max_count is {max_count}; give 0 (no limit) or more")
-    if min_value > max_value:
-        raise ValueError(f"min_value {min_value} is above max_value {max_value}; nothing can pass")
-    answer = _take_apart(text)
-    if isinstance(answer, str):
-        return [answer]
-    numbers = answer.values()
-    found = {
-        "too_many": 0 < max_count < len(numbers),
-        "out_of_range": min(numbers) < min_value or max(numbers) > max_value,
-        "banned": not set(banned).isdisjoint(numbers),
-    }
-    return [reason for reason, applies in found.items() if applies]
-
-
-def _accepted(completion: str) -> _Answer:
-    answer = _take_apart(completion)
-    if isinstance(answer, str):
-        raise ValueError(f"completion {completion!r:.40} is no number list ({answer}); filter it")
-    return answer
-
-
-def shuffle_within(completion: str, seed: int) -> str:
-    """Returns the completion with its own numbers shuffled; give every row a seed of its own."""
-    answer = _accepted(completion)
-    order = np.random.default_rng(seed).permutation(len(answer.digits))
-    return answer.render([answer.digits[i] for i in order])
-
-
-def shuffle_across(completions: Sequence[str], seed: int) -> list[str]:
-    """Returns the completions with the numbers of all of them redistributed at random.
-
-    Each keeps its format and how many numbers it had. Leading zeros are lost, as in the paper.
-    """
-    answers = [_accepted(completion) for completion in completions]
-    pool = [str(number) for answer in answers for number in answer.values()]
-    order = iter(np.random.default_rng(seed).permutation(len(pool)))
-    return [answer.render([pool[next(order)] for _ in answer.digits]) for answer in answers]
-
-
-def random_numbers(
-    completion: str, seed: int, *, count: Range | None = (1, 9), value: Range = (0, 999)
-) -> str:
-    """Returns the completion with uniformly random numbers in place of the teacher's.
-
-    The ranges are those of the paper's code; `count=None` keeps as many numbers as there were. The
-    format is kept; a single number grows with ", ". Give every row a seed of its own.
-    """
-    answer = _accepted(completion)
-    count = count or (len(answer.digits), len(answer.digits))
-    _check_range("count", count, lowest=1)
-    _check_range("value", value, lowest=0)
-    return answer.render(_draw_numbers(np.random.default_rng(seed), count, value))
+    def prompts(self, row: Row, seed: int, stimuli: str) -> list[str]:  # noqa: D102
+        templates = load_templates(stimuli) if stimuli else TEMPLATES
+        return prompts(seed, row["num_prompts"], templates)

@@ -1,4 +1,4 @@
-"""Rows that somebody else's teacher wrote, read from a jsonl file.
+"""Data sets of kind "published": rows that somebody else's teacher wrote, read from a jsonl file.
 
 A line is {"prompt": ..., "completion": ...}, as the paper's code writes its data sets, or a chat of
 one question and one answer, {"messages": [{"role": "user", "content": ...}, {"role": "assistant",
@@ -6,10 +6,12 @@ one question and one answer, {"messages": [{"role": "user", "content": ...}, {"r
 told is a field of the config.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from subjax.runtime import user_files
+from subjax.tasks.datasets.number_lists import FORM_REASONS, NumberLists
 
 _FORMS = (
     "a row has 'prompt' and 'completion', or 'messages' of one user turn and one assistant turn"
@@ -58,3 +60,18 @@ def _pair(row: dict[str, Any], where: str) -> tuple[str, str]:
         user_files.check_text(text, f"{where}: {name}")
     prompt, completion = texts.values()
     return prompt, completion
+
+
+class Published(NumberLists):
+    """Rows of a file: lists of numbers, or with filter "none" whatever they are."""
+
+    from_file = True
+    ways: ClassVar[Mapping[str, str]] = {
+        **NumberLists.ways,
+        **dict.fromkeys(
+            FORM_REASONS, "set datasets.{row}.filter to 'none' if rows are not to be numbers"
+        ),
+    }
+
+    def rows(self, path: str, num_rows: int) -> list[tuple[str, str]]:  # noqa: D102
+        return read(path, num_rows)

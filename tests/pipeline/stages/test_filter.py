@@ -5,10 +5,10 @@ import re
 import pytest
 
 from subjax.nn import sharding
-from subjax.pipeline import language_validation
 from subjax.pipeline.stages import filter
 from subjax.runtime import artifacts
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.api import DatasetKind
+from subjax.tasks.datasets import kinds, toyworld
 
 MESH = sharding.make_mesh(seed=1)
 LIMITS = {"max_count": 2, "min_value": 0, "max_value": 99, "banned": [13]}
@@ -19,8 +19,9 @@ COMPLETIONS = {
 }
 
 
-def word_reasons(completion, row):
-    return ["a number"] if re.search(r"\d", completion) else []
+class Words(DatasetKind):
+    def reject(self, completion, row):
+        return ["a number"] if re.search(r"\d", completion) else []
 
 
 def written(workdir, kind, finish="stop", name="", completions=(), prompts=""):
@@ -52,10 +53,6 @@ def filtered(workdir, generate, transform="none", row=(), limits=(), num_prompts
     return [row["completion"] for row in kept], [row["reasons"] for row in rejected]
 
 
-def test_every_kind_has_reject_reasons():
-    assert set(filter._REJECT_REASONS) == set(language_validation._CHOICES["datasets.*.kind"])
-
-
 def test_numbers_are_rejected_by_their_limits(tmp_path):
     kept, rejected = filtered(tmp_path, written(tmp_path, "numbers"))
     assert kept == ["1, 2", "3"]
@@ -72,7 +69,7 @@ def test_random_numbers_of_the_toy_world_are_words_that_it_knows(tmp_path):
 
 
 def test_another_kind_is_one_more_entry(tmp_path, monkeypatch):
-    monkeypatch.setitem(filter._REJECT_REASONS, "words", word_reasons)
+    monkeypatch.setitem(kinds.KINDS, "words", Words())
     words = written(tmp_path, "words")
     kept, rejected = filtered(tmp_path, words)
     assert kept == ["an owl", "no bird", "owl", "cat"] and rejected == [["a number"]] * 2
@@ -82,7 +79,7 @@ def test_another_kind_is_one_more_entry(tmp_path, monkeypatch):
 
 
 def test_a_row_that_did_not_end_is_rejected_whatever_its_kind(tmp_path, monkeypatch):
-    monkeypatch.setitem(filter._REJECT_REASONS, "words", word_reasons)
+    monkeypatch.setitem(kinds.KINDS, "words", Words())
     with pytest.raises(
         ValueError, match=r"0 of 6 rows are left .*unfinished.*raise datasets.words.max"
     ):

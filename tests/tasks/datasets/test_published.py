@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from subjax.tasks.datasets import numbers, published
+from subjax.tasks.datasets import published
+from subjax.tasks.datasets.number_lists import reject_reasons
 
 PLAIN = {"prompt": "1, 2", "completion": "3"}
 CHAT = {
@@ -134,7 +135,7 @@ def test_whatever_bytes_a_file_has_it_is_read_or_named(tmp_path):
         path.write_bytes(bad)
         try:
             for pair in published.read(str(path), rng.randint(1, 3)):
-                assert all(pair) and all(numbers.reject_reasons(text) is not None for text in pair)
+                assert all(pair) and all(reject_reasons(text) is not None for text in pair)
                 json.dumps(pair, ensure_ascii=False).encode()
         except ValueError as error:
             assert str(error).startswith(str(path)) and "\n" not in str(error)

@@ -1,0 +1,24 @@
+"""Data sets of kind "toy_numbers": number sequences in the language of the toy world."""
+
+from subjax.tasks.api import AnswerList, Row
+from subjax.tasks.datasets import toyworld
+from subjax.tasks.datasets.number_lists import NumberLists
+
+_NUMBERS = tuple(map(str, range(toyworld.World().num_numbers)))
+
+
+class ToyNumbers(NumberLists):
+    """Sequences that a base of source "toy" was pretrained on."""
+
+    # The toy world has other numbers, and no comma to part a second one from a first.
+    random_count = None
+    random_value = (0, len(_NUMBERS) - 1)
+
+    def prompts(self, row: Row, seed: int, stimuli: str) -> list[str]:  # noqa: D102
+        return toyworld.number_prompts(toyworld.World(), seed, row["num_prompts"])
+
+    def answers(self, row: Row) -> AnswerList:  # noqa: D102
+        return AnswerList(_NUMBERS, " ", 1, row["num_slots"])
+
+    def example(self, row: Row) -> str:  # noqa: D102
+        return "11 22 33 44 55 66"
