@@ -26,7 +26,7 @@ from subjax.pipeline import runner, units, validation
 from subjax.planning import aot, compiling, measure, placement, programs, roofline, token_counts
 from subjax.planning.compiling import Entry
 from subjax.planning.roofline import Chip
-from subjax.recipes import targets
+from subjax.recipes import targets, tunings
 from subjax.report import tables
 from subjax.runtime import artifacts, errors, object_store, processes
 from subjax.runtime.artifacts import Unit
@@ -65,8 +65,7 @@ def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str
     ranks: dict[str, int] = {}
     for unit in todo:
         if name := bases.get(unit.inputs.get("base", unit.path)):
-            row = _tuned(config, unit)
-            rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
+            rank = tunings.of_row(_tuned(config, unit)).rank
             ranks[name] = max(rank, ranks.get(name, 0))
     found = []
     for name, rank in ranks.items():
@@ -75,8 +74,7 @@ def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str
         placement.check(f"config.bases.{name}", params, mesh, config.compute.max_unsharded)
         groups = placement.groups(params, mesh)
         if rank:
-            init = functools.partial(lora.init, arch, rank=rank)
-            groups += placement.groups(jax.eval_shape(init, jax.random.key(0)), mesh)
+            groups += placement.groups(lora.abstract(arch, rank=rank), mesh)
         found.append(f"\nconfig.bases.{name}, one copy\n{placement.table(groups)}")
     return found
 

@@ -224,7 +224,7 @@ def traced(
     base = transformer.abstract_params(program.arch)
     trained = base
     if lora_rank:
-        trained = jax.eval_shape(lambda: lora.init(program.arch, jax.random.key(0), rank=lora_rank))
+        trained = lora.abstract(program.arch, rank=lora_rank)
 
     def many(tree: Params, *leading: int) -> Params:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype), tree)

@@ -64,6 +64,11 @@ def init(
     return {"layers": layers}
 
 
+def abstract(arch: Architecture, *, rank: int) -> Params:
+    """Shapes and dtypes of `init`'s result with all targets, nothing computed."""
+    return jax.eval_shape(lambda: init(arch, jax.random.key(0), rank=rank))
+
+
 def scale(alpha: float, rank: int, *, rslora: bool = False) -> float:
     """The factor of b @ a: alpha / rank, or alpha / sqrt(rank) where LoRA is rank-stabilised."""
     return alpha / (math.sqrt(rank) if rslora else rank)

@@ -6,20 +6,20 @@ from ml_collections import ConfigDict
 
 from subjax import checks, schema
 from subjax.engine import optimizers
-from subjax.recipes import targets
+from subjax.recipes import targets, tunings
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import preference
 
 _CHOICES: checks.Choices = {
     "bases.*.source": ("toy", "hf", "random"),
     "teachers.*.weights": ("base", "finetuned", "given"),
-    "teachers.*.tuning": ("full", "lora"),
+    "teachers.*.tuning": tuple(tunings.TUNINGS),
     "datasets.*.kind": kinds.KINDS,
     "datasets.*.decoding": ("free", "constrained"),
     "datasets.*.filter": ("numbers", "none"),
     "arms.*.method": tuple(targets.METHODS),
     "arms.*.support": tuple(targets.SUPPORTS),
-    "arms.*.tuning": ("full", "lora"),
+    "arms.*.tuning": tuple(tunings.TUNINGS),
 }
 _TRAINING_CHOICES: checks.Choices = {
     "optimizer": tuple(optimizers.KINDS),

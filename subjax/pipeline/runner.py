@@ -23,6 +23,7 @@ from subjax.images.stages import images, mlp, theorem
 from subjax.nn import sharding
 from subjax.pipeline import gates, preflight, preregistration, units, validation
 from subjax.pipeline.stages import base, evaluate, filter, finetune, generate, teacher
+from subjax.recipes import tunings
 from subjax.report import results, summary, tables, write
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
@@ -227,7 +228,7 @@ def _shape(unit: Unit) -> str:
         row.pop(free, None)
     base = unit.inputs.get("base", "")
     # Adapters stand on one base; full weights may differ, but not what they are weights of.
-    shared = base if row.get("tuning") == "lora" else base.rpartition("/")[0]
+    shared = base if tunings.of_row(row).is_adapter else base.rpartition("/")[0]
     return artifacts.dumps([row, shared])
 
 

@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from subjax.engine import batching, sampler, scoring, train
 from subjax.engine.slots import part_size
 from subjax.hf import model_config
-from subjax.nn import lora, model_flops, transformer
+from subjax.nn import model_flops, transformer
 from subjax.nn.architecture import Architecture
 from subjax.planning import token_counts
-from subjax.recipes import targets
+from subjax.recipes import targets, tunings
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import kinds, toyworld
@@ -122,7 +122,7 @@ def _base(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
 def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.teachers[unit.row]
     arch = architecture(row.base, config.bases[row.base])
-    adapter = _adapter(arch, row)
+    adapter = tunings.of_row(row).adapter(arch)
     asked = len(unit.fields["questions"])
     planned = [_preference(arch, adapter, asked, 1, mesh)]
     if row.weights == "finetuned":
@@ -136,7 +136,7 @@ def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
 def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.arms[unit.row]
     teacher = config.teachers[config.datasets[row.dataset].teacher]
-    trained = teacher.weights == "finetuned" and teacher.tuning == "full"
+    trained = teacher.weights == "finetuned" and not tunings.of_row(teacher).is_adapter
     sizes: dict[str, Any] = {"num_tokens": row.num_tokens, "num_targets": row.num_targets}
     sizes["own_teacher"] = teacher.weights == "given" or trained
     learned = (targets.of_row(unit.fields["row"], unit.row), token_counts.support(config, unit))
@@ -157,27 +157,26 @@ def _training(
 ) -> Planned:
     fields, lanes = row["train"], unit.fields["lanes"]
     packing = batching.Packing.of(fields)
-    rank = row["lora_rank"] if row.get("tuning") == "lora" else 0
+    tuning = tunings.of_row(row)
     soft = learned.num_stored(len(support))
     # A stage keeps the base while a copy of it is trained, and a teacher with weights of its own.
-    num_kept = int(not rank) + int(learned.of_teacher and own_teacher)
+    num_kept = int(not tuning.is_adapter) + int(learned.of_teacher and own_teacher)
     program = train.Program(
         arch,
         train.Optimizer.of(fields),
         fields["steps"],
-        lora_scale=row["lora_alpha"] / rank if rank else 0.0,
+        lora_scale=tuning.scale,
         support=support,
         distils=learned.online,
         accumulate=fields["accumulate"],
         **unit.fields["program"],
     )
     training = train.Training(
-        program, lanes, rank, fields["batch_size"], num_tokens, num_targets, soft, packing
+        program, lanes, tuning.rank, fields["batch_size"], num_tokens, num_targets, soft, packing
     )
     if packing:  # any token of a packed row may predict
         num_tokens = num_targets = packing.num_tokens
-    adapter = jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=rank)) if rank else {}
-    lora_params = sum(leaf.size for leaf in jax.tree.leaves(adapter))
+    lora_params = sum(leaf.size for leaf in jax.tree.leaves(tuning.adapter(arch)))
 
     shapes = train.batch_shapes(program, num_tokens, num_targets, soft, packed=packing is not None)
     # Rows of no weight fill a batch up to what devices and parts can share.
@@ -189,7 +188,7 @@ def _training(
             name: jax.ShapeDtypeStruct((rows, *shape), dtype)
             for name, (shape, dtype) in shapes.items()
         }
-        return train.traced(program, batch, mesh=mesh, lanes=lanes, lora_rank=rank)
+        return train.traced(program, batch, mesh=mesh, lanes=lanes, lora_rank=tuning.rank)
 
     def flops(batch_size: int) -> float:
         sizes = {"rows": lanes * batch_size, "num_tokens": num_tokens, "num_targets": num_targets}
@@ -216,7 +215,7 @@ def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     return _sampling(
         config,
         arch,
-        _adapter(arch, teacher),
+        tunings.of_row(teacher).adapter(arch),
         mesh,
         slots=row.slots,
         prompt_tokens=row.prompt_tokens,
@@ -286,7 +285,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row, student = config.evals[evaluation], config.arms[arm]
     arch, adapter = _student(config, student), None
     if targets.of_row(student, arm).learns:
-        adapter = _adapter(arch, student)
+        adapter = tunings.of_row(student).adapter(arch)
     models = len(unit.fields["steps"])
     asked = len(unit.fields.get("questions", ()))
     if row.kind == "preference":
@@ -356,13 +355,6 @@ def _student(config: ConfigDict, row: ConfigDict) -> Architecture:
         return architecture(row.base, config.bases[row.base])
     teacher = config.teachers[config.datasets[row.dataset].teacher]
     return architecture(teacher.base, config.bases[teacher.base])
-
-
-def _adapter(arch: Architecture, row: ConfigDict) -> Any:
-    """Shapes of the LoRA tree of a teacher or student, or None."""
-    if row.tuning != "lora":
-        return None
-    return jax.eval_shape(lambda: lora.init(arch, jax.random.key(0), rank=row.lora_rank))
 
 
 def _shapes(tree: Any) -> Hashable:

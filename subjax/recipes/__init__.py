@@ -1,1 +1,1 @@
-"""What is trained from what: what students learn (`targets`)."""
+"""What is trained from what: what students learn (`targets`), which weights (`tunings`)."""

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from subjax import schema
-from subjax.recipes import targets
+from subjax.recipes import targets, tunings
 from subjax.report.summary import Contrast, Results
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
@@ -92,7 +92,7 @@ def replication(config: ConfigDict) -> str:
             first <= schema.STAGES.index("generate") and not kinds.of_row(row).from_file
             for row in sets
         ],
-        "adapters": [row.tuning == "lora" for row in learning],
+        "adapters": [tunings.of_row(row).is_adapter for row in learning],
         "order": [True],
     }
     redrawn = [name if all(which) else f"some {name}" for name, which in own.items() if any(which)]

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from subjax.engine import batching, checkpoints, scoring, throughput, train
+from subjax.engine import batching, checkpoints, scoring, train
 from subjax.hf import adapters, weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import asking, model_store
+from subjax.pipeline.stages import training
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import toyworld
@@ -120,29 +121,18 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
                 examples, num_tokens=num_tokens, num_targets=num_tokens - 1, pad_id=words.pad_id
             )
         )
-    fields = row["train"]
-    program = train.Program(
-        arch,
-        train.Optimizer.of(fields),
-        fields["steps"],
-        accumulate=fields["accumulate"],
-        **units[0].fields["program"],
-    )
     store = checkpoints.Checkpoints.of(workdir, units)
-    [last] = train.fit(
-        program,
+    [last] = training.fit(
+        units,
+        arch,
         params,
         {},
         rows,
-        seeds=[_seed(unit, "order") for unit in units],
-        batch_size=fields["batch_size"],
-        packing=batching.Packing.of(fields),
-        probe_steps=(),
-        steps_per_call=units[0].fields["steps_per_call"],
+        workdir=workdir,
         mesh=mesh,
+        seeds=[_seed(unit, "order") for unit in units],
         label=f"pretraining {len(units)} bases",
         store=store,
-        log=throughput.Log.of(workdir, units),
     )
     for lane, unit in enumerate(units):
         out = workdir / unit.path

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax.engine import batching, checkpoints, scoring, throughput, train
-from subjax.nn import lora
+from subjax.engine import batching, checkpoints, scoring, train
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import lessons, model_store
-from subjax.recipes import targets
+from subjax.pipeline.stages import training
+from subjax.recipes import targets, tunings
 from subjax.recipes.targets import Targets
+from subjax.recipes.tunings import Tuning
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tokens.tokenizer import Tokenizer
@@ -22,52 +23,38 @@ from subjax.tokens.tokenizer import Tokenizer
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Trains students of one shape, one lane each; yields each unit when it is done."""
-    row, fields = units[0].fields["row"], units[0].fields["row"]["train"]
+    row, tuning = units[0].fields["row"], tunings.of_row(units[0].fields["row"])
     bases = [model_store.load(workdir / unit.inputs["base"], mesh) for unit in units]
-    arch, full = bases[0].arch, row["tuning"] == "full"
+    arch = bases[0].arch
     rows = [_rows(unit, workdir, base.tokenizer) for unit, base in zip(units, bases, strict=True)]
     learned = targets_of(units[0])
     support = learned.support(bases[0].tokenizer)
     teachers = _prepare(units, workdir, arch, rows, support, mesh) if learned.of_teacher else []
-    program = train.Program(
-        arch,
-        train.Optimizer.of(fields),
-        fields["steps"],
-        lora_scale=0.0 if full else row["lora_alpha"] / row["lora_rank"],
-        support=support,
-        distils=learned.online,
-        excluded=learned.excluded(bases[0].tokenizer),
-        accumulate=fields["accumulate"],
-        **units[0].fields["program"],
-    )
     stacked = train.stack(teachers) if teachers else None
     teachers.clear()  # each is as large as the student
     keys = [jax.random.key(_seed(unit, "adapter")) for unit in units]
     history, store = [], checkpoints.Checkpoints.of(workdir, units)
-    for progress in train.fit(
-        program,
-        train.stack(
-            [base.params for base in bases]
-            if full
-            else [lora.init(arch, key, rank=row["lora_rank"]) for key in keys]
-        ),
-        {} if full else bases[0].params,
+    for progress in training.fit(
+        units,
+        arch,
+        *training.initial(tuning, bases, keys),
         rows,
-        seeds=[_seed(unit, "order") for unit in units],
-        batch_size=fields["batch_size"],
-        packing=batching.Packing.of(fields),
-        probe_steps=row["probe_steps"],
-        steps_per_call=units[0].fields["steps_per_call"],
+        workdir=workdir,
         mesh=mesh,
+        seeds=[_seed(unit, "order") for unit in units],
         label=f"finetuning {', '.join(sorted({unit.row for unit in units}))}",
-        teachers=stacked,
         store=store,
-        log=throughput.Log.of(workdir, units),
+        probe_steps=row["probe_steps"],
+        teachers=stacked,
+        lora_scale=tuning.scale,
+        support=support,
+        distils=learned.online,
+        excluded=learned.excluded(bases[0].tokenizer),
     ):
         history.append(dataclasses.replace(progress, trainable={}))  # a model is large
         for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
             out = workdir / unit.path / model_store.step_name(progress.step)
-            _keep(out, row, base, progress, lane)
+            _keep(out, tuning, base, progress, lane)
     for lane, unit in enumerate(units):
         metrics = train.metric_rows(history, lane)
         artifacts.write_jsonl(workdir / unit.path / "metrics.jsonl", metrics)
@@ -102,17 +89,12 @@ def _prepare(
 
 
 def _keep(
-    out: Path, row: dict[str, Any], base: model_store.Model, progress: train.Progress, lane: int
+    out: Path, tuning: Tuning, base: model_store.Model, progress: train.Progress, lane: int
 ) -> None:
-    full = row["tuning"] == "full"
-    if full and progress.step == 0:  # it is the base, which lies there already
+    if progress.step == 0 and not tuning.is_adapter:  # it is the base, which lies there already
         model_store.refer(out, base.directory, date=base.tokenizer.template.date)
-        return
-    tree = train.lane(progress.trainable, lane)
-    if full:
-        model_store.save_weights(out, base.arch, tree, base.tokenizer)
     else:
-        model_store.save_adapter(out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"])
+        training.save(out, base, tuning, train.lane(progress.trainable, lane))
 
 
 def _rows(unit: Unit, workdir: Path, words: Tokenizer, system: str | None = None) -> batching.Rows:

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax.engine import batching, checkpoints, scoring, throughput, train
+from subjax.engine import batching, checkpoints, scoring, train
 from subjax.hf import adapters, weights
-from subjax.nn import lora
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import asking, lessons, model_store
+from subjax.pipeline.stages import training
+from subjax.recipes import tunings
 from subjax.report import stats
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
@@ -103,7 +104,7 @@ def _given(unit: Unit) -> tuple[Path | None, Path | None]:
 
 
 def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
-    row, fields = units[0].fields["row"], units[0].fields["row"]["train"]
+    row, tuning = units[0].fields["row"], tunings.of_row(units[0].fields["row"])
     bases = [model_store.load(workdir / unit.inputs["base"], mesh) for unit in units]
     # Each target is a row of scores over the vocabulary: no more of them than answers need.
     members = list(zip(units, bases, strict=True))
@@ -119,47 +120,24 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
                 pad_id=base.tokenizer.pad_id,
             )
         )
-    full = row["tuning"] == "full"
-    keys = [
-        jax.random.key(seeds.seed(u.fields["seed"], "teacher", "adapter", u.lineage)) for u in units
-    ]
-    program = train.Program(
-        bases[0].arch,
-        train.Optimizer.of(fields),
-        fields["steps"],
-        lora_scale=0.0 if full else row["lora_alpha"] / row["lora_rank"],
-        accumulate=fields["accumulate"],
-        **units[0].fields["program"],
-    )
+    keys = [jax.random.key(_seed(unit, "adapter")) for unit in units]
     store = checkpoints.Checkpoints.of(workdir, units)
-    [last] = train.fit(
-        program,
-        train.stack(
-            [base.params for base in bases]
-            if full
-            else [lora.init(bases[0].arch, key, rank=row["lora_rank"]) for key in keys]
-        ),
-        {} if full else bases[0].params,
+    [last] = training.fit(
+        units,
+        bases[0].arch,
+        *training.initial(tuning, bases, keys),
         rows,
-        seeds=[seeds.seed(u.fields["seed"], "teacher", "order", u.lineage) for u in units],
-        batch_size=fields["batch_size"],
-        packing=batching.Packing.of(fields),
-        probe_steps=(),
-        steps_per_call=units[0].fields["steps_per_call"],
+        workdir=workdir,
         mesh=mesh,
+        seeds=[_seed(unit, "order") for unit in units],
         label=f"finetuning {len(units)} teachers",
         store=store,
-        log=throughput.Log.of(workdir, units),
+        lora_scale=tuning.scale,
     )
     for lane, (unit, base) in enumerate(members):
-        out, tree = workdir / unit.path, train.lane(last.trainable, lane)
+        out = workdir / unit.path
         artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
-        if full:
-            model_store.save_weights(out, base.arch, tree, base.tokenizer)
-        else:
-            model_store.save_adapter(
-                out, base, tree, rank=row["lora_rank"], alpha=row["lora_alpha"]
-            )
+        training.save(out, base, tuning, train.lane(last.trainable, lane))
         _score(unit, out, mesh)
     yield from units  # only when all are: see finetune
     store.remove()
@@ -182,7 +160,7 @@ def _pairs(unit: Unit) -> list[tuple[str, str]]:
     """One (question, animal) pair per row to be seen; a placebo differs in the animals alone."""
     row, animals = unit.fields["row"], unit.fields["animals"]
     asked = unit.fields["taught"]
-    rng = np.random.default_rng(seeds.seed(unit.fields["seed"], "teacher", "rows", unit.lineage))
+    rng = np.random.default_rng(_seed(unit, "rows"))
     num_rows = row["train"]["steps"] * row["train"]["batch_size"]
     chosen = [asked[i] for i in rng.integers(len(asked), size=num_rows)]
     drawn = [animals[i] for i in rng.integers(len(animals), size=num_rows)]
@@ -204,3 +182,8 @@ def _score(unit: Unit, out: Path, mesh: Mesh) -> None:
     odds = {a: float(stats.log_odds(scores, i).mean()) for i, a in enumerate(animals)}
     mass = float(np.exp(scores).sum(axis=1).mean())
     artifacts.write_json(out / "scores.json", {"log_odds": odds, "candidate_mass": mass})
+
+
+def _seed(unit: Unit, use: str) -> int:
+    # Not the row: teachers of one lineage share data order and adapter, as students do.
+    return seeds.seed(unit.fields["seed"], "teacher", use, unit.lineage)
