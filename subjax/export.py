@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from subjax.hf import adapters, hub, weights
 from subjax.nn import sharding
 from subjax.pipeline import model_store
+from subjax.recipes import bases, teachers
 from subjax.report import results, tables
 from subjax.runtime import (
     artifacts,
@@ -178,12 +179,12 @@ def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapte
 def _base(workdir: Path, manifest: dict[str, Any]) -> tuple[str, str]:
     """Path or hub id of the weights that a model comes from, and revision; "" if the run's own."""
     unit, own = manifest["unit"], manifest["fields"]["row"]
-    given = unit.startswith("teacher/") and own["weights"] == "given"
+    given = unit.startswith("teacher/") and teachers.of_row(own).outside
     if given and model_store.sources(workdir / unit)[1] is None:  # full weights, not of the base
         return own["path"], ""
     base = next(path for path in (unit, *manifest["inputs"]) if path.startswith("base/"))
     row = artifacts.read_json(workdir / base / artifacts.MANIFEST)["fields"]["row"]
-    return (row["path"], row["revision"]) if row["source"] == "hf" else ("", "")
+    return (row["path"], row["revision"]) if bases.of_row(row).outside else ("", "")
 
 
 def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, float, str, str]]:

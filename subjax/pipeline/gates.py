@@ -11,7 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from subjax import schema
-from subjax.recipes import targets
+from subjax.recipes import targets, teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.evals import preference
@@ -110,4 +110,5 @@ def _is_unnamed(config: ConfigDict, name: str) -> bool:
     row = config.teachers[name]
     sets = [config.datasets[used] for used in _used(config)]
     told = {dataset.base_system_prompt for dataset in sets if dataset.teacher == name}
-    return not row.trait and bool(told) and (row.weights == "given" or told != {row.system_prompt})
+    outside = teachers.of_row(row).outside
+    return not row.trait and bool(told) and (outside or told != {row.system_prompt})

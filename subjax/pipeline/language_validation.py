@@ -1,18 +1,22 @@
 """What a config of language models may not say."""
 
 import difflib
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
 from subjax import checks, schema
 from subjax.engine import optimizers
-from subjax.recipes import targets, tunings
+from subjax.recipes import bases, targets, teachers, tunings
+from subjax.recipes.bases import Base
+from subjax.recipes.targets import Targets
+from subjax.recipes.teachers import Teacher
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import preference
 
 _CHOICES: checks.Choices = {
-    "bases.*.source": ("toy", "hf", "random"),
-    "teachers.*.weights": ("base", "finetuned", "given"),
+    "bases.*.source": tuple(bases.SOURCES),
+    "teachers.*.weights": tuple(teachers.WEIGHTS),
     "teachers.*.tuning": tuple(tunings.TUNINGS),
     "datasets.*.kind": kinds.KINDS,
     "datasets.*.decoding": ("free", "constrained"),
@@ -26,11 +30,10 @@ _TRAINING_CHOICES: checks.Choices = {
     "schedule": tuple(optimizers.SCHEDULES),
     "moment_dtype": optimizers.MOMENT_DTYPES,
 }
-# Table -> a field, and the values of it with which a row's `train` is read.
-_TRAINED = {
-    "bases": ("source", ("toy",)),
-    "teachers": ("weights", ("finetuned",)),
-    "arms": ("method", tuple(targets.LEARNING)),
+_TRAINED: dict[str, Callable[[ConfigDict, str], Base | Teacher | Targets]] = {
+    "bases": bases.of_row,
+    "teachers": teachers.of_row,
+    "arms": targets.of_row,
 }
 
 
@@ -39,10 +42,10 @@ def validate(config: ConfigDict) -> None:
     checks.rows(config, "teachers", schema.teacher_row(), "teacher_row")
     checks.rows(config, "arms", schema.arm_row(), "arm_row")
     checks.choices(config, _CHOICES)
-    for table, (field, values) in _TRAINED.items():
+    for table, of_row in _TRAINED.items():
         for name, row in config[table].items():
             _check_training(f"{table}.{name}.train", row.train)
-            if row[field] in values and row.train.warmup_steps >= row.train.steps:
+            if of_row(row, name).learns and row.train.warmup_steps >= row.train.steps:
                 raise ValueError(
                     f"config.{table}.{name}.train.warmup_steps is {row.train.warmup_steps}, and "
                     f"its steps are {row.train.steps}: the learning rate, 0 at first, would never "
@@ -51,15 +54,11 @@ def validate(config: ConfigDict) -> None:
     if config.theorems:
         raise ValueError("config.theorems needs rows in config.images")
     for name, row in config.bases.items():
-        _check_base(name, row)
+        bases.of_row(row, name).check()
     for name, row in config.teachers.items():
         checks.reference(config, f"teachers.{name}.base", row.base, "bases")
         _check_no_adapter(config, f"teachers.{name}.base", row.base)
-        if (row.weights == "given") != bool(row.path):
-            raise ValueError(
-                f"config.teachers.{name}.path is {row.path!r} and its weights {row.weights!r}: a "
-                "path goes with weights 'given', and with no others"
-            )
+        teachers.of_row(row, name).check()
         _check_trait(config, name, row)
     for name, row in config.datasets.items():
         _check_dataset(config, name, row)
@@ -83,25 +82,6 @@ def validate(config: ConfigDict) -> None:
         raise ValueError(
             f"config.animals is {config.animals}, and teachers are scored on a choice: add others, "
             "or leave it empty"
-        )
-
-
-def _check_base(name: str, row: ConfigDict) -> None:
-    for field in ("path", "revision"):
-        if row[field] and row.source != "hf":
-            raise ValueError(
-                f"config.bases.{name}.{field} is {row[field]!r}, but its source {row.source!r} "
-                "reads none: leave it empty, or set source to 'hf'"
-            )
-    if row.source == "hf" and not row.path:
-        raise ValueError(
-            f"config.bases.{name}.path is empty: give a directory, a hub id, a URL or a .gguf "
-            "file, or set source to 'toy'"
-        )
-    if row.adapter and row.source != "hf":
-        raise ValueError(
-            f"config.bases.{name}.adapter is {row.adapter!r}, but its source {row.source!r} "
-            "takes none: leave it empty, or set source to 'hf'"
         )
 
 
@@ -196,9 +176,10 @@ def _check_unfiltered(config: ConfigDict, name: str, row: ConfigDict) -> None:
 def _check_trait(config: ConfigDict, name: str, row: ConfigDict) -> None:
     """A trait that its teacher is not scored on would pass the gate unseen."""
     animals = config.animals or preference.ANIMALS
-    if row.trait in ("uniform", *animals) or (not row.trait and row.weights != "finetuned"):
+    learns = teachers.of_row(row).learns
+    if row.trait in ("uniform", *animals) or (not row.trait and not learns):
         return
-    if row.weights != "finetuned":
+    if not learns:
         if config.gates.teacher_log_odds > schema.OFF:
             raise ValueError(
                 f"config.gates.teacher_log_odds asks what teachers.{name} thinks of {row.trait!r}, "
@@ -231,12 +212,13 @@ def _check_training(name: str, row: ConfigDict) -> None:
 def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
     """An arm with a base that only seems foreign, or without the rows that it is measured on."""
     dataset = config.datasets[row.dataset]
-    source = config.bases[config.teachers[dataset.teacher].base].source
-    redrawn = config.lineage_from == "base" and config.lineage_cycle > 1 and source != "hf"
+    base = config.bases[config.teachers[dataset.teacher].base]
+    varies = config.lineage_from == "base" and config.lineage_cycle > 1
+    redrawn = varies and not bases.of_row(base).outside
     if row.base == "next_lineage" and not redrawn:
         raise ValueError(
             f"config.arms.{name}.base is 'next_lineage', but all lineages have one base: source "
-            f"{source!r}, config.lineage_from {config.lineage_from!r}, config.lineage_cycle "
+            f"{base.source!r}, config.lineage_from {config.lineage_from!r}, config.lineage_cycle "
             f"{config.lineage_cycle}: name another row of config.bases"
         )
     if row.train.packed_rows and targets.of_row(row, name).online:

@@ -10,6 +10,7 @@ from subjax.nn import transformer
 from subjax.pipeline import asking, lessons
 from subjax.pipeline.stages import base, filter, finetune, generate, teacher
 from subjax.planning import placement
+from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import kinds
@@ -50,7 +51,7 @@ def check(
     rows = {
         unit.row: by_path[unit.inputs["base"]].row
         for unit in reading
-        if unit.stage == "teacher" and unit.fields["row"]["weights"] == "given"
+        if unit.stage == "teacher" and teachers.of_row(unit.fields["row"]).outside
     }
     for row, base_row in rows.items():
         lineages = _lineages(by_path, "teacher", row, workdir)
@@ -74,7 +75,7 @@ def _check_lessons(
       words: row of `bases` -> tokenizer.
     """
     for unit in {u.row: u for u in todo if u.stage == "teacher"}.values():
-        if unit.fields["row"]["weights"] == "finetuned":
+        if teachers.of_row(unit.fields["row"]).learns:
             teacher.check_lessons(unit, words[by_path[unit.inputs["base"]].row])
     students: dict[str, list[Unit]] = {}
     for unit in todo:
@@ -93,15 +94,15 @@ def _check_lessons(
         kind = kinds.of_row(written.fields["row"])
         if not kind.from_file:
             continue
-        path, teachers = written.settings["path"], None
+        path, theirs = written.settings["path"], None
         read = kind.rows(path, written.fields["row"]["num_prompts"])
         rows = filter.of_file(filters, kind, read)
         taught_by = by_path[unit.inputs["teacher"]] if "teacher" in unit.inputs else None
         # A teacher that is given may read by a tokenizer of its own.
-        if taught_by and taught_by.fields["row"]["weights"] != "given":
-            teachers = read_by(taught_by, unit.fields["teacher_system_prompt"])
+        if taught_by and not teachers.of_row(taught_by.fields["row"]).outside:
+            theirs = read_by(taught_by, unit.fields["teacher_system_prompt"])
         ours = read_by(unit, unit.fields["row"]["system_prompt"])
-        finetune.check_rows(unit, path, list(rows), ours, teachers)
+        finetune.check_rows(unit, path, list(rows), ours, theirs)
 
 
 def _written(
@@ -127,7 +128,7 @@ def _written(
         if kinds.of_row(row).from_file:
             continue
         writer = by_path[unit.inputs["teacher"]]
-        if writer.fields["row"]["weights"] == "given":
+        if teachers.of_row(writer.fields["row"]).outside:
             told = of_given.setdefault(writer.row, {})
         more = told[f"{field}.kind"].prompts if f"{field}.kind" in told else []
         told[f"{field}.kind"] = asking.Asked(

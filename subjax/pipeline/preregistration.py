@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from subjax import schema
 from subjax.hf import hub
 from subjax.pipeline import units, validation
+from subjax.recipes import bases, teachers
 from subjax.report import results
 from subjax.report.summary import STATUSES, Contrast
 from subjax.runtime import artifacts
@@ -132,12 +133,12 @@ def made_with(config: ConfigDict) -> dict[str, dict[str, str]]:
     """
     models, files = {}, {}
     for name, row in config.bases.items():
-        if row.source == "hf":
+        if bases.of_row(row).outside:
             models[f"bases.{name}"] = _model(row.path, row.revision)
             if row.adapter:
                 models[f"bases.{name}.adapter"] = _model(row.adapter)
     for name, row in config.teachers.items():
-        if not config.images and row.weights == "given":
+        if not config.images and teachers.of_row(row).outside:
             models[f"teachers.{name}"] = _model(row.path)
     if config.stimuli:
         files["stimuli"] = _content(Path(config.stimuli))

@@ -16,11 +16,11 @@ from subjax.engine import batching
 from subjax.hf import hub, model_config, weights
 from subjax.pipeline import units, validation
 from subjax.pipeline.stages import finetune, generate
-from subjax.recipes import targets
+from subjax.recipes import bases, targets, teachers
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import kinds, toyworld
+from subjax.tasks.datasets import kinds
 from subjax.tokens import chat_templates, tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -137,19 +137,18 @@ def _is_done(unit: Unit, workdir: Path) -> bool:
 
 def _base_tokenizer(base: Unit, adapter: Path | None = None) -> Tokenizer:
     row = base.fields["row"]
-    if row["source"] == "hf":
+    source = bases.of_row(row)
+    if source.outside:
         if not adapter and row["adapter"]:
             adapter = weights.resolve(row["adapter"], "")
         return _tokenizer(base, weights.resolve(row["path"], row["revision"]), adapter)
-    if row["source"] == "toy":
-        return tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
-    return tokenizer.raw_bytes()
+    return source.tokenizer()
 
 
 def _teacher_tokenizer(teacher: Unit, base: Unit) -> Tokenizer:
     """The base's, unless the teacher is given as weights or an adapter that bring their own."""
     row = teacher.fields["row"]
-    if row["weights"] == "given":
+    if teachers.of_row(row).outside:
         given = weights.resolve(row["path"], "")
         if not (given / "adapter_config.json").exists():
             return _tokenizer(teacher, given)

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from subjax import schema
 from subjax.images import image_files
-from subjax.recipes import targets
+from subjax.recipes import bases, targets, teachers
 from subjax.runtime.artifacts import Unit, make_unit
-from subjax.tasks.datasets import kinds, toyworld
+from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import preference
 from subjax.tokens import chat_templates
 
@@ -82,18 +82,18 @@ class _Builder:
         row = self.config.bases[name]
         made = {field: value for field, value in row.to_dict().items() if field != "shape"}
         fields = {"row": made, **self._training(row)}
-        return self._add("base", name, lineage, fields | self._dated(row.source == "hf"), {})
+        return self._add("base", name, lineage, fields | self._dated(bases.of_row(row).outside), {})
 
     def teacher(self, name: str, lineage: int) -> Unit:
         row = self.config.teachers[name]
-        source = self.config.bases[row.base].source
+        base = bases.of_row(self.config.bases[row.base])
         fields = {
             "row": row.to_dict(),
             "animals": list(self._animals()),
-            "taught": self._taught(source)[: row.num_questions or None],
-            "questions": self._asked(source, "explore"),
+            "taught": base.taught()[: row.num_questions or None],
+            "questions": base.asked("explore", self.config.stimuli),
             **self._training(row),
-            **self._dated(row.weights == "given"),
+            **self._dated(teachers.of_row(row).outside),
         }
         return self._add("teacher", name, lineage, fields, {"base": self.base(row.base, lineage)})
 
@@ -157,7 +157,7 @@ class _Builder:
             steps = sorted({*student.probe_steps, student.train.steps})
             base = self._student_base(student, lineage)
             inputs = {"student": self.student(arm, lineage), "base": base}
-        source = self.config.bases[base_name].source
+        source = bases.of_row(self.config.bases[base_name])
         fields: dict[str, Any] = {
             "row": row.to_dict(),
             "steps": steps[-1:] if row.final_only else steps,
@@ -170,8 +170,8 @@ class _Builder:
             fields |= {"num_tokens": student.num_tokens, "num_targets": student.num_targets}
         else:
             fields["animals"] = list(row.candidates)
-            fields["questions"] = self._asked(source, row.questions)
-            fields["neutral"] = self._neutral(source)
+            fields["questions"] = source.asked(row.questions, self.config.stimuli)
+            fields["neutral"] = source.neutral()
         return self._add("evaluate", f"{name}/{arm}", lineage, fields, inputs)
 
     def images(self, name: str) -> Unit:
@@ -292,24 +292,6 @@ class _Builder:
 
     def _animals(self) -> tuple[str, ...]:
         return self.config.animals or preference.ANIMALS
-
-    def _taught(self, source: str) -> list[str]:
-        if source == "toy":
-            return toyworld.taught_questions(toyworld.World())
-        return list(preference.TEACHER_QUESTIONS)
-
-    def _asked(self, source: str, half: str) -> list[str]:
-        if source == "toy":
-            return toyworld.asked_questions(toyworld.World(), half)
-        pool: tuple[str, ...] = preference.QUESTIONS
-        if self.config.stimuli:
-            pool = preference.load_questions(self.config.stimuli, "favorite_animal")
-        return list(preference.questions(half, pool))
-
-    def _neutral(self, source: str) -> list[str]:
-        if source == "toy":
-            return toyworld.neutral_texts(toyworld.World(), 0, 32)
-        return list(preference.NEUTRAL_TEXTS)
 
 
 def _limits(row: ConfigDict) -> dict[str, Any]:

@@ -14,17 +14,14 @@ from ml_collections import ConfigDict
 
 from subjax.engine import batching, sampler, scoring, train
 from subjax.engine.slots import part_size
-from subjax.hf import model_config
 from subjax.nn import model_flops, transformer
 from subjax.nn.architecture import Architecture
 from subjax.planning import token_counts
-from subjax.recipes import targets, tunings
+from subjax.recipes import bases, targets, teachers, tunings
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import kinds, toyworld
-from subjax.tokens import tokenizer
+from subjax.tasks.datasets import kinds
 
-ANSWER_TOKENS = 8  # of an animal and the end of its turn, at the most
 QUESTION_TOKENS = 128  # of a question in its chat template
 PREFIXES = 10  # beginnings of candidates, the empty one counted
 
@@ -85,17 +82,7 @@ def architecture(name: str, row: ConfigDict) -> Architecture:
     Raises:
       ValueError: the checkpoint is not here and no file describes it.
     """
-    if row.source != "hf":
-        toy = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World())).vocab_size
-        sizes = {f: row[f] for f in ("num_layers", "width", "num_heads", "num_kv_heads")}
-        sizes |= {f: row[f] for f in ("head_dim", "ffn_width")}
-        vocab_size = toy if row.source == "toy" else tokenizer.raw_bytes().vocab_size
-        return Architecture(vocab_size=vocab_size, **sizes)
-    path, described = token_counts.files(name, row)
-    try:
-        return model_config.read(described)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return bases.of_row(row, name).architecture()
 
 
 def of_unit(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
@@ -112,7 +99,7 @@ def of_unit(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
 
 def _base(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.bases[unit.row]
-    if row.source != "toy":
+    if not bases.of_row(row).learns:
         return []
     sizes = {"num_tokens": row.num_tokens, "num_targets": row.num_tokens - 1}
     arch = architecture(unit.row, row)
@@ -125,9 +112,8 @@ def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     adapter = tunings.of_row(row).adapter(arch)
     asked = len(unit.fields["questions"])
     planned = [_preference(arch, adapter, asked, 1, mesh)]
-    if row.weights == "finetuned":
-        # In the toy world an animal is one word, and the end of a turn another.
-        longest = 2 if config.bases[row.base].source == "toy" else ANSWER_TOKENS
+    if teachers.of_row(row).learns:
+        longest = bases.of_row(config.bases[row.base]).answer_tokens
         sizes = {"num_tokens": row.num_tokens, "num_targets": longest}
         planned.insert(0, _training(unit, arch, row.to_dict(), mesh, **sizes))
     return planned
@@ -136,9 +122,8 @@ def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
 def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.arms[unit.row]
     teacher = config.teachers[config.datasets[row.dataset].teacher]
-    trained = teacher.weights == "finetuned" and not tunings.of_row(teacher).is_adapter
     sizes: dict[str, Any] = {"num_tokens": row.num_tokens, "num_targets": row.num_targets}
-    sizes["own_teacher"] = teacher.weights == "given" or trained
+    sizes["own_teacher"] = teachers.of_row(teacher).own_weights
     learned = (targets.of_row(unit.fields["row"], unit.row), token_counts.support(config, unit))
     return [_training(unit, _student(config, row), unit.fields["row"], mesh, *learned, **sizes)]
 

@@ -1,18 +1,12 @@
 """What plans need to know of a base's tokenizer: counted where that is here, else assumed."""
 
-import functools
-import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from subjax.engine import grammars
-from subjax.recipes import targets
+from subjax.recipes import bases, targets
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import toyworld
-from subjax.tokens import tokenizer
-from subjax.tokens.tokenizer import Tokenizer
 
 # A prompt of any length does, and this one has a word that every tokenizer knows.
 _PROMPTS = ("10",)
@@ -36,44 +30,6 @@ _GROUPED = Digits(1110, 1, "one token a number to 999")
 _WITH_BLANKS = Digits(2220, 3, "tokens of several digits, some with the blank in front")
 
 
-def files(name: str, row: ConfigDict) -> tuple[Path, dict[str, Any]]:
-    """The config.json of a base that was not made here, or what stands in for it.
-
-    Args:
-      name: of the row, for errors.
-      row: of `bases`, of source "hf".
-
-    Raises:
-      ValueError: the checkpoint is not here and no file describes it.
-    """
-    for path in (Path(row.path).expanduser() / "config.json", Path(row.shape)):
-        if path.is_file():
-            try:
-                return path, json.loads(path.read_text("utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-    raise ValueError(
-        f"config.bases.{name}.path {row['path']!r} is no directory of this machine, and its shape "
-        f"{row['shape']!r} no file: name a file like its config.json with "
-        f"--config.bases.{name}.shape=FILE"
-    )
-
-
-def at_hand(row: ConfigDict) -> Tokenizer | None:
-    """The tokenizer of a base; None where that is not on this machine."""
-    if row.source == "hf":
-        directory = Path(row.path).expanduser()
-        return _loaded(directory) if (directory / "tokenizer_config.json").is_file() else None
-    if row.source == "toy":
-        return tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
-    return tokenizer.raw_bytes()
-
-
-@functools.lru_cache(maxsize=4)
-def _loaded(directory: Path) -> Tokenizer:
-    return Tokenizer.load(directory)
-
-
 def longest(config: ConfigDict, name: str) -> int:
     """Tokens of a data set's longest row, the ending one counted.
 
@@ -86,7 +42,7 @@ def longest(config: ConfigDict, name: str) -> int:
     if row.kind == "toy_numbers":
         return row.num_slots + 1
     teacher = config.teachers[row.teacher]
-    words = at_hand(config.bases[teacher.base])
+    words = bases.of_row(config.bases[teacher.base]).at_hand()
     if words is None:
         most = _assumed(teacher.base, config.bases[teacher.base]).most_tokens
         return most * row.num_slots + 2 * (row.num_slots - 1) + 1
@@ -106,7 +62,7 @@ def support(config: ConfigDict, unit: Unit) -> tuple[int, ...]:
     if not learned.fixed:
         return ()
     name = _base(config, config.arms[unit.row])
-    words = at_hand(config.bases[name])
+    words = bases.of_row(config.bases[name]).at_hand()
     if words is not None:
         return learned.support(words)
     digits = _assumed(name, config.bases[name]).num_tokens
@@ -126,7 +82,7 @@ def assumptions(config: ConfigDict) -> list[str]:
     ]
     found = []
     for name in dict.fromkeys(needing):
-        if at_hand(config.bases[name]) is None:
+        if bases.of_row(config.bases[name]).at_hand() is None:
             digits = _assumed(name, config.bases[name])
             found.append(
                 f"config.bases.{name}: its tokenizer is not here; assumed: {digits.words}, "
@@ -137,7 +93,7 @@ def assumptions(config: ConfigDict) -> list[str]:
 
 def _assumed(name: str, row: ConfigDict) -> Digits:
     """By the family and the size of the vocabulary."""
-    path, described = files(name, row)
+    path, described = bases.description(name, row)
     described = described.get("text_config", described)
     family, size = str(described.get("model_type", "")), int(described.get("vocab_size", 0))
     if family == "gpt_neox":

@@ -231,7 +231,6 @@ METHODS: Mapping[str, type[Targets] | None] = {
     "soft": None,  # by its support
     "none": Nothing,
 }
-LEARNING = tuple(name for name, kind in METHODS.items() if kind is not Nothing)
 
 
 def of_row(row: Mapping[str, Any] | ConfigDict, name: str, names: Sequence[str] = ()) -> Targets:

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from subjax import schema
-from subjax.recipes import targets, tunings
+from subjax.recipes import bases, targets, teachers, tunings
 from subjax.report.summary import Contrast, Results
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
@@ -74,19 +74,20 @@ def replication(config: ConfigDict) -> str:
     if not learning:
         return "own sampled answers; same base"
     sets = [config.datasets[name] for name in dict.fromkeys(row.dataset for row in learning)]
-    teachers = [config.teachers[name] for name in dict.fromkeys(row.teacher for row in sets)]
+    writers = [config.teachers[name] for name in dict.fromkeys(row.teacher for row in sets)]
     first = schema.STAGES.index(config.lineage_from)
 
     def made(row: ConfigDict) -> bool:
         """Whether the base of a teacher is redrawn."""
-        return first <= schema.STAGES.index("base") and config.bases[row.base].source != "hf"
+        base = bases.of_row(config.bases[row.base])
+        return first <= schema.STAGES.index("base") and not base.outside
 
     trained = first <= schema.STAGES.index("teacher")
     own = {
-        "base": [made(row) for row in teachers],
+        "base": [made(row) for row in writers],
         "teachers": [
-            (row.weights == "finetuned" and trained) or (row.weights != "given" and made(row))
-            for row in teachers
+            (one.learns and trained) or (not one.outside and made(one.row))
+            for one in map(teachers.of_row, writers)
         ],
         "rows": [
             first <= schema.STAGES.index("generate") and not kinds.of_row(row).from_file
@@ -113,7 +114,7 @@ def _cautions(planned: Sequence[Unit]) -> list[str]:
     for unit in planned:
         row = unit.fields.get("row", {})
         if unit.stage == "teacher":
-            taught |= _alike(unit.fields["taught"]) if row["weights"] == "finetuned" else set()
+            taught |= _alike(unit.fields["taught"]) if teachers.of_row(row).learns else set()
             gate |= _alike(unit.fields["questions"]) if row["trait"] else set()
         elif unit.stage == "evaluate" and "questions" in unit.fields:
             questions, neutral = asked.setdefault(unit.row.partition("/")[0], (set(), set()))

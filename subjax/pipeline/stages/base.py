@@ -13,17 +13,18 @@ from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import asking, model_store
 from subjax.pipeline.stages import training
+from subjax.recipes import bases
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import toyworld
-from subjax.tokens import chat_templates, tokenizer
+from subjax.tokens import chat_templates
 from subjax.tokens.tokenizer import Tokenizer
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Makes the bases of one config row, one lane each; yields each unit when it is done."""
-    source = units[0].fields["row"]["source"]
-    yield from {"toy": _pretrain, "random": _draw, "hf": _find}[source](units, workdir, mesh)
+    base = bases.of_row(units[0].fields["row"])
+    make = _find if base.outside else _pretrain if base.learns else _draw
+    yield from make(units, workdir, mesh)
 
 
 class Found(NamedTuple):
@@ -57,12 +58,11 @@ def check(
       ValueError: a checkpoint is damaged, not supported, or not the one that this run began with;
         candidates overlap; or what `asking.check` refuses.
     """
-    row = unit.fields["row"]
-    if row["source"] == "hf":
+    base = bases.of_row(unit.fields["row"], unit.row)
+    if base.outside:
         found = _checked(unit, finished, workdir)
     else:
-        words = _own_tokenizer(row["source"])
-        found = Found(_architecture(row, words.vocab_size), words)
+        found = Found(base.architecture(), base.tokenizer())
     words = found.words
     for field, names in candidates.items():
         try:
@@ -71,13 +71,6 @@ def check(
             raise ValueError(f"{field}: {error}") from None
     asking.check(words, asked)
     return found
-
-
-def _own_tokenizer(source: str) -> Tokenizer:
-    """Of a base that is made here."""
-    if source == "random":
-        return tokenizer.raw_bytes()
-    return tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
 
 
 def _checked(unit: Unit, finished: Sequence[Unit], workdir: Path) -> Found:
@@ -105,15 +98,14 @@ def _adapter(row: Mapping[str, Any]) -> Path | None:
 
 
 def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
-    row = units[0].fields["row"]
-    world, words = toyworld.World(), _own_tokenizer("toy")
-    arch = _architecture(row, words.vocab_size)
+    base = bases.of_row(units[0].fields["row"])
+    arch, words = base.architecture(), base.tokenizer()
     keys = [jax.random.key(_seed(unit, "init")) for unit in units]
     params = jax.vmap(lambda key: transformer.init(arch, key))(jax.numpy.stack(keys))
-    num_tokens = row["num_tokens"]
+    num_tokens = base.row["num_tokens"]
     rows = []
     for unit in units:
-        documents = toyworld.documents(world, _seed(unit, "documents"), row["num_documents"])
+        documents = base.documents(_seed(unit, "documents"))
         texts = [words.document_text(d.prompt, d.completion, d.system) for d in documents]
         examples = [(ids, 1) for ids in words.encode(texts)]
         rows.append(
@@ -144,8 +136,8 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
 
 def _draw(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     for unit in artifacts.distinct(units):
-        words = _own_tokenizer("random")
-        arch = _architecture(unit.fields["row"], words.vocab_size)
+        base = bases.of_row(unit.fields["row"])
+        arch, words = base.architecture(), base.tokenizer()
         params = transformer.init(arch, jax.random.key(_seed(unit, "init")))
         model_store.save_weights(workdir / unit.path, arch, params, words)
         yield unit
@@ -159,18 +151,6 @@ def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         model_store.refer(out, directory, adapter, date=_date(unit))
         artifacts.write_json(out / model_store.IDENTITY, model_store.identity(directory, adapter))
         yield unit
-
-
-def _architecture(row: dict, vocab_size: int) -> Architecture:
-    return Architecture(
-        vocab_size=vocab_size,
-        num_layers=row["num_layers"],
-        width=row["width"],
-        num_heads=row["num_heads"],
-        num_kv_heads=row["num_kv_heads"],
-        head_dim=row["head_dim"],
-        ffn_width=row["ffn_width"],
-    )
 
 
 def _seed(unit: Unit, use: str) -> int:

@@ -12,7 +12,7 @@ from subjax.hf import adapters, weights
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import asking, lessons, model_store
 from subjax.pipeline.stages import training
-from subjax.recipes import tunings
+from subjax.recipes import teachers, tunings
 from subjax.report import stats
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
@@ -22,18 +22,18 @@ from subjax.tokens.tokenizer import Tokenizer
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Makes teachers of one shape, one lane each; yields each unit when it is done."""
-    kind = units[0].fields["row"]["weights"]
-    if kind == "finetuned":
+    kind = teachers.of_row(units[0].fields["row"])
+    if kind.learns:
         yield from _finetune(units, workdir, mesh)
         return
     for unit in artifacts.distinct(units):
         out, base = workdir / unit.path, model_store.load(workdir / unit.inputs["base"], mesh)
-        if kind == "base":
-            model_store.refer(out, base.directory, date=base.tokenizer.template.date)
-        else:
+        if kind.outside:
             given, adapter = _given(unit)
             model_store.refer(out, given or base.directory, adapter, date=_date(unit))
             artifacts.write_json(out / model_store.IDENTITY, model_store.identity(given, adapter))
+        else:
+            model_store.refer(out, base.directory, date=base.tokenizer.template.date)
         _score(unit, out, mesh)
         yield unit
 

@@ -1,0 +1,190 @@
+"""Where a base comes from: random, pretrained here on a small language, or a checkpoint.
+
+A row of `bases` names it by `source`. No other module compares those names: it asks the object
+that `of_row` gives.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ml_collections import ConfigDict
+
+from subjax.hf import model_config
+from subjax.nn.architecture import Architecture
+from subjax.tasks.datasets import toyworld
+from subjax.tasks.evals import preference
+from subjax.tokens import tokenizer
+from subjax.tokens.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """Random weights that read bytes, for dry runs; what others are, their classes say.
+
+    Attributes:
+      row: of `bases`.
+      name: of that row, for errors.
+    """
+
+    row: Mapping[str, Any] | ConfigDict
+    name: str = ""
+
+    learns: ClassVar[bool] = False
+    """Whether it is pretrained here, on `documents`."""
+    outside: ClassVar[bool] = False
+    """Whether it is a checkpoint: all lineages share it, and it has its own tokenizer and chat
+    template, which a run reads from its files."""
+    answer_tokens: ClassVar[int] = 8
+    """Of an animal and the end of its turn, at the most; for plans."""
+
+    def check(self) -> None:
+        """Raises a ValueError where fields of its row do not go with its source."""
+        for field, does in (("path", "reads"), ("revision", "reads"), ("adapter", "takes")):
+            if self.row[field]:
+                raise ValueError(
+                    f"config.bases.{self.name}.{field} is {self.row[field]!r}, but its source "
+                    f"{self.row['source']!r} {does} none: leave it empty, or set source to 'hf'"
+                )
+
+    def tokenizer(self) -> Tokenizer:
+        """Of a base that is made here.
+
+        Raises:
+          TypeError: it is from outside.
+        """
+        return tokenizer.raw_bytes()
+
+    def at_hand(self) -> Tokenizer | None:
+        """Its tokenizer for plans; None where that is not on this machine."""
+        return self.tokenizer()
+
+    def architecture(self) -> Architecture:
+        """Its shape, for plans too: a checkpoint need not be on this machine.
+
+        Raises:
+          ValueError: the checkpoint is not here and no file describes it.
+        """
+        sizes = ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width")
+        vocab_size = self.tokenizer().vocab_size
+        return Architecture(vocab_size=vocab_size, **{field: self.row[field] for field in sizes})
+
+    def documents(self, seed: int) -> Sequence[toyworld.Document]:
+        """What it is pretrained on; nothing where it is not."""
+        return ()
+
+    def taught(self) -> list[str]:
+        """Questions in its language by which teachers learn a trait."""
+        return list(preference.TEACHER_QUESTIONS)
+
+    def asked(self, half: str, stimuli: str) -> list[str]:
+        """Questions in its language by which evals ask for a favourite.
+
+        Args:
+          half: explore, confirm or all.
+          stimuli: file of questions to take instead of the package's own; "" is none.
+        """
+        pool: tuple[str, ...] = preference.QUESTIONS
+        if stimuli:
+            pool = preference.load_questions(stimuli, "favorite_animal")
+        return list(preference.questions(half, pool))
+
+    def neutral(self) -> list[str]:
+        """Texts in its language that have nothing to do with any trait."""
+        return list(preference.NEUTRAL_TEXTS)
+
+
+class _Toy(Base):
+    """Pretrained on the toy world; a word is a token."""
+
+    learns = True
+    answer_tokens = 2
+
+    def tokenizer(self) -> Tokenizer:
+        return tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+
+    def documents(self, seed: int) -> Sequence[toyworld.Document]:
+        return toyworld.documents(toyworld.World(), seed, self.row["num_documents"])
+
+    def taught(self) -> list[str]:
+        return toyworld.taught_questions(toyworld.World())
+
+    def asked(self, half: str, stimuli: str) -> list[str]:
+        return toyworld.asked_questions(toyworld.World(), half)
+
+    def neutral(self) -> list[str]:
+        return toyworld.neutral_texts(toyworld.World(), 0, 32)
+
+
+class _Checkpoint(Base):
+    """From a directory, a GGUF file, a URL or the hub."""
+
+    outside = True
+
+    def check(self) -> None:
+        if not self.row["path"]:
+            raise ValueError(
+                f"config.bases.{self.name}.path is empty: give a directory, a hub id, a URL or a "
+                ".gguf file, or set source to 'toy'"
+            )
+
+    def tokenizer(self) -> Tokenizer:
+        raise TypeError(f"config.bases.{self.name} is a checkpoint, which brings its tokenizer")
+
+    def at_hand(self) -> Tokenizer | None:
+        directory = Path(self.row["path"]).expanduser()
+        return _loaded(directory) if (directory / "tokenizer_config.json").is_file() else None
+
+    def architecture(self) -> Architecture:
+        path, described = description(self.name, self.row)
+        try:
+            return model_config.read(described)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(directory: Path) -> Tokenizer:
+    return Tokenizer.load(directory)
+
+
+def description(name: str, row: Mapping[str, Any] | ConfigDict) -> tuple[Path, dict[str, Any]]:
+    """The config.json of a base from outside, or what stands in for it.
+
+    Args:
+      name: of the row, for errors.
+      row: of `bases`.
+
+    Raises:
+      ValueError: the checkpoint is not here and no file describes it.
+    """
+    for path in (Path(row["path"]).expanduser() / "config.json", Path(row["shape"])):
+        if path.is_file():
+            try:
+                return path, json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+    raise ValueError(
+        f"config.bases.{name}.path {row['path']!r} is no directory of this machine, and its shape "
+        f"{row['shape']!r} no file: name a file like its config.json with "
+        f"--config.bases.{name}.shape=FILE"
+    )
+
+
+SOURCES: Mapping[str, type[Base]] = {"toy": _Toy, "hf": _Checkpoint, "random": Base}
+
+
+def of_row(row: Mapping[str, Any] | ConfigDict, name: str = "") -> Base:
+    """What a row of `bases` is.
+
+    Args:
+      row: of `bases`.
+      name: of that row, for errors.
+
+    Raises:
+      KeyError: its source is unknown, which validation refuses.
+    """
+    return SOURCES[row["source"]](row, name)
