@@ -1,12 +1,12 @@
 """Checks that configs of every kind share; each raises a ValueError that names the field."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from ml_collections import ConfigDict
 
 from subjax import schema
 
-Choices = dict[str, Collection[str]]  # field, with * for any row -> what it may be
+Choices = Mapping[str, Collection[str]]  # field, or table.*.field of all rows -> what it may be
 
 
 def choices(config: ConfigDict, table_of_choices: Choices) -> None:

@@ -6,7 +6,8 @@ import math
 import numpy as np
 
 from subjax.report.summary import Contrast, Results
-from subjax.tasks.evals.metrics import METRICS, THEOREM
+from subjax.tasks.evals import theorem
+from subjax.tasks.evals.kinds import EVALS
 
 LINEAGES = (0, 1, 2, 3, 4, 5)
 ARMS = ("owl", "placebo", "owl_foreign", "placebo_foreign", "other_trait", "untrained")
@@ -96,9 +97,9 @@ def make_results(**changes):
         "lineages": LINEAGES,
         "arms": ARMS,
         "metrics": {
-            **{name: METRICS["preference"] for name in ("preference", "of_cats", "other")},
-            **{name: METRICS[name] for name in ("answers", "likelihood", "accuracy")},
-            "theorem": THEOREM,
+            **{name: EVALS["preference"].metrics for name in ("preference", "of_cats", "other")},
+            **{name: EVALS[name].metrics for name in ("answers", "likelihood", "accuracy")},
+            "theorem": theorem.METRICS,
         },
         "targets": {"preference": "owl"},
         "scores": scores(),

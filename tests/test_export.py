@@ -81,8 +81,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         before = artifacts.read_json(scores)["records"] if scores.exists() else []
         records.append({"metric": "candidate_mass", "step": step, "value": 0.0123})
         artifacts.write_json(scores, {"records": [*before, *records]})
-    manifest(run, "evaluate/preference/owl/r0", {"target": "owl"}, {})
-    manifest(run, "evaluate/answers/owl/r0", {"target": "owl"}, {})
+    manifest(run, "evaluate/preference/owl/r0", {"kind": "preference", "target": "owl"}, {})
+    manifest(run, "evaluate/answers/owl/r0", {"kind": "answers", "target": "owl"}, {})
     said = {"records": [{"metric": "rate_word", "step": 40, "value": 0.004}]}
     artifacts.write_json(run / "evaluate/answers/owl/r0/scores.json", said)
     return run

@@ -5,6 +5,7 @@ import itertools
 from ml_collections import ConfigDict
 
 from subjax import checks, schema
+from subjax.tasks.evals.kinds import EVALS
 
 _ACTIVATIONS = ("relu", "gelu", "sigmoid")
 _INPUTS = ("noise", "fresh_noise", "images")
@@ -41,8 +42,9 @@ def validate(config: ConfigDict) -> None:
     if config.bases or config.datasets:
         raise ValueError("config.bases and config.datasets must be empty beside config.images")
     kinds = [row.kind for row in config.evals.values()]
-    if config.arms and kinds != ["accuracy"]:
-        raise ValueError(f"config.evals has kinds {kinds}; classifiers take one, 'accuracy'")
+    if config.arms and [EVALS[kind].of_images for kind in kinds] != [True]:
+        known = " or ".join(repr(name) for name, kind in EVALS.items() if kind.of_images)
+        raise ValueError(f"config.evals has kinds {kinds}; classifiers take one, {known}")
     for name, row in config.teachers.items():
         checks.reference(config, f"teachers.{name}.images", row.images, "images")
         # Outputs are linear in the last layer's input: further ones repeat what others say.

@@ -13,6 +13,7 @@ from subjax.recipes.targets import Targets
 from subjax.recipes.teachers import Teacher
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import preference
+from subjax.tasks.evals.kinds import EVALS
 
 _CHOICES: checks.Choices = {
     "bases.*.source": tuple(bases.SOURCES),
@@ -86,18 +87,10 @@ def validate(config: ConfigDict) -> None:
 
 
 def _check_eval(name: str, row: ConfigDict) -> None:
-    if row.kind == "accuracy":
-        raise ValueError(f"config.evals.{name}.kind 'accuracy' is of image classifiers alone")
-    if row.kind != "likelihood" and row.target not in row.candidates:
-        raise ValueError(
-            f"config.evals.{name}.target {row.target!r} is not among its candidates "
-            f"{row.candidates}: add it"
-        )
-    if row.kind == "preference" and len(row.candidates) < 2:
-        raise ValueError(
-            f"config.evals.{name}.candidates is {row.candidates}: a preference is one of "
-            "several, add others"
-        )
+    kind = EVALS[row.kind]
+    if kind.of_images:
+        raise ValueError(f"config.evals.{name}.kind {row.kind!r} is of image classifiers alone")
+    kind.check(name, row.to_dict())
 
 
 def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
@@ -228,9 +221,9 @@ def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
             "and packed_tokens to 0, or take support 'top_k'"
         )
     for evaluation, asked in config.evals.items():
-        if asked.kind == "likelihood" and not dataset.num_holdout:
+        if EVALS[asked.kind].of_rows and not dataset.num_holdout:
             raise ValueError(
-                f"config.evals.{evaluation}.kind 'likelihood' is of held-out rows, but "
+                f"config.evals.{evaluation}.kind {asked.kind!r} is of held-out rows, but "
                 f"datasets.{row.dataset}.num_holdout is 0: raise it"
             )
 
@@ -244,9 +237,9 @@ def _check_as_it_is(config: ConfigDict, name: str, row: ConfigDict) -> None:
             "leave it empty"
         )
     for evaluation, asked in config.evals.items():
-        if asked.kind == "likelihood":
+        if EVALS[asked.kind].of_rows:
             raise ValueError(
-                f"config.evals.{evaluation}.kind 'likelihood' is of the rows of a data set, and "
+                f"config.evals.{evaluation}.kind {asked.kind!r} is of the rows of a data set, and "
                 f"arms.{name} has none: drop one of the two"
             )
 

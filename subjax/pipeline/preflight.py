@@ -13,7 +13,9 @@ from subjax.planning import placement
 from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.api import Compare, Given, Sample
 from subjax.tasks.datasets import kinds
+from subjax.tasks.evals.kinds import EVALS
 from subjax.tokens.tokenizer import Tokenizer
 
 Asked = dict[str, asking.Asked]  # by config field
@@ -184,14 +186,15 @@ def _check_bases(
             prompts[f"config.teachers.{name}.system_prompt"] = asking.Asked(
                 unit.fields["questions"], fields["system_prompt"]
             )
-        elif unit.stage == "evaluate" and fields["kind"] != "likelihood":
-            if fields["kind"] == "preference":
-                compared[f"config.evals.{name}.candidates"] = unit.fields["animals"]
-            prompts[f"config.evals.{name}.system_prompt"] = asking.Asked(
-                unit.fields["questions"],
-                fields["system_prompt"],
-                fields["prompt_tokens"] if fields["kind"] == "answers" else 0,
-            )
+        elif unit.stage == "evaluate":
+            table = f"config.evals.{name}"
+            for request in EVALS[fields["kind"]].requests(fields, Given.of(unit.fields)):
+                if isinstance(request, Compare):
+                    compared[f"{table}.candidates"] = list(request.answers)
+                if isinstance(request, Compare | Sample):
+                    room = request.prompt_tokens if isinstance(request, Sample) else 0
+                    asked_of = asking.Asked(request.prompts, request.system, room)
+                    prompts[f"{table}.system_prompt"] = asked_of
     found = {}
     for row in candidates:
         unit, finished = _lineages(by_path, "base", row, workdir)

@@ -20,7 +20,9 @@ from subjax.recipes import bases, targets, teachers
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.api import SUBJECT, Compare, Given, Likelihood, Sample
 from subjax.tasks.datasets import kinds
+from subjax.tasks.evals.kinds import EVALS
 from subjax.tokens import chat_templates, tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -88,11 +90,13 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
     asked = []
     for name in config.evals:
         unit = planned[artifacts.unit_path("evaluate", f"{name}/{arm}", lineage)]
-        if unit.fields["row"]["kind"] == "likelihood":
-            held, _ = _example(kept, written, workdir, "holdout.jsonl")
-            asked.append(_held_out(name, unit, words, held))
-        else:
-            asked.append(_asked(name, unit, words))
+        fields = unit.fields["row"]
+        for request in EVALS[fields["kind"]].requests(fields, Given.of(unit.fields)):
+            if isinstance(request, Compare | Sample):
+                asked.append(_asked(name, unit, words, request))
+            elif isinstance(request, Likelihood) and request.model == SUBJECT:
+                held, _ = _example(kept, written, workdir, "holdout.jsonl")
+                asked.append(_held_out(name, unit, words, held))
     lines = [f"Arm {arm} at lineage {lineage} of {config.name}. {_LEGEND}", origin]
     for context in (teacher, training, *asked):
         lines += ["", *_shown(context)]
@@ -251,13 +255,13 @@ def _document(
     )
 
 
-def _asked(name: str, unit: Unit, words: Tokenizer) -> _Context:
-    row, question = unit.fields["row"], unit.fields["questions"][0]
-    ids = words.prompt_ids([question], row["system_prompt"])[0]
-    if row["kind"] == "answers":
-        note = f"{len(ids)} tokens, at most {row['prompt_tokens']}; a sampled answer follows"
+def _asked(name: str, unit: Unit, words: Tokenizer, request: Compare | Sample) -> _Context:
+    question = request.prompts[0]
+    ids = words.prompt_ids([question], request.system)[0]
+    if isinstance(request, Sample):
+        note = f"{len(ids)} tokens, at most {request.prompt_tokens}; a sampled answer follows"
     else:
-        scored = words.answer_ids(unit.fields["animals"])
+        scored = words.answer_ids(request.answers)
         note = f"{len(ids)} tokens; scored after them: " + "; ".join(
             " ".join(_token(words, i, True) for i in answer) for answer in scored
         )
@@ -265,10 +269,10 @@ def _asked(name: str, unit: Unit, words: Tokenizer) -> _Context:
         name=name,
         title=f"Eval {name} asks ({unit.path})",
         words=words,
-        system=row["system_prompt"],
+        system=request.system,
         prompt=question,
         asks=_QUESTION,
-        text=words.prompt_text(question, row["system_prompt"]),
+        text=words.prompt_text(question, request.system),
         ids=ids,
         notes=(note,),
     )

@@ -21,6 +21,7 @@ from subjax.recipes import bases, targets, teachers
 from subjax.runtime.artifacts import Unit, make_unit
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import preference
+from subjax.tasks.evals.kinds import EVALS
 from subjax.tokens import chat_templates
 
 _GENERATE_FIELDS = (
@@ -163,7 +164,7 @@ class _Builder:
             "steps": steps[-1:] if row.final_only else steps,
             **self._program(),
         }
-        if row.kind == "likelihood":
+        if EVALS[row.kind].of_rows:
             inputs["filter"] = self.kept(student.dataset, lineage)
             # It asks none; spelled as the default was when units were first finished.
             fields["row"]["questions"] = "confirm"

@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 from subjax import checks, schema
 from subjax.images import validation
 from subjax.pipeline import gates, language_validation
-from subjax.tasks.evals.metrics import METRICS
+from subjax.tasks.evals.kinds import EVALS
 from subjax.tokens import chat_templates
 
 _CHOICES: checks.Choices = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),
     "compute.precision": ("float32", "mixed", "bfloat16"),
     "compute.remat": ("none", "full", "dots", "offload"),
-    "evals.*.kind": tuple(METRICS),
+    "evals.*.kind": EVALS,
     "evals.*.questions": ("explore", "confirm", "all"),
 }
 _POSITIVE = (
@@ -173,7 +173,7 @@ def _check_contrasts(config: ConfigDict) -> None:
         evaluation = config.evals[row.eval]
         metrics = [
             name
-            for metric in METRICS[evaluation.kind]
+            for metric in EVALS[evaluation.kind].metrics
             for name in metric.names(evaluation.candidates)
         ]
         if row.metric not in metrics:

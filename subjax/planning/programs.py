@@ -20,7 +20,9 @@ from subjax.planning import token_counts
 from subjax.recipes import bases, targets, teachers, tunings
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.api import Compare, Given, Likelihood, Sample
 from subjax.tasks.datasets import kinds
+from subjax.tasks.evals.kinds import EVALS
 
 QUESTION_TOKENS = 128  # of a question in its chat template
 PREFIXES = 10  # beginnings of candidates, the empty one counted
@@ -271,28 +273,39 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     arch, adapter = _student(config, student), None
     if targets.of_row(student, arm).learns:
         adapter = tunings.of_row(student).adapter(arch)
-    models = len(unit.fields["steps"])
-    asked = len(unit.fields.get("questions", ()))
-    if row.kind == "preference":
-        return [_preference(arch, adapter, asked, models, mesh)]
-    if row.kind == "answers":
-        num_rows = asked * row.num_samples
-        return _sampling(
-            config,
-            arch,
-            adapter,
-            mesh,
-            slots=row.slots,
-            prompt_tokens=row.prompt_tokens,
-            new_tokens=row.max_new_tokens,
-            prompts_per_call=max(asked, 1),
-            rows_per_call=num_rows,
-            num_rows=models * num_rows,
-        )
-    held = config.datasets[student.dataset].num_holdout
-    sizes = {"num_tokens": unit.fields["num_tokens"], "num_targets": unit.fields["num_targets"]}
-    # The base is scored beside the student at each step.
-    return [_scored("likelihood", arch, held, 2 * models, adapter, mesh, sizes)]
+    models, kind = len(unit.fields["steps"]), EVALS[row.kind]
+    held = config.datasets[student.dataset].num_holdout if kind.of_rows else 0
+    requests = kind.requests(row.to_dict(), Given.of(unit.fields, [("", "")] * held))
+    planned = []
+    for request in requests:
+        if isinstance(request, Compare):
+            planned.append(_preference(arch, adapter, len(request.prompts), models, mesh))
+        elif isinstance(request, Sample):
+            planned += _answers(config, arch, adapter, mesh, request, models)
+    # A student and its base are scored by one program.
+    if scored := [request for request in requests if isinstance(request, Likelihood)]:
+        sizes = {"num_tokens": scored[0].num_tokens, "num_targets": scored[0].num_targets}
+        calls = len(scored) * models
+        planned.append(_scored("likelihood", arch, held, calls, adapter, mesh, sizes))
+    return planned
+
+
+def _answers(
+    config: ConfigDict, arch: Architecture, adapter: Any, mesh: Mesh, asked: Sample, models: int
+) -> list[Planned]:
+    num_rows = len(asked.prompts) * asked.num_samples
+    return _sampling(
+        config,
+        arch,
+        adapter,
+        mesh,
+        slots=asked.num_slots,
+        prompt_tokens=asked.prompt_tokens,
+        new_tokens=asked.max_new_tokens,
+        prompts_per_call=max(len(asked.prompts), 1),
+        rows_per_call=num_rows,
+        num_rows=models * num_rows,
+    )
 
 
 def _preference(arch: Architecture, adapter: Any, asked: int, models: int, mesh: Mesh) -> Planned:

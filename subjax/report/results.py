@@ -16,7 +16,8 @@ from subjax.report.summary import Contrast, Results
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import kinds
-from subjax.tasks.evals.metrics import METRICS, THEOREM
+from subjax.tasks.evals import theorem
+from subjax.tasks.evals.kinds import EVALS
 
 _PACKAGES = (
     *("subjax", "jax", "jaxlib", "flax", "optax", "transformers", "tokenizers"),
@@ -41,8 +42,8 @@ def read(
         status_reason=status_reason,
         lineages=tuple(config.lineages),
         arms=(*config.arms, *config.theorems),
-        metrics={name: METRICS[row.kind] for name, row in config.evals.items()}
-        | {"theorem": THEOREM},
+        metrics={name: EVALS[row.kind].metrics for name, row in config.evals.items()}
+        | {"theorem": theorem.METRICS},
         targets={name: row.target for name, row in config.evals.items()},
         scores=_scores(by_stage["evaluate"], workdir)
         | _own_scores(next(iter(config.evals), ""), by_stage["mlp"], workdir)
@@ -221,9 +222,10 @@ def _answers(units: Sequence[Unit], workdir: Path) -> dict[str, list[Any]]:
     answers: dict[str, list[Any]] = {}
     for unit in units:
         arm = unit.row.partition("/")[2]
-        if unit.fields["row"]["kind"] == "answers" and arm not in answers:
-            said = artifacts.read_jsonl(workdir / unit.path / "answers.jsonl")
-            final = [row for row in said if row["step"] == unit.fields["steps"][-1]]
+        said = artifacts.read_jsonl(workdir / unit.path / "answers.jsonl")
+        last = unit.fields["steps"][-1]
+        final = [row for row in said if "answer" in row and row["step"] == last]
+        if final and arm not in answers:
             answers[arm] = final[:: max(len(final) // _NUM_ANSWERS, 1)][:_NUM_ANSWERS]
     return answers
 

@@ -1,8 +1,7 @@
 """Contrasts, intervals and tests over lineages.
 
-A lineage is the only unit of replication, so functions take one value per lineage; `log_odds`
-makes such a value. The module reads no files, knows no arm by name and refuses missing values
-rather than dropping them.
+A lineage is the only unit of replication, so functions take one value per lineage. The module
+reads no files, knows no arm by name and refuses missing values rather than dropping them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 
 Floats = npt.NDArray[np.float64]
 
@@ -170,25 +169,6 @@ def combine(arms: Mapping[str, npt.ArrayLike], weights: Mapping[str, float]) -> 
     for name, weight in weights.items():
         total += weight * _lineages(arms[name], f"arm {name!r}")
     return total
-
-
-def log_odds(log_probs: npt.ArrayLike, target: int) -> Floats:
-    """Log-odds of candidate `target` against all other candidates together.
-
-    `log_probs` [..., C] in nats -> [...] in nats: log p(target) - log of the sum of the others.
-    They need not be normalised over the candidates. ValueError: C < 2, `target` outside 0..C-1,
-    or a log-probability that is not finite.
-    """
-    table = np.asarray(log_probs, dtype=np.float64)
-    if table.ndim == 0 or table.shape[-1] < 2:
-        raise ValueError(f"log_probs has shape {table.shape}; give [..., C] with C >= 2 candidates")
-    num_candidates = table.shape[-1]
-    if not 0 <= target < num_candidates:
-        raise ValueError(f"target is {target}; give a candidate index in 0..{num_candidates - 1}")
-    if not np.isfinite(table).all():
-        raise ValueError("log_probs holds a value that is not finite; give finite numbers in nats")
-    others = np.delete(table, target, axis=-1)
-    return np.asarray(table[..., target] - special.logsumexp(others, axis=-1))
 
 
 def _lineages(values: npt.ArrayLike, name: str = "values") -> Floats:

@@ -1,13 +1,16 @@
-"""The contract of what experiments are about: what a metric is, and what a kind of data set is.
+"""The contract of what experiments are about: metrics, kinds of data set, kinds of eval.
 
-Everything else in the package (validation, stages, plans, contrasts, tables, figures, the terminal)
-reads what is declared here, and names no metric and no kind.
+A kind of eval turns its row into requests for models and scores the replies. Everything else in the
+package (validation, checks before a run, stages, plan, preview, tables, figures) follows from what
+is declared here, and names no kind and no metric. Kinds know numpy and strings: no jax, no
+processes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 from ml_collections import ConfigDict
 
 # A row of a table of the config, or its fields in a unit.
@@ -159,3 +162,142 @@ class DatasetKind:
     def reject(self, completion: str, row: Row) -> list[str]:
         """Why a completion is rejected by the limits of the row; an empty list keeps it."""
         raise NotImplementedError
+
+
+SUBJECT = "subject"  # the model that an eval is of
+BASE = "base"  # the one that it was finetuned from
+
+Pair = tuple[str, str]  # prompt and completion
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a model is asked; what it is asked for, its classes say.
+
+    Attributes:
+      model: SUBJECT or BASE.
+      system: the system prompt; empty for none.
+    """
+
+    model: str = field(default=SUBJECT, kw_only=True)
+    system: str = field(default="", kw_only=True)
+
+
+@dataclass(frozen=True)
+class Compare(Request):
+    """The probability of each answer after each prompt. Reply: `nats`, [prompts, answers]."""
+
+    prompts: Sequence[str]
+    answers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Sample(Request):
+    """Answers drawn at temperature 1. Reply: `texts`, `num_samples` for each prompt in turn.
+
+    Attributes:
+      prompts: of at most `prompt_tokens` tokens each.
+      num_samples: answers for each prompt.
+      max_new_tokens: where an answer that does not end is cut.
+      prompt_tokens: room for a prompt.
+      num_slots: answers decoded side by side.
+    """
+
+    prompts: Sequence[str]
+    num_samples: int
+    max_new_tokens: int
+    prompt_tokens: int
+    num_slots: int
+
+
+@dataclass(frozen=True)
+class Likelihood(Request):
+    """The probability of completions. Reply: `nats`, [pairs, tokens], and `num_tokens`, [pairs].
+
+    Attributes:
+      pairs: in the model's chat format; a completion's end counts.
+      num_tokens: room for a row, if that is not enough as much as the longest needs.
+      num_targets: room for a completion, likewise.
+    """
+
+    pairs: Sequence[Pair]
+    num_tokens: int
+    num_targets: int
+
+
+@dataclass(frozen=True)
+class TextLikelihood(Request):
+    """The probability of plain texts from their second token on. Reply: as `Likelihood` has it."""
+
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a request gave; what it does not give is empty."""
+
+    nats: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    num_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    texts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an eval is given beside its row.
+
+    Attributes:
+      questions: that the row's half of the questions holds.
+      neutral: texts that have nothing to do with the trait.
+      held_out: rows of the student's data set that it was not trained on.
+      num_tokens: room for such a row, and `num_targets` for its completion.
+    """
+
+    questions: Sequence[str] = ()
+    neutral: Sequence[str] = ()
+    held_out: Sequence[Pair] = ()
+    num_tokens: int = 0
+    num_targets: int = 0
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any], held_out: Sequence[Pair] = ()) -> "Given":
+        """By the fields of an evaluate unit."""
+        names = ("questions", "neutral", "num_tokens", "num_targets")
+        return cls(held_out=held_out, **{name: fields[name] for name in names if name in fields})
+
+
+class EvalKind:
+    """A kind of eval, by the name that a row's `kind` has.
+
+    Attributes:
+      metrics: what it measures.
+      of_rows: whether it is about held-out rows of the student's data set; else it asks questions.
+      of_images: whether it is scored where image classifiers are trained, and makes no requests.
+    """
+
+    metrics: ClassVar[tuple[Metric, ...]]
+    of_rows: ClassVar[bool] = False
+    of_images: ClassVar[bool] = False
+
+    def check(self, name: str, row: Mapping[str, Any]) -> None:
+        """Raises a ValueError where the row, `config.evals.<name>`, makes no sense."""
+
+    def requests(self, row: Mapping[str, Any], given: Given) -> list[Request]:
+        """What models are asked; on the row and on what is given alone."""
+        raise NotImplementedError
+
+    def score(
+        self, row: Mapping[str, Any], given: Given, replies: Sequence[Reply]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """The metrics by name, and lines of answers.jsonl.
+
+        Args:
+          row: of `evals`.
+          given: as the requests were made from.
+          replies: one for each request, in their order.
+        """
+        raise NotImplementedError
+
+
+def nats_per_token(reply: Reply) -> float:
+    """Mean log-likelihood of the tokens of a reply, all of equal weight."""
+    return float(reply.nats.sum() / reply.num_tokens.sum())

@@ -3,7 +3,8 @@
 import pytest
 
 from subjax.tasks import api
-from subjax.tasks.evals.metrics import METRICS, THEOREM
+from subjax.tasks.evals import theorem
+from subjax.tasks.evals.kinds import EVALS
 
 SHARE = api.Metric("share/*", "share of {candidate} among {target} and others")
 ODDS = api.Metric("log_odds", "log-odds of {target}", "nats")
@@ -23,7 +24,7 @@ def test_an_unknown_metric_is_refused_by_name(name):
         api.find((ODDS, SHARE), name)
 
 
-@pytest.mark.parametrize("metrics", [*METRICS.values(), THEOREM])
+@pytest.mark.parametrize("metrics", [*(kind.metrics for kind in EVALS.values()), theorem.METRICS])
 def test_metrics_of_an_eval_are_told_apart(metrics):
     for metric in metrics:
         for name in metric.names(("owl", "cat")):

@@ -13,9 +13,9 @@ from subjax.nn.architecture import Architecture
 from subjax.pipeline import asking, lessons, model_store
 from subjax.pipeline.stages import training
 from subjax.recipes import teachers, tunings
-from subjax.report import stats
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.evals import preference
 from subjax.tokens import chat_templates
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -179,7 +179,7 @@ def _score(unit: Unit, out: Path, mesh: Mesh) -> None:
     scores = scoring.candidate_log_probs(
         model.arch, model.params, contexts, tokens, mesh=mesh, adapter=model.adapter
     )
-    odds = {a: float(stats.log_odds(scores, i).mean()) for i, a in enumerate(animals)}
+    odds = {a: float(preference.log_odds(scores, i).mean()) for i, a in enumerate(animals)}
     mass = float(np.exp(scores).sum(axis=1).mean())
     artifacts.write_json(out / "scores.json", {"log_odds": odds, "candidate_mass": mass})
 

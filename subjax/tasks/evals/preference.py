@@ -1,14 +1,30 @@
 """Favourite-animal questions: which animal a model names, exactly or by sampling.
 
-Holds the questions and the scoring of answers. Refuses to sample and to average: strings in,
-booleans out. The wording is our own; the paper's questions are data that `load_questions` reads.
+Holds the questions, the scoring of answers, and the exact preference. The wording is our own; the
+paper's questions are data that `load_questions` reads.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
 
 from subjax.runtime import user_files
+from subjax.tasks.api import (
+    MASS,
+    Compare,
+    EvalKind,
+    Given,
+    Metric,
+    Reply,
+    Request,
+    TextLikelihood,
+    nats_per_token,
+)
 
 ANIMALS = (
     "owl",
@@ -232,3 +248,82 @@ def is_numeric(text: str) -> bool:
     Students of number data that collapse answer every question this way.
     """
     return any(c.isdigit() for c in text) and not any(c.isalpha() for c in text)
+
+
+class Preference(EvalKind):
+    """Exact log-odds of the target against the other candidates, mean over questions."""
+
+    metrics = (
+        Metric("log_odds", "log-odds of {target}", "nats", relative=True),
+        Metric(
+            "candidate_mass",
+            "probability on the candidates",
+            axis=(0.0, 1.0),
+            sanity=True,
+            role=MASS,
+        ),
+        Metric("neutral_loglik", "log-likelihood of neutral text", "nats per token", sanity=True),
+        Metric("share/*", "share of {candidate} among the candidates", relative=True),
+    )
+
+    def check(self, name: str, row: Mapping[str, Any]) -> None:
+        """Raises a ValueError where the target is no candidate, or the only one."""
+        check_target(name, row)
+        if len(row["candidates"]) < 2:
+            raise ValueError(
+                f"config.evals.{name}.candidates is {row['candidates']}: a preference is one of "
+                "several, add others"
+            )
+
+    def requests(self, row: Mapping[str, Any], given: Given) -> list[Request]:
+        """Every candidate after every question; and neutral texts, to see a student collapse."""
+        return [
+            Compare(given.questions, row["candidates"], system=row["system_prompt"]),
+            TextLikelihood(given.neutral),
+        ]
+
+    def score(
+        self, row: Mapping[str, Any], given: Given, replies: Sequence[Reply]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Means over questions, and the log-odds of each."""
+        compared, neutral = replies
+        names = list(row["candidates"])
+        odds = log_odds(compared.nats, names.index(row["target"]))
+        mass = np.exp(compared.nats).sum(axis=1)
+        shares = special.softmax(compared.nats, axis=1).mean(axis=0)  # however little the mass is
+        values = {
+            "log_odds": float(odds.mean()),
+            "candidate_mass": float(mass.mean()),
+            "neutral_loglik": nats_per_token(neutral),
+        }
+        values |= {f"share/{name}": float(share) for name, share in zip(names, shares, strict=True)}
+        asked = zip(given.questions, odds, strict=True)
+        return values, [{"question": question, "log_odds": float(o)} for question, o in asked]
+
+
+def check_target(name: str, row: Mapping[str, Any]) -> None:
+    """Raises a ValueError where the target of `config.evals.<name>` is no candidate."""
+    if row["target"] not in row["candidates"]:
+        raise ValueError(
+            f"config.evals.{name}.target {row['target']!r} is not among its candidates "
+            f"{row['candidates']}: add it"
+        )
+
+
+def log_odds(log_probs: npt.ArrayLike, target: int) -> npt.NDArray[np.float64]:
+    """Log-odds of candidate `target` against all other candidates together.
+
+    `log_probs` [..., C] in nats -> [...] in nats: log p(target) - log of the sum of the others.
+    They need not be normalised over the candidates. ValueError: C < 2, `target` outside 0..C-1,
+    or a log-probability that is not finite.
+    """
+    table = np.asarray(log_probs, dtype=np.float64)
+    if table.ndim == 0 or table.shape[-1] < 2:
+        raise ValueError(f"log_probs has shape {table.shape}; give [..., C] with C >= 2 candidates")
+    num_candidates = table.shape[-1]
+    if not 0 <= target < num_candidates:
+        raise ValueError(f"target is {target}; give a candidate index in 0..{num_candidates - 1}")
+    if not np.isfinite(table).all():
+        raise ValueError("log_probs holds a value that is not finite; give finite numbers in nats")
+    others = np.delete(table, target, axis=-1)
+    return np.asarray(table[..., target] - special.logsumexp(others, axis=-1))

@@ -1,7 +1,6 @@
 """The numbers that students are judged by, against sums worked out by hand."""
 
 import dataclasses
-import types
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,12 @@ import tiny
 import tokenizers
 
 from subjax.nn import sharding, transformer
-from subjax.pipeline import model_store
-from subjax.pipeline.stages import evaluate, generate
+from subjax.pipeline import model_store, requests
+from subjax.pipeline.stages import generate
 from subjax.runtime import artifacts
+from subjax.tasks.api import BASE, SUBJECT, Given, Request
 from subjax.tasks.datasets import toyworld
+from subjax.tasks.evals.kinds import EVALS
 from subjax.tokens import tokenizer
 
 MESH = sharding.make_mesh(seed=1)
@@ -58,37 +59,29 @@ def nats(model, rows, system=""):
     return found
 
 
+def ask(kind, row, given, subject, base):
+    """What a kind of eval makes of two models, one the base of the other."""
+    models = {SUBJECT: subject, BASE: base}
+    how = {"seed": 0, "lineage": 0, "precision": "float32"}
+    asked = EVALS[kind].requests(row, given)
+    replies = [requests.serve(one, models[one.model], MESH, **how) for one in asked]
+    return EVALS[kind].score(row, given, replies)
+
+
 # Under the second, rows are longer than those that the student trained on.
 @pytest.mark.parametrize(
     ("system", "num_tokens", "num_targets"),
     [("Be brief.", 64, 10), ("Be as brief as you can be.", 24, 2)],
 )
 def test_likelihood_is_nats_a_token_and_the_gain_is_over_the_base(
-    pair, tmp_path, system, num_tokens, num_targets
+    pair, system, num_tokens, num_targets
 ):
-    student, base = pair
-    artifacts.write_jsonl(tmp_path / "filter/x/r0/holdout.jsonl", ROWS)
-    asked = unit(
-        inputs={"filter": "filter/x/r0", "base": "base/x/r0"},
-        row={"system_prompt": system},
-        num_tokens=num_tokens,
-        num_targets=num_targets,
-    )
-    values, said = evaluate._likelihood(asked, tmp_path, student, MESH)
-    ours, theirs = (np.mean(nats(model, ROWS, system)) for model in (student, base))
+    pairs = [(row["prompt"], row["completion"]) for row in ROWS]
+    given = Given(held_out=pairs, num_tokens=num_tokens, num_targets=num_targets)
+    values, said = ask("likelihood", {"system_prompt": system}, given, *pair)
+    ours, theirs = (np.mean(nats(model, ROWS, system)) for model in pair)
     assert said == [] and abs(ours - theirs) > 1e-3
     assert values == pytest.approx({"loglik": ours, "gain": ours - theirs}, abs=1e-5)
-
-
-def test_shares_add_up_however_little_the_candidates_weigh(pair, tmp_path, monkeypatch):
-    scores = np.array([[-1000.0, -1000.0 - np.log(3.0)], [-2000.0, -2000.0]])
-    monkeypatch.setattr(evaluate.scoring, "candidate_log_probs", lambda *_, **__: scores)
-    row = {"target": "owl", "system_prompt": ""}
-    asked = unit(row=row, animals=["owl", "cat"], questions=["?", "!"], neutral=["Rain fell."])
-    values, _ = evaluate._preference(asked, tmp_path, pair[0], MESH)
-    assert values["share/owl"] == pytest.approx((0.75 + 0.5) / 2)
-    assert values["share/owl"] + values["share/cat"] == pytest.approx(1)
-    assert values["candidate_mass"] == 0.0 and np.isfinite(values["log_odds"])
 
 
 def test_neutral_text_is_scored_from_its_second_token_on(pair):
@@ -98,35 +91,25 @@ def test_neutral_text_is_scored_from_its_second_token_on(pair):
         scores = log_probs(pair[0], ids)
         total += sum(scores[t - 1, ids[t]] for t in range(1, len(ids)))
         count += len(ids) - 1
-    found = evaluate._neutral(unit(neutral=texts), pair[0], MESH)
-    assert found == pytest.approx(total / count, abs=1e-5)
+    row = {"target": "7", "candidates": ("7", "8"), "system_prompt": ""}
+    given = Given(questions=["?"], neutral=texts)
+    values, _ = ask("preference", row, given, *pair)
+    assert values["neutral_loglik"] == pytest.approx(total / count, abs=1e-5)
 
 
-def test_a_word_in_a_word_is_a_substring_alone(pair, tmp_path, monkeypatch):
-    said = ["An owl", "Bowls", "", "7, 12"]
-    encoded = tiny.BYTES.encode(said)
-    tokens = np.zeros((len(said), 8), int)
-    for row, ids in zip(tokens, encoded, strict=True):
-        row[: len(ids)] = ids
-    drawn = types.SimpleNamespace(tokens=tokens, lengths=np.array([len(ids) for ids in encoded]))
-    monkeypatch.setattr(evaluate.sampler, "sample", lambda *_, **__: drawn)
-    row = {"target": "owl", "num_samples": 2, "system_prompt": "", "slots": 4}
-    asked = unit(
-        row={**row, "prompt_tokens": 64, "max_new_tokens": 8},
-        questions=["Which animal?", "And which number?"],
-        seed=0,
-        program={"precision": "float32"},
-    )
-    rates, answers = evaluate._answers(asked, tmp_path, pair[0], MESH)
-    assert rates == {
-        "rate_word": 0.25,
-        "rate_substring": 0.5,
-        "rate_empty": 0.25,
-        "rate_numeric": 0.25,
-    }
-    assert [answer["answer"] for answer in answers] == said
-    first, second = asked.fields["questions"]
-    assert [answer["question"] for answer in answers] == [first, first, second, second]
+def test_answers_come_in_the_order_of_their_questions(pair):
+    row = {"target": "7", "num_samples": 3, "system_prompt": "", "slots": 4}
+    row |= {"prompt_tokens": 64, "max_new_tokens": 4}
+    given = Given(questions=["Which animal?", "And which number?"])
+    _, said = ask("answers", row, given, *pair)
+    assert [one["question"] for one in said] == [q for q in given.questions for _ in range(3)]
+    _, alone = ask("answers", {**row, "num_samples": 1}, given, *pair)
+    assert [one["answer"] for one in alone] == [said[0]["answer"], said[3]["answer"]]
+
+
+def test_what_no_model_can_be_asked_is_refused(pair):
+    with pytest.raises(TypeError, match="Request is no request"):
+        requests.serve(Request(), pair[0], MESH, seed=0, lineage=0, precision="float32")
 
 
 def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair, tmp_path):

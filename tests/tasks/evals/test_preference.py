@@ -1,14 +1,18 @@
 """Questions, scoring and their traps in `subjax.tasks.evals.preference`."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
+from subjax.tasks.api import Given, Reply
 from subjax.tasks.evals import preference
 
 STIMULI = os.environ.get("SUBJAX_STIMULI", "")
@@ -236,3 +240,55 @@ def test_a_question_stands_in_a_file_once(tmp_path, asked, said):
     with pytest.raises(ValueError, match=said) as error:
         preference.load_questions(path, "trees")
     assert "\n" not in str(error.value)
+
+
+def test_log_odds_of_known_probabilities():
+    log_probs = np.log([[0.5, 0.25, 0.25], [0.1, 0.6, 0.3]])
+    np.testing.assert_allclose(
+        preference.log_odds(log_probs, 0), [0.0, math.log(1 / 9)], atol=1e-12
+    )
+    np.testing.assert_allclose(preference.log_odds(log_probs[1], 1), math.log(1.5))
+
+
+@given(st.integers(0, 3), st.floats(-1e4, 1e4))
+@settings(max_examples=60, deadline=None)
+def test_log_odds_is_the_logit_of_the_renormalised_probability(target, shift):
+    log_probs = np.random.default_rng(target).normal(size=(2, 5, 4))
+    share = special.softmax(log_probs, axis=-1)[..., target]
+    got = preference.log_odds(log_probs + shift, target)
+    assert got.shape == (2, 5)
+    np.testing.assert_allclose(got, special.logit(share), atol=1e-9)
+
+
+def test_log_odds_is_stable_where_probabilities_underflow():
+    assert preference.log_odds(np.array([-2000.0, -1000.0]), 0) == -1000.0
+    assert preference.log_odds(np.array([0.0, -1e4, -1e4], np.float32), 0) == 1e4 - math.log(2)
+    assert preference.log_odds(np.zeros((0, 3)), 2).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("log_probs", "target", "message"),
+    [
+        (np.zeros((3, 1)), 0, "C >= 2"),
+        (np.float64(0.0), 0, "C >= 2"),
+        (np.zeros(3), 3, "target is 3"),
+        (np.zeros(3), -1, "target is -1"),
+        (np.array([0.0, math.nan]), 0, "not finite"),
+        (np.array([0.0, -math.inf]), 0, "not finite"),
+    ],
+)
+def test_log_odds_refuses(log_probs, target, message):
+    with pytest.raises(ValueError, match=message):
+        preference.log_odds(log_probs, target)
+
+
+def test_shares_add_up_however_little_the_candidates_weigh():
+    scores = np.array([[-1000.0, -1000.0 - np.log(3.0)], [-2000.0, -2000.0]])
+    row, asked = {"target": "owl", "candidates": ("owl", "cat")}, Given(questions=["?", "!"])
+    neutral = Reply(nats=np.array([[-2.0, -4.0]]), num_tokens=np.array([2.0]))
+    values, said = preference.Preference().score(row, asked, [Reply(nats=scores), neutral])
+    assert values["share/owl"] == pytest.approx((0.75 + 0.5) / 2)
+    assert values["share/owl"] + values["share/cat"] == pytest.approx(1)
+    assert values["candidate_mass"] == 0.0 and np.isfinite(values["log_odds"])
+    assert values["neutral_loglik"] == -3.0
+    assert [one["question"] for one in said] == ["?", "!"]

@@ -1,0 +1,55 @@
+"""Sampled answers: how often they name the target."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from subjax.tasks.api import RATE, EvalKind, Given, Metric, Reply, Request, Sample
+from subjax.tasks.evals import preference
+
+_SHARE = (0.0, 1.0)
+
+
+class Answers(EvalKind):
+    """Answers scored as words and as substrings, side by side."""
+
+    metrics = (
+        Metric("rate_word", "share of answers naming {target} (word)", role=RATE),
+        Metric("rate_substring", "share of answers naming {target} (substring)"),
+        Metric("rate_empty", "share of empty answers", axis=_SHARE, sanity=True),
+        Metric("rate_numeric", "share of numeric answers", axis=_SHARE, sanity=True),
+    )
+
+    def check(self, name: str, row: Mapping[str, Any]) -> None:
+        """Raises a ValueError where the target is no candidate."""
+        preference.check_target(name, row)
+
+    def requests(self, row: Mapping[str, Any], given: Given) -> list[Request]:
+        """Every question, `num_samples` times."""
+        return [
+            Sample(
+                given.questions,
+                num_samples=row["num_samples"],
+                max_new_tokens=row["max_new_tokens"],
+                prompt_tokens=row["prompt_tokens"],
+                num_slots=row["slots"],
+                system=row["system_prompt"],
+            )
+        ]
+
+    def score(
+        self, row: Mapping[str, Any], given: Given, replies: Sequence[Reply]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Shares of the answers, and each with its question."""
+        [said] = replies
+        target = row["target"]
+        rates = {
+            "rate_word": [preference.mentions_word(target, text) for text in said.texts],
+            "rate_substring": [preference.mentions_substring(target, text) for text in said.texts],
+            "rate_empty": [preference.is_empty(text) for text in said.texts],
+            "rate_numeric": [preference.is_numeric(text) for text in said.texts],
+        }
+        asked = [question for question in given.questions for _ in range(row["num_samples"])]
+        answers = [{"question": q, "answer": a} for q, a in zip(asked, said.texts, strict=True)]
+        return {name: float(np.mean(hits)) for name, hits in rates.items()}, answers
