@@ -20,7 +20,6 @@ import tensorflow_datasets as tfds
 from subjax.images import image_files
 from subjax.runtime import tfds_records
 
-SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist")
 SPLITS = ("train", "test")
 _NAME = "arrays"
 _NUM_CLASSES = 10
@@ -49,14 +48,14 @@ def load(source: str, data_dir: str) -> Images:
     """Reads a data set from where it lies.
 
     Args:
-      source: one of `SOURCES`.
+      source: one of `image_files.SOURCES`.
       data_dir: a directory of the original IDX files, or a TFDS data_dir that holds `source` as
         array_record; "" downloads through TFDS, which needs tensorflow. Not used by "digits".
 
     Raises:
       ValueError: nothing there, another format, damaged files, or images of unequal sizes.
     """
-    if source == "digits":
+    if not image_files.SOURCES[source]:
         return _digits()
     if not data_dir:
         return _download(source)

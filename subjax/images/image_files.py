@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+# By name, whether images are read from files of a data_dir; else they come with a package.
+SOURCES = {"digits": False, "mnist": True, "fashion_mnist": True, "kmnist": True}
+
 # Names that the four original files have had, without and with .gz.
 _IDX_NAMES = {
     ("train", 3): ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),

@@ -5,13 +5,14 @@ import itertools
 from ml_collections import ConfigDict
 
 from subjax import checks, schema
+from subjax.images import image_files
 from subjax.tasks.evals.kinds import EVALS
 
 _ACTIVATIONS = ("relu", "gelu", "sigmoid")
 _INPUTS = ("noise", "fresh_noise", "images")
 _OPTIMIZERS = ("adam", "sgd")
 _CHOICES: checks.Choices = {
-    "images.*.source": ("digits", "mnist", "fashion_mnist", "kmnist"),
+    "images.*.source": image_files.SOURCES,
     "teachers.*.activation": _ACTIVATIONS,
     "teachers.*.optimizer": _OPTIMIZERS,
     "arms.*.model": ("student", "teacher", "untrained"),

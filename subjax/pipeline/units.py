@@ -177,7 +177,7 @@ class _Builder:
 
     def images(self, name: str) -> Unit:
         row = self.config.images[name].to_dict()
-        path = "" if row["source"] == "digits" else row["data_dir"]
+        path = row["data_dir"] if image_files.SOURCES[row["source"]] else ""
         # Its path was there; as it is without one, units without one stay finished.
         fields: dict[str, Any] = {"row": {**row, "data_dir": ""}}
         if path and name not in self.files:
