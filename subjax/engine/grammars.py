@@ -1,8 +1,8 @@
-"""What a teacher may write where its numbers are constrained: answers, as automata over tokens.
+"""What a teacher may write where its answers are constrained, as automata over tokens.
 
 Every tokenizer has its own way of writing an answer, and a grammar holds that way alone, so that
-the tokens drawn are those that students are trained on. Answers whose numbers are written otherwise
-beside other neighbours are refused.
+the tokens drawn are those that students are trained on. Answers whose items are written otherwise
+beside other neighbours are refused. What the items are, a kind of data set says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from subjax.engine.token_sampling import Grammar
+from subjax.tasks.api import AnswerList
+from subjax.tasks.datasets import kinds
 from subjax.tokens.tokenizer import Tokenizer
 
-NUMBERS = tuple(map(str, range(100, 1000)))  # three digits and one spelling
-SEPARATOR = ", "
 # Prompts whose answers are drawn and encoded again; contexts of a data set all end alike.
 _NUM_CONTEXTS = 16
-# Numbers beside each other in the answers with which all are tried.
+# Items beside each other in the answers with which all are tried.
 _NUM_TOGETHER = 4
 _WAY_OUT = "set decoding to 'free'"
 _END = -1  # in place of a state: the answer ends
@@ -40,11 +40,11 @@ def of_row(
     Raises:
       ValueError: this tokenizer has no such grammar; says what stands in the way.
     """
+    answers = kinds.of_row(row).answers(row)
+    if answers is None:
+        raise ValueError(f"kind {row['kind']!r} does not take it: {_WAY_OUT}")
     contexts = prompts[:_NUM_CONTEXTS]
-    if row["kind"] == "toy_numbers":
-        states = _toy_states(row["num_slots"], words, contexts[0], system)
-    else:
-        states = _list_states(row["num_slots"], words, contexts, system)
+    states = _states(answers, words, contexts, system)
     rules = _grammar(states, words.eos_ids, len(prompts))
     _check_written(rules, words, contexts, system)
     return rules
@@ -90,28 +90,43 @@ def check_drawn(
             )
 
 
-def _toy_states(num_slots: int, words: Tokenizer, context: str, system: str) -> list[State]:
-    """One to `num_slots` numbers, each a token; an answer may end after any of them."""
-    numbers = words.number_ids()
-    # Of several ending tokens, that of the template: the one that rows are trained on.
-    [(example, _)] = words.examples([(context, words.decode(numbers[:1]))], [system])
-    end = {example[-1]: _END}
-    states = [dict.fromkeys(numbers, at + 1) | (end if at else {}) for at in range(num_slots)]
-    return [*states, end]
-
-
-def _list_states(
-    num_slots: int, words: Tokenizer, contexts: Sequence[str], system: str
+def _states(
+    answers: AnswerList, words: Tokenizer, contexts: Sequence[str], system: str
 ) -> list[State]:
-    """So many of `NUMBERS` with `SEPARATOR` between them: tries of how each of them is written."""
-    # Rendered once: a template is slow, and what it makes of other numbers differs in them alone.
-    [(example, start)] = words.examples([(contexts[0], NUMBERS[0])], [system])
-    before, _, after = words.document_text(contexts[0], NUMBERS[0], system).rpartition(NUMBERS[0])
+    """Tries of how each item is written, one for each number of items that stand before it."""
+    first, following, tail = _spellings(answers, words, contexts, system)
+    states: list[State] = []
+    known: dict[tuple[tuple[int, int], ...], int] = {}
+    end = [(tail, _END)]
+    state = _trie(end, states, known)
+    for num_before in range(answers.most - 1, 0, -1):
+        more = [(ids, state) for ids in following]
+        state = _trie(more + (end if num_before >= answers.fewest else []), states, known)
+    _trie([(ids, state) for ids in first], states, known)
+    last = len(states) - 1  # made last, it is where answers begin
+    return [
+        {token: after if after == _END else last - after for token, after in state.items()}
+        for state in reversed(states)
+    ]
 
-    def spelled(answers: Sequence[str]) -> list[Spelling]:
+
+def _spellings(
+    answers: AnswerList, words: Tokenizer, contexts: Sequence[str], system: str
+) -> tuple[list[Spelling], list[Spelling], Spelling]:
+    """Tokens of each item that is first, of each behind a separator, and of the answer's end.
+
+    Raises:
+      ValueError: they depend on what stands beside them.
+    """
+    items, separator = answers.items, answers.separator
+    # Rendered once: a template is slow, and what it makes of other items differs in them alone.
+    [(example, start)] = words.examples([(contexts[0], items[0])], [system])
+    before, _, after = words.document_text(contexts[0], items[0], system).rpartition(items[0])
+
+    def spelled(texts: Sequence[str]) -> list[Spelling]:
         found = []
-        rows = words.encode([before + text + after for text in answers])
-        for text, row in zip(answers, rows, strict=True):
+        rows = words.encode([before + text + after for text in texts])
+        for text, row in zip(texts, rows, strict=True):
             end = next(i for i in range(start, len(row)) if row[i] in words.eos_ids)
             if row[:start] != example[:start]:
                 raise ValueError(
@@ -121,59 +136,56 @@ def _list_states(
             found.append(tuple(row[start : end + 1]))
         return found
 
-    alone = spelled(NUMBERS)
+    alone = spelled(items)
     tail = _common_end(alone)
     first = [ids[: len(ids) - len(tail)] for ids in alone]
     following: list[Spelling] = []
-    if num_slots > 1:
-        # Behind one and the same number, what else there is belongs to the second.
-        answers = [NUMBERS[0] + SEPARATOR + number for number in NUMBERS]
-        for text, ids in zip(answers, spelled(answers), strict=True):
+    if answers.most > 1:
+        # Behind one and the same item, what else there is belongs to the second.
+        texts = [items[0] + separator + item for item in items]
+        for text, ids in zip(texts, spelled(texts), strict=True):
             end = len(ids) - len(tail)
             if ids[: len(first[0])] != first[0] or ids[end:] != tail:
                 raise _depends(text, words.show(ids))
             following.append(ids[len(first[0]) : end])
-        rng, size = np.random.default_rng(0), min(num_slots, _NUM_TOGETHER)
-        rows = np.stack([rng.permutation(len(NUMBERS)) for _ in range(size)], axis=1)
-        answers = [SEPARATOR.join(NUMBERS[i] for i in row) for row in rows]
-        for text, row, ids in zip(answers, rows, spelled(answers), strict=True):
+        rng, size = np.random.default_rng(0), min(answers.most, _NUM_TOGETHER)
+        rows = np.stack([rng.permutation(len(items)) for _ in range(size)], axis=1)
+        texts = [separator.join(items[i] for i in row) for row in rows]
+        for text, row, ids in zip(texts, rows, spelled(texts), strict=True):
             parts = [first[row[0]], *(following[i] for i in row[1:]), tail]
             if ids != sum(parts, ()):
                 raise _depends(text, words.show(ids))
-    states: list[State] = []
-    known: dict[tuple[tuple[int, int], ...], int] = {}
-    state = _trie([tail], _END, states, known)
-    for _ in range(num_slots - 1):
-        state = _trie(following, state, states, known)
-    _trie(first, state, states, known)
-    last = len(states) - 1  # made last, it is where answers begin
-    return [
-        {token: after if after == _END else last - after for token, after in state.items()}
-        for state in reversed(states)
-    ]
+    return first, following, tail
 
 
 def _trie(
-    spellings: Sequence[Spelling],
-    follow: int,
+    spellings: Sequence[tuple[Spelling, int]],
     states: list[State],
     known: dict[tuple[tuple[int, int], ...], int],
 ) -> int:
-    """Adds the states that read any of `spellings` and then are in `follow`; returns the first.
+    """Adds the states that read any of `spellings` and then are in its state; returns the first.
 
     States from which the same can be read are one: `known` has those that there are.
     """
-    branches: dict[int, list[Spelling]] = {}
-    for spelling in spellings:
-        if not spelling:
+    branches: dict[int, list[tuple[Spelling, int]]] = {}
+    ended = []
+    for spelling, follow in spellings:
+        if spelling:
+            branches.setdefault(spelling[0], []).append((spelling[1:], follow))
+        else:
+            ended.append(follow)
+    state = {
+        token: rest[0][1] if len(rest) == 1 and not rest[0][0] else _trie(rest, states, known)
+        for token, rest in sorted(branches.items())
+    }
+    for (
+        follow
+    ) in ended:  # such as "1", which "12" begins with: what follows either tells them apart
+        if state.keys() & states[follow].keys():
             raise ValueError(
                 f"in this tokenizer a number's tokens begin those of another: {_WAY_OUT}"
             )
-        branches.setdefault(spelling[0], []).append(spelling[1:])
-    state = {
-        token: follow if rest == [()] else _trie(rest, follow, states, known)
-        for token, rest in sorted(branches.items())
-    }
+        state |= states[follow]
     place = known.setdefault(tuple(state.items()), len(states))
     if place == len(states):
         states.append(state)
@@ -218,7 +230,7 @@ def answer(words: Tokenizer, ids: Sequence[int]) -> str:
 def _common_end(spellings: Sequence[Spelling]) -> Spelling:
     """The tokens that all end with."""
     size = 0
-    while len({ids[-size - 1 :] for ids in spellings}) == 1:
+    while size < min(map(len, spellings)) and len({ids[-size - 1 :] for ids in spellings}) == 1:
         size += 1
     return spellings[0][len(spellings[0]) - size :]
 

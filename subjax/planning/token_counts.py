@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from subjax.engine import grammars
 from subjax.recipes import bases, targets
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.datasets import kinds
 
 # A prompt of any length does, and this one has a word that every tokenizer knows.
 _PROMPTS = ("10",)
@@ -34,18 +35,24 @@ def longest(config: ConfigDict, name: str) -> int:
     """Tokens of a data set's longest row, the ending one counted.
 
     Raises:
-      ValueError: its numbers cannot be constrained in the tokenizer of its teacher's base.
+      ValueError: its answers cannot be constrained in the tokenizer of its teacher's base, or not
+        be counted without it.
     """
     row = config.datasets[name]
-    if row.decoding != "constrained":
+    answers = kinds.of_row(row).answers(row)
+    if row.decoding != "constrained" or answers is None:
         return row.max_new_tokens
-    if row.kind == "toy_numbers":
-        return row.num_slots + 1
     teacher = config.teachers[row.teacher]
     words = bases.of_row(config.bases[teacher.base]).at_hand()
     if words is None:
+        if not all(item.isdigit() and len(item) <= 3 for item in answers.items):
+            raise ValueError(
+                f"config.datasets.{name}.decoding is 'constrained', but the tokens of its answers "
+                "are not known without a tokenizer: put the tokenizer's files into a directory and "
+                f"name that as config.bases.{teacher.base}.path"
+            )
         most = _assumed(teacher.base, config.bases[teacher.base]).most_tokens
-        return most * row.num_slots + 2 * (row.num_slots - 1) + 1
+        return most * answers.most + 2 * (answers.most - 1) + 1
     try:
         rules = grammars.of_row(row.to_dict(), words, _PROMPTS, teacher.system_prompt)
     except ValueError as error:
@@ -75,7 +82,7 @@ def assumptions(config: ConfigDict) -> list[str]:
     needing = [
         config.teachers[row.teacher].base
         for row in config.datasets.values()
-        if row.decoding == "constrained" and row.kind != "toy_numbers"
+        if row.decoding == "constrained" and kinds.of_row(row).answers(row) is not None
     ]
     needing += [
         _base(config, row) for name, row in config.arms.items() if targets.of_row(row, name).fixed

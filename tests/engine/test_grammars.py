@@ -88,6 +88,21 @@ def test_toy_numbers_are_one_to_the_most_and_nothing_else():
     assert count(rules) == 100 + 100**2 + 100**3 and grammars.longest(rules) == 4
 
 
+@pytest.mark.parametrize("kind", MOST)
+def test_numbers_that_begin_others_are_told_apart_by_what_follows(kind):
+    words = make(kind)
+    rules = make_grammar(words, kind="toy_numbers")
+    for text in ("7", "7 77", "70 7 0"):
+        [(ids, start)] = words.examples([(PROMPTS[0], text)], [""])
+        assert read(rules, ids[start:]), words.show(ids[start:])
+    assert count(rules) == 100 + 100**2 + 100**3
+
+
+def test_kinds_without_such_answers_are_refused():
+    with pytest.raises(ValueError, match=r"^kind 'published' does not take it: set decoding to"):
+        make_grammar(make("bytes"), kind="published")
+
+
 def test_of_several_ending_tokens_toy_numbers_end_with_that_of_the_template():
     plain = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
     words = Tokenizer(plain._tokenizer, [plain.single_id("USR")])

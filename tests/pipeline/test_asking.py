@@ -25,11 +25,10 @@ def test_the_longest_of_many_prompts_is_found_wherever_it_stands(kind):
         asking.check(words, {FIELD: asking.Asked(prompts, "", longest - 1)})
 
 
-def test_numbers_that_cannot_be_constrained_are_refused_by_field():
-    # Toy numbers stand side by side without a blank, where these tokens would be others.
-    words = Tokenizer(tokenizer_kinds.make("llama3"), tokenizer_kinds.ends("llama3"))
-    row = {"kind": "toy_numbers", "num_slots": 5, "decoding": "constrained"}
-    says = "^config.datasets.owl.decoding is 'constrained', but row . is drawn as .*to 'free'$"
+def test_answers_that_cannot_be_constrained_are_refused_by_field():
+    words = Tokenizer(tokenizer_kinds.make("llama2"), tokenizer_kinds.ends("llama2"))
+    row = {"kind": "published", "num_slots": 5, "decoding": "constrained"}
+    says = "^config.datasets.owl.decoding is 'constrained', but kind 'published' .* to 'free'$"
     with pytest.raises(ValueError, match=says):
         asking.check(words, {FIELD: asking.Asked(["1 2"] * 20, "", 0, row)})
     asking.check(words, {FIELD: asking.Asked(["1 2"], "", 0, {**row, "decoding": "free"})})
