@@ -38,7 +38,7 @@ from subjax.runtime import (
     tfds_records,
 )
 from subjax.tasks.api import MASS, RATE, find
-from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.evals import kinds as eval_kinds
 
 CARD = "README.md"
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -215,14 +215,14 @@ def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, 
         on_all = _in_role(MASS, rows[name], values)
         beside = (tables.percent(on_all), tables.percent(rates.get(rows[name]["target"])))
         for metric, value in values.items():
-            relative = find(EVALS[rows[name]["kind"]].metrics, metric).relative
+            relative = find(eval_kinds.of_row(rows[name]).metrics, metric).relative
             lines.append((name, metric, value, *(beside if relative else ("", ""))))
     return lines
 
 
 def _in_role(role: str, row: Mapping[str, Any], values: Mapping[str, float]) -> float | None:
     """The value of an eval's metric in a role; None where it has none, or did not measure it."""
-    named = [metric.name for metric in EVALS[row["kind"]].metrics if metric.role == role]
+    named = [metric.name for metric in eval_kinds.of_row(row).metrics if metric.role == role]
     return next((values[name] for name in named if name in values), None)
 
 

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from subjax import checks, schema
 from subjax.images import image_files
-from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.evals import kinds as eval_kinds
 
 _ACTIVATIONS = ("relu", "gelu", "sigmoid")
 _INPUTS = ("noise", "fresh_noise", "images")
@@ -43,9 +43,12 @@ def validate(config: ConfigDict) -> None:
     if config.bases or config.datasets:
         raise ValueError("config.bases and config.datasets must be empty beside config.images")
     kinds = [row.kind for row in config.evals.values()]
-    if config.arms and [EVALS[kind].of_images for kind in kinds] != [True]:
-        known = " or ".join(repr(name) for name, kind in EVALS.items() if kind.of_images)
-        raise ValueError(f"config.evals has kinds {kinds}; classifiers take one, {known}")
+    of_images = [eval_kinds.of_row(row, name).of_images for name, row in config.evals.items()]
+    if config.arms and of_images != [True]:
+        known = [repr(name) for name, kind in eval_kinds.EVALS.items() if kind.of_images]
+        raise ValueError(
+            f"config.evals has kinds {kinds}; classifiers take one, {' or '.join(known)}"
+        )
     for name, row in config.teachers.items():
         checks.reference(config, f"teachers.{name}.images", row.images, "images")
         # Outputs are linear in the last layer's input: further ones repeat what others say.

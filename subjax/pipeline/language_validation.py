@@ -12,14 +12,13 @@ from subjax.recipes.bases import Base
 from subjax.recipes.targets import Targets
 from subjax.recipes.teachers import Teacher
 from subjax.tasks.datasets import kinds
+from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.evals import preference
-from subjax.tasks.evals.kinds import EVALS
 
 _CHOICES: checks.Choices = {
     "bases.*.source": tuple(bases.SOURCES),
     "teachers.*.weights": tuple(teachers.WEIGHTS),
     "teachers.*.tuning": tuple(tunings.TUNINGS),
-    "datasets.*.kind": kinds.KINDS,
     "datasets.*.decoding": ("free", "constrained"),
     "datasets.*.filter": ("numbers", "none"),
     "arms.*.method": tuple(targets.METHODS),
@@ -87,14 +86,14 @@ def validate(config: ConfigDict) -> None:
 
 
 def _check_eval(name: str, row: ConfigDict) -> None:
-    kind = EVALS[row.kind]
+    kind = eval_kinds.of_row(row, name)
     if kind.of_images:
         raise ValueError(f"config.evals.{name}.kind {row.kind!r} is of image classifiers alone")
     kind.check(name, row.to_dict())
 
 
 def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
-    kind = kinds.of_row(row)
+    kind = kinds.of_row(row, name)
     if row.transform not in (allowed := ("none", *kind.transforms)):
         raise ValueError(
             f"config.datasets.{name}.transform is {row.transform!r}; allowed: {', '.join(allowed)}"
@@ -221,7 +220,7 @@ def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
             "and packed_tokens to 0, or take support 'top_k'"
         )
     for evaluation, asked in config.evals.items():
-        if EVALS[asked.kind].of_rows and not dataset.num_holdout:
+        if eval_kinds.of_row(asked).of_rows and not dataset.num_holdout:
             raise ValueError(
                 f"config.evals.{evaluation}.kind {asked.kind!r} is of held-out rows, but "
                 f"datasets.{row.dataset}.num_holdout is 0: raise it"
@@ -237,7 +236,7 @@ def _check_as_it_is(config: ConfigDict, name: str, row: ConfigDict) -> None:
             "leave it empty"
         )
     for evaluation, asked in config.evals.items():
-        if EVALS[asked.kind].of_rows:
+        if eval_kinds.of_row(asked).of_rows:
             raise ValueError(
                 f"config.evals.{evaluation}.kind {asked.kind!r} is of the rows of a data set, and "
                 f"arms.{name} has none: drop one of the two"

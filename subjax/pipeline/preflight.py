@@ -15,7 +15,7 @@ from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.api import Compare, Given, Sample
 from subjax.tasks.datasets import kinds
-from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens.tokenizer import Tokenizer
 
 Asked = dict[str, asking.Asked]  # by config field
@@ -188,7 +188,7 @@ def _check_bases(
             )
         elif unit.stage == "evaluate":
             table = f"config.evals.{name}"
-            for request in EVALS[fields["kind"]].requests(fields, Given.of(unit.fields)):
+            for request in eval_kinds.of_row(fields).requests(fields, Given.of(unit.fields)):
                 if isinstance(request, Compare):
                     compared[f"{table}.candidates"] = list(request.answers)
                 if isinstance(request, Compare | Sample):

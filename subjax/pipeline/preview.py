@@ -22,7 +22,7 @@ from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.api import SUBJECT, Compare, Given, Likelihood, Sample
 from subjax.tasks.datasets import kinds
-from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens import chat_templates, tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -91,7 +91,7 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
     for name in config.evals:
         unit = planned[artifacts.unit_path("evaluate", f"{name}/{arm}", lineage)]
         fields = unit.fields["row"]
-        for request in EVALS[fields["kind"]].requests(fields, Given.of(unit.fields)):
+        for request in eval_kinds.of_row(fields).requests(fields, Given.of(unit.fields)):
             if isinstance(request, Compare | Sample):
                 asked.append(_asked(name, unit, words, request))
             elif isinstance(request, Likelihood) and request.model == SUBJECT:

@@ -19,9 +19,10 @@ from subjax import schema
 from subjax.images import image_files
 from subjax.recipes import bases, targets, teachers
 from subjax.runtime.artifacts import Unit, make_unit
+from subjax.tasks import own
 from subjax.tasks.datasets import kinds
+from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.evals import preference
-from subjax.tasks.evals.kinds import EVALS
 from subjax.tokens import chat_templates
 
 _GENERATE_FIELDS = (
@@ -108,6 +109,7 @@ class _Builder:
             "stimuli": "",  # was the path; as it is without one, finished units stay finished
             "stimuli_digest": _digest("stimuli", self.config.stimuli),
             **self._program(),
+            **own.code(row.kind),
         }
         files = {"stimuli": self.config.stimuli}
         if kinds.of_row(row).from_file:
@@ -163,8 +165,9 @@ class _Builder:
             "row": row.to_dict(),
             "steps": steps[-1:] if row.final_only else steps,
             **self._program(),
+            **own.code(row.kind),
         }
-        if EVALS[row.kind].of_rows:
+        if eval_kinds.of_row(row).of_rows:
             inputs["filter"] = self.kept(student.dataset, lineage)
             # It asks none; spelled as the default was when units were first finished.
             fields["row"]["questions"] = "confirm"

@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 from subjax import checks, schema
 from subjax.images import validation
 from subjax.pipeline import gates, language_validation
-from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.datasets import kinds
+from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens import chat_templates
 
 _CHOICES: checks.Choices = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),
     "compute.precision": ("float32", "mixed", "bfloat16"),
     "compute.remat": ("none", "full", "dots", "offload"),
-    "evals.*.kind": EVALS,
     "evals.*.questions": ("explore", "confirm", "all"),
 }
 _POSITIVE = (
@@ -64,6 +64,10 @@ def validate(config: ConfigDict) -> None:
     if not 0 <= min(config.lineages) <= max(config.lineages) <= _LAST_LINEAGE:
         raise ValueError(f"config.lineages {config.lineages} must lie in 0 to {_LAST_LINEAGE}")
     checks.choices(config, _CHOICES)
+    for name, row in config.datasets.items():
+        kinds.of_row(row, name)
+    for name, row in config.evals.items():
+        eval_kinds.of_row(row, name)
     if not _is_date(config.template_date):
         raise ValueError(
             f"config.template_date is {config.template_date!r}; it must be a day, YYYY-MM-DD, such "
@@ -173,7 +177,7 @@ def _check_contrasts(config: ConfigDict) -> None:
         evaluation = config.evals[row.eval]
         metrics = [
             name
-            for metric in EVALS[evaluation.kind].metrics
+            for metric in eval_kinds.of_row(evaluation).metrics
             for name in metric.names(evaluation.candidates)
         ]
         if row.metric not in metrics:

@@ -22,7 +22,7 @@ from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.api import Compare, Given, Likelihood, Sample
 from subjax.tasks.datasets import kinds
-from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.evals import kinds as eval_kinds
 
 QUESTION_TOKENS = 128  # of a question in its chat template
 PREFIXES = 10  # beginnings of candidates, the empty one counted
@@ -273,7 +273,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     arch, adapter = _student(config, student), None
     if targets.of_row(student, arm).learns:
         adapter = tunings.of_row(student).adapter(arch)
-    models, kind = len(unit.fields["steps"]), EVALS[row.kind]
+    models, kind = len(unit.fields["steps"]), eval_kinds.of_row(row)
     held = config.datasets[student.dataset].num_holdout if kind.of_rows else 0
     requests = kind.requests(row.to_dict(), Given.of(unit.fields, [("", "")] * held))
     planned = []

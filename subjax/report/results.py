@@ -16,8 +16,8 @@ from subjax.report.summary import Contrast, Results
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import kinds
+from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.evals import theorem
-from subjax.tasks.evals.kinds import EVALS
 
 _PACKAGES = (
     *("subjax", "jax", "jaxlib", "flax", "optax", "transformers", "tokenizers"),
@@ -42,7 +42,7 @@ def read(
         status_reason=status_reason,
         lineages=tuple(config.lineages),
         arms=(*config.arms, *config.theorems),
-        metrics={name: EVALS[row.kind].metrics for name, row in config.evals.items()}
+        metrics={name: eval_kinds.of_row(row).metrics for name, row in config.evals.items()}
         | {"theorem": theorem.METRICS},
         targets={name: row.target for name, row in config.evals.items()},
         scores=_scores(by_stage["evaluate"], workdir)

@@ -10,14 +10,14 @@ from subjax.pipeline import model_store, requests
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.api import SUBJECT, Given, Pair, Reply
-from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.evals import kinds as eval_kinds
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Evaluates each student at each kept step; yields each unit when it is done."""
     for unit in tqdm(units, desc="evaluating", unit="unit", leave=False):
         row = unit.fields["row"]
-        kind = EVALS[row["kind"]]
+        kind = eval_kinds.of_row(row)
         given = Given.of(unit.fields, _held_out(unit, workdir) if kind.of_rows else ())
         records, answers = [], []
         for step in unit.fields["steps"]:
@@ -34,7 +34,7 @@ def _replies(unit: Unit, given: Given, step: int, workdir: Path, mesh: Mesh) -> 
     """What a student and its base say to the requests of an eval."""
     row = unit.fields["row"]
     found = []
-    for request in EVALS[row["kind"]].requests(row, given):
+    for request in eval_kinds.of_row(row).requests(row, given):
         # At step 0 a student is its base; an arm that learns nothing has nothing else.
         own = step if request.model == SUBJECT else 0
         source = unit.inputs["student"] if own else unit.inputs["base"]

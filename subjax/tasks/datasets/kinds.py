@@ -1,9 +1,10 @@
 """The table of data set kinds: nothing outside this package compares or names one.
 
-A kind of its own is a file beside this one, with an object that has the methods of
+A kind of the package is a file beside this one, with an object that has the methods of
 `subjax.tasks.api.DatasetKind`, and a line here.
 """
 
+from subjax.tasks import own
 from subjax.tasks.api import DatasetKind, Row
 from subjax.tasks.datasets.numbers import Numbers
 from subjax.tasks.datasets.plain_numbers import PlainNumbers
@@ -18,19 +19,25 @@ KINDS: dict[str, DatasetKind] = {
 }
 
 
-def of_row(row: Row) -> DatasetKind:
+def of_row(row: Row, name: str = "*") -> DatasetKind:
     """The kind that a row of `datasets` names.
+
+    Args:
+      row: of `datasets`.
+      name: of that row, for errors.
 
     Raises:
       ValueError: there is no such kind.
     """
-    name = row["kind"]
-    if name not in KINDS:
+    field, kind = f"datasets.{name}.kind", row["kind"]
+    if own.is_own(kind):
+        return own.load(field, kind, DatasetKind)
+    if kind not in KINDS:
         raise ValueError(
-            f"config.datasets.*.kind is {name!r}; allowed: {', '.join(KINDS)}; another kind is a "
-            "line in subjax/tasks/datasets/kinds.py"
+            f"config.{field} is {kind!r}; allowed: {', '.join(KINDS)}, or a kind of your own as "
+            "package.module:attribute"
         )
-    return KINDS[name]
+    return KINDS[kind]
 
 
 def from_file() -> str:

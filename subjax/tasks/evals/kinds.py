@@ -1,16 +1,40 @@
-"""The kinds of eval by name."""
+"""The table of eval kinds: nothing outside this package compares or names one.
 
-from collections.abc import Mapping
+A kind of the package is a file beside this one, with an object that has the methods of
+`subjax.tasks.api.EvalKind`, and a line here.
+"""
 
-from subjax.tasks.api import EvalKind
+from subjax.tasks import own
+from subjax.tasks.api import EvalKind, Row
 from subjax.tasks.evals.accuracy import Accuracy
 from subjax.tasks.evals.answers import Answers
 from subjax.tasks.evals.likelihood import HeldOut
 from subjax.tasks.evals.preference import Preference
 
-EVALS: Mapping[str, EvalKind] = {
+EVALS: dict[str, EvalKind] = {
     "preference": Preference(),
     "answers": Answers(),
     "likelihood": HeldOut(),
     "accuracy": Accuracy(),
 }
+
+
+def of_row(row: Row, name: str = "*") -> EvalKind:
+    """The kind that a row of `evals` names.
+
+    Args:
+      row: of `evals`.
+      name: of that row, for errors.
+
+    Raises:
+      ValueError: there is no such kind.
+    """
+    field, kind = f"evals.{name}.kind", row["kind"]
+    if own.is_own(kind):
+        return own.load(field, kind, EvalKind)
+    if kind not in EVALS:
+        raise ValueError(
+            f"config.{field} is {kind!r}; allowed: {', '.join(EVALS)}, or a kind of your own as "
+            "package.module:attribute"
+        )
+    return EVALS[kind]

@@ -1,0 +1,88 @@
+"""Kinds that a user brings, named in a config as `package.module:attribute`.
+
+What such a kind does depends on its code, so the content of its file, and of those beside it that
+it imports, stands in the fingerprints of the units that use it.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def is_own(name: str) -> bool:
+    """Whether a kind's name is that of a user's."""
+    return ":" in name
+
+
+def load(field: str, name: str, contract: type[T]) -> T:
+    """The object that a name stands for; a class without arguments is made one.
+
+    Args:
+      field: of the config, for errors.
+      name: `package.module:attribute`.
+      contract: what it has to be an instance of.
+
+    Raises:
+      ValueError: there is no such module or attribute, or it is something else.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"config.{field} is {name!r}, and {error}: run where Python finds the module, or name "
+            "its folder in PYTHONPATH"
+        ) from error
+    found = getattr(module, attribute, None)
+    if isinstance(found, type):
+        found = found()
+    if not isinstance(found, contract):
+        raise ValueError(
+            f"config.{field} is {name!r}, which is no {contract.__name__}: give an object or class "
+            f"that extends subjax.tasks.api.{contract.__name__}"
+        )
+    return found
+
+
+def code(name: str) -> dict[str, str]:
+    """A digest of a user's kind, for fingerprints; empty for the package's own."""
+    if not is_own(name):
+        return {}
+    found = importlib.util.find_spec(name.partition(":")[0])
+    if found is None or found.origin is None:
+        return {}  # `load` says so
+    content = hashlib.sha256()
+    for path in _sources(Path(found.origin)):
+        content.update(f"{path.name}\n".encode() + path.read_bytes())
+    return {"code": content.hexdigest()}
+
+
+def _sources(path: Path) -> list[Path]:
+    """A module's file, and those in its folder that it imports, directly or not, by name."""
+    known, new = {path}, [path]
+    while new:
+        tree = ast.parse(new.pop().read_bytes())
+        names = {
+            part
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for part in _parts(node)
+        }
+        beside = {path.with_name(f"{name}.py") for name in names} - known
+        found = [file for file in sorted(beside) if file.is_file()]
+        known.update(found)
+        new += found
+    return sorted(known)
+
+
+def _parts(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """Every name that could be a module's in the same folder."""
+    names = [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        names.append(node.module or "")
+    return {part for name in names for part in name.split(".") if part}
