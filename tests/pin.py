@@ -33,6 +33,8 @@ def kind_of(path: Path) -> str | None:
     """Which column of the table a file counts in; None: it is not compared."""
     if path.name in NOT_COMPARED or path == Path("config.json"):
         return None
+    if ".array_record-" in path.name:  # never twice the same; digest.json tells its content
+        return None
     if path.parts[0] == "report":
         return "report" if path.name in REPORTED else None
     if path.suffix == ".safetensors":
