@@ -44,11 +44,15 @@ def kind_of(path: Path) -> str | None:
     return "scores" if path.name in ("scores.json", "answers.jsonl") else "other"
 
 
-def contents(path: Path) -> dict[str, object]:
-    """Name -> what must be equal: the leaves of a file of weights, or the bytes of another file."""
-    if path.suffix != ".safetensors":
-        return {"": path.read_bytes()}
-    leaves = safetensors.deserialize(path.read_bytes())
+def contents(workdir: Path, name: Path) -> dict[str, object]:
+    """Name -> what must be equal: the leaves of a file of weights, or the bytes of another file.
+
+    Adapters name the base of their own work directory, whose path is left out.
+    """
+    content = (workdir / name).read_bytes()
+    if name.suffix != ".safetensors":
+        return {"": content.replace(str(workdir).encode(), b"")}
+    leaves = safetensors.deserialize(content)
     return {name: (leaf["dtype"], leaf["shape"], bytes(leaf["data"])) for name, leaf in leaves}
 
 
@@ -64,7 +68,7 @@ def differences(before: Path, now: Path) -> Iterator[tuple[str, str | None]]:
         if path not in found[0] or path not in found[1]:
             yield kind, f"{path} is only in {'the tree' if path in found[1] else 'the commit'}"
             continue
-        one, other = contents(before / path), contents(now / path)
+        one, other = contents(before, path), contents(now, path)
         for name in sorted(one.keys() | other.keys()):
             equal = one.get(name) == other.get(name)
             yield kind, None if equal else f"{path} {name}".rstrip()

@@ -42,6 +42,13 @@ def test_equal_runs_differ_in_nothing_and_every_kind_is_compared(sides):
     assert found(sides) == []
 
 
+def test_where_a_run_lies_is_no_difference(sides):
+    for side in sides:
+        adapter = side / "finetune/owl/r0/adapter_config.json"
+        adapter.write_text(f'{{"base_model_name_or_path": "{side}/base/toy/r0"}}')
+    assert found(sides) == []
+
+
 def test_one_bit_of_one_leaf_is_found(sides):
     embed = LEAVES["embed"].copy()
     embed.view(np.uint8)[4] ^= 1

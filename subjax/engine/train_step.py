@@ -1,6 +1,7 @@
 """What a step of training minimises: the loss of a batch of one model, and its gradient."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,6 +41,12 @@ class Program:
     precision: str = "float32"
     remat: str | bool = "none"
     accumulate: int = 1
+
+    @classmethod
+    def of(cls, arch: Architecture, fields: Mapping[str, Any], **more: Any) -> "Program":
+        """What a training row says of a program; `more` are the fields that it does not decide."""
+        optimizer, steps = Optimizer.of(fields), fields["steps"]
+        return cls(arch, optimizer, steps, accumulate=fields["accumulate"], **more)
 
 
 def value_and_grad(

@@ -5,12 +5,12 @@ import itertools
 from ml_collections import ConfigDict
 
 from subjax import checks, schema
-from subjax.images import image_files
+from subjax.images import image_files, mlp, mlp_training
 from subjax.tasks.evals import kinds as eval_kinds
 
-_ACTIVATIONS = ("relu", "gelu", "sigmoid")
+_ACTIVATIONS = tuple(mlp.ACTIVATIONS)
 _INPUTS = ("noise", "fresh_noise", "images")
-_OPTIMIZERS = ("adam", "sgd")
+_OPTIMIZERS = tuple(mlp_training.OPTIMIZERS)
 _CHOICES: checks.Choices = {
     "images.*.source": image_files.SOURCES,
     "teachers.*.activation": _ACTIVATIONS,

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from subjax import checks, schema
 from subjax.images import validation
+from subjax.nn import remats
 from subjax.pipeline import gates, language_validation
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
@@ -22,7 +23,7 @@ from subjax.tokens import chat_templates
 _CHOICES: checks.Choices = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),
     "compute.precision": ("float32", "mixed", "bfloat16"),
-    "compute.remat": ("none", "full", "dots", "offload"),
+    "compute.remat": tuple(remats.REMATS),
     "evals.*.questions": ("explore", "confirm", "all"),
 }
 _POSITIVE = (

@@ -148,14 +148,12 @@ def _training(
     soft = learned.num_stored(len(support))
     # A stage keeps the base while a copy of it is trained, and a teacher with weights of its own.
     num_kept = int(not tuning.is_adapter) + int(learned.of_teacher and own_teacher)
-    program = train.Program(
+    program = train.Program.of(
         arch,
-        train.Optimizer.of(fields),
-        fields["steps"],
+        fields,
         lora_scale=tuning.scale,
         support=support,
         distils=learned.online,
-        accumulate=fields["accumulate"],
         **unit.fields["program"],
     )
     training = train.Training(

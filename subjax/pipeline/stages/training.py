@@ -49,14 +49,7 @@ def fit(
     """
     fields, run = units[0].fields["row"]["train"], units[0].fields
     return train.fit(
-        train.Program(
-            arch,
-            train.Optimizer.of(fields),
-            fields["steps"],
-            accumulate=fields["accumulate"],
-            **program,
-            **run["program"],
-        ),
+        train.Program.of(arch, fields, **program, **run["program"]),
         trainable,
         frozen,
         rows,
