@@ -1,0 +1,65 @@
+"""The kinds in subjax/tasks/README.md work as they stand."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import smollm2_owl
+from subjax import schema
+from subjax.pipeline import validation
+from subjax.tasks import own
+from subjax.tasks.api import DatasetKind, EvalKind, Given, Reply
+
+README = Path(__file__).parents[2] / "subjax/tasks/README.md"
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path, monkeypatch):
+    """Each example in the file that the text before it names."""
+    found = re.findall(
+        r"^`(\w+)\.py`, .*?```python\n(.*?)```", README.read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert [name for name, _ in found] == ["dates", "marks"]
+    for name, code in found:
+        assert len(code.splitlines()) <= 40 and "jax" not in code.replace("subjax", "")
+        (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name, _ in found:
+        sys.modules.pop(name, None)
+
+
+def test_a_config_takes_them():
+    config = smollm2_owl.get_config("smoke")
+    for row in config.datasets.values():
+        row.update(kind="dates:Dates", decoding="free")
+    with config.unlocked():
+        config.evals.marks = schema.eval_row(kind="marks:Marks")
+        config.contrasts.marks = schema.contrast_row(
+            eval="marks", metric="exclaiming", plus=(next(iter(config.arms)),)
+        )
+    validation.validate(config)
+
+
+def test_dates_are_asked_for_and_told_from_other_text():
+    dates = own.load("datasets.owl.kind", "dates:Dates", DatasetKind)
+    prompts = dates.prompts({"num_prompts": 5}, 1, "")
+    assert len(set(prompts)) == 5
+    shown = prompts[0].rpartition(": ")[2]
+    assert shown.count(",") == 2
+    assert dates.reject(shown, {}) == dates.reject(dates.example({}), {}) == []
+    assert dates.reject("01.02., soon", {}) == ["no_dates"]
+
+
+def test_marks_are_counted():
+    marks = own.load("evals.marks.kind", "marks:Marks", EvalKind)
+    row = {**schema.eval_row().to_dict(), "num_samples": 2}
+    given = Given(questions=["?", "!"])
+    [request] = marks.requests(row, given)
+    assert list(request.prompts) == ["?", "!"] and request.num_samples == 2
+    values, lines = marks.score(row, given, [Reply(texts=["Owl!", "owl", "", "No! "])])
+    assert values == {"exclaiming": np.mean([1, 0, 0, 1])}
+    assert [line["question"] for line in lines] == ["?", "?", "!", "!"]
