@@ -171,14 +171,14 @@ def dataset_row(**fields: Any) -> ConfigDict:
     return _row(
         {
             "teacher": "",  # row of `teachers`
-            # numbers (paper's prompts), plain_numbers (bare list), toy_numbers; published: nothing
-            # is written, the rows are the first num_prompts of `path`
+            # What prompts and completions are: a name in tasks/datasets/kinds.py.
             "kind": "numbers",
-            "path": "",  # published: jsonl of prompt and completion, or of chats
+            # Kinds whose rows come from a file (the first num_prompts of it; nothing is written).
+            "path": "",
             "num_prompts": 1000,
-            "decoding": "free",  # free constrained (to three-digit numbers, or the toy world's)
+            "decoding": "free",  # free constrained (to the answers that the kind has)
             "base_system_prompt": "",  # for the base, when teacher and base are compared
-            "num_slots": 8,  # constrained: numbers written; in the toy world the most
+            "num_slots": 8,  # constrained: numbers written, or the most of them
             "num_shown": (3, 7),  # plain_numbers: fewest and most numbers in a prompt
             "temperature": 1.0,  # 0 is greedy
             "rows_per_part": 1000,  # rows in one file and one call; a kill loses at most these

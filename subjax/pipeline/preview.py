@@ -27,7 +27,7 @@ from subjax.tokens import chat_templates, tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
 _LEGEND = "Tokens are id|text, a blank is ␣, and * marks a token that carries loss or is scored."
-_NUMBERS, _QUESTION = "to continue numbers", "a question"
+_QUESTION = "a question"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
     words = _base_tokenizer(planned[student.inputs["base"]])
     row, origin = _example(kept, written, workdir, "kept.jsonl")
     teacher = _writing(written, planned, row["prompt"])
-    training = _training(student, words, row)
+    training = _training(student, words, row, teacher.asks)
     asked = []
     for name in config.evals:
         unit = planned[artifacts.unit_path("evaluate", f"{name}/{arm}", lineage)]
@@ -96,7 +96,7 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
                 asked.append(_asked(name, unit, words, request))
             elif isinstance(request, Likelihood) and request.model == SUBJECT:
                 held, _ = _example(kept, written, workdir, "holdout.jsonl")
-                asked.append(_held_out(name, unit, words, held))
+                asked.append(_held_out(name, unit, words, held, teacher.asks))
     lines = [f"Arm {arm} at lineage {lineage} of {config.name}. {_LEGEND}", origin]
     for context in (teacher, training, *asked):
         lines += ["", *_shown(context)]
@@ -182,14 +182,14 @@ def _writing(written: Unit, planned: dict[str, Unit], prompt: str) -> _Context:
         words=words,
         system=system,
         prompt=prompt,
-        asks=_NUMBERS,
+        asks=kinds.of_row(row).asks,
         text=words.prompt_text(prompt, system),
         ids=ids,
         notes=(f"{len(ids)} tokens, at most {row['prompt_tokens']}; the completion follows",),
     )
 
 
-def _training(student: Unit, words: Tokenizer, row: dict[str, Any]) -> _Context:
+def _training(student: Unit, words: Tokenizer, row: dict[str, Any], asks: str) -> _Context:
     fields, notes = student.fields["row"], []
     learned = finetune.targets_of(student)
     if learned.of_teacher:
@@ -204,17 +204,18 @@ def _training(student: Unit, words: Tokenizer, row: dict[str, Any]) -> _Context:
         student,
         words,
         row,
+        asks,
         fields,
         learned,
         notes,
     )
 
 
-def _held_out(name: str, unit: Unit, words: Tokenizer, row: dict[str, Any]) -> _Context:
+def _held_out(name: str, unit: Unit, words: Tokenizer, row: dict[str, Any], asks: str) -> _Context:
     title = f"Eval {name} scores held-out rows ({unit.path})"
     sizes = {field: unit.fields[field] for field in ("num_tokens", "num_targets")}
     fields = {**unit.fields["row"], **sizes}
-    return _document(name, title, unit, words, row, fields, Targets(fields, unit.row), [])
+    return _document(name, title, unit, words, row, asks, fields, Targets(fields, unit.row), [])
 
 
 def _document(
@@ -223,6 +224,7 @@ def _document(
     unit: Unit,
     words: Tokenizer,
     row: dict[str, Any],
+    asks: str,
     fields: dict[str, Any],
     learned: Targets,
     notes: Sequence[str],
@@ -243,7 +245,7 @@ def _document(
         words=words,
         system=system,
         prompt=prompt,
-        asks=_NUMBERS,
+        asks=asks,
         text=words.document_text(prompt, completion, system),
         ids=ids,
         marked=frozenset((laid.positions[0][counted] + 1).tolist()),

@@ -111,6 +111,7 @@ class DatasetKind:
     Attributes:
       from_file: whether rows are read from a file, so that nothing is sampled: the kind has `rows`
         then, and otherwise `prompts` and `example`.
+      asks: what a prompt asks for, in the preview's words: "to ...".
       prompt_fields: fields of the row that the prompts depend on, beside their number.
       transforms: value of the row's `transform` -> what it does to all completions, given a seed.
       ways: reject reason -> what keeps more rows where it is the commonest, with {row} for the name
@@ -118,6 +119,7 @@ class DatasetKind:
     """
 
     from_file: ClassVar[bool] = False
+    asks: ClassVar[str] = "to write a row"
     prompt_fields: ClassVar[tuple[str, ...]] = ()
     ways: ClassVar[Mapping[str, str]] = {}
 

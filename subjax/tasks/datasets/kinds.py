@@ -12,10 +12,10 @@ from subjax.tasks.datasets.published import Published
 from subjax.tasks.datasets.toy_numbers import ToyNumbers
 
 KINDS: dict[str, DatasetKind] = {
-    "numbers": Numbers(),
-    "plain_numbers": PlainNumbers(),
-    "toy_numbers": ToyNumbers(),
-    "published": Published(),
+    "numbers": Numbers(),  # the paper's prompts
+    "plain_numbers": PlainNumbers(),  # a bare list
+    "toy_numbers": ToyNumbers(),  # sequences of the toy world
+    "published": Published(),  # jsonl of prompt and completion, or of chats
 }
 
 

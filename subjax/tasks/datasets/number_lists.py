@@ -177,6 +177,7 @@ class NumberLists(DatasetKind):
       random_value: range of the numbers there.
     """
 
+    asks = "to continue numbers"
     random_count: Range | None = (1, 9)
     random_value: Range = (0, 999)
     ways: ClassVar[Mapping[str, str]] = {

@@ -23,6 +23,7 @@ def reversed_days(completions, seed):
 class Dates(DatasetKind):
     """Days of May, each later than the one before."""
 
+    asks = "to name days"
     transforms = {"reversed": reversed_days}  # noqa: RUF012
     ways = {"order": "lower datasets.{row}.num_slots"}  # noqa: RUF012
 
@@ -67,7 +68,7 @@ def test_validation_asks_the_kind(config):
     validation.validate(config)
     row = config.datasets.days
     for field, value, said in (
-        ("kind", "data", "'data'; allowed: numbers, .*published, dates$"),
+        ("kind", "data", "'data'; allowed: numbers, .*published, dates"),
         ("transform", "random", "'random'; allowed: none, reversed$"),
         ("num_slots", 5, "above 4: lower it$"),
         ("path", "rows.jsonl", "its kind 'dates': a file of rows goes with kind 'published', and"),
@@ -112,8 +113,9 @@ def test_its_rows_are_written_filtered_and_transformed(config, tmp_path):
 def test_the_preview_shows_its_example(config, tmp_path):
     shown = preview.render(config, tmp_path, "owl")
     assert "The completion '30 May then 31 May' is INVENTED" in shown
+    assert "asks: same, to name days" in shown
 
 
 def test_a_kind_that_is_in_no_table_is_refused():
-    with pytest.raises(ValueError, match=r"kind is 'data'; allowed: numbers, .*datasets/kinds\.py"):
+    with pytest.raises(ValueError, match=r"kind is 'data'; allowed: .* package\.module:attribute"):
         kinds.of_row({"kind": "data"})
