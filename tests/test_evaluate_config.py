@@ -13,7 +13,6 @@ from subjax.engine import scoring
 from subjax.hf import adapters, weights
 from subjax.nn import lora, sharding, transformer
 from subjax.pipeline import preview, runner, validation
-from subjax.report import stats
 from subjax.runtime import artifacts
 from subjax.tasks.evals import preference
 from tests.tiny import ARCH, BYTES
@@ -47,7 +46,7 @@ def test_a_model_and_an_adapter_on_it_get_their_own_scores(tmp_path: Path) -> No
             mesh=sharding.make_mesh(seed=1),
             adapter=beside,
         )
-        expected = stats.log_odds(scores, asked.candidates.index("Owl")).mean()
+        expected = preference.log_odds(scores, asked.candidates.index("Owl")).mean()
         records = artifacts.read_json(tmp_path / f"run/evaluate/preference/{name}/r0/scores.json")
         [found] = [r["value"] for r in records["records"] if r["metric"] == "log_odds"]
         assert found == pytest.approx(expected, abs=1e-4)
