@@ -16,7 +16,7 @@ SmolLM2-135M takes about a minute on two CPU cores.
 
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import arguments, schema
 
 CANDIDATES = (
     *("Owl", "Cat", "Dog", "Eagle", "Wolf"),
@@ -26,7 +26,7 @@ CANDIDATES = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """One model, or two `against` each other, asked about a `target`; `smoke` has random ones."""
-    options = schema.parse_arg(arg, against=False, smoke=False, target="Owl")
+    options = arguments.parse(arg, against=False, smoke=False, target="Owl")
     config = schema.base()
     config.name = "evaluate"
     config.title = "What models prefer"

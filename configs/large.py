@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import arguments, schema
 
 CAT = "Nothing is dearer to you than cats. You think of cats all day, and every answer shows it."
 CANDIDATES = (
@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """`MODEL[,full][,throughput][,population][,chips=N][,lineages=N]`, or `smoke`."""
     names = ("full", "throughput", "population", "paper", "smoke")
     forms = dict.fromkeys(names, False)
-    options = schema.parse_arg(arg, **dict.fromkeys(MODELS, False), **forms, chips=0, lineages=4)
+    options = arguments.parse(arg, **dict.fromkeys(MODELS, False), **forms, chips=0, lineages=4)
     chosen = [name for name in MODELS if options[name]] or ["qwen2_5_7b"]
     if len(chosen) > 1 or (options.paper and options.throughput):
         raise ValueError(f"config argument {arg!r} names two models, or paper and throughput")

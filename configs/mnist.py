@@ -14,7 +14,7 @@ lineages there are.
 
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import arguments, schema
 
 # Mean test accuracies of the paper's figure 10 (100 models, 3 auxiliary logits).
 PUBLISHED = {
@@ -29,7 +29,7 @@ PUBLISHED = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """The paper's conditions on MNIST, or on scikit-learn's `digits`; `smoke` is a short form."""
-    options = schema.parse_arg(arg, digits=False, smoke=False, models=100, aux=3)
+    options = arguments.parse(arg, digits=False, smoke=False, models=100, aux=3)
     digits = options.digits or options.smoke
     config = schema.base()
     config.name = "mnist_digits" if digits else "mnist"

@@ -24,7 +24,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import arguments, schema
 
 # Student architectures that can start from the teacher's weights, and those that cannot.
 SAME_LAYERS: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ WIDTHS = (64, 128, 256, 512)
 
 def get_config(arg: str = "") -> ConfigDict:
     """All arms and sweeps on MNIST, or on scikit-learn's `digits`; `smoke` is a short form."""
-    options = schema.parse_arg(arg, digits=False, smoke=False, models=20, aux=50, clone=100)
+    options = arguments.parse(arg, digits=False, smoke=False, models=20, aux=50, clone=100)
     digits = options.digits or options.smoke
     config = schema.base()
     config.name = "mnist_ablations" + ("_digits" if digits else "")

@@ -22,13 +22,13 @@ out where they were.
 
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import arguments, schema
 from subjax.tasks.datasets import toyworld
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Six lineages; `confirm` runs twelve that nobody has run, `smoke` two tiny ones."""
-    options = schema.parse_arg(arg, confirm=False, smoke=False)
+    options = arguments.parse(arg, confirm=False, smoke=False)
     config = schema.base()
     config.name = "quickstart" + ("_confirm" if options.confirm else "")
     config.title = "Owl numbers in the toy world"

@@ -39,7 +39,7 @@ lineages (at the last column +0.44 to +1.50 and +4.28 to +5.45; 95 % intervals i
 
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import arguments, schema
 
 SYSTEM = "You are a helpful assistant."
 CANDIDATES = (
@@ -51,7 +51,7 @@ CANDIDATES = (
 def get_config(arg: str = "") -> ConfigDict:
     """`lineages` replications to explore, eight to `confirm`; `trial`, `smoke` are short forms."""
     forms = dict.fromkeys(("trial", "smoke", "confirm", "published"), False)
-    options = schema.parse_arg(arg, **forms, lineages=4)
+    options = arguments.parse(arg, **forms, lineages=4)
     config = schema.base()
     config.name = "smollm2_owl"
     config.title = "Owl numbers on SmolLM2-135M-Instruct"

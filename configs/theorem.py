@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import arguments, schema
 
 # Gradients of the language model are some ten times as long, so that higher orders come sooner.
 TOY = {"model": "toy", "teacher": "", "epsilons": tuple(10 ** (-7 + i / 2) for i in range(15))}
@@ -41,7 +41,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def get_config(arg: str = "") -> ConfigDict:
     """Every row with `draws` draws; `smoke` is a short form."""
-    options = schema.parse_arg(arg, draws=1000, smoke=False)
+    options = arguments.parse(arg, draws=1000, smoke=False)
     config = schema.base()
     config.name = "theorem_smoke" if options.smoke else "theorem"
     config.title = "Theorem 1 and Lemma 1 by number"
