@@ -17,7 +17,7 @@ from jax import Array
 
 from subjax.nn.architecture import Architecture
 
-# The same nested dicts as in transformer, which stands on this floor and cannot be imported.
+# The same nested dicts as in transformer.
 Params = dict[str, Any]
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down", "qkv")

@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,28 @@ T = TypeVar("T")
 def is_own(name: str) -> bool:
     """Whether a kind's name is that of a user's."""
     return ":" in name
+
+
+def find(field: str, name: str, table: Mapping[str, T], contract: type[T]) -> T:
+    """The kind of a name: the package's own, or a user's.
+
+    Args:
+      field: of the config, for errors.
+      name: of the kind.
+      table: the package's own kinds.
+      contract: what a user's kind has to be an instance of.
+
+    Raises:
+      ValueError: there is no such kind.
+    """
+    if is_own(name):
+        return load(field, name, contract)
+    if name not in table:
+        raise ValueError(
+            f"config.{field} is {name!r}; allowed: {', '.join(table)}, or a kind of your own as "
+            "package.module:attribute"
+        )
+    return table[name]
 
 
 def load(field: str, name: str, contract: type[T]) -> T:

@@ -42,6 +42,9 @@ def test_a_config_takes_them():
             eval="marks", metric="exclaiming", plus=(next(iter(config.arms)),)
         )
     validation.validate(config)
+    config.contrasts.marks.metric = "whispering"
+    with pytest.raises(ValueError, match="of kind 'marks:Marks' measures exclaiming"):
+        validation.validate(config)
 
 
 def test_dates_are_asked_for_and_told_from_other_text():

@@ -29,15 +29,7 @@ def of_row(row: Row, name: str = "*") -> DatasetKind:
     Raises:
       ValueError: there is no such kind.
     """
-    field, kind = f"datasets.{name}.kind", row["kind"]
-    if own.is_own(kind):
-        return own.load(field, kind, DatasetKind)
-    if kind not in KINDS:
-        raise ValueError(
-            f"config.{field} is {kind!r}; allowed: {', '.join(KINDS)}, or a kind of your own as "
-            "package.module:attribute"
-        )
-    return KINDS[kind]
+    return own.find(f"datasets.{name}.kind", row["kind"], KINDS, DatasetKind)
 
 
 def from_file() -> str:

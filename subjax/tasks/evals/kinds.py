@@ -29,12 +29,4 @@ def of_row(row: Row, name: str = "*") -> EvalKind:
     Raises:
       ValueError: there is no such kind.
     """
-    field, kind = f"evals.{name}.kind", row["kind"]
-    if own.is_own(kind):
-        return own.load(field, kind, EvalKind)
-    if kind not in EVALS:
-        raise ValueError(
-            f"config.{field} is {kind!r}; allowed: {', '.join(EVALS)}, or a kind of your own as "
-            "package.module:attribute"
-        )
-    return EVALS[kind]
+    return own.find(f"evals.{name}.kind", row["kind"], EVALS, EvalKind)
