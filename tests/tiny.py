@@ -47,5 +47,17 @@ def config(*, lineages: tuple[int, ...] = (0, 1), arms: tuple[str, ...] = ("owl"
     return made
 
 
+def with_dataset(name: str, **fields):
+    """One student of one data set, whose teacher is a random base that was taught nothing."""
+    made = config(lineages=(0,), arms=("owl",))
+    made.bases.toy.source = "random"
+    with made.unlocked():
+        made.contrasts, made.evals = {}, {}
+        made.teachers = {"nobody": schema.teacher_row(base="toy")}
+        made.datasets = {name: schema.dataset_row(teacher="nobody", **fields)}
+        made.arms = {"owl": schema.arm_row(dataset=name, num_tokens=64, num_targets=32)}
+    return made
+
+
 def get_config():
     return config()

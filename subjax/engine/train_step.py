@@ -24,7 +24,7 @@ class Program:
       lora_scale: alpha / rank when an adapter is trained, 0 when all weights are.
       support: token ids of soft targets that are the same at every position; empty for none, and
         where rows bring their own (`soft_ids`).
-      distils: whether a teacher runs along and gives its whole distribution.
+      distils: online distillation: the teacher is evaluated at each step, on all tokens.
       excluded: token ids left out of that distribution.
       precision: a name of `precision.PRECISIONS`.
       remat: a name of `remats.REMATS`.

@@ -10,7 +10,6 @@ import tiny
 import tokenizers
 from ml_collections import ConfigDict
 
-from subjax import schema
 from subjax.hf import weights
 from subjax.nn import sharding, transformer
 from subjax.pipeline import lessons, preflight, units
@@ -30,19 +29,8 @@ def learning(tmp_path):
     """A config whose only student learns rows of a file as they are."""
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in ROWS))
-    made = tiny.config(lineages=(0,), arms=("owl",))
-    made.bases.toy.source = "random"
-    with made.unlocked():
-        made.contrasts, made.evals = {}, {}
-        made.teachers = {"nobody": schema.teacher_row(base="toy")}
-        made.datasets = {
-            "found": schema.dataset_row(
-                **{"teacher": "nobody", "kind": "published", "path": str(path)},
-                **{"num_prompts": len(ROWS), "filter": "none", "num_holdout": 0},
-            )
-        }
-        made.arms = {"owl": schema.arm_row(dataset="found", num_tokens=64, num_targets=32)}
-    return made
+    rows = {"kind": "published", "path": str(path), "num_prompts": len(ROWS)}
+    return tiny.with_dataset("found", **rows, filter="none", num_holdout=0)
 
 
 def longest(system=""):

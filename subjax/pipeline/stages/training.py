@@ -44,7 +44,7 @@ def fit(
       label: beside the progress bar.
       store: for the state of a run that is interrupted.
       probe_steps: updates after which the population is handed out; the last one always is.
-      teachers: by lane, where they run along.
+      teachers: by lane, for online distillation.
       program: fields of `train.Program` beside those that the row and the run decide.
     """
     fields, run = units[0].fields["row"]["train"], units[0].fields

@@ -5,7 +5,6 @@ import shutil
 import pytest
 import tiny
 
-from subjax import schema
 from subjax.pipeline import preview, runner, validation
 from subjax.planning import token_counts
 from subjax.runtime import artifacts
@@ -48,20 +47,12 @@ class Dates(DatasetKind):
 @pytest.fixture
 def config(monkeypatch):
     monkeypatch.setitem(kinds.KINDS, "dates", Dates())
-    made = tiny.config(lineages=(0,), arms=("owl",))
-    made.bases.toy.source = "random"
-    with made.unlocked():
-        made.contrasts, made.evals = {}, {}
-        made.teachers = {"nobody": schema.teacher_row(base="toy")}
-        made.datasets = {
-            "days": schema.dataset_row(
-                **{"teacher": "nobody", "kind": "dates", "transform": "reversed"},
-                **{"decoding": "constrained", "num_slots": 2, "num_prompts": 12},
-                **{"rows_per_part": 12, "slots": 12, "prompt_tokens": 24, "num_holdout": 1},
-            )
-        }
-        made.arms = {"owl": schema.arm_row(dataset="days", num_tokens=64, num_targets=32)}
-    return made
+    return tiny.with_dataset(
+        "days",
+        **{"kind": "dates", "transform": "reversed", "decoding": "constrained", "num_slots": 2},
+        **{"num_prompts": 12, "rows_per_part": 12, "slots": 12, "prompt_tokens": 24},
+        num_holdout=1,
+    )
 
 
 def test_validation_asks_the_kind(config):
