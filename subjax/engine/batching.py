@@ -27,7 +27,7 @@ class Rows:
       weights: [rows, C], 1.0 on real targets and 0.0 on padding.
       soft: [rows, C, K], the teacher's log-probabilities over a support, or None; see `on_disk`.
       soft_ids: [rows, C, K], the support at each position where it is not the same at all, or None.
-      teacher_tokens: [rows, T], the rows as a teacher sees them that is evaluated at each step, or None.
+      teacher_tokens: [rows, T], as a teacher sees them that is evaluated at each step, or None.
       teacher_positions: [rows, C], where its predictions of the targets stand, or None.
     """
 
