@@ -1,7 +1,16 @@
-"""Subliminal learning in JAX; the README says where to begin."""
+"""Subliminal learning in JAX: `load` gives a `Model`; the README says where to begin."""
 
 import functools
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subjax.engine.model import Model as Model
+    from subjax.engine.model import load as load
+
+# Loaded when they are asked for: command lines need not wait for jax to refuse a wrong flag.
+_PUBLIC = {"Model": "subjax.engine.model", "load": "subjax.engine.model"}
 
 # Before anything imports transformers: it would announce on every start that torch is absent.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -85,6 +94,16 @@ def _asks_for_sums(flags: str) -> bool:
     return any(kind.lstrip("+").endswith("reduce") for kind in kinds if kind[:1] != "-") or (
         signed and not any(kind.endswith("reduce") for kind in kinds)
     )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'subjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
 
 
 _multiply_with_ynn_alone()

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from subjax.hf import adapters, hub, weights
+from subjax.hf import adapters, hub
 from subjax.nn import sharding
 from subjax.pipeline import model_store
 from subjax.recipes import bases, teachers
@@ -103,10 +102,7 @@ def export(
         model = model_store.load(
             source, sharding.make_mesh(seed=1, data=1, fsdp=jax.device_count())
         )
-        params, kind = model_store.merged(model), jnp.dtype(dtype)
-        weights.save(out, model.arch, params, dtype=kind, max_shard_bytes=max_shard_bytes)
-        if processes.is_first():
-            model.tokenizer.save(out)
+        model.save(out, merged=True, dtype=dtype, max_shard_bytes=max_shard_bytes)
     with artifacts.atomic_write(out / CARD) as file:
         file.write(card(workdir, manifest, step, is_adapter=bool(adapter and not merged)))
 

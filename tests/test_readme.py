@@ -23,7 +23,11 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
     found: dict = {}
     exec(example.replace(name, str(tmp_path / "model")), found)
-    assert len(found["answers"]) == 8
+    assert [len(of_prompt) for of_prompt in found["answers"]] == [8]
     assert found["nats"].shape == (1, 2)
     adapter, _ = adapters.load_adapter(tmp_path / "owl", ARCH)
     assert np.abs(adapter["layers"]["attn"]["q"]["b"]).max() > 0
+    asked = (["Name an animal."], ["Owl", "Cat"])
+    learned = [found[name].compare(*asked, **found["told"]) for name in ("student", "again")]
+    np.testing.assert_allclose(*learned, atol=1e-5)
+    assert learned[0][0, 0] > found["nats"][0, 0]

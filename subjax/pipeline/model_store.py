@@ -1,10 +1,9 @@
-"""A model as a stage leaves it: weights, perhaps an adapter on them, and the tokenizer.
+"""A model as a unit leaves it: weights, perhaps an adapter on them, and the tokenizer.
 
 Weights that a stage made lie in its own directory in Hugging Face's format; weights that it only
 used are named, never copied. `model.json` says which.
 """
 
-import dataclasses
 import hashlib
 import os
 import re
@@ -15,8 +14,9 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from subjax.engine import model
+from subjax.engine.model import Model
 from subjax.hf import adapters, hub, weights
-from subjax.nn import lora, sharding
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 from subjax.runtime import artifacts, processes, storage
@@ -28,51 +28,26 @@ REFERENCE = "model.json"
 IDENTITY = "source.json"  # of a unit whose model came from outside the run
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """Loaded weights.
-
-    Attributes:
-      arch: shapes.
-      params: full weights.
-      adapter: LoRA tree, already scaled, or None.
-      tokenizer: the base's, or what its adapter brought in its place.
-      directory: where the full weights came from.
-    """
-
-    arch: Architecture
-    params: Params
-    adapter: Params | None
-    tokenizer: Tokenizer
-    directory: Path
-
-
 def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
     """Loads the model that a unit left.
 
     Args:
       unit_dir: directory of a base, teacher or finetune unit.
-      mesh: of the run; the weights go where one lane is.
+      mesh: of the run; the model goes where one lane is.
       step: a kept probe step of a student; None is the unit's own model.
 
     Raises:
       ValueError: files are missing or damaged; names them.
     """
     directory = unit_dir if step is None else unit_dir / step_name(step)
-    source, adapter_source = sources(directory)
-    mesh = sharding.lane_mesh(mesh)
-    arch, params = weights.resident((source, mesh), lambda: weights.load(source, mesh=mesh))
-    adapter = None
-    if adapter_source:
-        tree, scale = adapters.load_adapter(adapter_source, arch, mesh=mesh)
-        adapter = lora.scaled(tree, scale)
-    words = Tokenizer.load(
+    source, adapter = sources(directory)
+    return model.load(
         source,
-        adapter=adapter_source,
-        num_embeddings=arch.vocab_size,
+        adapter=adapter,
+        mesh=mesh,
         template_date=template_date(directory),
+        resident=True,
     )
-    return Model(arch, params, adapter, words, source)
 
 
 def sources(directory: Path) -> tuple[Path, Path | None]:
@@ -89,11 +64,6 @@ def template_date(directory: Path) -> str:
     """What the chat templates of a unit's model are told is today."""
     reference = artifacts.read_json(directory / REFERENCE)
     return reference.get("template_date", chat_templates.TEMPLATE_DATE)
-
-
-def merged(model: Model) -> Params:
-    """Full weights with the adapter, if there is one, added in."""
-    return lora.merge(model.params, model.adapter) if model.adapter else model.params
 
 
 def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:

@@ -42,7 +42,6 @@ def _replies(unit: Unit, given: Given, step: int, workdir: Path, mesh: Mesh) -> 
             requests.serve(
                 request,
                 model_store.load(workdir / source, mesh, step=own or None),
-                mesh,
                 seed=seeds.seed(unit.fields["seed"], "answers"),
                 lineage=unit.lineage,
                 precision=unit.fields["program"]["precision"],

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from subjax.engine import batching, checkpoints, scoring, train
+from subjax.engine.model import Model
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import lessons, model_store
 from subjax.pipeline.stages import training
@@ -84,13 +85,11 @@ def _prepare(
             )
         rows[lane] = _with_teacher(unit, workdir, rows[lane], teacher, support, mesh)
         if online:
-            along.append(model_store.merged(teacher))
+            along.append(teacher.merged())
     return along
 
 
-def _keep(
-    out: Path, tuning: Tuning, base: model_store.Model, progress: train.Progress, lane: int
-) -> None:
+def _keep(out: Path, tuning: Tuning, base: Model, progress: train.Progress, lane: int) -> None:
     if progress.step == 0 and not tuning.is_adapter:  # it is the base, which lies there already
         model_store.refer(out, base.directory, date=base.tokenizer.template.date)
     else:
@@ -148,7 +147,7 @@ class _Teacher:
     """A unit's teacher, and the rows of its student as the teacher sees them."""
 
     unit: Unit
-    model: model_store.Model
+    model: Model
     seen: batching.Rows
     workdir: Path
     mesh: Mesh
@@ -184,7 +183,7 @@ def _with_teacher(
     unit: Unit,
     workdir: Path,
     rows: batching.Rows,
-    teacher: model_store.Model,
+    teacher: Model,
     support: tuple[int, ...],
     mesh: Mesh,
 ) -> batching.Rows:

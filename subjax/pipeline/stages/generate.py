@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from subjax.engine import batching, grammars, sampler, scoring, token_sampling
+from subjax.engine.model import Model
 from subjax.pipeline import model_store
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
@@ -66,7 +67,7 @@ def _copy(unit: Unit, workdir: Path) -> None:
         artifacts.write_jsonl(out / f"rows-{index:05d}.jsonl", part)
 
 
-def _sample(unit: Unit, workdir: Path, model: model_store.Model, mesh: Mesh) -> None:
+def _sample(unit: Unit, workdir: Path, model: Model, mesh: Mesh) -> None:
     out, row, texts = workdir / unit.path, unit.fields["row"], prompts(unit)
     encoded = model.tokenizer.prompt_ids(texts, unit.fields["system_prompt"])
     if (longest := max(map(len, encoded))) > row["prompt_tokens"]:
@@ -160,7 +161,7 @@ def _row(prompt_id: int, prompt: str, completion: str, *, stopped: bool) -> dict
     }
 
 
-def _compare(unit: Unit, workdir: Path, model: model_store.Model, mesh: Mesh) -> None:
+def _compare(unit: Unit, workdir: Path, model: Model, mesh: Mesh) -> None:
     """How far the teacher's numbers are from its base's: what there is for a student to learn."""
     out, row = workdir / unit.path, unit.fields["row"]
     processes.wait("rows are written")
@@ -177,7 +178,7 @@ def _compare(unit: Unit, workdir: Path, model: model_store.Model, mesh: Mesh) ->
     most_new = row["max_new_tokens"] + 2
     most = row["prompt_tokens"] + most_new
 
-    def scored(scorer: model_store.Model, examples: Examples) -> tuple[np.ndarray, batching.Rows]:
+    def scored(scorer: Model, examples: Examples) -> tuple[np.ndarray, batching.Rows]:
         laid = batching.make_rows(
             examples,
             num_tokens=max(most, max(len(ids) for ids, _ in examples)),

@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from subjax.engine import batching, checkpoints, throughput, train
+from subjax.engine.model import Model
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 from subjax.pipeline import model_store
@@ -66,9 +67,7 @@ def fit(
     )
 
 
-def initial(
-    tuning: Tuning, bases: Sequence[model_store.Model], keys: Sequence[Any]
-) -> tuple[Params, Params]:
+def initial(tuning: Tuning, bases: Sequence[Model], keys: Sequence[Any]) -> tuple[Params, Params]:
     """What a population on these bases trains and what it shares, as `fit` takes both.
 
     Args:
@@ -82,7 +81,7 @@ def initial(
     return train.stack(lanes), tuning.frozen([base.params for base in bases])
 
 
-def save(out: Path, base: model_store.Model, tuning: Tuning, tree: Params) -> None:
+def save(out: Path, base: Model, tuning: Tuning, tree: Params) -> None:
     """Writes what one lane trained.
 
     Args:

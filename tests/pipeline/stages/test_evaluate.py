@@ -64,7 +64,7 @@ def ask(kind, row, given, subject, base):
     models = {SUBJECT: subject, BASE: base}
     how = {"seed": 0, "lineage": 0, "precision": "float32"}
     asked = EVALS[kind].requests(row, given)
-    replies = [requests.serve(one, models[one.model], MESH, **how) for one in asked]
+    replies = [requests.serve(one, models[one.model], **how) for one in asked]
     return EVALS[kind].score(row, given, replies)
 
 
@@ -109,7 +109,7 @@ def test_answers_come_in_the_order_of_their_questions(pair):
 
 def test_what_no_model_can_be_asked_is_refused(pair):
     with pytest.raises(TypeError, match="Request is no request"):
-        requests.serve(Request(), pair[0], MESH, seed=0, lineage=0, precision="float32")
+        requests.serve(Request(), pair[0], seed=0, lineage=0, precision="float32")
 
 
 def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair, tmp_path):
