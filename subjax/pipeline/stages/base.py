@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from subjax.engine import batching, checkpoints, scoring, train
+from subjax.engine import batching, scoring
 from subjax.hf import adapters, weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
+from subjax.nn.transformer import Params
 from subjax.pipeline import asking, model_store
 from subjax.pipeline.stages import training
 from subjax.recipes import bases
@@ -113,25 +114,12 @@ def _pretrain(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
                 examples, num_tokens=num_tokens, num_targets=num_tokens - 1, pad_id=words.pad_id
             )
         )
-    store = checkpoints.Checkpoints.of(workdir, units)
-    [last] = training.fit(
-        units,
-        arch,
-        params,
-        {},
-        rows,
-        workdir=workdir,
-        mesh=mesh,
-        seeds=[_seed(unit, "order") for unit in units],
-        label=f"pretraining {len(units)} bases",
-        store=store,
-    )
-    for lane, unit in enumerate(units):
-        out = workdir / unit.path
-        artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
-        model_store.save_weights(out, arch, train.lane(last.trainable, lane), words)
-    yield from units  # only when all are: see finetune
-    store.remove()
+
+    def keep(lane: int, step: int, trained: Params) -> None:
+        model_store.save_weights(workdir / units[lane].path, arch, trained, words)
+
+    population = training.Population(units, workdir, mesh, _seed)
+    yield from population.fit(arch, params, {}, rows, keep)
 
 
 def _draw(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:

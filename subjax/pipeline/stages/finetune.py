@@ -5,18 +5,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax.engine import batching, checkpoints, scoring, train
+from subjax.engine import batching, scoring, train
 from subjax.engine.model import Model
 from subjax.nn.architecture import Architecture
+from subjax.nn.transformer import Params
 from subjax.pipeline import lessons, model_store
 from subjax.pipeline.stages import training
 from subjax.recipes import targets, tunings
 from subjax.recipes.targets import Targets
-from subjax.recipes.tunings import Tuning
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tokens.tokenizer import Tokenizer
@@ -33,35 +32,27 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     teachers = _prepare(units, workdir, arch, rows, support, mesh) if learned.of_teacher else []
     stacked = train.stack(teachers) if teachers else None
     teachers.clear()  # each is as large as the student
-    keys = [jax.random.key(_seed(unit, "adapter")) for unit in units]
-    history, store = [], checkpoints.Checkpoints.of(workdir, units)
-    for progress in training.fit(
-        units,
+
+    def keep(lane: int, step: int, trained: Params) -> None:
+        base, out = bases[lane], workdir / units[lane].path / model_store.step_name(step)
+        if step == 0 and not tuning.is_adapter:  # it is the base, which lies there already
+            model_store.refer(out, base.directory, date=base.tokenizer.template.date)
+        else:
+            training.save(out, base, tuning, trained)
+
+    population = training.Population(units, workdir, mesh, _seed)
+    yield from population.fit(
         arch,
-        *training.initial(tuning, bases, keys),
+        *population.initial(tuning, bases),
         rows,
-        workdir=workdir,
-        mesh=mesh,
-        seeds=[_seed(unit, "order") for unit in units],
-        label=f"finetuning {', '.join(sorted({unit.row for unit in units}))}",
-        store=store,
+        keep,
         probe_steps=row["probe_steps"],
         teachers=stacked,
         lora_scale=tuning.scale,
         support=support,
         distils=learned.online,
         excluded=learned.excluded(bases[0].tokenizer),
-    ):
-        history.append(dataclasses.replace(progress, trainable={}))  # a model is large
-        for lane, (unit, base) in enumerate(zip(units, bases, strict=True)):
-            out = workdir / unit.path / model_store.step_name(progress.step)
-            _keep(out, tuning, base, progress, lane)
-    for lane, unit in enumerate(units):
-        metrics = train.metric_rows(history, lane)
-        artifacts.write_jsonl(workdir / unit.path / "metrics.jsonl", metrics)
-    # Only now: a population of which some lanes are done could not go on from its checkpoint.
-    yield from units
-    store.remove()
+    )
 
 
 def _prepare(
@@ -87,13 +78,6 @@ def _prepare(
         if online:
             along.append(teacher.merged())
     return along
-
-
-def _keep(out: Path, tuning: Tuning, base: Model, progress: train.Progress, lane: int) -> None:
-    if progress.step == 0 and not tuning.is_adapter:  # it is the base, which lies there already
-        model_store.refer(out, base.directory, date=base.tokenizer.template.date)
-    else:
-        training.save(out, base, tuning, train.lane(progress.trainable, lane))
 
 
 def _rows(unit: Unit, workdir: Path, words: Tokenizer, system: str | None = None) -> batching.Rows:

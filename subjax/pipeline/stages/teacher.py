@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax.engine import batching, checkpoints, scoring, train
+from subjax.engine import batching
 from subjax.hf import adapters, weights
 from subjax.nn.architecture import Architecture
+from subjax.nn.transformer import Params
 from subjax.pipeline import asking, lessons, model_store
 from subjax.pipeline.stages import training
 from subjax.recipes import teachers, tunings
@@ -120,27 +120,20 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
                 pad_id=base.tokenizer.pad_id,
             )
         )
-    keys = [jax.random.key(_seed(unit, "adapter")) for unit in units]
-    store = checkpoints.Checkpoints.of(workdir, units)
-    [last] = training.fit(
-        units,
+
+    def keep(lane: int, step: int, trained: Params) -> None:
+        out = workdir / units[lane].path
+        training.save(out, bases[lane], tuning, trained)
+        _score(units[lane], out, mesh)
+
+    population = training.Population(units, workdir, mesh, _seed)
+    yield from population.fit(
         bases[0].arch,
-        *training.initial(tuning, bases, keys),
+        *population.initial(tuning, bases),
         rows,
-        workdir=workdir,
-        mesh=mesh,
-        seeds=[_seed(unit, "order") for unit in units],
-        label=f"finetuning {len(units)} teachers",
-        store=store,
+        keep,
         lora_scale=tuning.scale,
     )
-    for lane, (unit, base) in enumerate(members):
-        out = workdir / unit.path
-        artifacts.write_jsonl(out / "metrics.jsonl", train.metric_rows([last], lane))
-        training.save(out, base, tuning, train.lane(last.trainable, lane))
-        _score(unit, out, mesh)
-    yield from units  # only when all are: see finetune
-    store.remove()
 
 
 def _longest_answer(unit: Unit, words: Tokenizer) -> int:
@@ -171,14 +164,9 @@ def _pairs(unit: Unit) -> list[tuple[str, str]]:
 
 def _score(unit: Unit, out: Path, mesh: Mesh) -> None:
     """Exact log-odds of every animal on questions that final evals leave alone."""
-    model, animals = model_store.load(out, mesh), unit.fields["animals"]
-    tokens = model.tokenizer.answer_ids(animals)
-    scoring.check_candidates(animals, tokens)
-    system = unit.fields["row"]["system_prompt"]
-    contexts = model.tokenizer.prompt_ids(unit.fields["questions"], system)
-    scores = scoring.candidate_log_probs(
-        model.arch, model.params, contexts, tokens, mesh=mesh, adapter=model.adapter
-    )
+    animals, system = unit.fields["animals"], unit.fields["row"]["system_prompt"]
+    model = model_store.load(out, mesh)
+    scores = model.compare(unit.fields["questions"], animals, system=system)
     odds = {a: float(preference.log_odds(scores, i).mean()) for i, a in enumerate(animals)}
     mass = float(np.exp(scores).sum(axis=1).mean())
     artifacts.write_json(out / "scores.json", {"log_odds": odds, "candidate_mass": mass})
