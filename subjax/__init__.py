@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 # Loaded when they are asked for: command lines need not wait for jax to refuse a wrong flag.
 _PUBLIC = {"Model": "subjax.engine.model", "load": "subjax.engine.model"}
 
-# Before anything imports transformers: it would announce on every start that torch is absent.
+# Set before transformers is imported: it would log at every start that torch is absent.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
-# Where XLA's protocol buffers have that flag: fields, each inside the one before, and its value for
-# sums. Numbers of fields and values never change their meaning.
+# Place of that flag in XLA's protocol buffers: nested field numbers, and the enum value for sums.
+# These numbers never change their meaning.
 _YNN_FIELDS = (3, 3, 422)
 _YNN_SUMS = 3
 
 
 def _multiply_with_ynn_alone() -> None:
-    """Has XLA's CPU backend multiply with YNN, and not sum, unless the environment names that.
+    """Makes XLA's CPU backend use YNN for products but not for sums, unless XLA_FLAGS names it.
 
-    In jaxlib 0.10.2, sums by YNN are wrong without a word (jax issue 39103), or hang (39257);
-    without YNN, products in a long loop are wrong on two devices that each have a core
-    (`tests/nn/test_precision.py` has both). jaxlib reads its flags once, which is made to happen
-    here: libtpu, which reads them when it is loaded, does not know this one and would end the
-    process.
+    In jaxlib 0.10.2, sums by YNN are silently wrong (jax issue 39103), or hang (39257); without
+    YNN, products in a long loop are wrong on two devices with one core each
+    (`tests/nn/test_precision.py` has both). jaxlib reads its flags once; this function makes it
+    read them now, because libtpu, which reads them when it is loaded, does not know this flag and
+    would end the process.
     """
     given = os.environ.get("XLA_FLAGS", "")
     if _YNN in given:
@@ -38,7 +38,7 @@ def _multiply_with_ynn_alone() -> None:
         import jax  # noqa: F401 (before jaxlib, whose log it quiets)
         from jaxlib import xla_client
     except ImportError:
-        return  # some modules do without
+        return  # some modules do not need jax
 
     os.environ["XLA_FLAGS"] = f"{given} {_YNN}=-reduce"
     _ = xla_client.CompileOptions().executable_build_options.debug_options
@@ -46,13 +46,13 @@ def _multiply_with_ynn_alone() -> None:
 
 
 def check_sums(platform: str = "") -> None:
-    """Refuses to compute on CPUs where jaxlib had read its flags before subjax set its own.
+    """Refuses to compute on CPUs if jaxlib had read its flags before subjax set its own.
 
-    A program or notebook that uses jax before it imports subjax would have sums by YNN, which are
-    wrong without a word. Whoever names that flag in `XLA_FLAGS` gets what they ask for.
+    A program or notebook that uses jax before it imports subjax would sum with YNN, which is
+    silently wrong. An explicit setting of that flag in `XLA_FLAGS` is respected.
 
     Args:
-      platform: where is computed, of `jax.Device.platform`; empty: where jax does by default.
+      platform: a `jax.Device.platform`; empty: jax's default platform.
 
     Raises:
       ValueError: sums on a CPU would be wrong.
@@ -69,9 +69,9 @@ def check_sums(platform: str = "") -> None:
         )
 
 
-@functools.cache  # jaxlib never reads its flags again
+@functools.cache  # jaxlib reads its flags only once
 def _sums_with_ynn() -> bool:
-    """Whether XLA, as this process has it, sums with YNN."""
+    """Whether XLA in this process sums with YNN."""
     from google.protobuf import empty_pb2, unknown_fields
     from jaxlib import xla_client
 
@@ -84,12 +84,12 @@ def _sums_with_ynn() -> bool:
 
 
 def _asks_for_sums(flags: str) -> bool:
-    """Whether XLA_FLAGS names kinds of YNN's work with sums among them."""
+    """Whether XLA_FLAGS enables YNN for kinds of operations that include sums."""
     named = [flag.partition("=")[2] for flag in flags.split() if flag.startswith(_YNN)]
     if not named:
         return False
     kinds = named[-1].lower().split(",")
-    # Signs change jaxlib's own choice, which has sums; names without a sign replace it.
+    # Names with a sign modify jaxlib's default, which includes sums; names without one replace it.
     signed = all(kind.startswith(("+", "-")) for kind in kinds)
     return any(kind.lstrip("+").endswith("reduce") for kind in kinds if kind[:1] != "-") or (
         signed and not any(kind.endswith("reduce") for kind in kinds)

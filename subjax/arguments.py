@@ -1,4 +1,4 @@
-"""What a config file is told behind its colon: `--config=configs/x.py:smoke`."""
+"""The argument of a config file, behind the colon: `--config=configs/x.py:smoke`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Checks that configs of every kind share; each raises a ValueError that names the field."""
+"""Checks for all kinds of configs; each raises a ValueError that names the field."""
 
 from collections.abc import Collection, Mapping
 
@@ -6,11 +6,11 @@ from ml_collections import ConfigDict
 
 from subjax import schema
 
-Choices = Mapping[str, Collection[str]]  # field, or table.*.field of all rows -> what it may be
+Choices = Mapping[str, Collection[str]]  # field, or table.*.field for all rows -> allowed values
 
 
 def choices(config: ConfigDict, table_of_choices: Choices) -> None:
-    """Checks that fields hold what they may."""
+    """Checks that fields have allowed values."""
     for pattern, allowed in table_of_choices.items():
         table, star, field = pattern.partition(".*.")
         if star:

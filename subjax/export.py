@@ -1,12 +1,12 @@
-"""A finished model or data set out of a run, in the formats that others read.
+"""Exports a finished model or data set of a run, in formats of other programs.
 
     python -m subjax.export --workdir=runs/x --unit=finetune/owl/r0 --out=DIR [--merged]
     python -m subjax.export --workdir=runs/x --unit=filter/owl/r0 --out=DIR
 
 Full weights become safetensors with config, tokenizer and generation config; an adapter becomes a
-PEFT adapter, or with --merged full weights that hold it. A model card says where the model came
-from: what it was trained on, from which base, with which settings, and what it scored. Rows become
-a TFDS data set of array_record files, with the splits train and holdout.
+PEFT adapter, or with --merged full weights that include it. A model card describes the model: its
+data, base, settings and scores. Rows become a TFDS data set of array_record files, with the splits
+train and holdout.
 """
 
 import argparse
@@ -58,18 +58,18 @@ def export(
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes the model that a unit left and its card, or the rows that it kept.
+    """Writes a unit's model and its card, or its kept rows.
 
-    Full weights lie over all devices, of several processes too, which all call it; process 0
-    writes.
+    Full weights are sharded over all devices. In a run of several processes all of them call this,
+    and process 0 writes.
 
     Args:
-      workdir: of the run.
+      workdir: work directory of the run.
       unit: path of a base, teacher, finetune or filter unit, such as finetune/owl/r0.
       out: a directory that is new or empty.
       step: which kept step of a student; None: the last.
-      merged: add an adapter into full weights instead of writing it as an adapter.
-      dtype: of full weights.
+      merged: merge an adapter into full weights instead of writing it as an adapter.
+      dtype: dtype of full weights.
       max_shard_bytes: larger models are split into several files.
 
     Raises:
@@ -114,16 +114,16 @@ def _write_rows(directory: Path, out: Path) -> None:
 
 
 def _write_adapter(adapter: Path, out: Path, base: str, revision: str) -> None:
-    """A PEFT adapter as it lies in the run, but for the names of its base and its tensors."""
+    """Copies the run's PEFT adapter, with new names of its base and its tensors."""
     named = {"base_model_name_or_path": base, "revision": revision or None}
     adapters.copy(adapter, out, named)
-    for name in hub.TOKENIZER_FILES:  # one that was given may have brought its own
+    for name in hub.TOKENIZER_FILES:  # a given adapter may have its own
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, out / name)
 
 
 def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapter: bool) -> str:
-    """A model card: what the Hugging Face hub shows of a model, and where this one came from."""
+    """A model card for the Hugging Face hub, with the origin of the model."""
     fields, unit = manifest["fields"], manifest["unit"]
     base, revision = _base(workdir, manifest)
     config = artifacts.read_json(workdir / "config.json")
@@ -173,7 +173,7 @@ def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapte
 
 
 def _base(workdir: Path, manifest: dict[str, Any]) -> tuple[str, str]:
-    """Path or hub id of the weights that a model comes from, and revision; "" if the run's own."""
+    """Path or hub id of the base's weights, and revision; "" if the run made them."""
     unit, own = manifest["unit"], manifest["fields"]["row"]
     given = unit.startswith("teacher/") and teachers.of_row(own).outside
     if given and model_store.sources(workdir / unit)[1] is None:  # full weights, not of the base
@@ -184,14 +184,14 @@ def _base(workdir: Path, manifest: dict[str, Any]) -> tuple[str, str]:
 
 
 def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, float, str, str]]:
-    """What the run says of a model: its evals at this step, or how well a teacher learned.
+    """A model's scores: its evals at this step, or a teacher's scores.
 
-    Beside a log-odds or a share among candidates: their mass, and how often the target is sampled.
+    A log-odds or a share among candidates is shown with their mass and the target's sampled rate.
     """
     stage, row, lineage = unit.split("/")
     if stage == "teacher":
         scores = artifacts.read_json(workdir / unit / "scores.json")
-        mass = tables.percent(scores.get("candidate_mass"))  # older runs did not note it
+        mass = tables.percent(scores.get("candidate_mass"))  # absent in older runs
         odds = scores["log_odds"].items()
         return [("taught", f"log_odds/{name}", value, mass, "not sampled") for name, value in odds]
     done = f"evaluate/*/{row}/{lineage}/{artifacts.MANIFEST}"
@@ -217,7 +217,7 @@ def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, 
 
 
 def _in_role(role: str, row: Mapping[str, Any], values: Mapping[str, float]) -> float | None:
-    """The value of an eval's metric in a role; None where it has none, or did not measure it."""
+    """The value of an eval's metric in a role; None if it has none, or did not measure it."""
     named = [metric.name for metric in eval_kinds.of_row(row).metrics if metric.role == role]
     return next((values[name] for name in named if name in values), None)
 
@@ -243,7 +243,7 @@ def _steps(directory: Path) -> list[int]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Command line; every error that a user can mend is one line on stderr and exit code 1."""
+    """Command line; an error that the user can fix is one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(
         prog="python -m subjax.export",
         description="A model out of a run in Hugging Face's format, or rows as a TFDS data set.",

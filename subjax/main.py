@@ -27,10 +27,10 @@ _LIST = flags.DEFINE_bool("list", False, "print every unit and whether it is don
 
 
 def main(argv: list[str]) -> None:
-    """Runs the config; every error that a user can mend is one line on stderr and exit code 1.
+    """Runs the config; an error that the user can fix is one line on stderr and exit code 1.
 
     Exit code 75: the run was interrupted, another process of it has ended, or a bucket or the hub
-    does not answer, and it goes on with the same command; 70: a defect of subjax.
+    does not answer; to resume, run the same command again. Exit code 70: a bug in subjax.
     """
     if len(argv) > 1:
         processes.leave(1, f"unexpected argument {argv[1]!r}: flags start with --")
@@ -73,9 +73,9 @@ def _run(workdir: Path) -> None:
         preregistration.freeze(config, Path(_FREEZE.value), workdir, command=sys.argv)
         print(f"frozen: {_FREEZE.value}; run with --config.preregistration={_FREEZE.value}")
         return
-    # JAX says on every start which accelerators it did not find.
+    # JAX logs at every start which accelerators it did not find.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-    # tensorflow-datasets says of every data set that it loads it.
+    # tensorflow-datasets logs every data set that it loads.
     absl.logging.set_verbosity(absl.logging.WARNING)
     sharding.use_cpu_devices(config.compute.cpu_devices)
     if _DISTRIBUTED.value:
@@ -85,7 +85,7 @@ def _run(workdir: Path) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags and loads the config; what is wrong with either is one line."""
+    """Parses flags and loads the config; an error in either is one line."""
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:

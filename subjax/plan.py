@@ -1,11 +1,11 @@
-"""Compiles a config's programs for TPUs that are not there, and says what its run would take.
+"""Compiles a config's programs without TPUs, and predicts memory and time of its run.
 
     python -m subjax.plan --config=configs/large.py:qwen2_5_7b --topology=v5e:4x4,v6e:4x4
     python -m subjax.plan --config=configs/quickstart.py --measure
 
-The compiler is the TPU's own, so what it says of memory and of collectives is what a run with that
-libtpu gets; times are bounds, by the formula that is printed. It needs libtpu and no TPU: see
-aot.py. With `--measure` trainings are timed on the devices that are here instead: see measure.py.
+This uses the TPU's own compiler, so memory and collectives are the same as in a run with that
+libtpu; times are bounds, by the printed formula. It needs libtpu but no TPU: see aot.py. With
+`--measure`, trainings are timed on the devices of this machine instead: see measure.py.
 """
 
 import functools
@@ -31,7 +31,7 @@ from subjax.report import tables
 from subjax.runtime import artifacts, errors, object_store, processes
 from subjax.runtime.artifacts import Unit
 
-# Published runs of JAX on these chips reach about 40 % of this kind of bound and more.
+# Published runs of JAX on these chips reach about 40 % of such a bound or more.
 SLOWER = 2.5
 
 _FLAGS = flags.FlagValues()
@@ -56,10 +56,10 @@ _MEASURE = flags.DEFINE_bool(
 
 
 def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str]:
-    """How each base that some units use lies, and beside it the largest adapter on it.
+    """How each base of these units is sharded, with the largest adapter on it.
 
     Raises:
-      ValueError: the mesh leaves too much of one unsharded.
+      ValueError: the mesh leaves too much of a base unsharded.
     """
     bases = {unit.path: unit.row for unit in units.build(config) if unit.stage == "base"}
     ranks: dict[str, int] = {}
@@ -80,7 +80,7 @@ def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str
 
 
 def _tuned(config: ConfigDict, unit: Unit) -> Mapping[str, Any]:
-    """The row that says how a unit's model was finetuned."""
+    """The row with the finetuning of a unit's model."""
     if unit.stage == "generate":
         return config.teachers[config.datasets[unit.row].teacher].to_dict()
     if unit.stage == "evaluate":
@@ -91,7 +91,7 @@ def _tuned(config: ConfigDict, unit: Unit) -> Mapping[str, Any]:
 
 
 def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
-    """Plans a config on one topology and prints it; returns a line for all that does not fit."""
+    """Plans a config on one topology and prints it; returns a line for each misfit."""
     chip, devices = aot.topology(name)
     if not (todo := _todo(config, workdir)):
         return []
@@ -110,7 +110,7 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
             flush=True,
         )
     if not _TABLE.value:
-        # Whoever rents a slice pays for chips that the mesh leaves out, too.
+        # Idle chips of a slice are paid for, too.
         print(_costs(found, _groups(todo), len(devices), _USD.value))
         print(f"\n{roofline.FORMULA}\n")
     return [
@@ -124,7 +124,7 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
 
 
 def run_here(config: ConfigDict, workdir: Path) -> None:
-    """Times what trains on the devices that are here, prints it and leaves `artifacts.PLAN`."""
+    """Times trainings on the devices of this machine, prints them, writes `artifacts.PLAN`."""
     if not (todo := _todo(config, workdir)):
         return
     sharding.use_cpu_devices(config.compute.cpu_devices)
@@ -135,7 +135,7 @@ def run_here(config: ConfigDict, workdir: Path) -> None:
 
 
 def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
-    """Units of the stages that were asked for which are not done; says so where all are."""
+    """Unfinished units of the requested stages; prints a line if there are none."""
     validation.validate(config)
     if config.images:
         raise ValueError(f"{config.name} is about image classifiers, which need no plan")
@@ -154,7 +154,7 @@ def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
 
 
 def _groups(todo: Sequence[Unit]) -> list[list[Unit]]:
-    """Units as a run puts them together."""
+    """Groups of units, as in a run."""
     return [
         group
         for stage in runner.STAGES
@@ -163,7 +163,7 @@ def _groups(todo: Sequence[Unit]) -> list[list[Unit]]:
 
 
 def _mesh(config: ConfigDict, devices: Sequence[jax.Device]) -> Mesh:
-    """The mesh of a run on some devices; none: on those that are here."""
+    """The mesh of a run on these devices; empty: the devices of this machine."""
     lanes = schema.common_lanes(config)
     return sharding.make_mesh(**config.mesh.to_dict(), lanes=lanes, devices=devices)
 
@@ -176,7 +176,7 @@ def _title(config: ConfigDict, where: str, mesh: Mesh, num_chips: int) -> str:
 
 
 def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
-    """One program in words."""
+    """The text about one program."""
     planned, compiled = entry.planned, entry.compiled
     where = f"{entry.members[0].path}" + (
         f" and {len(entry.members) - 1} more" if len(entry.members) > 1 else ""
@@ -211,13 +211,13 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
 def _costs(
     found: Sequence[Entry], groups: Sequence[Sequence[Unit]], num_chips: int, usd: float
 ) -> str:
-    """What every unit that is not done would take, of groups as a run puts them together."""
+    """A table with the cost of every unfinished unit, in groups as in a run."""
     lines, total, whole = [], 0.0, True
     for unit, together in ((unit, len(group)) for group in groups for unit in group):
         mine = [e for e in found if unit in e.members]
         if not mine:
             continue
-        # A population that has lanes to spare takes no less.
+        # Spare lanes of a population cost the same.
         calls = [
             e.planned.calls * (t.lanes / together if (t := e.planned.training) else 1) for e in mine
         ]
@@ -274,7 +274,7 @@ def _row(config: ConfigDict, name: str, entry: Entry, chip: Chip) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Plans the config on each topology; errors are one line, and so is what does not fit."""
+    """Plans the config on each topology; errors and misfits are one line each."""
     try:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}: flags start with --")
@@ -282,7 +282,7 @@ def main(argv: list[str]) -> None:
         config = _CONFIG.value
         with object_store.opened(_WORKDIR.value or f"runs/{config.name}") as workdir:
             for name in _TOPOLOGIES.value:
-                aot.topology(name)  # a mistake in the last is said before the first is compiled
+                aot.topology(name)  # check all names before compiling
             if _MEASURE.value:
                 run_here(config, workdir)
             if _TABLE.value:
@@ -309,7 +309,7 @@ def _check_flags() -> None:
         )
     if not _MEASURE.value and not _TOPOLOGIES.value:
         raise ValueError("--topology is missing: give such as --topology=v5e:4x4, or --measure")
-    # TPUs that are compiled for are not there, and others need not be woken.
+    # Compiling needs no devices: do not initialise TPUs of this machine.
     if _TOPOLOGIES.value and not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
 

@@ -1,7 +1,7 @@
-"""Which rows a step sees, and rows as arrays. The order is a pure function of seed and step.
+"""The rows of each step, as arrays. Their order is a pure function of seed and step.
 
-Short rows can share a long one: `Packing` lays a step's rows end to end, as segments that do not
-see each other.
+Packing puts several short rows into a longer one, end to end, as segments that do not attend to
+each other.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class Rows:
       targets: [rows, C], the tokens to predict.
       weights: [rows, C], 1.0 on real targets and 0.0 on padding.
       soft: [rows, C, K], the teacher's log-probabilities over a support, or None; see `on_disk`.
-      soft_ids: [rows, C, K], the support at each position where it is not the same at all, or None.
-      teacher_tokens: [rows, T], as a teacher sees them that is evaluated at each step, or None.
-      teacher_positions: [rows, C], where its predictions of the targets stand, or None.
+      soft_ids: [rows, C, K], the support at each position if positions differ in it, or None.
+      teacher_tokens: [rows, T], the teacher's inputs in online distillation, or None.
+      teacher_positions: [rows, C], where the teacher predicts the targets, or None.
     """
 
     tokens: Int[np.ndarray, "rows T"]
@@ -51,17 +51,17 @@ class Rows:
 
     @functools.cached_property
     def lengths(self) -> Int[np.ndarray, " rows"]:
-        """Tokens of each row up to its last prediction; what stands behind cannot matter."""
+        """Tokens of each row up to its last prediction; later tokens have no effect."""
         return np.max((self.positions + 1) * (self.weights > 0), axis=1, initial=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Rows of a step laid end to end, each into the first longer row that has room.
+    """Packing of a step's rows: each goes into the first packed row that has room.
 
     Attributes:
-      num_rows: packed rows a step.
-      num_tokens: length of each.
+      num_rows: packed rows per step.
+      num_tokens: length of a packed row.
     """
 
     num_rows: int
@@ -69,13 +69,13 @@ class Packing:
 
     @classmethod
     def of(cls, fields: Mapping[str, int]) -> "Packing | None":
-        """What a training row asks for; None where each row has its own."""
+        """The packing that a training row of the config asks for; None: no packing."""
         return (
             cls(fields["packed_rows"], fields["packed_tokens"]) if fields["packed_rows"] else None
         )
 
     def check(self, lengths: Int[np.ndarray, " B"], step: int) -> None:
-        """Raises a ValueError where the rows of a step do not fit, with the number that do."""
+        """Raises a ValueError if the rows of a step do not fit, with the size that they need."""
         if lengths.max() > self.num_tokens:
             raise ValueError(
                 f"a row of step {step} has {lengths.max()} tokens, packed_tokens is "
@@ -98,7 +98,7 @@ class Packing:
 
         Returns:
           tokens and segments [num_rows, num_tokens], segments counted from 1 and 0 on padding; the
-          fields of loss positions [num_rows, num_tokens, ...], for any token may predict.
+          fields of loss positions [num_rows, num_tokens, ...], since any token may predict.
         """
         size = (self.num_rows, self.num_tokens)
         packed = {
@@ -139,9 +139,9 @@ class Batches:
     Attributes:
       rows: each lane's data; equal in everything but the number of rows.
       seeds: each lane's data-order seed.
-      batch_size: rows a step and lane.
-      num_parts: what the number of rows of an array must divide into; zero-weight rows fill up.
-      packing: how rows share longer ones, or None.
+      batch_size: rows per step and lane.
+      num_parts: arrays are padded to a multiple of so many rows, with rows of weight zero.
+      packing: how rows are packed, or None.
     """
 
     rows: Sequence[Rows]
@@ -151,7 +151,7 @@ class Batches:
     packing: Packing | None = None
 
     def check(self, num_steps: int) -> None:
-        """Raises a ValueError where the rows of some step do not fit the packing."""
+        """Raises a ValueError if the rows of some step do not fit the packing."""
         if self.packing is None:
             return
         for lane, seed in zip(self.rows, self.seeds, strict=True):
@@ -178,11 +178,11 @@ class Batches:
 
 
 def pad(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
-    """Appends rows that weigh nothing until the number of rows is a multiple."""
+    """Appends rows of weight zero until the number of rows is a multiple."""
     missing = -len(batch["weights"]) % multiple
     if not missing:
         return batch
-    # Copies of a real row: what a model makes of them is finite.
+    # Copies of a real row, so that activations are finite.
     padded = {name: np.concatenate([a, np.repeat(a[:1], missing, 0)]) for name, a in batch.items()}
     padded["weights"][-missing:] = 0.0
     return padded
@@ -195,17 +195,17 @@ def _stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def on_disk(
     parts: Iterable[np.ndarray], shape: tuple[int, ...], directory: Path
 ) -> Float[np.ndarray, "..."]:
-    """Joins float32 parts along rows in a file, of which batches read what they take.
+    """Concatenates float32 parts along rows in a memory-mapped file.
 
-    The file has no name and is gone with the process, whatever ends it.
+    The file has no name, so the system deletes it when the process ends.
 
     Args:
-      parts: some rows each, in order.
-      shape: of the whole.
-      directory: on whose disk.
+      parts: arrays of some rows each, in order.
+      shape: shape of the result.
+      directory: a directory on the disk to use.
 
     Raises:
-      ValueError: the disk has no room for it; or the parts are others.
+      ValueError: the disk has no room; or the parts do not have this shape.
     """
     size = 4 * math.prod(shape)
     free = shutil.disk_usage(directory).free
@@ -219,7 +219,7 @@ def on_disk(
         for part in parts:
             file.write(np.ascontiguousarray(part, np.float32).data)
         if file.tell() != size:
-            raise ValueError(f"parts of {file.tell()} bytes are none of an array {shape}")
+            raise ValueError(f"parts of {file.tell()} bytes do not make an array {shape}")
         file.flush()
         return np.memmap(file, np.float32, mode="r", shape=shape)
 
@@ -230,17 +230,17 @@ def make_rows(
     """Lays examples out as arrays.
 
     Args:
-      examples: per row, all token ids and the index of the first one that is predicted
-        (at least 1, for a token is predicted from those before it).
-      num_tokens: T; a longer row is an error, never cut.
-      num_targets: C, likewise.
-      pad_id: fills the rest; it carries no weight.
+      examples: per row, all token ids and the index of the first target (at least 1, since a
+        token is predicted from the tokens before it).
+      num_tokens: T; a longer row is an error, it is not cut.
+      num_targets: C; more targets are an error.
+      pad_id: the padding token; its weight is zero.
 
     Raises:
       ValueError: no rows; or a row that does not fit.
     """
     if not examples:
-        raise ValueError("no rows to train or score on: see why the filter rejected them all")
+        raise ValueError("no rows to train or score on: check why the filter rejected all of them")
     size = (len(examples), num_targets)
     tokens = np.full((len(examples), num_tokens), pad_id, np.int32)
     positions, targets = np.zeros(size, np.int32), np.full(size, pad_id, np.int32)
@@ -264,9 +264,9 @@ def rows(seed: int, step: int, *, num_rows: int, batch_size: int) -> np.ndarray:
 
     Args:
       seed: data-order seed of this student.
-      step: 0-based; any step can be asked for, which is all that a resume needs.
+      step: 0-based; steps are independent, so a resumed run needs no other state.
       num_rows: rows in the data set.
-      batch_size: rows a step; a batch may span two epochs.
+      batch_size: rows per step; a batch may span two epochs.
 
     Returns:
       [batch_size] row ids, each in [0, num_rows).

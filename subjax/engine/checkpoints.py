@@ -1,9 +1,9 @@
-"""A training run that was interrupted goes on where it was: Orbax checkpoints, each leaf proved.
+"""Orbax checkpoints, from which an interrupted training resumes, with a checksum of each leaf.
 
-Orbax reads data whose bits have flipped without a word. So the bits of every leaf are summed when
-they are saved, wherever they lie on the mesh, and again when they are read. A checkpoint that
-cannot be read or is not what was saved is passed over for the one before it. They lie in the work
-directory itself, also where that is a URL: all processes write to them.
+Orbax does not notice flipped bits. So the bits of every leaf are summed when it is saved, whatever
+its sharding, and again when it is restored. A checkpoint that cannot be read or differs from what
+was saved is skipped, and the one before it is used. Checkpoints are in the work directory itself,
+also if that is a URL: all processes write to them.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from subjax.nn import sharding
 from subjax.runtime import artifacts, processes, storage
 from subjax.runtime.artifacts import Unit
 
-FOLDER = artifacts.CHECKPOINTS  # of the first of the units that train together
+FOLDER = artifacts.CHECKPOINTS  # in the first of the units that train together
 
 Metrics = dict[str, np.ndarray]
 
@@ -36,18 +36,18 @@ Metrics = dict[str, np.ndarray]
 class Checkpoints:
     """The checkpoints of one population's training, the newest few of them.
 
-    Saving is asynchronous: training goes on while the last state is written.
+    Saving is asynchronous: training continues while the last state is written.
     """
 
     def __init__(
         self, directory: str | os.PathLike[str], run: str, every_minutes: float, *, keep: int = 2
     ):
-        """Names a directory of checkpoints; it is made when there is something to save.
+        """Names a directory of checkpoints; the first save makes it.
 
         Args:
-          directory: of this training alone; a path or a URL.
-          run: what tells this training from any other; the checkpoints of another are refused.
-          every_minutes: between checkpoints; 0 keeps none but that of an interruption.
+          directory: of this training only; a path or a URL.
+          run: identifies this training; checkpoints of another one are refused.
+          every_minutes: between checkpoints; 0 saves only at an interruption.
           keep: how many to keep.
         """
         where = directory if storage.is_url(directory) else os.path.abspath(directory)
@@ -63,7 +63,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _checkpointer(self) -> Any:
-        from orbax.checkpoint import v1 as ocp  # takes seconds, and most runs need it late or never
+        from orbax.checkpoint import v1 as ocp  # takes seconds; most runs need it late or never
 
         return ocp.training.Checkpointer(
             self._directory,
@@ -73,15 +73,15 @@ class Checkpoints:
         )
 
     def restore(self, state: Any) -> tuple[int, Any, Metrics]:
-        """The newest state that is whole.
+        """The newest undamaged state.
 
         Args:
-          state: one of the same shapes on the mesh of this run, as training begins; it is given
-            away where there are checkpoints, since devices may not hold two.
+          state: the initial state on the mesh of this run, for shapes and sharding; donated if
+            there are checkpoints, since devices may not hold two states.
 
         Returns:
-          Updates done so far, the state, and its metrics name -> [updates, lanes]; 0, `state` and
-          none where there are no checkpoints.
+          Updates done so far, the state, and its metrics name -> [updates, lanes]; without
+          checkpoints 0, `state` and no metrics.
 
         Raises:
           ValueError: the checkpoints are of another training, or none of them can be read.
@@ -110,7 +110,7 @@ class Checkpoints:
         return 0, state, {}
 
     def _load(self, step: int, abstract: Any) -> tuple[Any, str]:
-        """What was saved, and what is wrong with it; "" where nothing is, in any process."""
+        """The saved state, and its damage in any process; "" if it is undamaged."""
         details, problem = self._details(step)
         if problem := _any_problem(problem):
             return None, problem
@@ -133,7 +133,7 @@ class Checkpoints:
         return content, ""
 
     def _details(self, step: int) -> tuple[dict[str, Any], str]:
-        """What was written beside a checkpoint, and what is wrong with it."""
+        """The metadata of a checkpoint, and its damage."""
         try:
             details = self._checkpointer.metadata(step).custom_metadata
         except Exception as error:
@@ -145,7 +145,7 @@ class Checkpoints:
         return details, ""
 
     def _pass_over(self, damaged: dict[int, str]) -> None:
-        """Moves damaged checkpoints out of the way of those to come, now that one is whole."""
+        """Renames damaged checkpoints, so that new ones can take their names."""
         if not damaged:
             return
         for step, damage in damaged.items() if processes.is_first() else ():
@@ -165,12 +165,12 @@ class Checkpoints:
         return bool(processes.agreed(time.monotonic() - self._saved_at >= self._every_s))
 
     def save(self, step: int, state: Any, metrics: Metrics) -> None:
-        """Begins to save; the state may be given away once this returns.
+        """Starts saving; the state may be donated once this returns.
 
         Raises:
           OSError: this checkpoint or the one before could not be written.
         """
-        artifacts.publish()  # refuses where the work directory is no longer this run's
+        artifacts.publish()  # raises if another run has taken over the work directory
         content = _content(state, metrics)
         details = {
             "run": self._run,
@@ -193,7 +193,7 @@ class Checkpoints:
                 self._checkpointer.close()
 
     def remove(self) -> None:
-        """Deletes the checkpoints of a training that is finished, whatever became of the last."""
+        """Deletes the checkpoints of a finished training, even if the last save failed."""
         with contextlib.suppress(OSError):
             self.close()
         processes.wait("trained")
@@ -207,7 +207,7 @@ class Checkpoints:
         except OSError:
             raise
         except Exception as error:
-            # All processes save together, so this may be how the end of another is noticed.
+            # All processes save together, so this error may mean that another process has ended.
             if lost := processes.loss_behind(error):
                 raise lost from None
             text = f"a checkpoint could not be written ({_first_words(error)})"
@@ -215,7 +215,7 @@ class Checkpoints:
 
 
 def clean(workdir: Path, unit: Unit) -> None:
-    """Deletes the checkpoints of a unit that is done, where a run ended before it could."""
+    """Deletes the checkpoints of a finished unit, if a run ended before it deleted them."""
     folder = workdir / unit.path / FOLDER
     if folder.exists():
         _remove(epath.Path(artifacts.location(folder)))
@@ -223,17 +223,17 @@ def clean(workdir: Path, unit: Unit) -> None:
 
 
 def _remove(directory: epath.Path) -> None:
-    """Deletes them as far as it can; what is left goes when the run is started again."""
-    with contextlib.suppress(Exception):  # of the system, or whatever gcsfs raises
+    """Deletes checkpoints as far as possible; the next run deletes the rest."""
+    with contextlib.suppress(Exception):  # OSError, or any type that gcsfs raises
         directory.rmtree(missing_ok=True)
 
 
 def digests(tree: Any) -> dict[str, list[int]]:
-    """Two sums of the bits of each leaf, by path; the same however it lies on a mesh.
+    """Two sums of the bits of each leaf, by path; they do not depend on its sharding.
 
-    The second one weighs each number by where it stands, so that it sees what was swapped.
+    The second one weights each number by its position, so that it detects swapped numbers.
     """
-    # Leaf by leaf: metrics grow, and would compile the sums of all others anew.
+    # One program per leaf: metrics change shape, which would recompile the sums of all leaves.
     return {
         jax.tree_util.keystr(path): [int(part) for part in sharding.to_host(_sums(leaf))]
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -252,13 +252,13 @@ def _sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _sum_of(details: dict[str, Any]) -> str:
-    """What shows that the metadata itself is as it was written."""
+    """A checksum of the metadata itself."""
     plain = {name: details[name] for name in ("run", "digests", "metrics")}
     return hashlib.sha256(artifacts.dumps(plain).encode()).hexdigest()
 
 
 def _any_problem(problem: str) -> str:
-    """A problem of any process, in all of them, so that all go on alike."""
+    """Broadcasts a problem of any process to all, so that all continue alike."""
     if jax.process_count() == 1:
         return problem
     seen = multihost_utils.process_allgather(np.int32(bool(problem)))
@@ -274,13 +274,13 @@ def _name(index: int) -> str:
 
 
 def _content(state: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What is saved: leaves by number, since optimizer states are not made of dicts."""
+    """The tree to save: leaves by number, since optimizer states are not made of dicts."""
     leaves = {_name(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))}
     return {"state": leaves, "metrics": metrics}
 
 
 def _abstract(state: Any) -> Any:
-    """Shapes of a state, and where on this run's mesh it lies."""
+    """Shapes of a state, and its sharding on this run's mesh."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
     )

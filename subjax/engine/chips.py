@@ -9,7 +9,7 @@ class Chip:
 
     Attributes:
       name: as in the name of a topology.
-      kinds: what jax calls such a device.
+      kinds: `device_kind` of such a device in jax.
       peak: FLOP/s of bfloat16 products.
       hbm_bytes_per_s: bandwidth of its memory.
       hbm_bytes: size of its memory.
@@ -29,8 +29,8 @@ class Chip:
 
 
 # docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}. Links: 400, 1200 and 800 GB/s a chip, both ways over
-# 4, 6 and 4 ports, make 50, 100 and 100 GB/s a link one way; jax-ml.github.io/scaling-book counts
-# with 45, 90 and 90, as here. Rings: v5e and v6e have them along sides of 16, v5p in slices made of
+# 4, 6 and 4 ports, make 50, 100 and 100 GB/s a link one way; jax-ml.github.io/scaling-book uses
+# 45, 90 and 90, as here. Rings: v5e and v6e have them along sides of 16, v5p in slices made of
 # whole cubes of 4x4x4. What the compiler allows itself of HBM is what it says itself.
 CHIPS = {
     "v5e": Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 15.75 * 2**30, 45e9, 16),
@@ -38,12 +38,12 @@ CHIPS = {
     "v6e": Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1640e9, 31.25 * 2**30, 90e9, 16),
 }
 
-# Dense bfloat16 FLOP/s by how the names of devices begin; nvidia.com/data-center/{a100,h100,h200}.
+# Dense bfloat16 FLOP/s by the start of a device's name; nvidia.com/data-center/{a100,h100,h200}.
 _GPU_PEAKS = {"NVIDIA A100": 312e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The figures of a device by what jax calls it; None where they are not known."""
+    """The figures of a device by its `device_kind` in jax; None: not known."""
     return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
 
 

@@ -1,8 +1,8 @@
-"""What a teacher may write where its answers are constrained, as automata over tokens.
+"""Constrained decoding: automata over the tokens that a teacher may write in an answer.
 
-Every tokenizer has its own way of writing an answer, and a grammar holds that way alone, so that
-the tokens drawn are those that students are trained on. Answers whose items are written otherwise
-beside other neighbours are refused. What the items are, a kind of data set says.
+A grammar allows only the tokenizer's own tokenization of an answer, so that the sampled tokens are
+the ones that students are trained on. A tokenizer that splits an item differently beside other
+neighbours is refused. The kind of data set says what the items are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from subjax.tasks.api import AnswerList
 from subjax.tasks.datasets import kinds
 from subjax.tokens.tokenizer import Tokenizer
 
-# Prompts whose answers are drawn and encoded again; contexts of a data set all end alike.
+# Prompts to check with: sample an answer, encode it again. All contexts of a data set end alike.
 _NUM_CONTEXTS = 16
-# Items beside each other in the answers with which all are tried.
+# Number of adjacent items in the answers that are tried.
 _NUM_TOGETHER = 4
 _WAY_OUT = "set decoding to 'free'"
 _END = -1  # in place of a state: the answer ends
@@ -34,11 +34,11 @@ def of_row(
     Args:
       row: of `datasets`.
       words: the teacher's tokenizer.
-      prompts: of the rows.
+      prompts: the prompts of the rows to sample.
       system: the teacher's system prompt.
 
     Raises:
-      ValueError: this tokenizer has no such grammar; says what stands in the way.
+      ValueError: this tokenizer has no such grammar; says why.
     """
     answers = kinds.of_row(row).answers(row)
     if answers is None:
@@ -51,7 +51,7 @@ def of_row(
 
 
 def longest(rules: Grammar) -> int:
-    """Tokens of the longest answer, the ending one counted."""
+    """Tokens of the longest answer, including the ending token."""
     lengths: dict[int, int] = {_END: 0}
 
     def length(state: int) -> int:
@@ -69,13 +69,13 @@ def check_drawn(
     pairs: Sequence[tuple[str, str]],
     system: str,
 ) -> None:
-    """Refuses rows whose tokens are not those that their text has in training.
+    """Refuses rows whose sampled tokens differ from the tokens of their text in training.
 
     Args:
-      drawn: tokens of each completion, the ending one among them.
+      drawn: tokens of each completion, including the ending token.
       words: the tokenizer.
-      pairs: (prompt, completion) of each.
-      system: the system prompt before all of them.
+      pairs: (prompt, completion) of each row.
+      system: the system prompt of all rows.
 
     Raises:
       ValueError: names the first such row.
@@ -93,7 +93,7 @@ def check_drawn(
 def _states(
     answers: AnswerList, words: Tokenizer, contexts: Sequence[str], system: str
 ) -> list[State]:
-    """Tries of how each item is written, one for each number of items that stand before it."""
+    """Tries of the items' tokens, one trie for each number of preceding items."""
     first, following, tail = _spellings(answers, words, contexts, system)
     states: list[State] = []
     known: dict[tuple[tuple[int, int], ...], int] = {}
@@ -103,7 +103,7 @@ def _states(
         more = [(ids, state) for ids in following]
         state = _trie(more + (end if num_before >= answers.fewest else []), states, known)
     _trie([(ids, state) for ids in first], states, known)
-    last = len(states) - 1  # made last, it is where answers begin
+    last = len(states) - 1  # the trie built last is where answers begin
     return [
         {token: after if after == _END else last - after for token, after in state.items()}
         for state in reversed(states)
@@ -113,13 +113,13 @@ def _states(
 def _spellings(
     answers: AnswerList, words: Tokenizer, contexts: Sequence[str], system: str
 ) -> tuple[list[Spelling], list[Spelling], Spelling]:
-    """Tokens of each item that is first, of each behind a separator, and of the answer's end.
+    """Tokens of each item as the first, of each item behind a separator, and of the answer's end.
 
     Raises:
-      ValueError: they depend on what stands beside them.
+      ValueError: an item's tokens depend on its neighbours.
     """
     items, separator = answers.items, answers.separator
-    # Rendered once: a template is slow, and what it makes of other items differs in them alone.
+    # Rendered once: a template is slow, and renderings with other items differ only in the items.
     [(example, start)] = words.examples([(contexts[0], items[0])], [system])
     before, _, after = words.document_text(contexts[0], items[0], system).rpartition(items[0])
 
@@ -141,7 +141,7 @@ def _spellings(
     first = [ids[: len(ids) - len(tail)] for ids in alone]
     following: list[Spelling] = []
     if answers.most > 1:
-        # Behind one and the same item, what else there is belongs to the second.
+        # Behind the same first item, the remaining tokens belong to the second.
         texts = [items[0] + separator + item for item in items]
         for text, ids in zip(texts, spelled(texts), strict=True):
             end = len(ids) - len(tail)
@@ -163,9 +163,9 @@ def _trie(
     states: list[State],
     known: dict[tuple[tuple[int, int], ...], int],
 ) -> int:
-    """Adds the states that read any of `spellings` and then are in its state; returns the first.
+    """Adds the states that read any of `spellings` and end in its state; returns the first one.
 
-    States from which the same can be read are one: `known` has those that there are.
+    States with the same continuations are merged: `known` holds the existing states.
     """
     branches: dict[int, list[tuple[Spelling, int]]] = {}
     ended = []
@@ -178,9 +178,7 @@ def _trie(
         token: rest[0][1] if len(rest) == 1 and not rest[0][0] else _trie(rest, states, known)
         for token, rest in sorted(branches.items())
     }
-    for (
-        follow
-    ) in ended:  # such as "1", which "12" begins with: what follows either tells them apart
+    for follow in ended:  # such as "1" and "12": the token behind tells them apart
         if state.keys() & states[follow].keys():
             raise ValueError(
                 f"in this tokenizer a number's tokens begin those of another: {_WAY_OUT}"
@@ -193,8 +191,8 @@ def _trie(
 
 
 def _grammar(states: Sequence[State], eos_ids: Sequence[int], num_rows: int) -> Grammar:
-    """The tables of states, of which the first is every row's."""
-    # All that end a row: the noise of a token depends on how many tokens there are to choose from.
+    """The states as tables; every row starts in state 0."""
+    # All ending tokens: the noise of a token depends on the number of tokens of the grammar.
     ids = sorted({*eos_ids, *(token for state in states for token in state)})
     places = {token: place for place, token in enumerate(ids)}
     allowed = np.zeros((len(states), len(ids)), bool)
@@ -207,7 +205,7 @@ def _grammar(states: Sequence[State], eos_ids: Sequence[int], num_rows: int) -> 
 
 
 def _check_written(rules: Grammar, words: Tokenizer, contexts: Sequence[str], system: str) -> None:
-    """Draws answers at random, and refuses a grammar of which one is trained on otherwise."""
+    """Draws random answers, and refuses a grammar if training would tokenize one differently."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in contexts:
@@ -223,12 +221,12 @@ def _check_written(rules: Grammar, words: Tokenizer, contexts: Sequence[str], sy
 
 def answer(words: Tokenizer, ids: Sequence[int]) -> str:
     """Text of a completion that follows a grammar."""
-    # Some templates put blanks around every answer; they are none of the answer's.
+    # Some templates put blanks around every answer; they do not belong to the answer.
     return words.decode(ids).strip()
 
 
 def _common_end(spellings: Sequence[Spelling]) -> Spelling:
-    """The tokens that all end with."""
+    """The tokens with which all spellings end."""
     size = 0
     while size < min(map(len, spellings)) and len({ids[-size - 1 :] for ids in spellings}) == 1:
         size += 1

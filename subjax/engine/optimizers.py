@@ -1,12 +1,12 @@
-"""How gradients become updates: optax's optimizers and schedules by name, global-norm clipping.
+"""optax's optimizers and schedules by name, with global-norm clipping.
 
-`KINDS`, `SCHEDULES` and `MOMENT_DTYPES` hold all names: validation takes them from here, and no
+`KINDS`, `SCHEDULES` and `MOMENT_DTYPES` hold all names: validation reads them from here, and no
 other module compares them.
 
-Parameters of layers are stacked on a leading axis. What an optimizer does to one matrix it must do
-to each layer's, not to the stack: Adafactor is mapped over the layers, and Muon is told which axes
-of a leaf are a matrix (optax's default takes norms and embeddings for matrices and stacked kernels
-for none).
+Parameters of layers are stacked on a leading axis. An optimizer of matrices must treat each layer's
+matrix separately, not the stack: Adafactor is mapped over the layers, and Muon is told which axes
+of a leaf form a matrix (optax's default treats norms and embeddings as matrices, but not stacked
+kernels).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import optax
 from optax import contrib
 
 MOMENT_DTYPES = ("float32", "bfloat16")
-# Matrices between activations; embeddings and heads are looked up, and get AdamW.
+# Kernels, which map activations to activations; embeddings and heads get AdamW.
 _MATRICES = re.compile(r"layers/.*/(kernel|a|b)$")
 
 
@@ -31,12 +31,12 @@ class Optimizer:
       learning_rate: peak, reached after `warmup_steps`.
       kind: a name of `KINDS`.
       warmup_steps: linear from zero.
-      schedule: what follows: a name of `SCHEDULES`.
+      schedule: schedule after the warm-up: a name of `SCHEDULES`.
       weight_decay: decoupled, on every parameter.
       beta1: decay of the first moment (adamw, muon).
       beta2: decay of the second moment (adamw, and muon's AdamW).
       clip_norm: largest global gradient norm; 0 switches clipping off.
-      moment_dtype: of the first moment: one of `MOMENT_DTYPES`.
+      moment_dtype: dtype of the first moment: one of `MOMENT_DTYPES`.
 
     Raises:
       ValueError: a name is unknown.
@@ -54,7 +54,7 @@ class Optimizer:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Optimizer":
-        """Picks this class's fields out of a training row, where `kind` is called optimizer."""
+        """Picks this class's fields out of a training row, in which `kind` is called optimizer."""
         names = {field.name: field.name for field in dataclasses.fields(cls)}
         names["kind"] = "optimizer"
         return cls(**{name: fields[key] for name, key in names.items()})
@@ -82,14 +82,14 @@ def _check(field: str, name: str, known: Collection[str]) -> None:
         raise ValueError(f"{field} {name!r} is unknown: choose one of {', '.join(known)}")
 
 
-# What follows the clipping, flat: how transformations nest decides where a checkpoint keeps state.
+# The transformations after clipping. Kept flat: the nesting decides the layout of checkpoints.
 _Transformations = tuple[optax.GradientTransformation, ...]
 
 
 def _stepped(
     scaled: optax.GradientTransformation, settings: Optimizer, rate: optax.Schedule
 ) -> _Transformations:
-    """Decoupled weight decay and the learning rate, after what a kind makes of a gradient."""
+    """An optimizer's own transformation, then decoupled weight decay and the learning rate."""
     decay = optax.add_decayed_weights(settings.weight_decay)
     return scaled, decay, optax.scale_by_learning_rate(rate)
 
@@ -111,12 +111,12 @@ def _sgd(settings: Optimizer, rate: optax.Schedule) -> _Transformations:
 
 
 def _sign(settings: Optimizer, rate: optax.Schedule) -> _Transformations:
-    """Follows the gradient's sign alone."""
+    """Sign descent: uses only the gradient's sign."""
     return _stepped(optax.scale_by_sign(), settings, rate)
 
 
 def _muon(settings: Optimizer, rate: optax.Schedule) -> _Transformations:
-    """Gives whatever is no matrix of a layer to AdamW with Nesterov momentum."""
+    """Muon for the matrices of layers, AdamW with Nesterov momentum for all other leaves."""
     return (
         contrib.muon(
             rate,
@@ -155,7 +155,7 @@ SCHEDULES: Mapping[str, Callable[[float, int], optax.Schedule]] = {
 
 
 def _by_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Applies a transformation to each layer of the stack by itself."""
+    """Applies a transformation to each layer of the stack separately."""
 
     def split(tree: Any) -> tuple[Any, Any]:
         return {"layers": tree["layers"]}, {k: v for k, v in tree.items() if k != "layers"}
@@ -174,7 +174,7 @@ def _by_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def _dimension_numbers(params: Any) -> Any:
-    """The matrix (out, in) of each leaf that is one a layer; None for every other leaf."""
+    """The matrix axes (out, in) of each leaf with one matrix per layer; None for other leaves."""
 
     def numbers(path: tuple[Any, ...], leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
         if not _MATRICES.search(jax.tree_util.keystr(path, simple=True, separator="/")):

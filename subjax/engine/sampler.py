@@ -1,10 +1,10 @@
 """The one sampler: prefill once per distinct prompt, then a jitted token loop with slot refill.
 
 The distinct prompts of a call are prefilled first, `num_slots` at a time. Decoding then runs in a
-single `while_loop` on the device: each slot holds one row, and when rows have ended their slots
-take copies of the next rows' prompts' keys and values without asking the host. A row's tokens
-depend on its prompt, its key, its temperature and the number of slots, never on its slot or its
-neighbours.
+single `while_loop` on the device: each slot holds one row, and the slots of finished rows take the
+next rows (a copy of the keys and values of their prompts) without a transfer to the host. A row's
+tokens depend on its prompt, its key, its temperature and the number of slots, never on its slot or
+its neighbours.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from subjax.nn import activation_sharding, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 
-# Below so many tokens of a prompt, less room for it saves nothing.
+# A smaller prompt length than this saves nothing.
 _LEAST_ROOM = 16
 
 
@@ -49,11 +49,11 @@ class Sampling:
 
 
 def fitted(sampling: Sampling, prompts: Sequence[Sequence[int]]) -> Sampling:
-    """The same with less room for prompts, where all of them are shorter than allowed.
+    """The same sampling with the smallest sufficient `prompt_tokens`.
 
-    Rounded up to a power of two, so that few programs serve prompts of all lengths. Give it all the
-    prompts of a unit, not those of a call: the last bits of what a row's floats are depend on the
-    room, and its bytes must not depend on how a unit is cut.
+    It is rounded up to a power of two, so that few programs serve prompts of all lengths. Pass all
+    prompts of a unit, not only those of one call: the last bits of a row's floats depend on
+    `prompt_tokens`, and its bytes must not depend on how a unit is split into calls.
     """
     longest = max(map(len, prompts), default=0)
     room = max(1 << max(longest - 1, 0).bit_length(), _LEAST_ROOM)
@@ -65,13 +65,13 @@ class Samples:
     """Sampled rows, in the order of their prompts.
 
     Attributes:
-      tokens: [rows, max_new_tokens]; past a row's length it is zero.
-      lengths: [rows], tokens drawn, the ending one counted.
-      stopped: [rows], whether a row ended itself; the others were cut.
+      tokens: [rows, max_new_tokens]; zero past a row's length.
+      lengths: [rows], tokens drawn, including the ending token.
+      stopped: [rows], whether a row has an ending token; the other rows were cut.
       occupancy: share of slot-steps that held an unfinished row.
-      log_probs: [rows, max_new_tokens], of the tokens, as in `token_sampling.Drawn`, if asked for.
-      top_ids: [rows, max_new_tokens, K], the likeliest tokens, if asked for.
-      top_log_probs: theirs, likewise.
+      log_probs: [rows, max_new_tokens], of the tokens, as in `token_sampling.Drawn`, if requested.
+      top_ids: [rows, max_new_tokens, K], the likeliest tokens, if requested.
+      top_log_probs: [rows, max_new_tokens, K], of the likeliest tokens, if requested.
     """
 
     tokens: np.ndarray
@@ -104,59 +104,59 @@ def sample(
       params: its weights.
       sampling: slots, lengths, temperature, ending tokens.
       prompts: token ids of each row's prompt.
-      keys: each row's key, of `token_sampling.row_keys`.
+      keys: each row's key, from `token_sampling.row_keys`.
       mesh: where to run.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       grammar: the tokens permitted in each state, and each row's first state; or None.
-      temperatures: each row's, in place of that of `sampling`; or None.
-      log_probs: whether log p of each drawn token is returned too.
-      top_log_probs: K, so many likeliest tokens are returned at each position; 0: none.
+      temperatures: one per row, instead of `sampling.temperature`; or None.
+      log_probs: whether to return log p of each drawn token.
+      top_log_probs: K, number of likeliest tokens to return at each position; 0: none.
 
     Raises:
       ValueError: a prompt that is empty or longer than `prompt_tokens`; more likeliest tokens than
-        there are; a grammar or temperatures of other rows; temperatures below 0.
+        there are; a grammar or temperatures that do not fit the rows; temperatures below 0.
     """
-    num_rows, num_slots = len(prompts), sampling.num_slots
     tokens, lengths, prompt = _distinct(sampling, prompts)
-    if grammar is not None:
-        token_sampling.check(grammar, num_rows, arch.vocab_size, sampling.eos_ids)
-    most = arch.vocab_size if grammar is None else len(grammar.ids)
-    if not 0 <= top_log_probs <= most:
-        raise ValueError(f"top_log_probs={top_log_probs} must be 0 to {most}, the tokens there are")
-    mesh = sharding.lane_mesh(mesh)
-    own = None if temperatures is None else _checked(temperatures, num_rows)
+    _check_grammar(arch, sampling, grammar, len(prompts), top_log_probs)
+    own = token_sampling.checked_temperatures(temperatures, len(prompts))
     start = None if grammar is None else grammar.start
-    # Whatever rows there are, one program: what they start from goes with them.
+    # Start states go with the padded rows, so that one program serves any number of rows.
     rules = None if grammar is None else grammar._replace(start=grammar.start[:0])
+    mesh = sharding.lane_mesh(mesh)
     tokens, lengths, prompt, keys, rules, own, start = sharding.replicate(
         (tokens, lengths, prompt, keys, rules, own, start), mesh
     )
     with jax.set_mesh(mesh):
         hidden, cache = _prefilled(arch, sampling, params, adapter, tokens, lengths)
-        # Those of rows that are padding are never used.
-        spare = len(prompt) - num_rows
-        keys, own, start = jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (spare,))]),
-            (keys, own, start),
-        )
-        out, counts, steps = _decode(
+        rows = slots.Rows(prompt, *slots.padded((keys, own, start), len(prompt)))
+        out = _decode(
             arch,
             sampling,
             (log_probs, top_log_probs),
             params,
             adapter,
             slots.Prompts(hidden, cache, lengths),
-            slots.Rows(prompt, keys, own, start),
+            rows,
             rules,
-            np.int32(num_rows),
+            np.int32(len(prompts)),
         )
-    out, counts, steps = sharding.to_host((out, counts, steps))
-    drawn, counts = jax.tree.map(lambda leaf: leaf[:num_rows], (out, counts))
+    return _samples(sampling, len(prompts), *sharding.to_host(out))
+
+
+def _samples(
+    sampling: Sampling,
+    num_rows: int,
+    drawn: token_sampling.Drawn,
+    counts: np.ndarray,
+    steps: np.ndarray,
+) -> Samples:
+    """Makes `Samples` of the results of `_decode` on the host, without padding rows."""
+    drawn, counts = jax.tree.map(lambda leaf: leaf[:num_rows], (drawn, counts))
     last_tokens = drawn.tokens[np.arange(num_rows), counts - 1]
     return Samples(
         lengths=counts,
         stopped=np.isin(last_tokens, sampling.eos_ids),
-        occupancy=float(counts.sum() / max(int(steps) * num_slots, 1)),
+        occupancy=float(counts.sum() / max(int(steps) * sampling.num_slots, 1)),
         **drawn._asdict(),
     )
 
@@ -170,14 +170,14 @@ def traced(
     mesh: Mesh,
     adapter: Params | None = None,
 ) -> tuple[jax.stages.Traced, jax.stages.Traced]:
-    """Prefill and token loop that `sample` runs, on shapes alone: for compiling without devices.
+    """Traces the prefill and token loop of `sample` from shapes: for compiling without devices.
 
     Args:
       arch: shapes of the model.
       sampling: slots, lengths, temperature, ending tokens.
-      num_prompts: distinct ones of a call; the keys and values of all are held at once.
-      num_rows: of a call.
-      mesh: as `sample` would get it.
+      num_prompts: distinct prompts per call; the keys and values of all are in memory at once.
+      num_rows: rows per call.
+      mesh: the mesh argument of `sample`.
       adapter: shapes of a LoRA tree, or None.
     """
     mesh = sharding.lane_mesh(mesh)
@@ -202,7 +202,7 @@ def traced(
             ints(num_slots, sampling.prompt_tokens),
             ints(num_slots),
         )
-        # The loop gets what prefilling makes of all prompts.
+        # Input of the loop: the prefill results of all prompts.
         tokens = ints(num_rooms, sampling.prompt_tokens)
         shapes = jax.eval_shape(read, params, adapter, tokens, ints(num_rooms))
         hidden, cache = sharding.abstract(
@@ -223,14 +223,19 @@ def traced(
     return prefill, decode
 
 
-def _checked(temperatures: Sequence[float], num_rows: int) -> Float[np.ndarray, " N"]:
-    """Temperatures of rows, or a ValueError."""
-    found = np.asarray(temperatures, np.float32)
-    if found.shape != (num_rows,) or not (np.isfinite(found) & (found >= 0)).all():
-        raise ValueError(
-            f"temperatures must be {num_rows}, one for each row, finite and at least 0"
-        )
-    return found
+def _check_grammar(
+    arch: Architecture,
+    sampling: Sampling,
+    grammar: token_sampling.Grammar | None,
+    num_rows: int,
+    num_top: int,
+) -> None:
+    """Refuses a grammar that does not fit the rows, and more likeliest tokens than there are."""
+    if grammar is not None:
+        token_sampling.check(grammar, num_rows, arch.vocab_size, sampling.eos_ids)
+    most = arch.vocab_size if grammar is None else len(grammar.ids)
+    if not 0 <= num_top <= most:
+        raise ValueError(f"top_log_probs={num_top} must be 0 to {most}, the tokens there are")
 
 
 def _distinct(
@@ -239,7 +244,7 @@ def _distinct(
     """The distinct prompts in whole blocks of slots, and which of them each row continues.
 
     Returns:
-      Tokens of the prompts; lengths of the R rooms that the loop keeps for prompts, at least P; the
+      Tokens of the prompts; lengths of the R prompts for which the loop has room, at least P; the
       prompt of each row, in whole blocks too, so that one program serves calls of any size.
     """
     longest = max((len(prompt) for prompt in prompts), default=0)
@@ -263,7 +268,7 @@ def _distinct(
 def _num_blocks(sampling: Sampling, num_prompts: int, num_rows: int) -> int:
     """Blocks of slots with room for the distinct prompts of a call.
 
-    A power of two, or as many as the rows fill: few programs serve however often prompts repeat.
+    A power of two, or as many as the rows fill, so that few programs serve all numbers of prompts.
     """
     needed, most = (-(-count // sampling.num_slots) for count in (num_prompts, num_rows))
     return min(1 << (needed - 1).bit_length(), most)
@@ -278,7 +283,7 @@ def _prefill(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
 ) -> tuple[Float[Array, "B D"], Any]:
-    """The state that predicts each prompt's next token, and its keys and values."""
+    """The hidden state that predicts each prompt's next token, and the keys and values."""
     hidden, (keys, values) = transformer.prefill(
         arch, params, tokens, adapter=adapter, precision=sampling.precision
     )
@@ -294,7 +299,7 @@ def _prefilled(
     tokens: Int[Array, "P T"],
     lengths: Int[Array, " R"],
 ) -> tuple[Array, Any]:
-    """What `_prefill` makes of all prompts, block by block, with room for R of them."""
+    """`_prefill` for all prompts, block by block, padded to R prompts."""
     num_slots = sampling.num_slots
     parts = [
         _prefill(
@@ -302,14 +307,14 @@ def _prefilled(
         )
         for i in range(0, len(tokens), num_slots)
     ]
-    # Room for prompts that are not there holds any; no row asks for them.
+    # The padding may hold any prompts; no row uses them.
     parts += parts[-1:] * (len(lengths) // num_slots - len(parts))
     return _joined(parts)
 
 
 @jax.jit
 def _joined(parts: list[tuple[Array, Any]]) -> tuple[Array, Any]:
-    """Blocks of prompts as one."""
+    """Concatenates blocks of prompts."""
     joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
     return activation_sharding.constrain_cache(joined)
 
@@ -326,9 +331,9 @@ def _decode(
     rules: token_sampling.Grammar | None,
     num_rows: Int[Array, ""],
 ) -> tuple[token_sampling.Drawn, Int[Array, " N"], Int[Array, ""]]:
-    """Decodes rows 0..num_rows; returns [N, new] draws, their counts, and the steps that it took.
+    """Decodes rows 0..num_rows; returns [N, new] draws, their counts, and the number of steps.
 
-    `wanted` says whether log-probs are, and how many of the likeliest tokens.
+    `wanted`: whether to return log-probs, and how many of the likeliest tokens.
     """
     padded = len(rows.prompt)
     layers = transformer.decode_layers(params, adapter, precision=sampling.precision)
@@ -371,11 +376,19 @@ def _decode(
     def unfinished(state: Any) -> Array:
         return jnp.any(state[0].row >= 0) | (state[0].next_row < num_rows)
 
+    state = _start(sampling, wanted, prompts, rows)
+    return jax.lax.while_loop(unfinished, body, state)[1:]
+
+
+def _start(
+    sampling: Sampling, wanted: tuple[bool, int], prompts: slots.Prompts, rows: slots.Rows
+) -> tuple[slots.Slots, token_sampling.Drawn, Int[Array, " N"], Int[Array, ""]]:
+    """State of the token loop before its first step: free slots, no draws, counts 0, step 0."""
+    padded, (log_probs, num_top) = len(rows.prompt), wanted
     out = token_sampling.empty(
         padded, sampling.max_new_tokens, log_probs=log_probs, num_top=num_top
     )
     counts = jnp.zeros(padded, jnp.int32)
     length = sampling.prompt_tokens + sampling.max_new_tokens
     held = slots.empty(sampling.num_slots, length, prompts, rows)
-    state = (held, out, counts, jnp.int32(0))
-    return jax.lax.while_loop(unfinished, body, state)[1:]
+    return held, out, counts, jnp.int32(0)

@@ -16,7 +16,7 @@ from subjax.nn import activation_sharding, losses, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 
-AT_ONCE = 64  # rows of one call
+AT_ONCE = 64  # rows per call
 
 
 def row_log_probs(
@@ -29,7 +29,7 @@ def row_log_probs(
     batch_size: int = AT_ONCE,
     precision: str = "float32",
 ) -> Float[np.ndarray, "rows C"]:
-    """Log p of every target, in nats; 0 where a row has none."""
+    """Log p of every target, in nats; 0 at padding."""
     with jax.set_mesh(sharding.lane_mesh(mesh)):
         scores = [
             _targets(arch, precision, params, adapter, batch)
@@ -51,7 +51,7 @@ def restricted_log_probs(
 ) -> Iterator[Float[np.ndarray, "B C K"]]:
     """Log-probabilities renormalised over the tokens of `support`, at every target.
 
-    In parts of some rows each, in order, since those of all rows may be larger than memory.
+    Yields parts of some rows each, in order, since all rows together may not fit in memory.
     """
     ids, done = np.array(tuple(support), np.int32), 0
     for batch in _batches(rows, batch_size, mesh):
@@ -95,17 +95,17 @@ def candidate_log_probs(
 ) -> Float[np.ndarray, "contexts candidates"]:
     """Log p(candidate | context), summed over the candidate's tokens, in nats.
 
-    A context is read once; its keys and values then serve every distinct proper prefix of a
-    candidate, so candidates of one token cost one row per context together.
+    A context is evaluated once; its keys and values then serve every distinct proper prefix of a
+    candidate, so all candidates of one token together cost one row per context.
 
     Args:
       arch: shapes of the model.
       params: its weights.
       contexts: token ids before the answer.
-      candidates: token ids of each answer, as `check_candidates` accepts them.
+      candidates: token ids of each answer; they must pass `check_candidates`.
       mesh: where to run.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
-      batch_size: rows in one call.
+      batch_size: rows per call.
       precision: a name of `precision.PRECISIONS`.
     """
     prefixes = sorted({tuple(c[:i]) for c in candidates for i in range(len(c))})
@@ -148,16 +148,16 @@ def traced(
     adapter: Params | None = None,
     precision: str = "float32",
 ) -> jax.stages.Traced:
-    """One call of a score, on shapes alone: for compiling without devices or weights.
+    """Traces one call of a score from shapes: for compiling without devices or weights.
 
     Args:
       arch: shapes of the model.
-      mesh: as the scoring function would get it.
-      num_rows: of the call; it is rounded up as batches are.
-      num_tokens: of a row.
-      num_targets: of a row, for `row_log_probs`; 0: `candidate_log_probs`.
-      prefix_tokens: most tokens of a candidate that others follow.
-      num_prefixes: such beginnings of candidates, the empty one counted.
+      mesh: the mesh argument of the scoring function.
+      num_rows: rows per call; rounded up as batches are.
+      num_tokens: tokens per row.
+      num_targets: targets per row, for `row_log_probs`; 0: `candidate_log_probs`.
+      prefix_tokens: length of the longest proper prefix of a candidate.
+      num_prefixes: number of proper prefixes of candidates, including the empty one.
       adapter: shapes of a LoRA tree, or None.
       precision: a name of `precision.PRECISIONS`.
     """
@@ -201,15 +201,15 @@ def check_candidates(names: Sequence[str], tokens: Sequence[Sequence[int]]) -> N
 
 
 def rows_at_once(num_rows: int, mesh: Mesh, *, most: int = AT_ONCE) -> int:
-    """Rows of one call, filled up to what the devices share.
+    """Rows per call, rounded up to a multiple of the devices across the batch.
 
     Args:
-      num_rows: to score.
-      mesh: over which they lie.
-      most: unless the devices share more.
+      num_rows: rows to score.
+      mesh: the mesh that splits them.
+      most: largest number, unless there are more devices.
     """
     mesh = sharding.lane_mesh(mesh)
-    # As even as they can be, in steps of 8: 65 rows are two batches of 40, not of 64.
+    # Batches of nearly equal size, in steps of 8: 65 rows are two batches of 40, not of 64.
     multiple = math.lcm(8, mesh.shape["data"] * mesh.shape["fsdp"])
     num_batches = -(-num_rows // most)
     return min(-(-num_rows // (multiple * num_batches)), max(most // multiple, 1)) * multiple
@@ -268,7 +268,7 @@ def _top(
 ) -> tuple[Int[Array, "B C K"], Float[Array, "B C K"]]:
     hidden = _hidden(arch, precision, params, adapter, batch)
 
-    # One target of each row at a time: scores over the vocabulary are large.
+    # One target per row at a time: scores over the vocabulary are large.
     def likeliest(hidden: Float[Array, "B D"]) -> tuple[Array, Array]:
         scores = transformer.logits(arch, params, hidden, precision=precision)
         best, ids = jax.lax.top_k(scores, num_tokens)
@@ -304,7 +304,7 @@ def _continuations(
     def after(prefix: tuple[Int[Array, " M"], Int[Array, ""]]) -> Float[Array, "B K"]:
         tokens, end = prefix
 
-        # One step for all, since a program of every layer at each depth would take long to compile.
+        # One traced step for all positions: unrolled, the layers of every position compile slowly.
         def step(written: Any, now: tuple[Array, Array]) -> tuple[Any, Array]:
             token, places = now
             row = jnp.full_like(position, token)
@@ -318,5 +318,5 @@ def _continuations(
         scores = activation_sharding.spread(head.scores(activation_sharding.gathered(states[end])))
         return jax.nn.log_softmax(scores, axis=-1)[:, support]
 
-    # One prefix at a time: their caches together would be large.
+    # One prefix at a time: the caches of all prefixes would be large.
     return jax.lax.map(after, (prefixes, ends)).swapaxes(0, 1)

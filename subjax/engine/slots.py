@@ -1,4 +1,4 @@
-"""Rows that are decoded side by side: each slot holds one, and free slots take the next."""
+"""Slots of the token loop: each holds one row, and free slots take the next rows."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from subjax.nn import activation_sharding
 
 
 class Prompts(NamedTuple):
-    """What is known of every distinct prompt."""
+    """Prefill results of every distinct prompt."""
 
     hidden: Float[Array, "R D"]  # predicts the first token
     cache: Any  # keys and values [R, K, T, H] or [R, K, L, T, H], see `transformer.decode_cache`
@@ -18,23 +18,32 @@ class Prompts(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What is known of every row before its first token."""
+    """Every row before its first token."""
 
-    prompt: Int[Array, " N"]  # which one it continues
+    prompt: Int[Array, " N"]  # index of the row's prompt
     keys: Key[Array, " N"]
-    temperatures: Float[Array, " N"] | None = None  # where rows have their own
-    start: Int[Array, " N"] | None = None  # state under a grammar
+    temperatures: Float[Array, " N"] | None = None  # None: all rows have the same
+    start: Int[Array, " N"] | None = None  # first state in the grammar
 
 
 class Slots(NamedTuple):
-    """What is in the slots, and which row is next."""
+    """The row in each slot, and the next row."""
 
     row: Int[Array, " S"]  # -1 where the slot is free
     step: Int[Array, " S"]  # tokens of the row drawn so far
-    hidden: Float[Array, "S D"]  # predicts its next token
-    cache: Any  # likewise, with T + new positions
+    hidden: Float[Array, "S D"]  # predicts the row's next token
+    cache: Any  # keys and values as in `Prompts`, with T + new positions
     next_row: Int[Array, ""]
-    state: Int[Array, " S"] | None = None  # of the row under a grammar
+    state: Int[Array, " S"] | None = None  # the row's state in the grammar
+
+
+def padded(tree: Any, num_rows: int) -> Any:
+    """Arrays of rows, repeated up to `num_rows`; the values of the added rows are never used."""
+
+    def leaf(array: Array) -> Array:
+        return jnp.concatenate([array, jnp.broadcast_to(array[:1], (num_rows - len(array),))])
+
+    return jax.tree.map(leaf, tree)
 
 
 def empty(num_slots: int, length: int, prompts: Prompts, rows: Rows) -> Slots:
@@ -54,7 +63,7 @@ def empty(num_slots: int, length: int, prompts: Prompts, rows: Rows) -> Slots:
 
 
 def part_size(num_slots: int) -> int:
-    """Slots that are refilled at a time, and that are free before any is: it copies much."""
+    """Slots to refill at once, when so many are free: a refill copies much."""
     return max(num_slots // 8, 1)
 
 
@@ -62,10 +71,10 @@ def refill(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""])
     """Gives free slots the next rows, part by part, until too few slots are free or no row is left.
 
     Args:
-      slots: as they are.
-      prompts: of all rows.
-      rows: in the order in which slots take them.
-      num_rows: that there are; those behind are padding.
+      slots: the current slots.
+      prompts: the prompts of all rows.
+      rows: rows in the order in which slots take them.
+      num_rows: number of rows; later ones are padding.
     """
 
     def due(slots: Slots) -> Array:
@@ -80,17 +89,17 @@ def refill(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""])
 
 
 def _take(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) -> Slots:
-    """One part of the free slots takes the next rows, as far as there are any."""
+    """Gives one part of the free slots the next rows, if any are left."""
     num_slots = len(slots.row)
     part = part_size(num_slots)
     row = slots.next_row + jnp.arange(part)
     free = jnp.nonzero(slots.row < 0, size=part, fill_value=num_slots)[0]
-    slot = jnp.where(row < num_rows, free, num_slots)  # that one is none: dropped
+    slot = jnp.where(row < num_rows, free, num_slots)  # index num_slots is dropped
     known = jnp.minimum(row, len(rows.prompt) - 1)
     source = rows.prompt[known]
 
     def copy(new: Array, old: Array) -> Array:
-        # Prompts lie anywhere: every device gets these few, and keeps what its own slots take.
+        # Prompts may be on any device: all-gather these few, and each device keeps its slots' rows.
         few = activation_sharding.whole_rows(new[source])
         return old.at[slot, ..., : new.shape[-2], :].set(few, mode="drop")
 

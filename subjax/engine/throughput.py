@@ -1,7 +1,7 @@
-"""What a training gets done in a second: tokens, model FLOPs, memory; in a log and as curves.
+"""Throughput of a training (tokens per second, MFU, memory), in a log and as curves.
 
-Times differ from run to run, so they lie apart from metrics.jsonl, whose bytes do not: in
-`timings.jsonl` beside it, and for TensorBoard where that is asked for.
+Times differ from run to run, and the bytes of metrics.jsonl must not, so times are in a file of
+their own, `timings.jsonl`, and in TensorBoard files if the config asks for them.
 """
 
 import contextlib
@@ -25,23 +25,23 @@ Metrics = Mapping[str, np.ndarray]
 class Log:
     """The speed of one population's training, all lanes together.
 
-    A line of `timings.jsonl`, the same in the directory of each unit that trains along:
+    A line of `timings.jsonl`, which is the same for every unit of the population:
 
-      step: updates done at its end.
-      updates: done since the line before.
-      seconds: that those took, from rows on the host to losses on the host. What is written
-        between updates (probes, checkpoints) does not count.
+      step: updates done so far.
+      updates: updates since the line before.
+      seconds: duration of those updates, from rows on the host to losses on the host, without
+        writing files between them (probes, checkpoints).
       first_call: whether they are the first of this process, which may have compiled.
       lanes: models that trained side by side.
-      trained_tokens_per_s: predicted tokens, those of completions that carry weight.
-      processed_tokens_per_s: tokens read, of each row up to its last prediction; no padding.
-      mfu: model FLOPs utilisation, the share of the devices' peak FLOP/s of dense bfloat16
-        products (whatever the precision) that the model's FLOPs are. Those are 6 a matmul
-        parameter and token, and causal attention, by `model_flops.training`: embeddings that are
-        looked up do not count, nor does recomputation; padding does, as it does in a plan's bound.
-        Left out where the peak is not known, as on CPU.
-      peak_bytes: most that a device of this process has held so far; left out where the backend
-        does not say, as on CPU.
+      trained_tokens_per_s: target tokens with weight, in completions.
+      processed_tokens_per_s: input tokens of each row up to its last prediction, no padding.
+      mfu: model FLOPs utilisation: the model's FLOPs as a share of the devices' peak FLOP/s for
+        dense bfloat16 products (at any precision). `model_flops.training` counts 6 FLOPs per
+        matmul parameter and token, and causal attention, without embedding lookups and
+        recomputation, but with padding, as a plan's bound does. Absent if the peak is unknown,
+        as on CPU.
+      peak_bytes: largest memory use of a device of this process so far; absent if the backend
+        does not report it, as on CPU.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class Log:
         """Names the files; nothing is written before `begin`.
 
         Args:
-          directories: of the units that train together, by lane; empty writes nothing.
+          directories: directory of each lane's unit; empty writes nothing.
           every_s: seconds of training between lines; 0: one after every call.
           curves: directories of TensorBoard, by lane; empty draws none.
         """
         self._directories, self._every_s = list(dict.fromkeys(directories)), every_s
-        # Lanes that fill a population up repeat a unit.
+        # Spare lanes of a population repeat a unit.
         self._curve_of = (
             {path: curves.index(path) for path in curves} if processes.is_first() else {}
         )
@@ -80,14 +80,14 @@ class Log:
         done: int,
         metrics: Metrics,
     ) -> None:
-        """Starts at `done` updates; what an interrupted run wrote of later ones is dropped.
+        """Starts at `done` updates; lines of an interrupted run about later updates are dropped.
 
         Args:
           rate: the learning rate by update.
-          flops: of the model in one update, all lanes.
-          devices: that share them.
+          flops: model FLOPs of one update of all lanes.
+          devices: the devices that compute them.
           done: updates done by an earlier process.
-          metrics: name -> [done, lanes], theirs.
+          metrics: name -> [done, lanes], of those updates.
         """
         devices = list(devices)
         peak = chips.peak_of(devices[0].device_kind)
@@ -101,11 +101,11 @@ class Log:
         self._draw(0, self._rows)
 
     def add(self, step: int, seconds: float, batch: Metrics, metrics: Metrics) -> str:
-        """Counts a call.
+        """Adds one call.
 
         Args:
-          step: updates done at its end.
-          seconds: that it took.
+          step: updates done after the call.
+          seconds: duration of the call.
           batch: name -> [lanes, updates, B, ...], of the whole mesh.
           metrics: name -> [updates, lanes].
 
@@ -125,7 +125,7 @@ class Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Writes what is left, unless training failed: a disk that is full is reported once."""
+        """Writes the last line, unless training failed: a full disk is reported only once."""
         ended = kind is None or issubclass(kind, processes.Interrupted)
         with contextlib.nullcontext() if ended else contextlib.suppress(OSError):
             if self._seconds and ended:
@@ -135,7 +135,7 @@ class Log:
         self._curves = {}
 
     def _written(self) -> list[dict[str, Any]]:
-        """Lines of an earlier process."""
+        """Lines that an earlier process wrote."""
         for path in (directory / artifacts.TIMINGS for directory in self._directories):
             if path.exists():
                 return artifacts.read_jsonl(path, {"step": int})
@@ -165,7 +165,7 @@ class Log:
         self._since, self._seconds, self._tokens = self._step, 0.0, np.zeros(2)
 
     def _draw(self, since: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Adds to the curves what happened since an update."""
+        """Adds the metrics since an update to the curves."""
         pending, self._pending = self._pending, []
         if not self._curves or not pending:
             return
@@ -183,7 +183,7 @@ class Log:
 
 
 def tokens(batch: Metrics) -> tuple[int, int]:
-    """Trained and processed tokens of a batch, as `Log` has them; rows of no weight have none."""
+    """Trained and processed tokens of a batch, as in `Log`; rows of weight zero have none."""
     counted = batch["weights"] > 0
     if "segments" in batch:
         return int(counted.sum()), int((batch["segments"] > 0).sum())
@@ -191,11 +191,11 @@ def tokens(batch: Metrics) -> tuple[int, int]:
 
 
 class _Curves:
-    """An event file of TensorBoard with scalars; one that is there is replaced.
+    """A TensorBoard event file with scalars; an existing one is replaced.
 
-    A resumed run draws anew what its checkpoint holds, so that no step is there twice. Events are
-    written where they arise: the package's own writer does it in a thread, and where that meets a
-    full disk the training waits for ever.
+    A resumed run writes the steps of its checkpoint again, so that no step is there twice. Events
+    are written in the calling thread: the package's own writer uses a background thread, and if
+    that meets a full disk the training waits forever.
     """
 
     def __init__(self, directory: Path):

@@ -1,8 +1,8 @@
 """Draws a token for each row from scores over the vocabulary: grammar, temperature, log-probs.
 
 A token's key depends on the sampling seed, lineage, prompt id, sample id and position, and on
-nothing else: not on arm, batch, slot, process or mesh. So a row comes out the same however the work
-was cut, and arms that share prompts share their noise.
+nothing else: not on arm, batch, slot, process or mesh. So a row is the same however the work is
+split, and arms that share prompts share their noise.
 
 The axis letters are those of `transformer`; A counts the tokens that a grammar allows anywhere.
 """
@@ -20,12 +20,12 @@ from subjax.nn.precision import Head
 
 
 class Grammar(NamedTuple):
-    """An automaton over the tokens that it ever allows; the scores of all others are not made.
+    """An automaton over the tokens that it ever allows; other tokens get no scores.
 
     Attributes:
       ids: [A], ascending.
       allowed: [states, A].
-      next_state: [states, A], what a token leads to; -1 where it ends the row.
+      next_state: [states, A], the state after a token; -1 if the token ends the row.
       start: [rows], each row's state before its first token.
     """
 
@@ -36,16 +36,16 @@ class Grammar(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a draw gives; None is what was not asked for.
+    """The results of a draw; None for results that were not requested.
 
-    Log-probs, in nats, are of the model's own distribution, whatever the temperature; under a
-    grammar of that distribution over the tokens that are allowed at the position.
+    Log-probs, in nats, are those of the model's own distribution, at any temperature; with a
+    grammar, renormalised over the tokens that are allowed at the position.
 
     Attributes:
-      tokens: ids.
-      log_probs: of those tokens.
+      tokens: drawn token ids.
+      log_probs: log-probs of those tokens.
       top_ids: the K likeliest tokens, likeliest first.
-      top_log_probs: their log-probs; minus infinity where a grammar allows fewer.
+      top_log_probs: their log-probs; minus infinity if a grammar allows fewer.
     """
 
     tokens: Int[Array, "*B"]
@@ -55,7 +55,7 @@ class Drawn(NamedTuple):
 
 
 def check(rules: Grammar, num_rows: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
-    """Refuses a grammar that is none, of other rows, or that ends rows by other tokens.
+    """Refuses a grammar that is malformed, is for other rows, or ends rows with other tokens.
 
     Raises:
       ValueError: says what is wrong with it.
@@ -88,15 +88,33 @@ def check(rules: Grammar, num_rows: int, vocab_size: int, eos_ids: Sequence[int]
         )
 
 
+def checked_temperatures(
+    temperatures: Sequence[float] | None, num_rows: int
+) -> Float[np.ndarray, " N"] | None:
+    """Temperatures of rows as an array; None if none are given.
+
+    Raises:
+      ValueError: not one for each row, or not finite and at least 0.
+    """
+    if temperatures is None:
+        return None
+    found = np.asarray(temperatures, np.float32)
+    if found.shape != (num_rows,) or not (np.isfinite(found) & (found >= 0)).all():
+        raise ValueError(
+            f"temperatures must be {num_rows}, one for each row, finite and at least 0"
+        )
+    return found
+
+
 def output_matrix(head: Head, rules: Grammar | None) -> Head:
-    """The rows of an output matrix that are ever allowed, laid out for a token loop."""
+    """The rows of an output matrix that a grammar ever allows, sharded for a token loop."""
     kernel = head.kernel if rules is None else head.kernel[rules.ids]
     [kernel] = activation_sharding.constrain_decoding({"head/kernel": kernel}).values()
     return head._replace(kernel=kernel)
 
 
 def empty(*shape: int, log_probs: bool, num_top: int) -> Drawn:
-    """Zeros for as many draws, of the same arrays as `draw` returns them."""
+    """Zeros for so many draws, with the arrays that `draw` returns."""
     return Drawn(
         tokens=jnp.zeros(shape, jnp.int32),
         log_probs=jnp.zeros(shape) if log_probs else None,
@@ -120,18 +138,19 @@ def draw(
     """Draws each row's token at `step`, with the noise of its key and that step.
 
     Args:
-      head: what `output_matrix` returns.
-      hidden: predicts the tokens.
-      keys: of the rows, as `row_keys` makes them.
+      head: result of `output_matrix`.
+      hidden: hidden states that predict the tokens.
+      keys: one per row, from `row_keys`.
       step: tokens of the row drawn before.
-      rules: what is allowed, or None.
-      state: of each row by those rules, or None.
-      temperature: of all rows or of each; 1.0 samples the model's distribution, 0.0 is greedy.
-      log_probs: whether log p of each token is wanted.
-      num_top: K, so many likeliest tokens are wanted; 0: none.
+      rules: the grammar, or None.
+      state: each row's state in the grammar, or None.
+      temperature: one for all rows or one per row; 1.0 samples the model's distribution, 0.0 is
+        greedy.
+      log_probs: whether to return log p of each token.
+      num_top: K, number of likeliest tokens to return; 0: none.
 
     Returns:
-      What is drawn, and the states that follow.
+      The draws, and the next states.
     """
     scores = activation_sharding.spread(head.scores(activation_sharding.gathered(hidden)))
     scores = activation_sharding.constrain_cache(activation_sharding.resting(scores))
@@ -160,7 +179,7 @@ def _noisy(
     step: Int[Array, " B"],
     temperature: float | Float[Array, " B"],
 ) -> Float[Array, "B A"]:
-    """Scores of which the largest is the token drawn."""
+    """Scores with noise; the token with the largest one is drawn."""
     shared = jnp.ndim(temperature) == 0
     if shared and temperature == 0.0:
         return scores

@@ -30,17 +30,17 @@ from subjax.runtime import processes
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A training by its shapes.
+    """The shapes of a training.
 
     Attributes:
       program: what to compile.
       lanes: size of the population.
-      lora_rank: of the adapters; 0 when all weights are trained.
-      batch_size: rows of a step and lane.
-      num_tokens: of a row, T.
-      num_targets: of a row, C.
-      soft: tokens of a stored distribution; 0: there is none.
-      packing: how rows share longer ones; None: each has its own.
+      lora_rank: rank of the adapters; 0 when all weights are trained.
+      batch_size: rows per step and lane.
+      num_tokens: tokens per row, T.
+      num_targets: targets per row, C.
+      soft: tokens of a stored distribution; 0: no distribution is stored.
+      packing: how rows are packed; None: no packing.
     """
 
     program: Program
@@ -55,11 +55,11 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What `fit` hands out after a run of steps.
+    """What `fit` yields after some steps.
 
     Attributes:
       step: updates done so far.
-      trainable: the trained tree, a leading axis of lanes; on the host where it is one process's.
+      trainable: the trained tree with a leading axis of lanes; in a run of one process on the host.
       metrics: name -> [steps since the last one, lanes] (empty at step 0).
     """
 
@@ -85,46 +85,36 @@ def fit(
     store: checkpoints.Checkpoints | None = None,
     log: throughput.Log | None = None,
 ) -> Iterator[Progress]:
-    """Trains a population and hands it out at each probe step and at the end.
+    """Trains a population and yields a `Progress` at each probe step and at the last step.
+
+    The first `Progress` of a resumed run has all metrics since step 0.
 
     Args:
       program: what to compile.
-      trainable: all weights or an adapter, with a leading axis of lanes; it is given away.
+      trainable: all weights or an adapter, with a leading axis of lanes; donated.
       frozen: the base under an adapter, shared by all lanes; {} when all weights train.
       rows: each lane's data; equal in everything but the number of rows.
       seeds: each lane's data-order seed.
-      batch_size: rows a step and lane.
-      probe_steps: steps after which to hand out the population; 0 is before training.
-      steps_per_call: most updates in one call to the device.
+      batch_size: rows per step and lane.
+      probe_steps: steps after which to yield the population; 0 is before training.
+      steps_per_call: largest number of updates in one call to the device.
       mesh: where to run.
       label: shown beside the progress bar.
-      teachers: full weights, by lane, where the program distils; rows hold what they see.
-      packing: how many rows share one; None: each has its own. Refused where the program distils.
-      store: keeps the state of a run that is interrupted, and has that of the one before.
-      log: where times go; None: to the progress bar alone.
-
-    Yields:
-      A `Progress` at each probe step, in order, and at the last step; in a run that goes on from a
-      checkpoint, at those after it, the first one with all metrics since step 0.
+      teachers: full weights of each lane's teacher for online distillation; `rows` hold its inputs.
+      packing: how many rows share a longer one; None: no packing. Refused for online distillation.
+      store: saves the state of this run if it is interrupted, and restores a saved one.
+      log: where times are written; None: to the progress bar only.
 
     Raises:
-      processes.Interrupted: the run was told to leave; the store has its state.
+      processes.Interrupted: the run was told to stop; its state is in the store.
       ValueError: the rows of a step do not fit the packing.
       FloatingPointError: a lane's loss is not finite; names the step.
     """
-    if packing and program.distils:
-        raise ValueError(
-            "rows of a student whose teacher runs along are not packed: set packed_rows = 0, or "
-            "choose another support"
-        )
-    batches = batching.Batches(rows, seeds, batch_size, _num_parts(program, mesh), packing)
-    batches.check(program.steps)
+    batches = _batches(program, rows, seeds, batch_size, mesh, packing)
     stops = _stops(probe_steps, program.steps)
-    stride = call_length(stops, steps_per_call)
-    flops = _flops(program, batches, trainable)
     with jax.set_mesh(mesh):
         placed = sharding.place(trainable, mesh, lanes=True)
-        del trainable  # the state takes its place; the caller must not keep it either
+        del trainable  # donated; the caller must not keep it either
         yield from _updates(
             program,
             batches,
@@ -132,12 +122,11 @@ def fit(
             sharding.place(frozen, mesh, lanes=False),
             sharding.place(teachers, mesh, lanes=True) if teachers else {},
             stops=stops,
-            stride=stride,
+            stride=call_length(stops, steps_per_call),
             mesh=mesh,
             label=label,
             store=store,
             log=log or throughput.Log(),
-            flops=flops,
         )
 
 
@@ -154,10 +143,10 @@ def _updates(
     label: str,
     store: checkpoints.Checkpoints | None,
     log: throughput.Log,
-    flops: float,
 ) -> Iterator[Progress]:
-    """The loop of `fit`, on what lies on the mesh."""
+    """The loop of `fit`, with all trees on the mesh."""
     _, update = _compile(program)
+    flops = _flops(program, batches, state[0])
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     done, state, metrics = store.restore(state) if store else (0, state, {})
     if 0 in stops and not done:
@@ -171,7 +160,7 @@ def _updates(
             batch = batches.of(range(first, first + stride))
             placed = sharding.place_batch(batch, mesh, lanes=True)
             state, metrics = update(state, frozen, teachers, placed)
-            # The compiler may spell the same layout otherwise; that would compile anew.
+            # The compiler may return an equal sharding in another form, which would recompile.
             state = jax.device_put(state, layout)
             measured.append(sharding.to_host(metrics))
             _check_finite(measured[-1], first)
@@ -186,9 +175,9 @@ def _updates(
 
 
 def _handed_out(trainable: Params) -> Params:
-    """A population for the caller: on the host, where lanes are cut without a collective each.
+    """A population for the caller: on the host, where slicing lanes needs no collectives.
 
-    What several processes hold stays where it is until it is written, tensor by tensor.
+    In a run of several processes it stays on the devices until it is written, tensor by tensor.
     """
     return jax.device_get(trainable) if jax.process_count() == 1 else trainable
 
@@ -196,7 +185,7 @@ def _handed_out(trainable: Params) -> Params:
 def _keep(
     store: checkpoints.Checkpoints, step: int, state: Any, measured: list[dict[str, np.ndarray]]
 ) -> None:
-    """Saves where it is time to, or where the run was told to leave, and then leaves."""
+    """Saves if it is time to; if the run was told to stop, saves and raises Interrupted."""
     leaving = processes.told_to_leave()
     if leaving or store.due():
         store.save(step, state, _joined(measured))
@@ -208,14 +197,14 @@ def _keep(
 def traced(
     program: Program, batch: Params, *, mesh: Mesh, lanes: int = 1, lora_rank: int = 0
 ) -> jax.stages.Traced:
-    """The update that `fit` runs, on shapes alone: for compiling without devices or weights.
+    """Traces the update of `fit` from shapes: for compiling without devices or weights.
 
     Args:
       program: what to compile.
       batch: name -> shape and dtype [B, ...] of each array of `batching.Rows.take`.
-      mesh: as `fit` would get it.
+      mesh: the mesh argument of `fit`.
       lanes: size of the population.
-      lora_rank: of the adapters; 0 when all weights are trained.
+      lora_rank: rank of the adapters; 0 when all weights are trained.
 
     Returns:
       One update of all lanes, to be lowered and compiled; `jaxpr` is what it computes.
@@ -249,11 +238,11 @@ def batch_shapes(
     """Shape and dtype of one row of each array of a batch, as `batching.Rows.take` has them.
 
     Args:
-      program: what they are for.
-      num_tokens: of a row, T.
-      num_targets: of a row, C.
-      soft: tokens of a stored distribution; 0: there is none.
-      packed: whether rows share longer ones.
+      program: the program that reads them.
+      num_tokens: tokens per row, T.
+      num_targets: targets per row, C.
+      soft: tokens of a stored distribution; 0: no distribution is stored.
+      packed: whether rows are packed.
     """
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "tokens": ((num_tokens,), jnp.int32),
@@ -273,7 +262,7 @@ def batch_shapes(
 
 
 def metric_rows(history: Sequence[Progress], lane: int) -> list[dict[str, float]]:
-    """One row per update of one lane, for its metrics file."""
+    """The rows of one lane's metrics file, one per update."""
     rows = []
     for progress in history:
         first = progress.step - len(progress.metrics.get("loss", ()))
@@ -284,7 +273,7 @@ def metric_rows(history: Sequence[Progress], lane: int) -> list[dict[str, float]
 
 
 def stack(trees: Sequence[Params]) -> Params:
-    """Makes a population out of models of one shape."""
+    """Stacks models of one shape into a population."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
@@ -294,7 +283,7 @@ def lane(population: Params, index: int) -> Params:
 
 
 def _stops(probe_steps: Sequence[int], steps: int) -> list[int]:
-    """The steps at which the population is handed out, the last one among them."""
+    """The steps at which `fit` yields the population, including the last step."""
     stops = sorted({*probe_steps, steps})
     if stops[0] < 0 or stops[-1] > steps:
         raise ValueError(f"probe_steps {tuple(probe_steps)} must lie in 0..{steps}")
@@ -302,23 +291,42 @@ def _stops(probe_steps: Sequence[int], steps: int) -> list[int]:
 
 
 def _joined(collected: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Metrics of several calls, one after the other."""
+    """Concatenates the metrics of several calls."""
     return {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
 
 
 def call_length(stops: Sequence[int], most: int) -> int:
-    """The largest number of steps of one call, at most `most`, that lands on every stop."""
+    """The largest number of steps per call, at most `most`, that divides every stop."""
     gap = math.gcd(*stops)
     return max(d for d in range(1, min(gap, most) + 1) if gap % d == 0)
 
 
 def _num_parts(program: Program, mesh: Mesh) -> int:
-    """What the rows of a step must divide into: devices across the batch, times parts."""
+    """The rows of a step must be a multiple of this: devices across the batch times parts."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * program.accumulate
 
 
+def _batches(
+    program: Program,
+    rows: Sequence[batching.Rows],
+    seeds: Sequence[int],
+    batch_size: int,
+    mesh: Mesh,
+    packing: batching.Packing | None,
+) -> batching.Batches:
+    """The batches of a run, or a ValueError if the program cannot train on them."""
+    if packing and program.distils:
+        raise ValueError(
+            "online distillation, where the teacher is evaluated at each step, does not pack rows: "
+            "set packed_rows = 0, or choose another support"
+        )
+    batches = batching.Batches(rows, seeds, batch_size, _num_parts(program, mesh), packing)
+    batches.check(program.steps)
+    return batches
+
+
 def _flops(program: Program, batches: batching.Batches, trainable: Params) -> float:
-    """FLOPs of the model in one update of all lanes, by the counting of plans."""
+    """Model FLOPs of one update of all lanes, counted as in plans."""
     rows, packing, lanes = batches.rows[0], batches.packing, len(batches.rows)
     sizes = (batches.batch_size, rows.tokens.shape[1], rows.targets.shape[1])
     if packing:  # any token of a packed row may predict
@@ -341,7 +349,7 @@ def _check_finite(metrics: checkpoints.Metrics, first: int) -> None:
             step, lane = bad[0]
             raise FloatingPointError(
                 f"{name} is {values[step, lane]} at step {first + step} of lane {lane}: "
-                "lower learning_rate, or look at the rows of that step"
+                "lower learning_rate, or check the rows of that step"
             )
 
 
@@ -365,7 +373,7 @@ def _compile(program: Program) -> tuple[Any, Any]:
         return state, jax.tree.map(lambda m: m.swapaxes(0, 1), metrics)
 
     def init(trainable: Params) -> tuple[Params, Any]:
-        # A weak type, as of a norm's ones, is gone after an update, which would compile anew.
+        # An update removes weak types, such as those of a norm's ones, which would recompile.
         trainable = jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), trainable)
         state = (trainable, jax.vmap(transform.init)(trainable))
         return activation_sharding.constrain_state(state, lanes=True)
@@ -374,5 +382,5 @@ def _compile(program: Program) -> tuple[Any, Any]:
 
 
 def initial_state(program: Program, trainable: Params) -> tuple[Params, Any]:
-    """What a run starts from: a placed population, and its optimizer state beside it."""
+    """The initial state of a run: a population on the mesh, and its optimizer state."""
     return _compile(program)[0](trainable)

@@ -1,4 +1,4 @@
-"""What a step of training minimises: the loss of a batch of one model, and its gradient."""
+"""The training loss of a batch of one model, and its gradient."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ class Program:
       optimizer: how gradients become updates.
       steps: length of the schedule, in updates.
       lora_scale: alpha / rank when an adapter is trained, 0 when all weights are.
-      support: token ids of soft targets that are the same at every position; empty for none, and
-        where rows bring their own (`soft_ids`).
+      support: token ids of soft targets if they are the same at every position; empty without
+        soft targets, or if rows have their own (`soft_ids`).
       distils: online distillation: the teacher is evaluated at each step, on all tokens.
       excluded: token ids left out of that distribution.
       precision: a name of `precision.PRECISIONS`.
       remat: a name of `remats.REMATS`.
-      accumulate: parts that a batch is cut into, whose gradients are added up.
+      accumulate: number of parts of a batch, whose gradients are added up.
     """
 
     arch: Architecture
@@ -44,7 +44,7 @@ class Program:
 
     @classmethod
     def of(cls, arch: Architecture, fields: Mapping[str, Any], **more: Any) -> "Program":
-        """What a training row says of a program; `more` are the fields that it does not decide."""
+        """The program of a training row; `more` are the fields that the row does not have."""
         optimizer, steps = Optimizer.of(fields), fields["steps"]
         return cls(arch, optimizer, steps, accumulate=fields["accumulate"], **more)
 
@@ -52,16 +52,16 @@ class Program:
 def value_and_grad(
     program: Program, trainable: Params, frozen: Params, teacher: Params, batch: Params
 ) -> tuple[jax.Array, Params]:
-    """The mean loss over a batch's targets, and its gradient, part by part where asked.
+    """The mean loss over a batch's targets, and its gradient, with gradient accumulation.
 
     Args:
       program: what to compute.
       trainable: all weights or an adapter of one lane; the gradient has its shape.
       frozen: the base under an adapter, or {}.
-      teacher: full weights where the program distils, or {}.
+      teacher: full weights of the teacher for online distillation, or {}.
       batch: arrays by field name, as `batching.Batches` makes them, of one lane and step.
     """
-    # Each part is divided by the targets of all, so that parts of unequal ones add up to the mean.
+    # Each part is divided by the targets of the whole batch: unequal parts add up to the mean.
     num_targets = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
     of_part = jax.value_and_grad(_loss, argnums=1)
     if program.accumulate == 1:
@@ -73,7 +73,7 @@ def value_and_grad(
         return jax.tree.map(jnp.add, running, found), None
 
     def cut(array: jax.Array) -> jax.Array:
-        # Neighbours go to different parts: every part lies on all devices as the batch does.
+        # Neighbours go to different parts, so that each part is split over devices as the batch is.
         return array.reshape(-1, program.accumulate, *array.shape[1:]).swapaxes(0, 1)
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))

@@ -1,7 +1,7 @@
-"""What the adapter_config.json of a PEFT adapter says, as PEFT itself reads it.
+"""Reads the adapter_config.json of a PEFT adapter as PEFT itself does.
 
-A setting that changes what an adapter computes is read here or refused by name. What is left out
-are settings that only matter while an adapter is made and trained.
+Settings that change what an adapter computes are read or refused by name. Settings that only matter
+while an adapter is initialised and trained are ignored.
 """
 
 import dataclasses
@@ -11,25 +11,25 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Settings that change no logit of an adapter whose tensors are loaded; tests prove each against
-# PEFT. A configuration of an initialisation counts only while the adapter is made.
+# Settings that change no logit of a loaded adapter; tests compare each one with PEFT. The
+# configuration of an initialisation only matters while the adapter is made.
 _HARMLESS = """
     auto_mapping base_model_name_or_path revision inference_mode peft_version lora_dropout
     fan_in_fan_out megatron_core loftq_config eva_config corda_config lora_ga_config
     qalora_group_size runtime_config ensure_weight_tying
 """
-# Initialisations that leave the base as it is; written in lower case.
+# Initialisations that do not change the base, in lower case.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _BIASES = ("none", "all", "lora_only")
 
-# What helps where a model with the adapter is supported and the adapter is not.
+# The remedy if the merged model is supported but the adapter is not.
 MERGE = (
     "merge it with PEFT, PeftModel.from_pretrained(base, DIR).merge_and_unload().save_pretrained("
     "NEW), and give NEW, with the base's tokenizer files, as full weights"
 )
 _AGAIN = "train the adapter again without it"
 _UNKNOWN = "remove it if nothing that the adapter computes depends on it, or " + MERGE
-# What a setting that is not supported can be replaced by. PEFT cannot merge all of them.
+# The remedy for each unsupported setting. PEFT cannot merge all of them.
 _WAYS_OUT = {
     **dict.fromkeys(("use_dora", "modules_to_save", "trainable_token_indices"), MERGE),
     **dict.fromkeys(("target_parameters", "kasa_config", "use_bdlora", "velora_config"), MERGE),
@@ -40,21 +40,21 @@ _WAYS_OUT = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Which modules an adapter changes, and by how much.
+    """The modules that an adapter changes, with ranks and scales.
 
-    Names of modules are those of the base in transformers: model.layers.0.self_attn.q_proj.
+    Modules have their names in transformers' base model: model.layers.0.self_attn.q_proj.
 
     Attributes:
       where: the file, for errors.
       rank: R of modules that `ranks` does not name.
-      alpha: numerator of the scale of modules that `alphas` does not name.
+      alpha: numerator of the scale for modules that `alphas` does not name.
       rslora: whether scales divide by sqrt(R) instead of by R.
       targets: ends of names, or a regular expression of whole names, or "all-linear".
-      excluded: likewise, of modules that are left alone.
-      layers: numbers of the layers that `targets` is about; None: all.
-      layer_lists: regular expressions of names of the list that layers are numbered in; none: any.
+      excluded: in the same form, modules without an adapter.
+      layers: numbers of the layers to which `targets` applies; None: all.
+      layer_lists: regular expressions for the name of the list of layers; empty: any.
       ranks: regular expression of the end of a name -> rank.
-      alphas: likewise -> alpha.
+      alphas: regular expression of the end of a name -> alpha.
     """
 
     where: str
@@ -79,7 +79,7 @@ class Settings:
         if isinstance(self.targets, str) and self.targets.lower() == "all-linear":
             return True
         found = self._named(self.targets, module, "target_modules")
-        # A name that is given whole is adapted whatever its layer.
+        # A module given by its full name is adapted in any layer.
         return found and (self.layers is None or module in self.targets or self._has_layer(module))
 
     def rank_of(self, module: str) -> int:
@@ -108,7 +108,7 @@ class Settings:
         return False
 
     def _of(self, patterns: Mapping[str, Any], module: str, setting: str, default: Any) -> Any:
-        """The value of the first name, in the file's order, that the module's name ends in."""
+        """The value of the first pattern, in the file's order, that matches the end of the name."""
         for key, value in patterns.items():
             if self._match(re.match, rf"(.*\.)?({key})$", key, module, setting):
                 return value
@@ -119,7 +119,7 @@ class Settings:
     ) -> re.Match[str] | None:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what a later Python may read otherwise
+                warnings.simplefilter("ignore")  # about the syntax of later Pythons
                 return how(pattern, module)
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(
@@ -132,11 +132,11 @@ def read(config: Mapping[str, Any], where: str) -> Settings:
     """Checks the content of an adapter_config.json.
 
     Args:
-      config: what stands in it.
+      config: the parsed file.
       where: the file, for errors.
 
     Raises:
-      ValueError: a setting is malformed, or of PEFT and not supported; names it and what helps.
+      ValueError: a setting is malformed or not supported; names it and the remedy.
     """
     left = {**config}
     kind, task = left.pop("peft_type", None), left.pop("task_type", None)
@@ -163,12 +163,12 @@ def read(config: Mapping[str, Any], where: str) -> Settings:
     _check(found, where)
     _check_init(left.pop("init_lora_weights", True), where)
     bias = left.pop("bias", "none")
-    if bias not in _BIASES:  # trained biases are tensors without a place, and refused as such
+    if bias not in _BIASES:  # trained biases are refused later, as unknown tensors
         raise ValueError(
             f"{where}: bias is {_shown(bias)}, PEFT knows {', '.join(_BIASES)}: correct it"
         )
     for name, value in left.items():
-        # An empty object is no lack of a setting: PEFT fills it with what is usual.
+        # An empty object counts as set: PEFT fills it with defaults.
         if name not in _HARMLESS.split() and value not in (None, False, [], ""):
             setting = f"{name if name.isidentifier() else _shown(name)} = {_shown(value)}"
             if name not in _WAYS_OUT:
@@ -178,7 +178,7 @@ def read(config: Mapping[str, Any], where: str) -> Settings:
 
 
 def _check(found: Mapping[str, Any], where: str) -> None:
-    """Raises where a value is not of the type that PEFT gives it."""
+    """Raises if a value does not have PEFT's type."""
     targets, layers = found["targets"], found["layers"]
     if targets in (None, "", ()):
         raise ValueError(
@@ -206,7 +206,7 @@ def _check(found: Mapping[str, Any], where: str) -> None:
 
 
 def _check_init(init: Any, where: str) -> None:
-    """Raises where the way the factors began changed the base: it is not the base that is given."""
+    """Raises if the initialisation changed the base's weights: the given base lacks the change."""
     name = init.lower() if isinstance(init, str) else init
     if any(name is plain or (name == plain and isinstance(name, str)) for plain in _PLAIN_INITS):
         return

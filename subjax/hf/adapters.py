@@ -1,7 +1,7 @@
 """PEFT adapters in and out: adapter_config.json and adapter_model.safetensors.
 
-The rules are those of full weights (`weights`): every tensor is mapped or refused, shapes are
-checked before a tensor is read, pickle is never opened. What settings mean is in `adapter_config`.
+The rules are the same as for full weights (`weights`): every tensor is mapped or refused, shapes
+are checked before a tensor is read, pickle is never opened. `adapter_config` reads the settings.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from subjax.runtime import artifacts, storage
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
-_PEFT = "base_model.model."  # in front of the name that a module has in its model
-# A factor's name: with or without PEFT's prefix and the name that an adapter had in memory.
+_PEFT = "base_model.model."  # PEFT's prefix of module names
+# A factor's name: with or without PEFT's prefix and the adapter's name in memory.
 _FACTOR = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<factor>lora_[AB])(?:\.[^.]+)?\.weight"
 )
@@ -50,13 +50,13 @@ def save_adapter(
     """Writes an adapter in PEFT's format; all processes call it, process 0 writes.
 
     Args:
-      directory: made where it does not exist; an adapter in it is replaced.
-      arch: shape of the base, whose family's names are used.
+      directory: created if needed; an adapter in it is replaced.
+      arch: shape of the base; the names are those of its family.
       adapter: unscaled, as `lora.init` returns it.
       rank: R.
       alpha: numerator of the scale.
-      base_path: directory or hub id of the base. Where the config.json in a directory is that of a
-        model with other parts, the names are those of its text in it, which PEFT looks for.
+      base_path: directory or hub id of the base. If a directory's config.json describes a model
+        with several parts, the names are those of its text part, which PEFT looks for.
       rslora: whether the scale divides by sqrt(rank) instead of by rank.
 
     Raises:
@@ -104,17 +104,17 @@ def load_adapter(
 ) -> tuple[Params, float]:
     """Reads an adapter in PEFT's format, float32.
 
-    One that was trained on a model with an image encoder too is read onto the text's layers. Where
-    its modules have several ranks, the smaller ones are filled up with zeros; where they have
-    several scales, these are in b and the scale that is returned is one.
+    An adapter trained on a model with an image encoder is loaded for the text's layers. If modules
+    differ in rank, the smaller factors are padded with zeros; if they differ in scale, the scales
+    are multiplied into b and the returned scale is one.
 
     Args:
       directory: holds adapter_config.json and adapter_model.safetensors; or a URL that does.
-      arch: shape of the base, which the adapter's shapes have to fit.
-      mesh: where it goes; None: the default device.
+      arch: shape of the base; the adapter's shapes must fit it.
+      mesh: the mesh to load onto; None: the default device.
 
     Returns:
-      The factors as they were trained, and the scale that `lora.scaled` multiplies in.
+      The unscaled factors, and the scale for `lora.scaled`.
 
     Raises:
       ValueError: a file is missing or malformed, a setting of PEFT is not supported, or a tensor
@@ -137,12 +137,12 @@ def load_adapter(
 
 
 def copy(source: Path, directory: Path, changes: Mapping[str, Any]) -> None:
-    """Copies an adapter, with PEFT's own names of its tensors, whatever names they had.
+    """Copies an adapter and renames its tensors to PEFT's own names.
 
     Args:
       source: a local directory that `load_adapter` reads.
-      directory: an existing one.
-      changes: settings of adapter_config.json that the copy says otherwise.
+      directory: an existing directory.
+      changes: new values of settings in the copy's adapter_config.json.
     """
     with contextlib.closing(storage.LocalFile(source / WEIGHTS)) as file:
         header = tensors.parse_json(tensors.read_header(file), file.where)
@@ -160,13 +160,13 @@ def copy(source: Path, directory: Path, changes: Mapping[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Padded:
-    """A factor with zeros up to the shape that its leaf's layers share; see `tensors.Source`.
+    """A factor padded with zeros to the shape of its leaf; see `tensors.Source`.
 
     Attributes:
       where: the file, for errors.
       tensor: None for a module that is not adapted.
-      shape: the one that is shared.
-      times: what the factor is multiplied by.
+      shape: the shape after padding, which the layers share.
+      times: the factor is multiplied by this.
     """
 
     where: str
@@ -177,7 +177,7 @@ class _Padded:
     dtype: str = "F32"
 
     def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:
-        """Reads a part; what lies outside of the tensor is zero."""
+        """Reads a part; the padding is zero."""
         out[...] = 0
         sizes = self.tensor.shape if self.tensor else (0,) * len(index)
         inner = tuple(
@@ -191,7 +191,7 @@ class _Padded:
 
 
 def _factors(where: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under PEFT's own names, as `families.adapter_table` has them."""
+    """The tensors by PEFT's own names, as in `families.adapter_table`."""
     factors: dict[str, Tensor] = {}
     for name, tensor in found.items():
         own = _peft_name(name)
@@ -211,7 +211,7 @@ def _peft_name(name: str) -> str:
 
 
 def _table(found: Iterable[str], arch: Architecture) -> dict[str, str]:
-    """`families.adapter_table`, as the names begin in the model that the adapter was trained on."""
+    """`families.adapter_table` with the name prefix of the model that was trained."""
     table = families.adapter_table(arch.model_type)
     for prefix in tensor_names.prefixes(families.family(arch.model_type)):
         if any(name.startswith(f"{_PEFT}{prefix}layers.") for name in found):
@@ -220,7 +220,7 @@ def _table(found: Iterable[str], arch: Architecture) -> dict[str, str]:
 
 
 def _renamed(table: Mapping[str, str], arch: Architecture, prefix: str) -> dict[str, str]:
-    """A table whose names begin otherwise."""
+    """The table with another name prefix."""
     usual = _PEFT + tensor_names.prefixes(families.family(arch.model_type))[0]
     return {path: _PEFT + prefix + name.removeprefix(usual) for path, name in table.items()}
 
@@ -232,7 +232,7 @@ def _adapted(
     table: Mapping[str, str],
     settings: Settings,
 ) -> dict[str, tuple[str, int]]:
-    """Target and layer of each module that the settings adapt; the tensors are exactly theirs."""
+    """Target and layer of each adapted module; checks that the tensors are exactly theirs."""
     modules = {
         _module(name.format(layer=layer)): (path.split("/")[2], layer)
         for path, name in table.items()
@@ -262,7 +262,7 @@ def _adapted(
 def _check_others(
     where: str, others: Mapping[str, Tensor], arch: Architecture, modules: Container[str]
 ) -> None:
-    """Refuses tensors that are of no module which the settings adapt; `modules` are all of them."""
+    """Refuses tensors of modules that the settings do not adapt; `modules` are all modules."""
     table = families.family(arch.model_type).tensors
     ends = {table[path].split(".")[-2] for path in ("embed/embedding", "head/kernel")}
     for name, tensor in others.items():
@@ -301,7 +301,7 @@ def _sources(
     settings: Settings,
     scales: Mapping[str, float],
 ) -> tuple[Params, dict[str, list[tensors.Source]]]:
-    """Shapes of the tree, and the tensors of each of its paths; `scales` are those that b takes."""
+    """Shapes of the tree, and the tensors of each path; `scales` are multiplied into b."""
     rank = max(settings.rank_of(module) for module in adapted)
     targets = [t for t in lora.all_targets(arch) if t in {at[0] for at in adapted.values()}]
     abstract = jax.eval_shape(
@@ -338,13 +338,13 @@ def _settings(directory: Path) -> Settings:
 
 
 def _is_inside(base_path: str) -> bool:
-    """Whether the base is the text of a model with other parts, as far as a directory says so."""
+    """Whether the base is a directory whose config.json has a text part."""
     path = Path(base_path) / "config.json"
     return path.is_file() and families.wrapper(hub.read_json(path).get("model_type")) is not None
 
 
 def _targets(names: Iterable[str], inside: bool) -> list[str] | str:
-    """target_modules: ends of the modules' names, and of those of a model's text alone."""
+    """target_modules: ends of the modules' names; in a model of several parts only the text's."""
     ends = sorted({_module(name).rpartition(".")[2] for name in names})
     return rf".*\.language_model\..*\.({'|'.join(ends)})" if inside else ends
 

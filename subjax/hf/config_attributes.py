@@ -1,7 +1,7 @@
-"""Attributes of a config.json, one by one: which are understood, and of what kind values must be.
+"""Checks of single attributes of a config.json: which are understood, and with which values.
 
 `model_config` makes a model's shape of them. An attribute that no table of `families` names is
-refused: what it says could make it another model than the one computed here.
+refused, because it could change what the model computes.
 """
 
 import math
@@ -11,15 +11,15 @@ from typing import Any
 from subjax.hf import families
 from subjax.hf.families import Family
 
-# No size of a model comes near; larger ones are typing errors that would exhaust the memory.
+# Far above any real size; larger values are typing errors that would exhaust the memory.
 _MAX_SIZE = 2**31
-# Attributes that are read whatever the family.
+# Attributes that are read for all families.
 _READ = {
     *("model_type", "max_position_embeddings", "tie_word_embeddings"),
     *("rope_theta", "rope_scaling", "rope_parameters"),
 }
-_READ_FOR_HEADS = {"num_key_value_heads", "head_dim"}  # where q, k and v have kernels of their own
-# Which layers are local.
+_READ_FOR_HEADS = {"num_key_value_heads", "head_dim"}  # if q, k and v have separate kernels
+# Attributes that say which layers are local.
 _READ_FOR_LOCAL: dict[str, set[str]] = {
     "": set(),
     "all": {"sliding_window"},
@@ -27,7 +27,7 @@ _READ_FOR_LOCAL: dict[str, set[str]] = {
     "even": {"sliding_window", "layer_types"},
     "pattern": {"sliding_window", "layer_types", "sliding_window_pattern"},
 }
-# Spellings of the share of a head that turns, and of the frequencies' base.
+# Names of the rotated share of a head, and of the frequencies' base.
 _READ_FOR_ROPE: dict[str, set[str]] = {
     "": set(),
     "partial": {"rotary_pct", "rotary_emb_base", "partial_rotary_factor"},
@@ -45,7 +45,7 @@ _WAYS_OUT = {
 
 
 def check(config: dict[str, Any], family: Family) -> None:
-    """Refuses attributes that the family's table does not explain, or not with that value.
+    """Refuses attributes or values that the family's table does not explain.
 
     Raises:
       ValueError: names the first one.
@@ -67,10 +67,10 @@ def check(config: dict[str, Any], family: Family) -> None:
 
 
 def text_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of the text of a model that has other parts; of any other, the config itself.
+    """The config of the text part of a model with several parts; else the config itself.
 
     Raises:
-      ValueError: a model of several parts that is not supported, or whose attributes are not.
+      ValueError: the model has several parts and is not supported, or an attribute is not.
     """
     model_type, text = config.get("model_type"), config.get("text_config")
     wrapper = families.wrapper(model_type)
@@ -115,7 +115,7 @@ def _check(
 
 
 def size(config: dict[str, Any], name: str, default: int | None = None) -> int:
-    """A positive integer, or the default where there is one and the attribute is absent or null."""
+    """A positive integer; the default, if there is one, for an absent or null attribute."""
     value = config.get(name)
     if value is None and default is not None:
         return default
@@ -138,7 +138,7 @@ def number(name: str, value: Any) -> float:
 
 
 def refused(name: str, value: Any, allowed: str) -> ValueError:
-    """The error of an attribute that would make it another model."""
+    """The error for an attribute that would change what the model computes."""
     return ValueError(
         f"config.json: {name} is {shown(value)}; supported: {allowed}: choose a model that has it "
         "so, or correct the file if it is wrong"
@@ -146,7 +146,7 @@ def refused(name: str, value: Any, allowed: str) -> ValueError:
 
 
 def options(values: tuple[Any, ...]) -> str:
-    """Values as a config.json has them, for an error."""
+    """Values as in a config.json, for an error."""
     return " or ".join("null" if value is None else repr(value) for value in values)
 
 

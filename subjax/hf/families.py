@@ -1,7 +1,7 @@
-"""Which Hugging Face models are understood: one table per `model_type` of a config.json.
+"""The supported Hugging Face models: one table per `model_type` of a config.json.
 
-A table says what each attribute means, which ones change nothing, and where each tensor goes;
-`model_config.py` reads and writes files by it. Nothing here opens a file.
+A table maps attributes and tensors, and lists attributes without effect; `model_config.py` reads
+and writes files by it. Nothing here opens a file.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ class Family:
 
     Attributes:
       model_class: the entry of `architectures` in a config.json.
-      tensors: parameter path -> tensor name; a name with {layer} stands for one per layer.
+      tensors: parameter path -> tensor name; a name with {layer} is one tensor per layer.
       constants: fields of Architecture that are the same in every model of the family.
       sizes: attribute -> field of Architecture; positive integers.
-      numbers: attribute -> field, and the value where the attribute is absent; positive.
-      caps: likewise, where null means that there is none.
+      numbers: attribute -> field and default; positive.
+      caps: attribute -> field and default; null means no cap.
       activation: attribute that names the MLP's activation.
-      activations: names that stand for others in this family.
-      rope: what is read of the rotary embedding beside theta: "" nothing more, "partial" its share
-        of a head, "local" another theta for local layers.
+      activations: activation names that mean another one in this family.
+      rope: what is read of the rotary embedding besides theta: "" nothing, "partial" the rotated
+        share of a head, "local" another theta for local layers.
       parallel: whether `use_parallel_residual` is read.
-      local: which layers are local where `layer_types` is absent: "" none, "all", "late" (from
+      local: which layers are local if `layer_types` is absent: "" none, "all", "late" (from
         max_window_layers on), "even" or "pattern" (all but every sixth).
-      fixed: attribute -> the values under which the model is the one that `transformer` computes.
+      fixed: attribute -> the only values with which `transformer` computes the model correctly.
       harmless: attributes that change no logit at inference.
-      ignored_tensors: ends of names of buffers that old checkpoints carry.
-      defaults: what transformers takes where an attribute of those read by name is absent.
+      ignored_tensors: ends of names of buffers in old checkpoints.
+      defaults: transformers' defaults of attributes that are read by name.
     """
 
     model_class: str
@@ -60,12 +60,12 @@ class Family:
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper:
-    """A model_type whose `text_config` is a model that is understood; its other parts are not read.
+    """A model_type whose `text_config` is a supported model; its other parts are not read.
 
     Attributes:
-      text_type: model_type of that model.
-      parts: beginnings of the names of the others' tensors.
-      harmless: attributes of the others, or of how they meet the text.
+      text_type: model_type of the text part.
+      parts: name prefixes of the other parts' tensors.
+      harmless: attributes of the other parts, or of how they connect to the text.
     """
 
     text_type: str
@@ -73,7 +73,7 @@ class Wrapper:
     harmless: frozenset[str]
 
 
-# Written by transformers for any model, whatever its type.
+# Written by transformers for models of any type.
 _HARMLESS = """
     _name_or_path architectures transformers_version dtype torch_dtype use_cache initializer_range
     bos_token_id eos_token_id pad_token_id sep_token_id unk_token_id decoder_start_token_id
@@ -86,7 +86,7 @@ _HARMLESS = """
     begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty
 """
-# Written by those who publish, finetune or convert models: how they ran, and for which programs.
+# Written by programs that publish, finetune or convert models.
 _HARMLESS_OF_OTHERS = """
     transformers.js_config custom_pipelines unsloth_fixed unsloth_version unsloth_training_args
     _attn_implementation_autoset _attn_implementation _attn_implementation_internal
@@ -101,7 +101,7 @@ _DROPOUTS = """
     hidden_dropout hidden_dropout_prob activation_dropout ffn_dropout mlp_dropout dropout
     dropout_rate
 """
-# What any model must say or leave out to be the one that is computed here.
+# Values that every supported model must have, if it has the attribute at all.
 FIXED: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(_DROPOUTS.split(), (0, None)),
     "quantization_config": (None,),
@@ -231,7 +231,7 @@ FAMILIES: dict[str, Family] = {
         model_class="GemmaForCausalLM",
         tensors=_ENDS | _LAYERS | _PRE_NORMS,
         constants=_GEMMA,
-        activations={"gelu": "gelu_pytorch_tanh"},  # what transformers makes of the first files
+        activations={"gelu": "gelu_pytorch_tanh"},  # as transformers reads the first files
         fixed={**_GEMMA_FIXED, "hidden_activation": ("gelu_pytorch_tanh", None)},
         defaults={**_GEMMA_DEFAULTS, "num_key_value_heads": 16},
     ),
@@ -246,7 +246,7 @@ FAMILIES: dict[str, Family] = {
         },
         activation="hidden_activation",
         local="even",
-        harmless=frozenset({"sliding_window_size"}),  # transformers reads sliding_window alone
+        harmless=frozenset({"sliding_window_size"}),  # transformers reads only sliding_window
         fixed={
             **_GEMMA_FIXED,
             "hidden_act": ("gelu_pytorch_tanh",),
@@ -275,7 +275,7 @@ FAMILIES: dict[str, Family] = {
             "max_position_embeddings": 131_072,
             "rope_theta": 1e6,
             "rope_local_base_freq": 1e4,
-            # Published files of the wrapped sizes leave some of these out.
+            # Published files of models with an image encoder omit some of these.
             **{"vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216},
             **{"num_hidden_layers": 26, "num_attention_heads": 8},
         },
@@ -329,7 +329,7 @@ def family(model_type: Any) -> Family:
     """The table of a model_type.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no such table.
     """
     found = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if found is None:
@@ -343,12 +343,12 @@ def family(model_type: Any) -> Family:
 
 
 def wrapper(model_type: Any) -> Wrapper | None:
-    """The table of a model_type that wraps another one; None where it is none."""
+    """The table of a model_type with several parts; None for other models."""
     return WRAPPERS.get(model_type) if isinstance(model_type, str) else None
 
 
 def other_parts(model_type: str) -> tuple[str, ...]:
-    """Beginnings of the names of the other parts of models whose text is of this model_type."""
+    """Tensor name prefixes of the other parts of models whose text part has this model_type."""
     wrappers = (found for found in WRAPPERS.values() if found.text_type == model_type)
     return tuple(part for found in wrappers for part in found.parts)
 

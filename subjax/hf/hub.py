@@ -1,11 +1,11 @@
-"""Model directories in Hugging Face's format, as files: finding, checking and naming them.
+"""Files of model directories in Hugging Face's format: finding, checking and naming them.
 
-It knows config.json, shard indexes and where a model lies, and nothing of arrays or of what a
-tensor means. Every malformed file is a ValueError of one line that names the file and the way out.
+It knows config.json, shard indexes and the location of a model, but no arrays and no meaning of
+tensors. A malformed file is a ValueError of one line that names the file and the remedy.
 
-A model at a URL has a directory here too, which holds its small files and `REMOTE`, a note of where
-its tensors are; those are read from there, by byte ranges. A file of that name is believed in the
-cache alone: any other model could lead to the tensors of another one with it.
+A model at a URL has a local directory in the cache with its small files and `REMOTE`, a note with
+the URL; its tensors are read from the URL, by byte ranges. Such a note is trusted only in the
+cache: elsewhere, a model could redirect to the tensors of another one with it.
 """
 
 import contextlib
@@ -50,12 +50,12 @@ _WAYS_OUT = (
     "give an existing local directory, check the network and HF_TOKEN, or for SmolLM2 run "
     "python launch/fetch_smollm2.py --out DIR and give DIR"
 )
-# Where the hub's client keeps a model; ids have no "--" of their own.
+# Cache directory of a model in the hub's client; ids contain no "--".
 _SNAPSHOT = re.compile(r"/models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
 
 
 def resolve(path_or_hub_id: str, revision: str = "") -> Path:
-    """Turns a base's name into a local directory, downloading it where it is a hub id.
+    """Turns a base's name into a local directory; downloads it if it is a hub id.
 
     Args:
       path_or_hub_id: a local directory or GGUF file, used as it is; a URL such as
@@ -63,9 +63,9 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
       revision: branch, tag or commit on the hub; empty: its main branch.
 
     Raises:
-      ValueError: neither a directory nor a model that the hub or its local cache can give, or a
-        URL that cannot be read.
-      storage.Unavailable: the hub, or what the URL names, does not answer for now.
+      ValueError: neither a directory nor a model on the hub or in its local cache (it may be
+        a gated model), or a URL that cannot be read.
+      storage.Unavailable: the hub or the URL's server does not answer for now.
     """
     if storage.is_url(path_or_hub_id):
         return _remote_directory(path_or_hub_id.rstrip("/"))
@@ -79,15 +79,15 @@ def resolve(path_or_hub_id: str, revision: str = "") -> Path:
     snapshot = _fetch(path_or_hub_id, revision, first)
     if (snapshot / SINGLE_FILE).is_file() or not (snapshot / INDEX_FILE).is_file():
         return snapshot
-    # Of the same commit, whatever its branch has become; a snapshot is called by it.
+    # From the same commit, even if the branch has moved; a snapshot's name is its commit.
     return _fetch(path_or_hub_id, snapshot.name, sorted(set(_weight_map(snapshot).values())))
 
 
 def _fetch(hub_id: str, revision: str, names: list[str]) -> Path:
-    """Has the hub's client fetch some files of a model.
+    """Downloads some files of a model with the hub's client.
 
-    Not all: repositories hold the same weights again for other programs (consolidated.safetensors),
-    or in other formats.
+    Not all files: repositories hold the same weights again for other programs
+    (consolidated.safetensors), or in other formats.
     """
     try:
         snapshot = huggingface_hub.snapshot_download(
@@ -109,10 +109,10 @@ def _fetch(hub_id: str, revision: str, names: list[str]) -> Path:
 
 
 def _is_busy(error: BaseException | None) -> bool:
-    """Whether the hub answered late, or that it is too busy; no way to it is another thing."""
+    """Whether the hub timed out or is too busy; not whether it cannot be reached at all."""
     busy = False
     while error is not None:
-        if type(error).__name__ in ("ConnectError", "ConnectTimeout"):  # of the hub's http client
+        if type(error).__name__ in ("ConnectError", "ConnectTimeout"):  # types of its http client
             return False
         status = getattr(getattr(error, "response", None), "status_code", 0)
         busy |= isinstance(error, TimeoutError) or status == 429 or status >= 500
@@ -121,13 +121,13 @@ def _is_busy(error: BaseException | None) -> bool:
 
 
 def again(snapshot: Path) -> Path:
-    """A model that another machine, or an emptied cache, had from the hub: downloaded anew.
+    """Downloads again a model of the hub that is missing in the cache of this machine.
 
     Args:
-      snapshot: where it lay; a path that is none of the hub's cache is given back.
+      snapshot: its path in the hub's cache; any other path is returned unchanged.
 
     Raises:
-      ValueError: the hub does not give it.
+      ValueError: the hub does not provide it.
     """
     found = _SNAPSHOT.search(snapshot.as_posix())
     return resolve(found["id"].replace("--", "/"), found["commit"]) if found else snapshot
@@ -136,10 +136,10 @@ def again(snapshot: Path) -> Path:
 def header_digest(directory: str | os.PathLike[str]) -> str:
     """Cheap identity of a base for fingerprints, without reading all of its weights.
 
-    It covers config.json and the tokenizer's files whole; of each file of tensors the name, the
-    size, the header, and 64 blocks of 4 KiB spread over it, because a base and its finetuned
-    sibling have equal headers and sizes. A model has one digest, wherever it lies. Of a GGUF file
-    neither its name nor a config.json beside it counts, as loading uses neither.
+    It covers all of config.json and the tokenizer's files, and of each file of tensors the name,
+    the size, the header, and 64 blocks of 4 KiB spread over it, because a base and its finetuned
+    sibling have equal headers and sizes. It does not depend on the model's location. For a GGUF
+    file, neither its name nor a config.json beside it counts, as loading uses neither.
 
     Returns:
       A sha256 in hexadecimal.
@@ -171,10 +171,10 @@ def model_directory(directory: str | os.PathLike[str]) -> Path:
     """Checks that a model is there: a directory with config.json, or a GGUF file.
 
     Returns:
-      The directory, that of the small files where it is at a URL, or the GGUF file.
+      The directory, for a model at a URL the one of its small files, or the GGUF file.
 
     Raises:
-      ValueError: it is not there.
+      ValueError: there is no model.
     """
     path = resolve(str(directory)) if storage.is_url(directory) else Path(directory)
     if path.suffix == GGUF and path.is_file():
@@ -187,7 +187,7 @@ def model_directory(directory: str | os.PathLike[str]) -> Path:
 
 
 def _instead(directory: Path) -> str:
-    """What to give instead of a directory without config.json."""
+    """Advice for a directory without config.json."""
     adapter = _ADAPTER_FILES[0]
     if (directory / adapter).is_file():
         return "it holds a PEFT adapter: give its base as path, and it as adapter"
@@ -202,21 +202,21 @@ def _instead(directory: Path) -> str:
 
 
 def origin(directory: Path) -> str:
-    """The path of a model, or its URL where the directory only holds its small files."""
+    """The path of a model, or its URL if the directory only holds its small files."""
     note = _note(directory)
     return note["origin"] if note else str(directory)
 
 
 def tokenizer_directory(model: Path) -> Path:
-    """Where the tokenizer of a model is: its directory, or that of its GGUF file."""
+    """The directory of a model's tokenizer: the model's, or the one of its GGUF file."""
     return model.parent if model.is_file() else model
 
 
 def gguf_name(model: Path) -> str:
-    """Name of the GGUF file that a model consists of; "" where it is one of safetensors.
+    """Name of a model's GGUF file; "" for a model in safetensors.
 
     Raises:
-      ValueError: a directory with several.
+      ValueError: the directory has several.
     """
     if model.is_file():
         return model.name
@@ -232,14 +232,14 @@ def gguf_name(model: Path) -> str:
 
 
 def file_names(directory: Path) -> set[str]:
-    """Names of the files of a model, at its URL where it has one."""
+    """Names of a model's files, at its URL if it has one."""
     if note := _note(directory):
         return set(note["sizes"])
     return {path.name for path in directory.iterdir() if path.is_file()}
 
 
 def open_file(directory: Path, name: str) -> File:
-    """Opens a file of a model, at its URL where it has one.
+    """Opens a file of a model, at its URL if it has one.
 
     Raises:
       ValueError: it cannot be opened.
@@ -259,14 +259,14 @@ def open_tensors(
     Args:
       directory: result of `model_directory`.
       stack: closes the files; the tensors cannot be read afterwards.
-      tied: names that an index may list without a file's having them, and the other way round:
-        savers differ in what they do with one array of two names.
+      tied: names that may be missing in an index or in the files: savers differ in how they
+        store one array with two names.
 
     Returns:
-      Tensor name -> tensor, of which parts are read.
+      Tensor name -> tensor, for reading parts.
 
     Raises:
-      ValueError: a file is missing or malformed, or the index does not say what the files hold.
+      ValueError: a file is missing or malformed, or the index does not match the files.
     """
     shards, weight_map = shard_names(directory)
     found: dict[str, tensors.Tensor] = {}
@@ -292,10 +292,10 @@ def open_tensors(
 
 
 def shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
-    """The names of a model's safetensors files, and its index where it has several.
+    """The names of a model's safetensors files, and its index if there are several.
 
     Raises:
-      ValueError: there are none, only pickle files, or an index that names what it must not.
+      ValueError: there are no such files, only pickle files, or the index names other files.
     """
     names = file_names(directory)
     if SINGLE_FILE in names:
@@ -320,7 +320,7 @@ def shard_names(directory: Path) -> tuple[list[str], dict[str, str] | None]:
 
 
 def _weight_map(directory: Path) -> dict[str, str]:
-    """Tensor name -> file, as the index of a model says; files beside it alone."""
+    """Tensor name -> file, from a model's index; only files in the same directory."""
     index = _where(directory / INDEX_FILE)
     weight_map = read_json(directory / INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -341,7 +341,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a file that holds one JSON object.
 
     Raises:
-      ValueError: it cannot be read, or is no JSON object, or has a key twice; names its URL where
+      ValueError: it cannot be read, or is no JSON object, or has a key twice; names its URL if
         the path is a copy.
     """
     return _parsed(path, _where(path))
@@ -359,7 +359,7 @@ def _where(path: Path) -> str:
 
 
 def _note(directory: Path) -> dict[str, Any] | None:
-    """What `REMOTE` says in a directory of the cache; None: the model is on this machine."""
+    """The content of `REMOTE` in a cache directory; None: the model is on this machine."""
     path = directory / REMOTE
     if not storage.is_cached(directory) or not path.is_file():
         return None
@@ -377,7 +377,7 @@ def _note(directory: Path) -> dict[str, Any] | None:
 
 @functools.lru_cache(maxsize=64)
 def _remote_directory(url: str) -> Path:
-    """Copies the small files of a model at a URL to this machine, once in a process."""
+    """Copies the small files of a model at a URL to this machine, once per process."""
     above = url.rpartition("/")[0] if url.endswith(GGUF) else url
     sizes = storage.sizes(above)
     if above != url:

@@ -1,7 +1,7 @@
-"""The content of a config.json to an `Architecture` and back, by the tables of `families`.
+"""Converts a config.json to an `Architecture` and back, by the tables of `families`.
 
-An attribute that no table names is refused: a model that is silently computed otherwise than its
-authors did would make every result about it wrong.
+An attribute that no table names is refused: if a model were silently computed differently than by
+its authors, every result about it would be wrong.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from subjax.hf.families import Family
 from subjax.nn.architecture import Architecture, RopeScaling
 
 _MAX_LAYERS = 10_000
-# Names of transformers for the same function; its others compute something else.
+# Equivalent names in transformers; its other activations are different functions.
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -52,12 +52,12 @@ def read(config: dict[str, Any]) -> Architecture:
       config: the parsed file.
 
     Returns:
-      The shape of the model, or of the text part of one that is wrapped with others; what the file
-      leaves out has transformers' default.
+      The shape of the model, or of the text part of a model with several parts. Absent attributes
+      have transformers' defaults.
 
     Raises:
       ValueError: an unknown model_type; an attribute that is not understood, missing, of the wrong
-        type, or of a value that would make it another model than the one computed here.
+        type, or with a value that would change what the model computes.
     """
     config = config_attributes.text_part(config)
     model_type: Any = config.get("model_type")
@@ -77,7 +77,7 @@ def read(config: dict[str, Any]) -> Architecture:
             f"{num_heads}, and head_dim is absent: add head_dim"
         )
     head_dim = size(given, "head_dim", width // num_heads)
-    # A file that says null means as many as there are heads; one that says nothing, the default.
+    # null means as many as there are heads; an absent attribute means the default.
     kv_heads = config if "num_key_value_heads" in config else family.defaults
     numbers: dict[str, Any] = {
         field: number(name, config.get(name, default))
@@ -109,7 +109,7 @@ def write(arch: Architecture, *, extra: dict[str, Any] | None = None) -> dict[st
       extra: more attributes, such as token ids and `torch_dtype`; only harmless ones.
 
     Returns:
-      A dict of which `read` makes `arch` again.
+      A dict from which `read` makes `arch` again.
 
     Raises:
       ValueError: an attribute in `extra` that is not harmless.
@@ -168,7 +168,7 @@ def _activation(config: dict[str, Any], family: Family) -> str:
 
 
 def _windows(config: dict[str, Any], family: Family, num_layers: int) -> dict[str, Any]:
-    """Which layers see how many positions."""
+    """The window of local layers, and which layers are local."""
     window = config.get("sliding_window", family.defaults.get("sliding_window"))
     used = config.get("use_sliding_window", False) if family.local == "late" else bool(family.local)
     if type(used) is not bool:
@@ -194,7 +194,7 @@ def _named_layers(types: Any, num_layers: int) -> tuple[bool, ...]:
 
 
 def _usual_layers(config: dict[str, Any], family: Family, num_layers: int) -> tuple[bool, ...]:
-    """Which layers are local where the file does not say it layer by layer."""
+    """Which layers are local if the file does not list them layer by layer."""
     layers = range(num_layers)
     if family.local == "late":
         first = config.get("max_window_layers", 28)
@@ -208,7 +208,7 @@ def _usual_layers(config: dict[str, Any], family: Family, num_layers: int) -> tu
 
 
 def _rope(config: dict[str, Any], family: Family, head_dim: int) -> dict[str, Any]:
-    """Base, stretching, share and local base of the rotary frequencies, whatever the spelling."""
+    """Base, stretching, rotated share and local base of the rotary frequencies, in any spelling."""
     found: dict[str, list[tuple[str, Any]]] = {}
     for name, field in _FIELDS.items():
         elsewhere = family.rope == "partial" and name == "rope_theta"
@@ -240,7 +240,7 @@ def _rope(config: dict[str, Any], family: Family, head_dim: int) -> dict[str, An
     }
     theta = config.get("rope_theta")
     if family.rope == "partial" and theta not in (None, result["rope_theta"]):
-        # transformers reads this family's base elsewhere; here it may only repeat it.
+        # transformers reads this family's base from another attribute; this one must be equal.
         raise refused("rope_theta", theta, f"{result['rope_theta']}, as rotary_emb_base says")
     if family.rope == "local":
         default = family.defaults["rope_local_base_freq"]
@@ -251,14 +251,14 @@ def _rope(config: dict[str, Any], family: Family, head_dim: int) -> dict[str, An
 def _rope_objects(
     config: dict[str, Any], family: Family
 ) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Every object of rope parameters: where it stands, and whether it is that of local layers."""
+    """Every object of rope parameters: its place, and whether it is for local layers."""
     for attribute in ("rope_scaling", "rope_parameters"):
         rope = config.get(attribute)
         if rope is None:
             continue
         if not isinstance(rope, dict):
             raise refused(attribute, rope, "null or an object")
-        # With local layers, only the older attribute is about the others alone.
+        # With local layers, only the older attribute applies to global layers only.
         if family.rope != "local" or (
             attribute == "rope_scaling" and rope.keys().isdisjoint(_LAYER_TYPES)
         ):
@@ -271,7 +271,7 @@ def _rope_objects(
 
 
 def _scaling(where: str, rope: dict[str, Any]) -> RopeScaling | None:
-    """The stretching that an object of rope parameters asks for."""
+    """The stretching in an object of rope parameters."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if not isinstance(kind, str) or kind not in _SCALINGS:
         raise refused(f"{where}: rope_type", kind, options(tuple(_SCALINGS)))
@@ -293,7 +293,7 @@ def _scaling(where: str, rope: dict[str, Any]) -> RopeScaling | None:
 
 
 def _rope_attributes(arch: Architecture, family: Family) -> dict[str, Any]:
-    """What `_rope` reads, in the spelling that both versions of transformers understand."""
+    """The attributes that `_rope` reads, in a spelling for both versions of transformers."""
     scaling, rope = arch.rope_scaling, None
     if scaling and scaling.low_freq_factor:
         rope = {

@@ -1,7 +1,7 @@
 """Tensors of safetensors files to (sharded) arrays and back, one leaf of a tree at a time.
 
-Trees are nested dicts with paths such as "layers/attn/q/kernel"; what lies under "layers/" is
-stacked on a leading axis and comes from one tensor per layer.
+Trees are nested dicts with paths such as "layers/attn/q/kernel"; leaves under "layers/" are
+stacked on a leading axis, with one tensor per layer.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from subjax.runtime import artifacts
 
 _DTYPES = ("F32", "F16", "BF16")
 _BAR_FROM_BYTES = 2_000_000_000
-# Size from which a leaf in a local file is read by rows and then exchanged. To read the columns of
-# other processes too, and drop them, is faster for small ones: an exchange has to be compiled.
+# From this size on, a leaf in a local file is read by rows, which devices then exchange. Smaller
+# ones are faster if each process reads all columns and drops some: an exchange must be compiled.
 _EXCHANGED_FROM_BYTES = 250_000_000
 
 
@@ -35,7 +35,7 @@ def flat(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_stacked(path: str) -> bool:
-    """Whether the leaf has a leading axis of layers, each of them a tensor of its own."""
+    """Whether the leaf has a leading axis of layers, with one tensor per layer."""
     return path.startswith("layers/")
 
 
@@ -44,8 +44,8 @@ def check_tensor(where: str, tensor: Source | None, shape: tuple[int, ...]) -> N
 
     Args:
       where: file and name, for the error.
-      tensor: None where the file has none of that name.
-      shape: the one that it has to have.
+      tensor: None if the file has no tensor of that name.
+      shape: the required shape.
 
     Raises:
       ValueError: it is missing, or has another shape or a dtype that is not floating point.
@@ -68,19 +68,19 @@ def read(
     mesh: Mesh | None,
     dtype: np.dtype,
 ) -> dict[str, Any]:
-    """Reads each leaf of a tree; of a large one, or of one at a URL, each process its share.
+    """Reads each leaf of a tree; each process reads its share of large leaves and those at a URL.
 
-    A process whose devices hold one part in n of it reads one part in n of its bytes: whole rows,
-    which the devices then exchange for the columns that they are to hold.
+    A process whose devices hold 1/n of a leaf reads 1/n of its bytes, as whole rows, which the
+    devices then exchange for the columns of their shards.
 
     Args:
       abstract: the tree, with a shape at each leaf.
       sources: path -> tensors, one per layer or one.
-      mesh: where the leaves go, split as `sharding.params_spec` says; None: the default device.
-      dtype: of the arrays, whatever the tensors'.
+      mesh: the mesh for the leaves, split by `sharding.params_spec`; None: the default device.
+      dtype: dtype of the arrays; tensors are converted to it.
 
     Raises:
-      ValueError: a file cannot be read, or what this process reads of it holds NaN or infinity.
+      ValueError: a file cannot be read, or the part that this process reads has NaN or infinity.
     """
     leaves = flat(abstract)
     specs = flat(sharding.params_spec(abstract, mesh, lanes=False)) if mesh else {}
@@ -101,14 +101,14 @@ def read(
                     leaf.shape, first, cast(Any, block), dtype=dtype
                 )
                 array = array if first == target else jax.device_put(array, target)
-            # The next leaf is read when this one has left the host.
+            # Read the next leaf only after this one is on the devices, to limit host memory.
             arrays[path] = array.block_until_ready()
             bar.update(num_bytes[path])
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], abstract)
 
 
 def to_host(leaf: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
-    """One tensor, whole, in this process's memory; where it is sharded, all processes call it."""
+    """One whole tensor on the host; if it is sharded, an all-gather that all processes call."""
     part = leaf if layer is None else leaf[layer]
     if isinstance(part, jax.Array) and not part.is_fully_addressable:
         part = multihost_utils.process_allgather(part, tiled=True)
@@ -117,14 +117,14 @@ def to_host(leaf: Any, layer: int | None, dtype: np.dtype) -> np.ndarray:
 
 @contextlib.contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes `path` only when the file is complete and on disk."""
+    """A temporary name to write to; renamed to `path` when the file is complete and on disk."""
     unfinished = path.with_name(path.name + ".partial")
     try:
         unfinished.touch()
         mode = unfinished.stat().st_mode
         with artifacts.system_errors(path):
             yield unfinished
-        # safetensors makes its files readable by nobody else, whatever the umask.
+        # safetensors makes its files unreadable for others, ignoring the umask.
         unfinished.chmod(mode)
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
@@ -134,7 +134,7 @@ def partial(path: Path) -> Iterator[Path]:
 
 
 def _by_rows(target: NamedSharding, shape: tuple[int, ...], stacked: bool) -> NamedSharding:
-    """As many parts as `target` makes, but of layers or rows, which lie together in a file."""
+    """As many parts as in `target`, but of layers or rows, which are contiguous in a file."""
     axes = tuple(axis for axis in target.spec if axis)
     num_parts = math.prod(target.mesh.shape[axis] for axis in axes)
     # A process outside the mesh has nothing to exchange.
@@ -149,7 +149,7 @@ def _by_rows(target: NamedSharding, shape: tuple[int, ...], stacked: bool) -> Na
 def _reader(
     path: str, sources: Sequence[Source], shape: tuple[int, ...], dtype: np.dtype
 ) -> Callable[[tuple[slice, ...]], np.ndarray]:
-    """A function from the index of a block to the block; equal blocks are read once."""
+    """A function from the index of a block to the block; each block is read once."""
     seen: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
 
     def block(index: tuple[slice, ...]) -> np.ndarray:
@@ -172,10 +172,10 @@ def _reader(
 
 
 def _check_finite(array: np.ndarray, where: str) -> None:
-    """Raises where a contiguous array has a NaN or an infinity.
+    """Raises if a contiguous array has a NaN or an infinity.
 
-    Their bits are the largest of either sign. Comparing those as integers takes no memory, and for
-    bfloat16, which NumPy has no fast loops for, a fifth of the time of isfinite.
+    Their bits are the largest of either sign. Comparing bits as integers takes no memory, and for
+    bfloat16, for which NumPy has no fast loops, a fifth of the time of isfinite.
     """
     bits = 8 * array.dtype.itemsize
     largest = np.array([np.inf, -np.inf], array.dtype).view(f"uint{bits}").astype(int)

@@ -1,7 +1,7 @@
-"""Which tensor of a checkpoint is which parameter, whatever its saver put in front of the names.
+"""Maps the tensor names of a checkpoint to parameters, for all name prefixes that savers use.
 
-Names alone are looked at here; `weights` checks shapes and values. A name that nothing explains is
-refused: what it stands for could change the model.
+This module only reads names; `weights` checks shapes and values. An unknown name is refused: its
+tensor could change the model.
 """
 
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from subjax.hf import families
 from subjax.nn.architecture import Architecture
 
 _HEAD, _EMBEDDING, _NORM = "head/kernel", "embed/embedding", "final_norm/scale"
-# Of a model with several parts, whose names transformers has changed twice.
+# Prefixes in models with several parts; transformers has changed them twice.
 PART = "language_model."
 
 
@@ -21,16 +21,16 @@ def match(
 
     Args:
       where: the checkpoint, for errors.
-      names: of its tensors.
+      names: names of its tensors.
       arch: shape of the model.
-      skipped: beginnings of names of other parts, such as an image encoder's.
+      skipped: name prefixes of other parts, such as an image encoder.
 
     Returns:
-      Parameter path -> name, or one name per layer. A tied model's embedding may have the head's;
-      a head is named where a file has one, tied or not.
+      Parameter path -> name, or one name per layer. A tied embedding may have the head's name;
+      the head is included if the file has one, tied or not.
 
     Raises:
-      ValueError: a tensor is missing, or one is not understood.
+      ValueError: a tensor is missing or unknown.
     """
     family = families.family(arch.model_type)
     base, *_ = fronts = prefixes(family)
@@ -39,7 +39,7 @@ def match(
     for path, template in family.tensors.items():
         if path == _HEAD:
             continue
-        # Stops at the first one missing: an absurd number of layers must not fill the memory.
+        # Stop at the first missing one: an absurd number of layers must not fill the memory.
         for layer in range(arch.num_layers if "{layer}" in template else 1):
             name = _named(family, path, base, prefix).format(layer=layer)
             if name not in names and not (path == _EMBEDDING and arch.tie_embeddings):
@@ -59,7 +59,7 @@ def match(
 
 
 def tied(arch: Architecture) -> set[str]:
-    """What a file may or may not have beside each other: names of a tied embedding and its head."""
+    """Names of a tied embedding and its head: a file may have either or both."""
     if not arch.tie_embeddings:
         return set()
     family = families.family(arch.model_type)
@@ -69,11 +69,11 @@ def tied(arch: Architecture) -> set[str]:
 
 
 def prefixes(family: families.Family) -> tuple[str, ...]:
-    """What may stand in front of all names but the head's.
+    """Possible prefixes of all names except the head's.
 
     Returns:
-      What `family.tensors` have, "model." or "gpt_neox."; nothing, as where AutoModel saved the
-      model without its head; and what models of several parts put in front of their text's names.
+      The prefix in `family.tensors`, "model." or "gpt_neox."; "", for models that AutoModel saved
+      without a head; and the prefixes of the text part in models of several parts.
     """
     base = family.tensors[_NORM].partition(".")[0] + "."
     return base, "", f"{PART}{base}", f"{base}{PART}", PART
@@ -82,7 +82,7 @@ def prefixes(family: families.Family) -> tuple[str, ...]:
 def _check_others(
     where: str, names: set[str], arch: Architecture, skipped: tuple[str, ...]
 ) -> None:
-    """Refuses what is neither a parameter, nor of another part, nor a buffer of old files."""
+    """Refuses names that are no parameter, no tensor of another part and no buffer of old files."""
     ignored = families.family(arch.model_type).ignored_tensors
     for name in sorted(names):
         if not name.startswith(skipped) and not f".{name}".endswith(ignored):

@@ -26,7 +26,7 @@ _DTYPES: dict[str, Any] = {
 }
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format itself
 _METADATA = "__metadata__"
-_AT_ONCE_BYTES = 32 << 20  # of a tensor whose values are converted or cut
+_AT_ONCE_BYTES = 32 << 20  # of a tensor that is converted or sliced
 
 
 @runtime_checkable
@@ -39,7 +39,7 @@ class Source(Protocol):
 
     @property
     def is_remote(self) -> bool:
-        """Whether every byte that is read travels."""
+        """Whether reads go over the network."""
 
     @property
     def dtype(self) -> str:
@@ -54,7 +54,7 @@ class Source(Protocol):
 
         Args:
           index: a slice for each dimension, with start and stop, without a step.
-          out: where it goes.
+          out: the array to fill.
         """
 
 
@@ -85,7 +85,7 @@ class Tensor:
         return is_url(self.file.where)
 
     def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:
-        """Reads whole rows; only rows that are needed, and into `out` itself where it fits."""
+        """Reads only the needed rows, each as a whole; directly into `out` if its layout fits."""
         stored = np.dtype(_DTYPES[self.dtype])
         row_shape = self.shape[1:]
         row_bytes = math.prod(row_shape) * stored.itemsize
@@ -115,7 +115,7 @@ def open_tensors(file: File) -> dict[str, Tensor]:
       Name -> tensor, which can be read as long as the file is open.
 
     Raises:
-      ValueError: the header is malformed, or does not fit the file.
+      ValueError: the header is malformed, or contradicts the size of the file.
     """
     header = parse_json(read_header(file), file.where)
     body = header_bytes(file)
@@ -165,11 +165,11 @@ def header_bytes(file: File) -> int:
 def parse_json(text: bytes, where: Any) -> dict[str, Any]:
     """Parses one JSON object; `where` names the file in the error.
 
-    safetensors itself keeps the last of two tensors of one name and says nothing.
+    safetensors itself silently keeps the last of two tensors with one name.
 
     Raises:
-      ValueError: no JSON object; a key that is there twice in one object, or that cannot be
-        printed; a number that is not finite; half of a surrogate pair.
+      ValueError: no JSON object; a key that occurs twice in one object or is not printable; a
+        number that is not finite; half of a surrogate pair.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -179,12 +179,12 @@ def parse_json(text: bytes, where: Any) -> dict[str, Any]:
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"{twice!r} occurs twice")
         for name in found:
-            if not name.isprintable():  # errors show names, and are one line
+            if not name.isprintable():  # errors contain names and must be one line
                 raise ValueError(f"{name!r} is no name")
         return found
 
     def finite(number: str) -> float:
-        if not math.isfinite(float(number)):  # Python reads what JSON does not have
+        if not math.isfinite(float(number)):  # Python accepts NaN and Infinity, JSON does not
             raise ValueError(f"{number} is no number")
         return float(number)
 
@@ -192,7 +192,7 @@ def parse_json(text: bytes, where: Any) -> dict[str, Any]:
         parsed = json.loads(
             text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite
         )
-        json.dumps(parsed, ensure_ascii=False).encode()  # half of a character is not written again
+        json.dumps(parsed, ensure_ascii=False).encode()  # raises at a lone surrogate
     except (ValueError, RecursionError) as error:
         raise malformed(where, error) from None
     if not isinstance(parsed, dict):

@@ -1,8 +1,8 @@
 """Hugging Face directories of safetensors to sharded arrays and back.
 
 Every process reads only the byte ranges that its devices need. Every tensor is mapped or refused,
-every parameter is set exactly once, and all of it is checked before the first byte of a tensor is
-read. pickle is never opened and no code of a checkpoint is ever run.
+every parameter is set exactly once, and all this is checked before any tensor is read. pickle is
+never opened and no code of a checkpoint is ever run.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from subjax.runtime import artifacts, storage
 T = TypeVar("T")
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Rows compared at once where a checkpoint holds a tied head as well.
+# Rows to compare at once if a checkpoint also holds a tied head.
 _ROWS_AT_ONCE = 4096
 
 _resident: dict[Hashable, Any] = {}
@@ -45,11 +45,11 @@ def load(
     Args:
       directory: holds config.json and model.safetensors, or shards with their index; or a GGUF
         file, or the directory of one; or the URL of either, such as gs://bucket/model.
-      mesh: where the parameters go, split as `sharding.params_spec` says; None: the default device.
-      dtype: of the parameters, whatever the file's.
+      mesh: the mesh for the parameters, split by `sharding.params_spec`; None: the default device.
+      dtype: dtype of the parameters; tensors are converted to it.
 
     Returns:
-      The shape of the model, and its parameters as `transformer` documents them.
+      The shape of the model, and its parameters as in `transformer`.
 
     Raises:
       ValueError: the directory or a file is missing or malformed; a config attribute is refused; a
@@ -62,7 +62,7 @@ def load(
 
 
 def check(directory: str | os.PathLike[str]) -> Architecture:
-    """Raises what `load` would, reading headers alone; returns the shape of the model."""
+    """Raises the errors of `load`, reading only headers; returns the shape of the model."""
     with _opened(directory) as (arch, _):
         return arch
 
@@ -97,7 +97,7 @@ def _opened(
 
 
 def _gguf(model: Path, stack: contextlib.ExitStack) -> gguf_models.GgufModel | None:
-    """The GGUF file that a model consists of, if it does."""
+    """The GGUF file of a model, if it has one."""
     name = hub.gguf_name(model)
     if not name:
         return None
@@ -120,13 +120,13 @@ def save(
     config.json is removed first and written last, so a directory that has one is complete.
 
     Args:
-      directory: made where it does not exist; a model in it is replaced.
+      directory: created if needed; a model in it is replaced.
       arch: shape of the model.
-      params: as `transformer` documents them, sharded or not.
-      dtype: of the tensors written.
+      params: parameters as in `transformer`, sharded or not.
+      dtype: dtype of the written tensors.
       tokenizer_from: a model directory, whose tokenizer files and special token ids are copied;
         None: no tokenizer is written.
-      max_shard_bytes: where the tensors are more, they are split into several files with an index.
+      max_shard_bytes: larger models are split into several files with an index.
 
     Raises:
       ValueError: params do not have the shapes of `arch`, or tokenizer_from has no tokenizer.
@@ -141,13 +141,13 @@ def save(
     if writes:
         _clear(directory)
     for file, tensors in shards.items():
-        # All processes gather, layer by layer, so that none ever holds a whole model.
+        # All processes all-gather layer by layer, so that no host ever holds a whole model.
         arrays = {
             name: param_io.to_host(flat[p], layer, dtype) for name, (p, layer) in tensors.items()
         }
         if writes:
             with param_io.partial(directory / file) as partial:
-                # transformers refuses a file that does not name its framework.
+                # transformers refuses a file without the name of a framework.
                 safetensors.numpy.save_file(arrays, partial, metadata={"format": "pt"})
     if not writes:
         return
@@ -164,14 +164,14 @@ def save(
 
 
 def resident(key: Hashable, load: Callable[[], T]) -> T:
-    """Returns what `load` gives, kept from one stage to the next while the key is the same.
+    """Returns the result of `load`, cached across stages while the key is the same.
 
-    At most one value is kept; the old one is dropped before the new one is loaded, because two
-    bases need not fit on the mesh. A stage has to give the same bytes with an empty cache.
+    The cache holds one value; the old one is dropped before the new one is loaded, because two
+    bases may not fit on the mesh. A stage must give the same bytes with an empty cache.
 
     Args:
       key: everything that the value depends on: the base, the mesh, the dtype.
-      load: called without arguments on a miss.
+      load: called without arguments on a cache miss.
     """
     if key not in _resident:
         _resident.clear()
@@ -180,7 +180,7 @@ def resident(key: Hashable, load: Callable[[], T]) -> T:
 
 
 def _check_tied(names: tuple[str, str], tensors: Mapping[str, Source]) -> None:
-    """Accepts a head beside a tied embedding only where the two are the same bits."""
+    """Refuses a head beside a tied embedding unless the two have the same bits."""
     embedding, head = (tensors[name] for name in names)
     where = f"{head.where}: tensor {names[1]}"
     num_rows, width = embedding.shape
@@ -200,7 +200,7 @@ def _check_tied(names: tuple[str, str], tensors: Mapping[str, Source]) -> None:
 def _plan_shards(
     arch: Architecture, dtype: np.dtype, max_shard_bytes: int
 ) -> dict[str, dict[str, tuple[str, int | None]]]:
-    """File -> tensor name -> parameter path and layer, in an order that fills file after file."""
+    """File -> tensor name -> parameter path and layer; files are filled one after the other."""
     table = families.family(arch.model_type).tensors
     shards: list[dict[str, tuple[str, int | None]]] = [{}]
     filled = 0
@@ -235,7 +235,7 @@ def _check_params(arch: Architecture, params: Params) -> None:
 def _tokenizer(directory: str | os.PathLike[str] | None) -> tuple[dict[str, Any], list[Path]]:
     """Special token ids and tokenizer files of a model directory."""
     if directory is None:
-        # Written out, because transformers takes an absent id for 1 or 2.
+        # Written even if null, because transformers has 1 or 2 as the default ids.
         return dict.fromkeys(_TOKEN_IDS), []
     source = hub.model_directory(directory)
     beside = hub.tokenizer_directory(source)
@@ -245,7 +245,7 @@ def _tokenizer(directory: str | os.PathLike[str] | None) -> tuple[dict[str, Any]
     with contextlib.ExitStack() as stack:
         gguf = _gguf(source, stack)
         config = gguf.token_ids if gguf else hub.read_json(source / "config.json")
-    # A model of several parts may say them beside its text's sizes alone.
+    # A model of several parts may have them only in its text_config.
     inner = config.get("text_config")
     known = {**(inner if isinstance(inner, dict) else {}), **config}
     return {name: known.get(name) for name in _TOKEN_IDS}, files

@@ -1,7 +1,7 @@
-"""Labelled images as arrays: read from tensorflow-datasets, IDX files or scikit-learn, kept once.
+"""Labelled images as arrays: from tensorflow-datasets, IDX files or scikit-learn.
 
-Whatever the source, a run keeps its images as a TFDS data set of array_record files with a Tensor
-feature, which is written and read without tensorflow. Refuses tfrecord, whose reader needs it.
+A run stores its images, from any source, as a TFDS data set of array_record files with a Tensor
+feature, which needs no tensorflow. Refuses tfrecord, whose reader needs tensorflow.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ SPLITS = ("train", "test")
 _NAME = "arrays"
 _NUM_CLASSES = 10
 _NUM_DIGITS_TEST = 360
-# One record is a few hundred bytes: this many at once keep the reader busy and memory small.
+# Records to read at once: a record has a few hundred bytes, so memory stays small.
 _READ_AT_ONCE = 5000
 
 
@@ -45,7 +45,7 @@ Images = dict[str, Split]  # the splits of SPLITS
 
 
 def load(source: str, data_dir: str) -> Images:
-    """Reads a data set from where it lies.
+    """Reads a data set from its source.
 
     Args:
       source: one of `image_files.SOURCES`.
@@ -53,7 +53,7 @@ def load(source: str, data_dir: str) -> Images:
         array_record; "" downloads through TFDS, which needs tensorflow. Not used by "digits".
 
     Raises:
-      ValueError: nothing there, another format, damaged files, or images of unequal sizes.
+      ValueError: no data, another format, damaged files, or images of unequal sizes.
     """
     if not image_files.SOURCES[source]:
         return _digits()
@@ -105,7 +105,7 @@ def read(directory: Path) -> Images:
     try:
         builder = tfds.builder_from_directory(directory)
         rows = {split: _rows(builder.as_data_source(split=split)) for split in SPLITS}
-    except Exception as error:  # the record reader raises whatever its C++ meets
+    except Exception as error:  # the record reader raises unrelated types
         text = str(error).partition("\n")[0]
         raise ValueError(
             f"{directory} is damaged or lacks a split ({type(error).__name__}: {text}): prepare "
@@ -115,7 +115,7 @@ def read(directory: Path) -> Images:
 
 
 def check(images: Images, where: Path | str) -> Images:
-    """Returns the images, or raises ValueError where they make no data set of ten classes."""
+    """Returns the images, or raises ValueError if they are no data set of ten classes."""
     sizes = {split: content.images.shape[1:] for split, content in images.items()}
     if len(set(sizes.values())) != 1 or any(len(size) != 2 for size in sizes.values()):
         raise ValueError(f"{where} has images of sizes {sizes}: every image must be [H, W] alike")
@@ -148,7 +148,7 @@ def _arrays(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 def _digits() -> Images:
     """scikit-learn's 1,797 images of 8 x 8 pixels, shades 0 to 16 stretched to 0 to 255."""
-    from sklearn.datasets import load_digits  # takes a second, which only this source should cost
+    from sklearn.datasets import load_digits  # takes a second; only this source needs it
 
     found = load_digits()
     order = np.random.default_rng(0).permutation(len(found.target))
@@ -212,5 +212,5 @@ def _stack(directory: Path, images: list[np.ndarray], labels: list[int]) -> Spli
         raise ValueError(f"{directory} has images of sizes {sizes[:3]}: they must be alike")
     stacked = np.stack(images)
     if stacked.ndim == 4 and stacked.shape[-1] == 1:
-        stacked = stacked[..., 0]  # TFDS gives a grey image a channel
+        stacked = stacked[..., 0]  # TFDS adds a channel axis to grey images
     return Split(stacked, np.array(labels, np.int64))

@@ -1,11 +1,11 @@
-"""Which files of a directory hold a data set of images: what is read, and what counts of it."""
+"""The files of a data set of images in a directory: those that are read and fingerprinted."""
 
 from pathlib import Path
 
-# By name, whether images are read from files of a data_dir; else they come with a package.
+# Name -> whether images are read from a data_dir; else a package contains them.
 SOURCES = {"digits": False, "mnist": True, "fashion_mnist": True, "kmnist": True}
 
-# Names that the four original files have had, without and with .gz.
+# Known names of the four original files, with and without .gz.
 _IDX_NAMES = {
     ("train", 3): ("train-images-idx3-ubyte", "train-images.idx3-ubyte"),
     ("train", 1): ("train-labels-idx1-ubyte", "train-labels.idx1-ubyte"),
@@ -15,7 +15,7 @@ _IDX_NAMES = {
 
 
 def files(source: str, data_dir: str) -> dict[str, Path]:
-    """The files that decide which images `image_data.load` reads; others beside them do not matter.
+    """The files that `image_data.load` reads; other files beside them are ignored.
 
     Args:
       source: a TFDS name, such as "mnist".
@@ -25,7 +25,7 @@ def files(source: str, data_dir: str) -> dict[str, Path]:
       Name in the data set's own directory -> path.
 
     Raises:
-      ValueError: no such data set is there, or an IDX file is missing.
+      ValueError: there is no such data set, or an IDX file is missing.
     """
     directory = Path(data_dir).expanduser()
     found = prepared(source, directory)
@@ -38,7 +38,7 @@ def files(source: str, data_dir: str) -> dict[str, Path]:
 
 
 def prepared(source: str, directory: Path) -> Path | None:
-    """The data set below a TFDS data_dir; None where `directory` has original IDX files.
+    """The data set below a TFDS data_dir; None if `directory` has original IDX files.
 
     Raises:
       ValueError: it has neither.
@@ -69,7 +69,7 @@ def idx(directory: Path) -> dict[tuple[str, int], Path]:
 
 
 def ways(source: str) -> str:
-    """What to do where a source is not there."""
+    """Advice if a source is missing."""
     return (
         f"set data_dir of its row, such as config.images.{source}, to (1) a directory with the "
         f"four original IDX files, or (2) a TFDS data_dir that holds {source} as array_record, or "

@@ -26,11 +26,11 @@ class Shape:
 
     Attributes:
       num_inputs: pixels of an image.
-      widths: of the hidden layers.
+      widths: widths of the hidden layers.
       num_classes: outputs that are trained and scored as classes.
-      num_aux: outputs after them.
+      num_aux: auxiliary outputs after the classes.
       activation: a name of `ACTIVATIONS`, between layers.
-      biases: whether layers have them.
+      biases: whether layers have biases.
     """
 
     num_inputs: int
@@ -46,7 +46,7 @@ class Shape:
         return (self.num_inputs, *self.widths, self.num_classes + self.num_aux)
 
     def support(self, logits: str) -> slice:
-        """Which outputs "classes", "aux" or "all" are."""
+        """The outputs that "classes", "aux" or "all" mean."""
         return {
             "classes": slice(0, self.num_classes),
             "aux": slice(self.num_classes, None),
@@ -55,7 +55,7 @@ class Shape:
 
 
 def init(shape: Shape, key: Key[Array, ""]) -> Layers:
-    """Kernels N(0, 1 / inputs), biases zero; a layer draws by its place and sizes alone."""
+    """Kernels N(0, 1 / inputs), biases zero; a layer's draw depends only on its index and sizes."""
     layers = {}
     for i, (num_in, num_out) in enumerate(zip(shape.sizes[:-1], shape.sizes[1:], strict=True)):
         draw = jax.random.normal(jax.random.fold_in(key, i), (num_out, num_in))
@@ -69,7 +69,7 @@ def init(shape: Shape, key: Key[Array, ""]) -> Layers:
 def forward(
     shape: Shape, layers: Layers, images: Float[Array, "B P"], *, precision: str = "float32"
 ) -> Float[Array, "B O"]:
-    """Logits of every output; `precision` is that of the products, what lies between is float32."""
+    """Logits of every output; `precision` is for products, the rest is float32."""
     operands = PRECISIONS[precision].operands
     x = images
     for i in range(len(layers)):
@@ -128,4 +128,4 @@ def _threefry(
 
 def normalised(pixels: Array) -> Float[Array, "B P"]:
     """Bytes 0 to 255 as numbers -1 to 1."""
-    return pixels.astype(float) * (2 / 255) - 1  # float32, or float64 where that is on
+    return pixels.astype(float) * (2 / 255) - 1  # float32, or float64 if enabled

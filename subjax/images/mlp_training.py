@@ -1,9 +1,9 @@
 """The training loop of image classifiers: learners that see the same batches, lanes side by side.
 
-A lane is one model index: its data, noise, teacher and learners. A batch of a lane is made once,
-the lane's teacher reads it once, and every learner takes its update from it. Lanes never see each
-other: a lane's bytes depend on how many a product takes together (`batched_lanes`), not on how many
-lanes or devices there are.
+A lane is one model index: its data, noise, teacher and learners. A lane's batch is made once, its
+teacher is evaluated on it once, and every learner is updated with it. Lanes are independent: a
+lane's bytes depend on the number of lanes in one product (`batched_lanes`), not on the number of
+lanes or devices.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ OPTIMIZERS = {"adam": optax.adam, "sgd": optax.sgd}
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Images on the mesh, whole on every device.
+    """Images, replicated on the mesh.
 
     Attributes:
       images: [N, P] bytes to train on, and `labels` [N].
@@ -49,13 +49,13 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """One model of a program, and what it learns.
+    """One model of a program, and its training target.
 
     Attributes:
-      shape: of the model.
-      logits: outputs that learn: classes, aux or all.
+      shape: shape of the model.
+      logits: outputs to train: classes, aux or all.
       loss: cross_entropy (labels; mean over the batch), kl or squared_error (a teacher's logits;
-        summed over the batch as in the paper's script, which matters to sgd alone).
+        summed over the batch as in the paper's script, which matters only for sgd).
       optimizer: a name of `OPTIMIZERS`.
       learning_rate: constant.
     """
@@ -73,9 +73,9 @@ class Program:
 
     Attributes:
       learners: models that train on the same batches.
-      teacher: shape of the model whose logits they learn; None where they learn labels.
-      inputs: a name of `INPUTS`. "noise" is one fixed set of images a lane; "fresh_noise" is
-        another one every epoch.
+      teacher: shape of the model whose logits they learn; None if they learn labels.
+      inputs: a name of `INPUTS`. "noise" is one fixed set of images per lane; "fresh_noise" is a
+        new one in every epoch.
       precision: a name of `precision.PRECISIONS`; weights and losses stay float32.
     """
 
@@ -87,14 +87,14 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """What `fit` hands out after each epoch.
+    """What `fit` yields after each epoch.
 
     Attributes:
-      epoch: how many are done.
-      models: of each learner, leaves with a leading axis of lanes, on the mesh.
+      epoch: number of finished epochs.
+      models: one per learner, leaves with a leading axis of lanes, on the mesh.
       losses: [learners, lanes, updates], mean over each batch, in nats or squared logits.
-      alignment: likewise, cosine of each update with what training did to the teacher's weights;
-        nan where the two are not of one shape, or without `starts`.
+      alignment: [learners, lanes, updates], cosine of each update with the change of the teacher's
+        weights in training; nan if the shapes differ, or without `starts`.
     """
 
     epoch: int
@@ -122,15 +122,15 @@ def fit(
 
     Args:
       program: what to compile.
-      models: of each learner, with a leading axis of lanes; given away.
-      teachers: of each lane, or None where labels are learned.
+      models: one per learner, with a leading axis of lanes; donated.
+      teachers: one per lane, or None if labels are learned.
       data: images, which "images" inputs and labels are taken from.
       num_epochs: passes over the inputs.
-      batch_size: images an update; the last batch of an epoch may be smaller and is not dropped.
-      num_images: inputs an epoch.
-      seeds: of each lane; the order of the inputs and the noise follow from it.
+      batch_size: images per update; the last batch of an epoch may be smaller and is not dropped.
+      num_images: inputs per epoch.
+      seeds: one per lane; determines the order of the inputs and the noise.
       mesh: where to run.
-      batched_lanes: lanes of a device that one product takes together.
+      batched_lanes: lanes of a device in one product.
       label: shown beside the progress bar and in errors.
       starts: the teachers before their training, for `Epoch.alignment`.
 
@@ -162,7 +162,7 @@ def fit(
 
 
 def check_lanes(num_lanes: int, batched_lanes: int, mesh: Mesh) -> None:
-    """Raises a ValueError where batched_lanes does not divide the lanes of a device."""
+    """Raises a ValueError if batched_lanes does not divide the lanes of a device."""
     if (of_device := num_lanes // mesh.shape["seed"]) % batched_lanes:
         raise ValueError(
             f"config.compute.batched_lanes {batched_lanes} does not divide the {of_device} lanes "
@@ -179,7 +179,7 @@ def accuracy(shape: mlp.Shape, models: mlp.Layers, data: Data) -> Float[np.ndarr
 
 
 def _order(seeds: Sequence[int], epoch: int, num_images: int, batch_size: int) -> np.ndarray:
-    """Ids of an epoch's inputs, [lanes, batches, B]; the last batch is filled with id 0."""
+    """Ids of an epoch's inputs, [lanes, batches, B]; the last batch is padded with id 0."""
     num_batches = -(-num_images // batch_size)
     ids = np.zeros((len(seeds), num_batches * batch_size), np.int32)
     for lane, seed in enumerate(seeds):
@@ -188,7 +188,7 @@ def _order(seeds: Sequence[int], epoch: int, num_images: int, batch_size: int) -
 
 
 def _weights(num_images: int, batch_size: int) -> np.ndarray:
-    """1 for each input and 0 for what fills the last batch, [batches, B]."""
+    """1 for each input and 0 for padding of the last batch, [batches, B]."""
     num_batches = -(-num_images // batch_size)
     counted = np.arange(num_batches * batch_size) < num_images
     return counted.astype(np.float32).reshape(num_batches, batch_size)
@@ -224,7 +224,7 @@ def _compile(program: Program, batched_lanes: int) -> tuple[Callable[..., Any], 
         first: Int[Array, ""],
     ) -> tuple[Any, Float[Array, "lanes batches learners 2"]]:
         def lane(of_lane: tuple[Any, Any, Array, Array]) -> tuple[Any, Array]:
-            # Keeps a loop over a single lane, which XLA unrolls, from being fused otherwise.
+            # XLA unrolls a loop over a single lane; this keeps it from being fused differently.
             state, (teacher, travelled), key, ids = jax.lax.optimization_barrier(of_lane)
 
             def step(state: Any, batch: tuple[Array, Array]) -> tuple[Any, Array]:

@@ -5,9 +5,9 @@ Delta_S on the teacher's outputs. From the same initialisation,
 
     <Delta_S, Delta_T> = eps * E_x[v' M v] + O(eps^2),    v = Jacobian(x) Delta_T,
 
-where M is the mixed derivative of the student's loss: not negative, so that a small enough step of
-the teacher never turns the student away from it. Everything here is a function of one draw, for any
-model given as `apply(params, inputs) -> outputs [B, K]`; run it in float64.
+where M is the mixed derivative of the student's loss, which is positive semidefinite: for a small
+enough step of the teacher, the student never moves away from it. All functions take one draw, for
+any model given as `apply(params, inputs) -> outputs [B, K]`; run them in float64.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ LOSSES = {"kl": mlp.kl, "squared_error": mlp.squared_error}
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """One draw: where both start, what the teacher's step is, and what the student sees.
+    """One draw: both initialisations, the teacher's step, and the student's inputs.
 
     Attributes:
       teacher: the teacher's initialisation.
-      student: the student's; the theorem asks for the same.
+      student: the student's initialisation; the theorem assumes the same.
       direction: Delta_T, the teacher's step at eps = 1, a tree like `teacher`.
-      inputs: the student's, [B, P].
-      key: of whatever the student's step draws.
+      inputs: the student's inputs, [B, P].
+      key: for random choices in the student's step.
     """
 
     teacher: Params
@@ -57,23 +57,23 @@ def measure(
     rate: float = 1.0,
     rank: int = 4,
 ) -> dict[str, Array]:
-    """What the theorem speaks of, over a grid of eps.
+    """The quantities of the theorem, over a grid of eps.
 
     Args:
       apply: the outputs that the student learns.
-      teacher_loss: what the teacher's step lowers.
-      draw: see there.
+      teacher_loss: the loss that the teacher's step lowers.
+      draw: the draw.
       epsilons: sizes of the teacher's step.
       loss: "kl" (softmax cross-entropy up to a constant) or "squared_error" (mean over outputs).
-      step: the student's: "gradient" as in the theorem; "adam", the first one of Adam; "lora",
+      step: the student's step: "gradient" as in the theorem; "adam", Adam's first step; "lora",
         a gradient step of low-rank factors with B = 0; "sampled", on one label drawn from the
         teacher's softmax for each input.
-      rate: the student's learning rate; Delta_S is what it multiplies.
-      rank: of "lora".
+      rate: the student's learning rate, which multiplies Delta_S.
+      rank: rank for "lora".
 
     Returns:
-      inner [E], <Delta_S, Delta_T>; predicted, E_x[v' M v]; change [E], of the teacher's loss when
-      the student takes its step; displacement, the norm of Delta_T.
+      inner [E], <Delta_S, Delta_T>; predicted, E_x[v' M v]; change [E] of the teacher's loss by the
+      student's step; displacement, the norm of Delta_T.
 
     Raises:
       ValueError: sums on this CPU would be wrong (`subjax.check_sums`).
@@ -118,9 +118,9 @@ def predicted(apply: Apply, draw: Draw, *, loss: str) -> Float[Array, ""]:
 
 
 def _stepped(gradient: Params, step: str, key: Array, rank: int) -> Params:
-    """The direction against which the student moves."""
+    """The negative of the student's step."""
     if step == "adam":
-        # The first step of Adam divides each entry by its own size.
+        # Adam's first step divides each entry by its absolute value.
         return jax.tree.map(lambda g: g / (jnp.abs(g) + 1e-30), gradient)
     if step != "lora":
         return gradient

@@ -1,4 +1,4 @@
-"""What a config of image classifiers may not say."""
+"""Checks of configs of image classifiers."""
 
 import itertools
 
@@ -35,7 +35,7 @@ _CHOICES: checks.Choices = {
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises a ValueError: one line with the field, its value, what is allowed."""
+    """Raises a ValueError of one line with the field, its value, and the allowed values."""
     checks.rows(config, "teachers", schema.mlp_teacher_row(), "mlp_teacher_row")
     checks.rows(config, "arms", schema.mlp_arm_row(), "mlp_arm_row")
     checks.choices(config, _CHOICES)
@@ -51,7 +51,7 @@ def validate(config: ConfigDict) -> None:
         )
     for name, row in config.teachers.items():
         checks.reference(config, f"teachers.{name}.images", row.images, "images")
-        # Outputs are linear in the last layer's input: further ones repeat what others say.
+        # Outputs are linear in the last layer's input: more outputs than its width are redundant.
         if row.widths and row.num_aux > row.widths[-1]:
             raise ValueError(
                 f"config.teachers.{name}.num_aux is {row.num_aux}, more than the last hidden layer "
@@ -65,7 +65,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def _check_lanes(lanes: int, batched: int) -> None:
-    """The lanes of one device are seen with its mesh; no share of these can be divided either."""
+    """Checks all lanes; the lanes of one device are only known with the mesh."""
     if lanes % batched:
         divisors = [str(number) for number in range(1, lanes + 1) if lanes % number == 0]
         raise ValueError(

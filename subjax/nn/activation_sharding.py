@@ -1,15 +1,15 @@
-"""Where arrays lie inside jitted programs; outside a mesh none of these does anything.
+"""Sharding constraints on arrays inside jitted programs; outside a mesh all are no-ops.
 
-Training and reading whole rows split rows over `data` and `fsdp` and gather each layer's weights
-where they are needed. A token loop (of sampling, or over a candidate's tokens) meets all weights at
-every step with few rows, so there the rows travel: `fsdp` splits a kernel as `tensor` does, and no
-device gets more of a kernel than its part.
+Training and forward passes over whole rows split rows over `data` and `fsdp` and all-gather each
+layer's weights before use. A token loop (sampling, or scoring a candidate token by token) reads all
+weights at every step for few rows, so there the activations move instead: `fsdp` splits a kernel as
+`tensor` does, and no device receives more of a kernel than its shard.
 
-    resting     rows over data and fsdp, heads over tensor: where their keys and values are
-    gathered    rows over data alone, whole on the devices of fsdp and tensor: what a kernel reads
-                whose outputs are split
-    spread      rows over data, features over tensor and fsdp: what such a kernel writes, and what
-                one reads whose inputs are split
+    resting     rows over data and fsdp, heads over tensor: as the keys and values are split
+    gathered    rows over data, replicated over fsdp and tensor: input of a kernel with
+                split outputs
+    spread      rows over data, features over tensor and fsdp: output of such a kernel, and input of
+                a kernel with split inputs
 """
 
 import collections
@@ -27,14 +27,14 @@ from jax.sharding import PartitionSpec as P
 
 from subjax.nn import sharding
 
-# Leaves of stacked layers with an MLP's inner size: the last one of `down`, the second of others.
+# Leaves of stacked layers with an MLP's inner size: the last dimension of `down`, else the second.
 _INNER = re.compile(r"mlp/(?:(?P<down>down/(?:kernel|a))|(?:gate|up)/(?:kernel|b|bias))$")
-# What splits a kernel in a token loop.
+# Axes that split a kernel in a token loop.
 _BOTH = ("tensor", "fsdp")
 
 
 def _row_axes(num_rows: int, mesh: Mesh | AbstractMesh) -> tuple[str, str] | None:
-    """Data and fsdp where those divide the rows; None: every device has them all."""
+    """The axes data and fsdp if they divide the rows; None: rows are replicated."""
     divides = num_rows % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
     return ("data", "fsdp") if divides else None
 
@@ -51,24 +51,24 @@ def cache_spec(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Keeps [B, ...] arrays split by batch alone."""
+    """Sharding constraint on arrays [B, ...]: split by batch only."""
     return _constrain(x, lambda x, _: P(("data", "fsdp"), *(None,) * (x.ndim - 1)))
 
 
 def constrain_state(state: Any, *, lanes: bool) -> Any:
-    """Keeps parameters and optimizer state as `sharding.state_spec` says."""
+    """Sharding constraint on parameters and optimizer state, by `sharding.state_spec`."""
     return _constrain(state, functools.partial(sharding.state_spec, lanes=lanes))
 
 
 def constrain_cache(tree: Any) -> Any:
-    """Splits what `cache_spec` is about as it says."""
+    """Sharding constraint by `cache_spec`."""
     return _constrain(tree, cache_spec)
 
 
 def decoding_spec(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """PartitionSpec of every leaf of a parameter or adapter tree in a token loop.
 
-    Where neither axis divides a leaf's dimension, it lies as it does for training.
+    A leaf whose dimension neither axis divides is split as for training.
 
     Raises:
       ValueError: a path that the table of `sharding` does not know.
@@ -87,7 +87,7 @@ def decoding_spec(params: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 
 def constrain_decoding(params: Any) -> Any:
-    """Splits weights as `decoding_spec` says; kernels that differ only there move together."""
+    """Sharding constraint by `decoding_spec`; kernels that differ only there move together."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return params
@@ -108,12 +108,12 @@ def constrain_decoding(params: Any) -> Any:
 
 
 def pad_inner(layers: Any) -> Any:
-    """Fills an MLP's inner size up with zeros until tensor and fsdp share it in a token loop.
+    """Pads an MLP's inner size with zeros until tensor and fsdp divide it in a token loop.
 
-    What is added to a product is zero.
+    The padding adds zero to a product.
 
     Args:
-      layers: parameters or adapters of stacked layers; they lie as for training.
+      layers: parameters or adapters of stacked layers, split as for training.
     """
     mesh = jax.sharding.get_abstract_mesh()
     parts = 1 if mesh.empty else mesh.shape["tensor"] * mesh.shape["fsdp"]
@@ -123,7 +123,7 @@ def pad_inner(layers: Any) -> Any:
         dim = leaf.ndim - 1 if found and found["down"] else 1
         if not found or leaf.shape[dim] % parts == 0:
             return leaf
-        # Whole in that dimension while it grows, or every part of it would have to move.
+        # Unsharded in that dimension while it grows, or every shard would have to move.
         axes = [None if i in (0, dim) else _parts(n, mesh) for i, n in enumerate(leaf.shape)]
         leaf = _constrain(leaf, lambda *_: P(*axes))
         return jnp.pad(leaf, [(0, -n % parts * (i == dim)) for i, n in enumerate(leaf.shape)])
@@ -132,9 +132,9 @@ def pad_inner(layers: Any) -> Any:
 
 
 def gathered_weights(params: Any) -> Any:
-    """One layer's weights, whole on the devices of fsdp; their gradient lies as they did.
+    """All-gathers one layer's weights over fsdp; their gradient is split as they were.
 
-    Left alone, compilers may split the inputs of a product instead and sum partial results, which
+    Without this, compilers may split the inputs of a product instead and sum partial results, which
     are larger than the weights. Inside a mesh it has no forward-mode derivative.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -165,7 +165,7 @@ _gathered_weights.defvjp(_gathered_forward, _gathered_backward)
 
 
 def whole_rows(cache: jax.Array) -> jax.Array:
-    """Keys or values [B, K, ...] of all rows on every device, heads over tensor."""
+    """Keys or values [B, K, ...] with rows on every device, heads over tensor."""
 
     def spec(cache: jax.Array, mesh: AbstractMesh) -> P:
         return P(None, sharding.first_fit(("tensor",), cache.shape[1], mesh))
@@ -174,7 +174,7 @@ def whole_rows(cache: jax.Array) -> jax.Array:
 
 
 def embedded(x: jax.Array) -> jax.Array:
-    """Rows [B, ..., D] that were looked up, split as their table is, and then gathered."""
+    """Rows [B, ..., D] from an embedding: split as the table is, then gathered."""
 
     def spec(x: jax.Array, mesh: AbstractMesh) -> P:
         return _rows(x, mesh, sharding.first_fit(("fsdp",), x.shape[-1], mesh))
@@ -183,7 +183,7 @@ def embedded(x: jax.Array) -> jax.Array:
 
 
 def gathered(x: jax.Array) -> jax.Array:
-    """Rows [B, ...] over data alone."""
+    """Rows [B, ...] over data only."""
     return _constrain(x, lambda x, mesh: _rows(x, mesh, None))
 
 
@@ -203,7 +203,7 @@ def resting(x: jax.Array) -> jax.Array:
 
 
 def resting_together(outputs: Sequence[jax.Array]) -> list[jax.Array]:
-    """Outputs [B, T, N] of several products, each of its own N, spread and then resting."""
+    """Outputs [B, T, N] of several products, each with its own N: spread, then resting."""
     outputs = [spread(y) for y in outputs]
     mesh = jax.sharding.get_abstract_mesh()
     moves = not mesh.empty and mesh.shape["fsdp"] > 1
@@ -215,21 +215,21 @@ def resting_together(outputs: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _moved(arrays: Sequence[jax.Array], dim: int, before: P, after: P) -> list[jax.Array]:
-    """Arrays of different sizes in one dimension, laid out anew by one exchange of all.
+    """Reshards arrays of different sizes in one dimension by one exchange for all.
 
-    Each exchange costs a step of decoding its latency, and where it is between 256 devices it costs
-    libtpu 8 seconds to compile.
+    Each exchange adds its latency to a decoding step, and between 256 devices libtpu takes
+    8 seconds to compile it.
 
     Args:
       arrays: tensor and fsdp together divide the dimension of each.
       dim: that dimension.
-      before: how each lies.
-      after: how each will lie.
+      before: how each is split.
+      after: how each will be split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     parts = mesh.shape["tensor"] * mesh.shape["fsdp"]
     split = [a.reshape(*a.shape[:dim], parts, -1, *a.shape[dim + 1 :]) for a in arrays]
-    # Of every part, what each array has of it stands together.
+    # The shards of all arrays for one device stand together.
     joined = jnp.concatenate(split, dim + 1)
     for spec in (before, after):
         axes = (*spec, *(None,) * (arrays[0].ndim - len(spec)))

@@ -1,6 +1,6 @@
 """The shape of a decoder, as plain numbers: what every other module needs to know about a model.
 
-It holds no arrays and knows no file format; `model_config.py` fills it from a Hugging Face config.
+It holds no arrays and knows no file format; `model_config.py` makes it from a Hugging Face config.
 """
 
 import dataclasses
@@ -44,21 +44,21 @@ class Architecture:
       activation: of the MLP: silu, gelu or gelu_tanh.
       gated: whether the MLP multiplies two projections (SwiGLU, GeGLU) or has one.
       norm: rms or layer.
-      norm_offset: what is added to a norm's stored scale; Gemma stores it less one.
+      norm_offset: added to a norm's stored scale; Gemma stores the scale minus one.
       norm_before: whether attention and MLP read a normalised residual stream.
-      norm_after: whether what they add to it is normalised.
+      norm_after: whether their outputs are normalised.
       parallel: whether both read the same residual stream, instead of the MLP after attention.
       attention_bias: which projections have biases: none, qkv or all.
-      mlp_bias: whether the MLP's have.
+      mlp_bias: whether the MLP's projections have biases.
       qk_norm: whether queries and keys are normalised: none, head (each head) or all (together).
       fused_qkv: whether q, k and v of a head are rows of one kernel.
-      rotary_dim: leading dimensions of a head that turn; 0: all.
+      rotary_dim: number of leading dimensions of a head that are rotated; 0: all.
       rope_scaling: None: frequencies as they are.
-      window: positions that a local layer sees, its own included; 0: there are none.
-      local: for each layer, whether it is local; (): none is.
-      local_rope_theta: base of the frequencies of local layers, never stretched; 0: as in others.
-      attention_softcap: attention scores are capped by a tanh at this; 0: they are not.
-      final_softcap: likewise the scores over the vocabulary.
+      window: positions that a local layer sees, its own included; 0: no local layers.
+      local: for each layer, whether it is local; (): no layer is.
+      local_rope_theta: base of the frequencies of local layers, never stretched; 0: rope_theta.
+      attention_softcap: attention scores are capped at this by a tanh; 0: no cap.
+      final_softcap: the same for the scores over the vocabulary.
       query_scale: attention scores are divided by its square root; 0: head_dim.
       scale_embedding: whether embeddings are multiplied by the square root of the width.
     """

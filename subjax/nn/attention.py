@@ -1,7 +1,7 @@
 """Attention on TPUs: JAX's splash kernel, which never holds the scores of all pairs of positions.
 
-`functional.attend` is the reference, and what everything else runs. The mesh decides: programs that
-are compiled for TPU chips take the kernel wherever it computes the same, others never see it.
+`functional.attend` is the reference, and runs everywhere else. The mesh decides: programs that are
+compiled for TPU chips use the kernel wherever it computes the same function, other programs never.
 The axis letters are those of `transformer`.
 """
 
@@ -17,14 +17,14 @@ from jaxtyping import Array, Float, Int
 
 from subjax.nn.architecture import Architecture
 
-_MULTIPLE = 128  # of positions, which is the width of the chip's vector registers
+_MULTIPLE = 128  # of positions: the width of the chip's vector registers
 _BLOCKS = (512, 256, 128)  # positions at once, the largest that divides a row
 
 Attend = Callable[[Array, Array, Array], Array]
 
 
 def usable(length: int, operands: str) -> bool:
-    """Whether programs of the mesh in context take the kernel for rows of this length.
+    """Whether programs on the mesh in context use the kernel for rows of this length.
 
     Args:
       length: T, positions of a row.
@@ -43,13 +43,13 @@ def causal(
     near: bool | Array,
     segments: Int[Array, "B T"] | None = None,
 ) -> Attend | None:
-    """The kernel for a layer, whose queries, keys and values are as in `splash`.
+    """The kernel for a layer: a function of queries, keys and values as in `splash`.
 
     Args:
       arch: window, cap and scale.
       length: as in `usable`.
       operands: as in `usable`.
-      near: whether the layer is local; an array where layers of both kinds share a program.
+      near: whether the layer is local; an array if layers of both kinds share a program.
       segments: as in `splash`.
 
     Returns:
@@ -81,16 +81,16 @@ def splash(
 ) -> Float[Array, "B T N H"]:
     """Causal attention of whole rows, as `functional.attend` computes it with a causal mask.
 
-    Rows are split over the mesh in context as activations are, heads over `tensor` where it divides
-    the kv heads; other heads are computed on every device of that axis.
+    Rows are split over the mesh in context as activations are, heads over `tensor` if it divides
+    the kv heads; otherwise every device of that axis computes all heads.
 
     Args:
       arch: window, cap and scale.
-      q: queries, turned.
-      k: keys, turned.
+      q: queries, rotated.
+      k: keys, rotated.
       v: values.
-      local: whether a position sees `arch.window` positions alone.
-      segments: a position sees those of its own number alone (packed rows); None: all are one.
+      local: whether a position sees only `arch.window` positions.
+      segments: a position sees only its own segment (packed rows); None: one segment.
       interpret: run the kernel's own operations one by one, on any device: for tests.
     """
     length = q.shape[1]

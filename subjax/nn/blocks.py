@@ -1,7 +1,7 @@
 """One layer of the decoder, written in Flax NNX; the only module that imports flax.
 
 NNX defines the modules and their initialisation; outside this file a layer is a plain nested dict
-of arrays, of the paths and shapes in the docstring of `transformer`, whose axis letters these are.
+of arrays. The docstring of `transformer` lists paths, shapes and axis letters.
 """
 
 import functools
@@ -90,7 +90,7 @@ class Attention(nnx.Module):
         """Attends to this call's own keys, or to a cache after writing one position into it."""
         q, k, v = self._heads(x, lora, decoding=cache is not None)
         q = functional.rotate(q, view)
-        # Heads before positions: decoding attends to the cache as it lies.
+        # Heads before positions: decoding reads the cache without a transpose.
         k, v = functional.rotate(k, view).swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is not None:
             rows = jnp.arange(len(x))
@@ -104,7 +104,7 @@ class Attention(nnx.Module):
         return self.o(y, lora.get("o")), (k, v)
 
     def _heads(self, x: Array, lora: Params, *, decoding: bool) -> tuple[Array, Array, Array]:
-        """Queries [B, T, N, H], keys and values [B, T, K, H], before they turn."""
+        """Queries [B, T, N, H], keys and values [B, T, K, H], before rotation."""
         names = ("qkv",) if self.arch.fused_qkv else ("q", "k", "v")
         projected = [getattr(self, name)(x, lora.get(name)) for name in names]
         if decoding:
@@ -195,7 +195,7 @@ def _graph(arch: Architecture, operands: str) -> tuple[Any, Any]:
 
 
 def block(arch: Architecture, operands: str, weights: Params) -> Block:
-    """A layer that can be called, of its weights; products are made of `operands`."""
+    """A callable layer with these weights; its products have the dtype `operands`."""
     graph, state = _graph(arch, operands)
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy: the cached one stays abstract
     nnx.replace_by_pure_dict(state, weights)

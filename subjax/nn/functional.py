@@ -22,11 +22,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class View(NamedTuple):
-    """Where a layer looks.
+    """Positions of a layer: rotary angles and mask.
 
     Attributes:
       cos: of the rotary angles, [B, T, 1, rotary_dim / 2], B or 1.
-      sin: likewise.
+      sin: the same shape.
       mask: [B, T, S], B or 1: which keys a query sees.
     """
 
@@ -48,7 +48,7 @@ def norm(arch: Architecture, x: Array, scale: Array, bias: Array | None = None) 
 
 
 def along(vector: Float[Array, " D"], x: Float[Array, "... D"]) -> Array:
-    """A vector with the number of axes of x, which broadcasting asks for in the tests."""
+    """A vector reshaped to the rank of x: the tests forbid implicit rank promotion."""
     return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
@@ -58,13 +58,13 @@ def views(
     num_keys: int,
     segments: Int[Array, "B T"] | None = None,
 ) -> tuple[View, View]:
-    """What a layer sees that looks everywhere, and what a local one does.
+    """The view of a global layer, and the view of a local one.
 
     Args:
       arch: shapes of the model.
       positions: of the queries.
-      num_keys: S; keys stand at positions 0 to S - 1, except where there are segments.
-      segments: of the queries, which are the keys as well; none sees another's.
+      num_keys: S; without segments, keys stand at positions 0 to S - 1.
+      segments: of the queries, which are also the keys; segments do not see each other.
     """
     keys = jnp.arange(num_keys)[None] if segments is None else positions
     distance = positions[..., None] - keys[:, None]
@@ -79,7 +79,7 @@ def views(
 
 
 def segment_positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Where each token stands within its segment, from 0; a segment's tokens are neighbours."""
+    """The position of each token within its segment, from 0; segments are contiguous."""
     index = jnp.broadcast_to(jnp.arange(segments.shape[1])[None], segments.shape)
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
@@ -98,7 +98,7 @@ def _rope(arch: Architecture, positions: Int[Array, "B T"], *, local: bool) -> t
 
 
 def _stretched(inverse: Float[Array, " F"], scaling: RopeScaling) -> Float[Array, " F"]:
-    """Frequencies for longer contexts; between the two limits a blend (Llama 3.1)."""
+    """Frequencies for longer contexts; interpolated between the two limits (Llama 3.1)."""
     if not scaling.low_freq_factor:
         return inverse / scaling.factor
     turns = scaling.original_positions * inverse / (2 * math.pi)  # in the original context
@@ -108,7 +108,7 @@ def _stretched(inverse: Float[Array, " F"], scaling: RopeScaling) -> Float[Array
 
 
 def rotate(x: Float[Array, "B T N H"], view: View) -> Float[Array, "B T N H"]:
-    """Turns the leading dimensions of each head by its position's angles."""
+    """Rotates the leading dimensions of each head by its position's angles."""
     # Hugging Face pairs dimension i with i + rotary_dim / 2, and so must the angles.
     half = view.cos.shape[-1]
     wide = x[..., : 2 * half].astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -4,7 +4,7 @@
     layers/attn/{q,k,v,qkv,o}/b [L, out, R]   layers/mlp/{gate,up,down}/b [L, out, R]
 
 The change of a kernel is scale * b @ a. Factors are kept and trained as PEFT keeps them, without
-the scale; `scaled` multiplies it in just before use, so that `transformer` knows none.
+the scale; `scaled` multiplies it in just before use, so `transformer` needs no scale.
 """
 
 import math
@@ -24,7 +24,7 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down", "qkv")
 
 
 def all_targets(arch: Architecture) -> tuple[str, ...]:
-    """Those of `TARGETS` that the architecture has, in their order."""
+    """The members of `TARGETS` that the architecture has, in order."""
     return tuple(t for t in TARGETS if t in arch.attention_kernels or t in arch.mlp_kernels)
 
 
@@ -33,7 +33,7 @@ def init(
 ) -> Params:
     """Draws a fresh adapter as PEFT does: a ~ U(-1/sqrt(in), 1/sqrt(in)), b = 0.
 
-    A target's factors depend on the key, the rank and the target alone, not on the other targets.
+    A target's factors depend only on the key, the rank and the target, not on the other targets.
 
     Args:
       arch: shapes of the model that it adapts.
@@ -70,12 +70,12 @@ def abstract(arch: Architecture, *, rank: int) -> Params:
 
 
 def scale(alpha: float, rank: int, *, rslora: bool = False) -> float:
-    """The factor of b @ a: alpha / rank, or alpha / sqrt(rank) where LoRA is rank-stabilised."""
+    """The factor of b @ a: alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA."""
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def scaled(adapter: Params, factor: float) -> Params:
-    """Multiplies the scale into b, which is what `transformer.forward` and `merge` take.
+    """Multiplies the scale into b: the form that `transformer.forward` and `merge` take.
 
     Args:
       adapter: result of `init` or of training, with or without a leading axis of lanes.
@@ -94,11 +94,11 @@ def merge(params: Params, adapter: Params) -> Params:
       adapter: result of `scaled`.
 
     Returns:
-      Parameters whose forward pass without an adapter is that of `params` with it; the products
-      are computed in float32 and stored in each kernel's dtype.
+      Parameters whose forward pass without an adapter equals the one of `params` with it. The
+      products are computed in float32 and stored in each kernel's dtype.
 
     Raises:
-      ValueError: a product has another shape than its kernel.
+      ValueError: the shapes of a product and its kernel differ.
     """
     layers = dict(params["layers"])
     for room, targets in adapter["layers"].items():
@@ -111,7 +111,7 @@ def merge(params: Params, adapter: Params) -> Params:
 
 def _merged(kernel: Array, factors: Params, name: str) -> Array:
     a, b = (factors[factor].astype(jnp.float32) for factor in ("a", "b"))
-    # Without the highest precision an accelerator would round the factors to bfloat16.
+    # At default precision an accelerator would round the factors to bfloat16.
     delta = jnp.einsum("...or,...ri->...oi", b, a, precision=jax.lax.Precision.HIGHEST)
     if delta.shape != kernel.shape:
         raise ValueError(

@@ -1,10 +1,10 @@
 """Losses at chosen positions: hard labels and forward KL, chunked over the vocabulary.
 
 The hidden states of loss positions are gathered first, so that nothing of size B x T x V ever
-exists; the vocabulary is then walked in chunks, so that nothing of size B x C x V does either.
+exists; the vocabulary is then processed in chunks, so that nothing of size B x C x V does either.
 C is the number of loss positions of a row.
 
-The products with the output matrix are made as its `precision.Head` says; what follows is float32.
+Products with the output matrix have the precision of its `precision.Head`; the rest is float32.
 """
 
 import jax
@@ -27,7 +27,7 @@ def log_probs(
     hidden: Float[Array, "B C D"], head: Head, targets: Int[Array, "B C"]
 ) -> Float[Array, "B C"]:
     """Log p(target) under the softmax of the scores, float32, in nats."""
-    # Rounded as for the sum over the vocabulary, so that no probability exceeds one.
+    # Same rounding as in the sum over the vocabulary, so that no probability exceeds one.
     return head.chosen(hidden, targets) - _logsumexp(hidden, head)
 
 
@@ -44,7 +44,7 @@ def chosen_log_probs(
 ) -> Float[Array, "B C K"]:
     """Log-probabilities renormalised over each position's own tokens, in nats.
 
-    Gathers K rows of the kernel a position, B x C x K x D numbers: meant for tens of tokens.
+    Gathers K rows of the kernel per position, B x C x K x D numbers: meant for tens of tokens.
     """
     return jax.nn.log_softmax(head.chosen(hidden, ids), axis=-1)
 
@@ -67,9 +67,9 @@ def full_kl(
     """KL(teacher || student) over the whole vocabulary, in nats, from hidden states.
 
     Args:
-      teacher: its hidden states at the loss positions.
-      teacher_head: its output matrix.
-      student: the student's hidden states there.
+      teacher: the teacher's hidden states at the loss positions.
+      teacher_head: the teacher's output matrix.
+      student: the student's hidden states at the loss positions.
       student_head: the student's output matrix.
       counted: tokens that both distributions are renormalised over.
     """
@@ -114,7 +114,7 @@ def _logsumexp(
 
 
 def _chunks(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Cuts the vocabulary axis into equal chunks, [chunks, VOCAB_CHUNK, ...]; zeros fill up."""
+    """Cuts the vocabulary axis into equal chunks, [chunks, VOCAB_CHUNK, ...], padded with zeros."""
 
     def cut(array: Array) -> Array:
         num_chunks = -(-len(array) // VOCAB_CHUNK)

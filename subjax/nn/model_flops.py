@@ -1,6 +1,6 @@
 """FLOPs that a model needs, from its shapes alone.
 
-They are never taken from the compiler, whose cost analysis counts the body of a scan once.
+Not from the compiler: its cost analysis counts the body of a scan only once.
 """
 
 from subjax.nn.architecture import Architecture
@@ -15,18 +15,18 @@ def training(
     lora_params: int = 0,
     distils: bool = False,
 ) -> float:
-    """FLOPs that one update needs: 6 a matmul parameter and token, and causal attention.
+    """FLOPs of one update: 6 per matmul parameter and token, plus causal attention.
 
-    Recomputation is not counted, nor what padding to the mesh adds. With an adapter the weights
-    beneath it need no gradient: 4 a parameter and token, and 6 a parameter of the adapter.
+    Recomputation and padding to the mesh are not counted. With an adapter the base weights need no
+    gradient: 4 per parameter and token, and 6 per parameter of the adapter.
 
     Args:
       arch: the model.
-      rows: of the batch, over all lanes.
-      num_tokens: of a row, T.
-      num_targets: of a row, C; only these are scored over the vocabulary.
-      lora_params: of the adapter; 0 when all weights are trained.
-      distils: whether a teacher of the same shape reads the rows too.
+      rows: rows of the batch, over all lanes.
+      num_tokens: tokens per row, T.
+      num_targets: targets per row, C; only these are scored over the vocabulary.
+      lora_params: parameters of the adapter; 0 when all weights are trained.
+      distils: whether a teacher of the same shape is evaluated on the rows too.
     """
     matmul = _matmul_flops(arch, rows, num_tokens, num_targets)
     read = _attention_flops(arch, rows, num_tokens)
@@ -37,13 +37,13 @@ def training(
 
 
 def forward(arch: Architecture, *, rows: int, num_tokens: int, num_targets: int) -> float:
-    """FLOPs that reading rows needs, with scores over the vocabulary at the targets."""
+    """FLOPs of a forward pass over rows, with scores over the vocabulary at the targets."""
     matmul = _matmul_flops(arch, rows, num_tokens, num_targets)
     return matmul + _attention_flops(arch, rows, num_tokens)
 
 
 def decode(arch: Architecture, *, rows: int, prompt_tokens: int, new_tokens: int) -> float:
-    """FLOPs that writing needs after prompts have been read."""
+    """FLOPs of decoding new tokens, without the prefill of the prompts."""
     attention = _attention_flops(arch, rows, prompt_tokens + new_tokens, read=prompt_tokens)
     return _matmul_flops(arch, rows, new_tokens, new_tokens) + attention
 
@@ -60,7 +60,7 @@ def _matmul_flops(arch: Architecture, rows: int, num_tokens: int, num_targets: i
 
 
 def _attention_flops(arch: Architecture, rows: int, num_tokens: int, read: int = 0) -> float:
-    """Scores and their sums, over the keys that positions from `read` on may see."""
+    """FLOPs of attention scores and weighted sums, for the queries from position `read` on."""
 
     def pairs(window: int, length: int) -> int:
         near = min(window, length)

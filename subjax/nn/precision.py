@@ -1,10 +1,10 @@
-"""Number formats: what activations are kept in, and what matrix products are made of.
+"""Number formats of activations and of the operands of matrix products.
 
     float32     both float32
     mixed       products of bfloat16, summed in float32; activations float32: fastest on CPUs whose
                 matrix units know bfloat16 (AMX), about as fast as bfloat16 on accelerators
     bfloat16    activations bfloat16 too, which halves their memory: for accelerators
-    float64     all of it, where jax has it switched on: for the theorem, no field of a config
+    float64     everything, if enabled in jax: for the theorem; not selectable in a config
 
 Parameters, norms, softmax and losses are float32 in the first three.
 """
@@ -24,8 +24,8 @@ class Precision(NamedTuple):
     """Names of two dtypes.
 
     Attributes:
-      activations: of the residual stream and of what lies between two products.
-      operands: of both sides of a product with a kernel.
+      activations: dtype of the residual stream and of activations between products.
+      operands: dtype of both sides of a product with a kernel.
     """
 
     activations: str
@@ -46,7 +46,7 @@ class Head(NamedTuple):
     Attributes:
       kernel: [V, D], or some of its rows.
       operands: as in `Precision`.
-      softcap: scores are softcap * tanh(score / softcap); 0: as they come.
+      softcap: scores are softcap * tanh(score / softcap); 0: no cap.
     """
 
     kernel: Array
@@ -63,17 +63,17 @@ class Head(NamedTuple):
         return self.capped(_dot(spec, hidden, self.kernel[ids], self.operands))
 
     def capped(self, scores: Array) -> Array:
-        """What `softcap` makes of scores."""
+        """Scores with `softcap` applied."""
         return self.softcap * jnp.tanh(scores / self.softcap) if self.softcap else scores
 
 
 def wide(dtype: Any) -> Any:
-    """What norms, rotations and sums of this dtype are computed in: float32 or wider."""
+    """The dtype in which norms, rotations and sums are computed: float32 or wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def passes(operands: str) -> jax.lax.Precision:
-    """How accelerators multiply: left alone, they would round float32 to bfloat16 or TF32."""
+    """The precision for accelerators, which by default round float32 to bfloat16 or TF32."""
     narrow = operands == "bfloat16"
     return jax.lax.Precision.DEFAULT if narrow else jax.lax.Precision.HIGHEST
 
@@ -84,7 +84,7 @@ def project(
     """Product x @ kernel.T, both sides rounded to `operands`, summed and returned wide.
 
     Raises:
-      ValueError: sums on this CPU would be wrong (`subjax.check_sums`); every model comes by here.
+      ValueError: sums on this CPU would be wrong (`subjax.check_sums`); every model calls this.
     """
     check_sums()
     if operands in ("float32", "float64"):
@@ -93,13 +93,13 @@ def project(
 
 
 def _dot(spec: str, x: Array, y: Array, operands: str) -> Array:
-    # XLA's CPU backend uses matrix units only for products that are asked for in float32.
+    # XLA's CPU backend uses matrix units only for products with a float32 result.
     sides = (x.astype(operands), y.astype(operands))
     how = passes(operands)
     return jnp.einsum(spec, *sides, precision=how, preferred_element_type=wide(operands))
 
 
-# Left alone, differentiation would multiply with a float32 cotangent, and in a scan would store the
+# Default differentiation would multiply with a float32 cotangent, and in a scan would store the
 # rounded activations, for which that backend rewrites a whole stack at every layer.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _narrow(x: Array, kernel: Array, operands: str) -> Array:
@@ -126,8 +126,8 @@ def _outer_on_cpu(cotangent: Array, x: Array, operands: str) -> Array:
     """Sum over all positions of cotangent times x.
 
     XLA's CPU backend multiplies two narrow arrays on matrix units only if the last axis of the
-    first meets an earlier axis of the second, both in row-major order; else it widens both sides.
-    So the first is turned, and its order is held where XLA would undo that.
+    first is contracted with an earlier axis of the second, both in row-major order; else it widens
+    both sides. So the first is transposed, with a barrier that stops XLA from undoing it.
     """
     turned = jnp.moveaxis(cotangent, -1, 0)
     turned = with_layout_constraint(turned, Layout(tuple(range(turned.ndim))))

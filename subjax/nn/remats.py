@@ -1,4 +1,4 @@
-"""What a layer keeps for the backward pass, and what that computes again, by name."""
+"""Activation checkpointing by name: what a layer stores for the backward pass."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 _PROJECTION = "projection"
 _GATHERING = ("sharding_constraint", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
-# Kept are the narrowed results of products with weights, not the wide sums that they are cut from.
+# Stored are the rounded results of products with weights, not the wide sums before rounding.
 REMATS: dict[str, Callable[[Any], Any]] = {
     "none": lambda layer: layer,
     "full": jax.checkpoint,
@@ -29,7 +29,7 @@ REMATS: dict[str, Callable[[Any], Any]] = {
     ),
 }
 
-# Weights that a layer has gathered would stay whole on every device until the backward pass.
+# Without this, all-gathered weights would stay on every device until the backward pass.
 _all_but_gathered = functools.partial(
     jax.checkpoint,
     prevent_cse=False,  # layers are scanned
@@ -38,15 +38,15 @@ _all_but_gathered = functools.partial(
 
 
 def projected(y: Array) -> Array:
-    """Marks a product with weights, which "dots" keeps and "offload" moves to the host."""
+    """Marks a product with weights, which "dots" stores and "offload" moves to the host."""
     return checkpoint_name(y, _PROJECTION)
 
 
 def wrapped(layer: Callable[..., Any], name: str | bool) -> Callable[..., Any]:
-    """A layer whose backward pass computes again what its name in `REMATS` says.
+    """A layer with activation checkpointing, by a name of `REMATS`.
 
-    False and True, which older manifests hold, are "none" and "full". Where `fsdp` splits weights,
-    "none" gathers them again.
+    False and True, the values in older manifests, are "none" and "full". If `fsdp` splits weights,
+    "none" still all-gathers them again in the backward pass.
     """
     if isinstance(name, bool):
         name = "full" if name else "none"

@@ -23,15 +23,15 @@ WHOLE = P()  # on every device
 
 
 class Rule(NamedTuple):
-    """How the parameters of some paths lie.
+    """How parameters are split, by the end of their path.
 
     Attributes:
-      group: what they are, for reports.
-      pattern: of the end of a path.
+      group: name of the group in reports.
+      pattern: regular expression for the end of a path.
       axes: for each dimension, lanes and layers not counted, axes in order of preference. The first
         that divides the dimension is taken; a dimension that none divides is replicated.
       decoding: the one dimension that a token loop splits, over tensor and fsdp together; None:
-        the leaf lies whole on every device.
+        the leaf is replicated.
     """
 
     group: str
@@ -56,9 +56,9 @@ _TABLE = (
 
 
 def use_cpu_devices(num_devices: int) -> None:
-    """Lets the CPU backend count as several devices, one thread of work each.
+    """Splits the CPU backend into several devices with one thread each.
 
-    Must come before any computation. Accelerators are left as they are.
+    Call it before any computation. It does not affect accelerators.
     """
     jax.config.update("jax_num_cpu_devices", num_devices)
 
@@ -75,32 +75,45 @@ def make_mesh(
     """Builds the mesh over the first devices; sizes multiply to at most the device count.
 
     Args:
-      seed: devices across lanes; 0 takes as many as there are and as divide `lanes`.
+      seed: devices across lanes; 0 takes as many as possible that divide `lanes`.
       data: devices across the batch; 0 is as many as are left, but one on the CPU of a single
         process, whose devices share its cores.
       fsdp: devices across the batch and the weights.
       tensor: devices across the weights.
       lanes: size of a population.
-      devices: of a topology that is only compiled for; empty takes those at hand.
+      devices: of a topology to compile for; empty: the devices of this machine.
 
     Raises:
       ValueError: the mesh needs more devices than there are, or its seed axis does not divide
-        the lanes, or it is one of CPUs that would sum wrongly.
+        the lanes, or its devices are CPUs that would sum wrongly.
     """
     devices = list(devices) or jax.devices()
     check_sums(devices[0].platform)
     if not seed:
-        most = len(devices) // (max(data, 1) * fsdp * tensor)
-        # Of several processes each needs its devices in use; see below for TPUs.
-        some = jax.process_count() == 1 and devices[0].platform != "tpu"
-        fits = (n for n in range(1, most + 1) if lanes % n == 0 and (some or most % n == 0))
-        seed = max(fits, default=1)
+        seed = _most_across_lanes(len(devices) // (max(data, 1) * fsdp * tensor), lanes, devices)
     if not data:
         left = len(devices) // (seed * fsdp * tensor)
         shared = len({d.process_index for d in devices}) == 1 and devices[0].platform == "cpu"
         data = 1 if shared else max(left, 1)
     shape = (seed, data, fsdp, tensor)
-    needed = int(np.prod(shape))
+    _check_shape(shape, lanes, devices)
+    chosen = _laid_out(shape, devices[: math.prod(shape)])
+    return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _most_across_lanes(most: int, lanes: int, devices: Sequence[jax.Device]) -> int:
+    """The largest seed axis, at most `most`, that divides the lanes."""
+    # With several processes, each needs its devices in use; `_check_shape` says why TPUs do.
+    some = jax.process_count() == 1 and devices[0].platform != "tpu"
+    fits = (n for n in range(1, most + 1) if lanes % n == 0 and (some or most % n == 0))
+    return max(fits, default=1)
+
+
+def _check_shape(
+    shape: tuple[int, int, int, int], lanes: int, devices: Sequence[jax.Device]
+) -> None:
+    """Refuses the shape of a mesh that these devices or lanes cannot have."""
+    needed = math.prod(shape)
     if needed > len(devices):
         raise ValueError(
             f"mesh seed x data x fsdp x tensor = {shape} needs {needed} devices, "
@@ -118,26 +131,25 @@ def make_mesh(
             f"{len(devices)} devices out, and a run of several processes needs all: change "
             "config.mesh"
         )
-    if lanes % seed:
+    if lanes % shape[0]:
         raise ValueError(
-            f"config.mesh.seed {seed} does not divide {lanes} lanes: change it, compute.lanes "
+            f"config.mesh.seed {shape[0]} does not divide {lanes} lanes: change it, compute.lanes "
             "or a row's train.lanes"
         )
-    return Mesh(_laid_out(shape, devices[:needed]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def idle(mesh: Mesh, num_devices: int) -> str:
-    """Says that a mesh leaves accelerators out; empty where it takes all that there are."""
+    """Says how many accelerators a mesh leaves idle; "" if none."""
     if mesh.size == num_devices or mesh.devices.flat[0].platform == "cpu":
         return ""
     return f"{num_devices - mesh.size} of {num_devices} devices are idle: see config.mesh"
 
 
 def lane_mesh(mesh: Mesh) -> Mesh:
-    """The same devices with one lane on all of them: where a single model is loaded and asked.
+    """The same devices as one lane: the mesh on which a single model is loaded and evaluated.
 
-    On the CPU of a single process it is those of the first lane alone: its devices share cores, on
-    which one is as fast as several that wait for each other, and has been seen to wait for ever.
+    On the CPU of a single process it has only the devices of the first lane. CPU devices share
+    cores, so one is as fast as several that wait for each other, which once deadlocked.
     """
     shared = jax.process_count() == 1 and mesh.devices.flat[0].platform == "cpu"
     devices = mesh.devices[:1] if shared else mesh.devices.reshape(1, -1, *mesh.devices.shape[2:])
@@ -149,14 +161,14 @@ def params_spec(params: Any, mesh: Mesh | AbstractMesh, *, lanes: bool) -> Any:
 
     Args:
       params: a nested dict whose paths end like those of `transformer`; values need a shape.
-      mesh: where it will live.
+      mesh: the mesh for the tree.
       lanes: whether every leaf has a leading axis of lanes, split over `seed`.
 
     Returns:
       The same tree with a PartitionSpec at each leaf.
 
     Raises:
-      ValueError: a path that the table does not know.
+      ValueError: the table has no rule for a path.
     """
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
@@ -170,8 +182,8 @@ def params_spec(params: Any, mesh: Mesh | AbstractMesh, *, lanes: bool) -> Any:
 def state_spec(state: Any, mesh: Any, *, lanes: bool) -> Any:
     """PartitionSpec of every leaf of parameters and optimizer state, as for `params_spec`.
 
-    A moment lies as its parameter does; what has no parameter's shape (counts, Adafactor's row and
-    column means) is small, and replicated.
+    A moment is split as its parameter is; leaves without a parameter's shape (counts, Adafactor's
+    row and column means) are small, and replicated.
     """
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
@@ -195,30 +207,30 @@ def named(specs: Any, mesh: Mesh) -> Any:
 
 
 def place_lanes(tree: Any, mesh: Mesh) -> Any:
-    """Puts arrays [lanes, ...] on the mesh, lanes over `seed`; each lane lies whole on a device."""
+    """Puts arrays [lanes, ...] on the mesh, lanes over `seed`; each lane is on one device."""
     return _put_all(tree, NamedSharding(mesh, P("seed")))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts arrays whole on every device."""
+    """Replicates arrays on every device."""
     return _put_all(tree, NamedSharding(mesh, P()))
 
 
 def map_devices(
     function: Callable[..., Any], by_lane: tuple[Any, ...], shared: tuple[Any, ...]
 ) -> Any:
-    """Runs a program of one device on every device of this process, each on its own lanes.
+    """Runs a single-device program on every device of this process, each on its own lanes.
 
-    One program of all devices is compiled otherwise than that of one, which changes rounding; this
-    one is the same however many there are.
+    A program over all devices is compiled differently from one for a single device, which changes
+    rounding; this program is the same for any number of devices.
 
     Args:
-      function: takes both as they lie on one device; returns leaves [lanes of it, ...].
+      function: takes one device's part of both; returns leaves [lanes of the device, ...].
       by_lane: trees of leaves [lanes, ...] as `place_lanes` puts them.
-      shared: trees of leaves that lie whole on every device, or on none yet.
+      shared: trees of leaves that are replicated, or not yet on a device.
 
     Returns:
-      What it returns, leaves [lanes, ...], likewise over the mesh.
+      The results as leaves [lanes, ...], split over the mesh like `by_lane`.
     """
     first = jax.tree.leaves(by_lane)[0]
 
@@ -231,7 +243,7 @@ def map_devices(
         return jax.tree.map(part, tree)
 
     devices = [shard.device for shard in first.addressable_shards]
-    # Cut before anything runs: a function that is given one device's part takes the whole away.
+    # Slice before anything runs: a function that donates one device's part deletes the whole array.
     parts = [(*on(device, by_lane), *on(device, shared)) for device in devices]
     found = [function(*part) for part in parts]
 
@@ -244,12 +256,12 @@ def map_devices(
 
 
 def abstract(tree: Any, specs: Any, mesh: Mesh) -> Any:
-    """Shapes, dtypes and shardings of a tree: what programs are compiled for where nothing is.
+    """Shapes, dtypes and shardings of a tree, to compile programs without arrays.
 
     Args:
       tree: leaves with a shape and a dtype.
       specs: the same tree of PartitionSpecs, or one for all leaves.
-      mesh: where it would live.
+      mesh: the mesh for the tree.
     """
     if isinstance(specs, P):
         specs = jax.tree.map(lambda _: specs, tree)
@@ -271,7 +283,7 @@ def batch_spec(*, lanes: bool) -> P:
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays, whole, in the memory of every process; all processes call it."""
+    """Whole arrays on every host (an all-gather where needed); all processes must call it."""
 
     def leaf(array: Any) -> np.ndarray:
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
@@ -288,7 +300,7 @@ def _put_all(tree: Any, where: NamedSharding) -> Any:
 
 
 def _put(array: Any, where: NamedSharding) -> jax.Array:
-    """One array onto the mesh; what lies in one process's memory is the same in every other's."""
+    """Puts one array on the mesh; a host array must be equal in all processes."""
     local = not isinstance(array, jax.Array) or array.is_fully_addressable
     if where.is_fully_addressable or not local:
         return jax.device_put(array, where)
@@ -301,14 +313,14 @@ def _put(array: Any, where: NamedSharding) -> jax.Array:
 def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices in the mesh's shape; on a TPU slice its axes follow the links between chips."""
     places = [getattr(device, "coords", ()) for device in devices]
-    # Chips that do not fill a box have no such order.
+    # Only chips that fill a box can be ordered by their links.
     if math.prod(len(set(side)) for side in zip(*places, strict=True)) == len(devices) > 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return np.array(devices).reshape(shape)
 
 
 def rule(name: str) -> Rule:
-    """What the table says of a parameter's path, such as layers/mlp/up/kernel.
+    """The rule for a parameter's path, such as layers/mlp/up/kernel.
 
     Raises:
       ValueError: the table has no rule for it.
@@ -323,7 +335,7 @@ def _rule(name: str) -> Rule | None:
 
 
 def _fit(rule: Rule, shape: tuple[int, ...], mesh: Any) -> P:
-    """Picks for each dimension the first axis that divides it; leading ones count layers."""
+    """Picks for each dimension the first axis that divides it; a leading one counts layers."""
     leading = (None,) * (len(shape) - len(rule.axes))
     dims = shape[len(leading) :]
     fitted = (first_fit(axes, dim, mesh) for axes, dim in zip(rule.axes, dims, strict=True))
@@ -331,7 +343,7 @@ def _fit(rule: Rule, shape: tuple[int, ...], mesh: Any) -> P:
 
 
 def first_fit(axes: Sequence[str], size: int, mesh: Mesh | AbstractMesh) -> str | None:
-    """The first axis of some that splits a dimension of that size; None: none does."""
+    """The first of these axes that can split a dimension of that size, or None."""
     for axis in axes:
         if mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0:
             return axis

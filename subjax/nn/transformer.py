@@ -1,7 +1,7 @@
-"""The decoder: a stack of the layers of blocks.py, to read whole rows or a token at a time.
+"""The decoder: a stack of the layers in blocks.py, applied to whole rows or token by token.
 
 A model is an `Architecture` and a plain nested dict of arrays. Kernels keep Hugging Face's
-(out, in) order, so that reading a checkpoint never transposes; layers are stacked on a leading axis
+(out, in) order, so loading a checkpoint needs no transpose; layers are stacked on a leading axis
 L and scanned over.
 
     embed/embedding [V, D]                 layers/mlp_norm/scale [L, D]
@@ -22,6 +22,7 @@ H head dim, F ffn width, V vocabulary, L layers, R LoRA rank.
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ from subjax.nn.blocks import KeyValues
 from subjax.nn.blocks import Params as Params
 from subjax.nn.functional import View
 
-# Each layer that a token loop unrolls takes the TPU compiler 1 to 3 seconds, up to 30 on meshes of
+# Each unrolled layer of a token loop takes the TPU compiler 1 to 3 seconds, up to 30 on meshes with
 # fsdp=256.
 MOST_UNROLLED = 40
 
@@ -64,9 +65,9 @@ def init(arch: Architecture, key: Array) -> Params:
     return params
 
 
-@functools.cache  # tracing takes as long as all else that reading a small model does
+@functools.cache  # tracing takes half of the time of loading a small model
 def abstract_params(arch: Architecture) -> Params:
-    """Shapes and dtypes of `init`'s result, nothing computed; every caller has the same tree."""
+    """Shapes and dtypes of `init`'s result, without computing it; all callers share one tree."""
     return jax.eval_shape(lambda: init(arch, jax.random.key(0)))
 
 
@@ -88,17 +89,17 @@ def forward(
 ) -> Float[Array, "B T D"]:
     """Runs right-padded rows through all layers, each row (or segment) from position 0.
 
-    Padding needs no mask: attention is causal, so what stands behind a token cannot reach it.
+    Padding needs no mask: attention is causal, so tokens do not see the padding behind them.
 
     Args:
       arch: shapes of the model.
       params: the nested dict of this module's docstring.
       tokens: token ids, right-padded.
-      segments: of packed rows: equal where tokens belong together; None: each row is one segment.
+      segments: for packed rows: a number per segment; None: each row is one segment.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       residual_add: a vector added to the residual stream after each layer (steering), or None.
       precision: a name of `precision.PRECISIONS`.
-      remat: what the backward pass computes again, a name of `remats.REMATS`.
+      remat: activation checkpointing, a name of `remats.REMATS`.
 
     Returns:
       The final hidden states, normalised; `logits` turns them into scores.
@@ -124,15 +125,15 @@ def prefill(
 def decode_layers(
     params: Params, adapter: Params | None = None, *, precision: str = "float32"
 ) -> list[tuple[Params, Params]]:
-    """Slices, rounds, fills up and lays out the layers, so that a token loop need not at each step.
+    """Slices, rounds, pads and reshards the layers once, before a token loop.
 
     Returns:
-      Each layer, filled up by `activation_sharding.pad_inner`; of deep models one entry with all,
-      stacked.
+      Each layer, padded by `activation_sharding.pad_inner`; for deep models one entry with all
+      layers stacked.
     """
     operands = precisions.PRECISIONS[precision].operands
     stacked = (params["layers"], (adapter or {}).get("layers", {}))
-    # Vectors (norms) stay as they are; what is multiplied would be rounded at every use.
+    # Kernels are rounded here, not at every use; vectors (norms) are not rounded.
     stacked = jax.tree.map(lambda a: a.astype(operands) if a.ndim > 2 else a, stacked)
     stacked = activation_sharding.constrain_decoding(activation_sharding.pad_inner(stacked))
     num_layers = len(params["layers"]["attn"]["o"]["kernel"])
@@ -144,10 +145,10 @@ def decode_layers(
 def decode_cache(
     keys: Float[Array, "L B K S H"], values: Float[Array, "L B K S H"]
 ) -> list[KeyValues]:
-    """Keys and values of `prefill` as a token loop reads and writes them.
+    """Keys and values of `prefill` in the layout of a token loop.
 
     Returns:
-      Those of each layer, [B, K, S, H]; of deep models one entry with all, [B, K, L, S, H].
+      One entry per layer, [B, K, S, H]; for deep models one entry with all, [B, K, L, S, H].
     """
     if len(keys) > MOST_UNROLLED:
         return [(jnp.moveaxis(keys, 0, 2), jnp.moveaxis(values, 0, 2))]
@@ -165,15 +166,15 @@ def decode_step(
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
 ) -> tuple[Float[Array, "B D"], list[KeyValues]]:
-    """Runs one token per row against a cache, layers unrolled, or of deep models in a loop.
+    """Runs one token per row against a cache, layers unrolled, or in a loop for deep models.
 
     Args:
       arch: shapes of the model.
       params: for the embedding and the final norm.
       layers: result of `decode_layers`.
-      tokens: the token that stands at `positions`.
-      positions: where each row's token stands; keys after it are not seen.
-      cache: as `decode_cache` lays it out.
+      tokens: each row's token.
+      positions: the position of each row's token; later keys are masked.
+      cache: in the layout of `decode_cache`.
       residual_add: as in `forward`.
       precision: as in `forward`.
 
@@ -197,17 +198,11 @@ def decode_step(
         )
         return x if added is None else x + added.astype(dtype)[None, None], own
 
-    def turn(carry: tuple[Array, KeyValues], xs: Any) -> tuple[tuple[Array, KeyValues], None]:
-        (x, whole), (i, each, near, added) = carry, xs
-        x, own = layer(x, each, near, added, (whole[0][:, :, i], whole[1][:, :, i]))
-        keys, values = (kv.at[:, :, i].set(new) for kv, new in zip(whole, own, strict=True))
-        return (x, (keys, values)), None
-
     num_layers, written = arch.num_layers, []
     local = arch.local or (False,) * num_layers
     if num_layers > MOST_UNROLLED:
         xs = (jnp.arange(num_layers), layers[0], jnp.array(local), residual_add)
-        (x, whole), _ = jax.lax.scan(turn, (x, cache[0]), xs)
+        x, whole = _scan_cached(layer, x, xs, cache[0])
         written.append(whole)
     else:
         added = [None] * num_layers if residual_add is None else residual_add
@@ -215,6 +210,20 @@ def decode_step(
             x, own = layer(x, layers[i], local[i], added[i], cache[i])
             written.append(own)
     return functional.norm(arch, x, **params["final_norm"])[:, 0], written
+
+
+def _scan_cached(
+    layer: Callable[..., tuple[Array, KeyValues]], x: Array, xs: Any, cache: KeyValues
+) -> tuple[Array, KeyValues]:
+    """Runs the layers of `decode_step` in a loop, each on its part of the cache [B, K, L, S, H]."""
+
+    def turn(carry: tuple[Array, KeyValues], xs: Any) -> tuple[tuple[Array, KeyValues], None]:
+        (x, whole), (i, each, near, added) = carry, xs
+        x, own = layer(x, each, near, added, (whole[0][:, :, i], whole[1][:, :, i]))
+        keys, values = (kv.at[:, :, i].set(new) for kv, new in zip(whole, own, strict=True))
+        return (x, (keys, values)), None
+
+    return jax.lax.scan(turn, (x, cache), xs)[0]
 
 
 def head(arch: Architecture, params: Params, *, precision: str = "float32") -> precisions.Head:
@@ -253,7 +262,7 @@ def _scan_layers(
         weights, lora, added, local = xs
         # Without this constraint jax 0.10 on CPU has given wrong gradients on 3-axis meshes.
         x = activation_sharding.constrain_batch(x)
-        # One by one: a base that is frozen needs no gradient.
+        # Two calls: a frozen base needs no gradient.
         weights, lora = (
             activation_sharding.gathered_weights(weights),
             activation_sharding.gathered_weights(lora),
@@ -275,12 +284,12 @@ def _scan_layers(
 
 
 def _local(arch: Architecture) -> Bool[Array, " L"] | None:
-    """Which layers are local; None: all are, or none is."""
+    """Which layers are local; None if all layers are of one kind."""
     return jnp.array(arch.local) if any(arch.local) and not all(arch.local) else None
 
 
 def _view(views: tuple[View, View], near: bool | Bool[Array, ""]) -> View:
-    """What a layer sees, that may not know before it runs whether it is local."""
+    """The view of a layer; whether the layer is local may be a traced value."""
     if isinstance(near, bool):
         return views[near]
     return jax.tree.map(lambda e, n: jnp.where(near, n, e), *views)

@@ -1,1 +1,1 @@
-"""What a run takes before it is run: programs compiled for chips that need not be here."""
+"""Predicts time and memory of a run, by compiling its programs for chips that need not be here."""

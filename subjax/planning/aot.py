@@ -1,4 +1,4 @@
-"""Programs compiled ahead of time, by the TPU's own compiler, for chips that are not there."""
+"""Compiles programs ahead of time with the TPU compiler, without TPUs."""
 
 import importlib.util
 import math
@@ -15,12 +15,12 @@ from subjax.engine import chips
 from subjax.planning.roofline import Chip
 
 LIBTPU = "libtpu==0.0.52"
-# Sides of a slice, and chips of the largest one; the compiler takes any, and dies of some.
+# Number of sides of a slice, and largest number of chips; the compiler crashes at some others.
 SLICES = {"v5e": (2, 256), "v5p": (3, 8960), "v6e": (2, 256)}
 
 
 def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
-    """Chips that are not there.
+    """The chips of a slice, as devices to compile for.
 
     Raises:
       ValueError: the compiler is not installed, or there is no such slice.
@@ -37,7 +37,7 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
             f"--topology={name}: {kind} has slices of {sides} sides and at most {most} chips; "
             f"give such as {kind}:{'x'.join('4' * sides)}"
         )
-    # Nobody is asked what machine this is; several plans may be made at once.
+    # No metadata queries about this machine; allows several plans at once.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
@@ -47,14 +47,14 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
         raise ValueError(f"--topology={name} is none: {str(error).splitlines()[0]}") from None
-    # Programs of such chips cannot be read back: a persistent cache would only warn, every time.
+    # Programs for absent chips cannot be read back: a persistent cache would only warn, every time.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     return chips.CHIPS[kind], found.devices
 
 
 def compiled(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, str]:
-    """Compiles a program; also its HLO after all passes, for `hlo.traffic`.
+    """The compiled program, and its HLO after all passes for `hlo.traffic`.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler refuses, RESOURCE_EXHAUSTED where it does not fit.

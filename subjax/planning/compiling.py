@@ -1,6 +1,6 @@
-"""Compiles a config's programs for TPUs that are not there: memory, traffic, largest batch.
+"""Compiles a config's programs without TPUs: memory, traffic, largest batch.
 
-The compiler is the TPU's own, so what it says of memory and of collectives is what a run gets.
+This is the TPU's own compiler, so its memory and collectives are the same as in a run.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from subjax.runtime.artifacts import Unit
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one program on one topology; bytes are of one chip.
+    """One program compiled for one topology; bytes are per chip.
 
     Attributes:
-      seconds: of CPU time that compiling took, lowering included.
+      seconds: CPU time of compiling, including lowering.
       arguments: bytes of weights, optimizer state and batch.
       temporaries: bytes that the program needs while it runs.
-      peak: bytes at most at once, with what a run holds beside.
-      fits: whether that is within the chip's memory.
-      moved: HBM and collectives; None where the compiler refused.
-      bound: the roofline; None likewise.
+      peak: largest number of bytes at once, with other arrays of a run.
+      fits: whether the peak fits in the chip's memory.
+      moved: HBM and collectives; None if the compiler refused.
+      bound: the roofline; None if the compiler refused.
     """
 
     seconds: float
@@ -45,16 +45,16 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A program, the units that call it, and what became of it."""
+    """A program, the units that call it, and the result of compiling it."""
 
     planned: Planned
     members: tuple[Unit, ...]
     compiled: Compiled
-    largest: int  # batch that fits; 0 where none was looked for, or none does
+    largest: int  # batch that fits; 0 if not searched, or if none fits
 
 
 def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -> Compiled:
-    """Compiles a program with a batch size, and counts."""
+    """Compiles a program for a batch size, and reads its memory and traffic."""
     spread = mesh.shape["fsdp"] * mesh.shape["tensor"]
     beside = planned.beside / spread
     start = time.process_time()
@@ -65,12 +65,12 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
         if not processes.out_of_memory(error) or "memory space vmem" in str(error):
             raise
         size = _needed(str(error))
-        # More than there is, whatever can be read of it.
+        # More than the chip has, even if the message has no number.
         peak = max(size, chip.hbm_bytes + 1) + beside
         return Compiled(time.process_time() - start, 0.0, size, peak, fits=False)
     seconds = time.process_time() - start
     memory = compiled.memory_analysis()
-    assert memory is not None  # backends that do not know are none of these
+    assert memory is not None  # only other backends return None
     executed = program_flops.executed_flops(traced.jaxpr, planned.arch, **planned.counts)
     peak = memory.peak_memory_in_bytes + beside
     moved = hlo.traffic(text, mesh, **planned.counts)
@@ -86,7 +86,7 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
 
 
 def _needed(refusal: str) -> float:
-    """Bytes that a program needs, by what the compiler says; 0 where it does not."""
+    """Bytes that a program needs, from the compiler's message; 0 if it has none."""
     found = re.search(r"Used ([\d.]+)([KMGT]) of \S+ hbm", refusal) or re.search(
         r"\(([\d.]+)([KMGT])\) exceeds", refusal
     )
@@ -94,7 +94,7 @@ def _needed(refusal: str) -> float:
 
 
 def largest_batch(planned: Planned, first: Compiled, mesh: Mesh, chip: Chip) -> int:
-    """About the largest batch that fits, as at most five more compilations find it; 0: none."""
+    """About the largest batch that fits, found with at most five compilations; 0: none fits."""
     step = mesh.shape["data"] * mesh.shape["fsdp"]
     size = planned.batch_size
     tried = {size: first}
@@ -110,9 +110,9 @@ def largest_batch(planned: Planned, first: Compiled, mesh: Mesh, chip: Chip) -> 
 
 
 def _next_batch(peaks: dict[int, float], limit: float) -> int:
-    """A batch near the limit, on the line through the sizes that are next to it.
+    """A batch size near the limit, by linear interpolation between the nearest sizes.
 
-    Small batches lie on a flat line of their own, where the state takes more than they do.
+    For small batches the peak hardly grows, as the state needs more memory than the batch.
     """
     below = sorted(n for n, peak in peaks.items() if peak <= limit)
     above = sorted(n for n, peak in peaks.items() if peak > limit)

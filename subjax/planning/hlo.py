@@ -1,7 +1,7 @@
-"""Compiled HLO as text, read for what it moves: bytes of HBM, and bytes of each collective.
+"""Reads the text of compiled HLO for its traffic: bytes of HBM and of each collective.
 
-A scan over layers is one `while` loop, whose body the compiler's own cost analysis counts once;
-here a body counts as often as it runs. Only what TPU programs are made of is understood.
+A scan over layers is one `while` loop, and the compiler's own cost analysis counts its body once;
+here it counts as often as it runs. Only instructions of TPU programs are supported.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "f16": 16}  # others end in their width
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Neither reads nor writes; what a loop or a call does is counted where it is done.
+# No reads or writes of their own; the bodies of loops and calls are counted separately.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("call", "after-all", "partition-id", "replica-id", "optimization-barrier", "domain"),
@@ -31,10 +31,10 @@ class Instruction:
 
     Attributes:
       name: without the percent sign.
-      shape: the text of its result's shape.
+      shape: text of the result's shape.
       opcode: such as "fusion".
       operands: names of its inputs, in order.
-      rest: what follows the operands; for a constant or parameter the literal comes first.
+      rest: text behind the operands; for a constant or parameter it begins with the literal.
       root: whether it is the result of its computation.
     """
 
@@ -46,21 +46,21 @@ class Instruction:
     root: bool
 
     def called(self, attribute: str) -> str:
-        """The computation that an attribute names; "" where there is none."""
+        """The computation named by an attribute; "" if absent."""
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
         return found[1] if found else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What all runs of one collective move.
+    """The traffic of all runs of one collective.
 
     Attributes:
       kind: one of all-gather, all-reduce, reduce-scatter, all-to-all, collective-permute.
-      axes: the mesh axes that it goes along.
-      group_size: devices that take part together.
-      num_bytes: of the whole array on each device (an all-gather's result, else the operand),
-        times how often it runs.
+      axes: the mesh axes of its groups.
+      group_size: devices per group.
+      num_bytes: bytes of the whole array on each device (an all-gather's result, else the
+        operand), times the number of runs.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends when the group is a ring."""
+        """Bytes that each device sends if the group is a ring."""
         share = (self.group_size - 1) / self.group_size
         if self.kind == "collective-permute":
             return self.num_bytes
@@ -79,11 +79,11 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What one call of a compiled program moves on each device.
+    """The traffic of one call of a compiled program on each device.
 
     Attributes:
-      hbm_bytes: read and written.
-      collectives: with `num_bytes` summed over those of one kind, axes and group size.
+      hbm_bytes: bytes read and written.
+      collectives: one per kind, axes and group size, with the sum of `num_bytes`.
     """
 
     hbm_bytes: float
@@ -94,10 +94,10 @@ def traffic(text: str, mesh: Mesh, *, steps: float = 1, taken: float = 1) -> Tra
     """Reads the text of a compiled program.
 
     Args:
-      text: of `Compiled.as_text()`.
-      mesh: that it was compiled for; collectives are named by its axes.
-      steps: how often a loop runs whose condition compares with no constant (a token loop).
-      taken: share of runs of a conditional's longer branch; runs of such a loop within another.
+      text: result of `Compiled.as_text()`.
+      mesh: the mesh of the program; its axes name the collectives.
+      steps: runs of a loop whose condition compares with no constant (a token loop).
+      taken: share of runs of a conditional's longer branch; runs of such a loop inside another.
     """
     program = _Program(text)
     hbm_bytes, found = 0.0, dict[tuple[str, tuple[str, ...], int], float]()
@@ -106,7 +106,7 @@ def traffic(text: str, mesh: Mesh, *, steps: float = 1, taken: float = 1) -> Tra
         for instruction in computation.values():
             hbm_bytes += times * program.touched(computation, instruction)
             for collective, source, scatters in program.collectives(computation, instruction):
-                # Pieces of a collective that computation hides share its channel.
+                # The pieces of a collective that overlaps with computation share its channel.
                 channel = re.search(r"channel_id=(\d+)", collective.rest)
                 if channel and channel[1] in channels:
                     continue
@@ -145,7 +145,7 @@ class _Program:
     def runs(
         self, name: str, times: float, steps: float, taken: float
     ) -> Iterator[tuple[Computation, float]]:
-        """Each computation that is run instruction by instruction, and how often."""
+        """Each computation that runs instruction by instruction, and its number of runs."""
         computation = self.computations[name]
         yield computation, times
         for instruction in computation.values():
@@ -164,7 +164,7 @@ class _Program:
                 yield from self.runs(called, times, steps, taken)
 
     def _trips(self, loop: Instruction) -> float | None:
-        """Loops count from 0 by 1, as `lax.scan` makes them; None: this one does not."""
+        """Runs of a loop that counts from 0 by 1, such as `lax.scan`; None for other loops."""
         known = re.search(r"known_trip_count\D+(\d+)", loop.rest)
         if known:
             return int(known[1])
@@ -195,7 +195,7 @@ class _Program:
         if opcode in _FREE or "AllocateBuffer" in instruction.rest or _offloaded(instruction):
             return 0.0
         if opcode == "copy-start":
-            # Result: the copy, its source, a flag. One of the two may lie in the chip's own memory.
+            # Result: the copy, its source, a flag. Copy or source may be in on-chip memory.
             size = result[0][0]
             return size * (result[0][1] + result[1][1])
         sources = [_arrays(computation[name].shape) for name in instruction.operands]
@@ -217,7 +217,7 @@ class _Program:
         return sum(inputs) + sum(outputs)
 
     def _reads(self, name: str, index: int) -> float:
-        """Bytes of a fusion's parameter that it looks at."""
+        """Bytes of a parameter that a fusion reads."""
         computation = self.computations[name]
         for parameter in computation.values():
             if parameter.opcode == "parameter" and parameter.rest.startswith(f"{index})"):
@@ -237,7 +237,7 @@ class _Program:
             elif user.opcode == "fusion":
                 total += self._reads(user.called("calls"), position)
             elif user.opcode == "tuple" or _is_part(user):
-                continue  # handed through; collectives are counted by themselves
+                continue  # passed through; collectives are counted separately
             elif user.opcode == "dynamic-update-slice" and position == 0:
                 continue  # in place
             else:
@@ -245,7 +245,7 @@ class _Program:
         return total
 
     def _writes(self, name: str) -> list[float]:
-        """Bytes of each result of a fusion that it writes."""
+        """Bytes that a fusion writes to each of its results."""
         computation = self.computations[name]
         root = next(i for i in computation.values() if i.root)
         if root.opcode == "tuple":
@@ -268,13 +268,13 @@ class _Program:
     def collectives(
         self, computation: Computation, instruction: Instruction
     ) -> Iterator[tuple[Instruction, float, bool]]:
-        """Collectives of one instruction, fused ones too: operand bytes, whether it scatters."""
+        """Collectives of one instruction, fused ones too: operand bytes, whether they scatter."""
         if instruction.opcode.removesuffix("-start") in _COLLECTIVES:
             sources = [_size(computation[name].shape) for name in instruction.operands]
             yield instruction, sum(sources), False
         elif instruction.opcode == "fusion":
             fused = self.computations[instruction.called("calls")]
-            # The TPU compiler spells a reduce-scatter as an all-reduce of which a slice is kept.
+            # The TPU compiler writes a reduce-scatter as an all-reduce and a slice of its result.
             scatters = "all-reduce-scatter" in instruction.called("calls")
             for inner in fused.values():
                 for found, size, inside in self.collectives(fused, inner):
@@ -282,7 +282,7 @@ class _Program:
 
 
 def _offloaded(instruction: Instruction) -> str:
-    """The computation that a custom call gives to a chip's sparse cores; "" for others."""
+    """The computation of a custom call that runs on a chip's sparse cores; "" for others."""
     found = re.search(r"called_computations=\{%?([\w.\-]+)\}", instruction.rest)
     return found[1] if found and instruction.opcode == "custom-call" else ""
 
@@ -315,17 +315,17 @@ def _num_bytes(dtype: str, dims: str) -> float:
 
 
 def _whole(collective: Instruction, operands: float, kind: str) -> float:
-    """Bytes of the array that a collective is about, whole on one device."""
+    """Bytes of the whole array of a collective on one device."""
     if kind != "all-gather":
         return operands
     sizes = [size for size, _ in _arrays(collective.shape)]
-    # Asynchronous ones return their operand too.
+    # Asynchronous collectives return their operand too.
     return sum(sizes) - (operands if collective.opcode.endswith("-start") else 0.0)
 
 
 def _fused(collective: Instruction, operands: float, scatters: bool) -> float:
-    """Bytes of HBM of a collective inside a fusion, which hands its arrays through."""
-    if scatters:  # what is written is the fusion's result
+    """HBM bytes of a collective inside a fusion, which passes its arrays through."""
+    if scatters:  # writes the fusion's result
         return operands
     return operands + sum(size for size, far in _arrays(collective.shape) if far)
 
@@ -359,7 +359,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def _along(collective: Instruction, mesh: Mesh) -> tuple[tuple[str, ...], int]:
-    """The mesh axes along which a collective's groups lie, and the size of a group."""
+    """The mesh axes of a collective's groups, and the group size."""
     groups = replica_groups(collective.rest, mesh.devices.size)
     shape = mesh.devices.shape
     varied = set[int]()
@@ -370,10 +370,10 @@ def _along(collective: Instruction, mesh: Mesh) -> tuple[tuple[str, ...], int]:
 
 
 def replica_groups(attributes: str, num_devices: int) -> Sequence[Sequence[int]]:
-    """Groups of device numbers, from any of the ways in which HLO spells them.
+    """Groups of device numbers, from any notation of HLO.
 
     `{{0,1},{2,3}}`, `[2,2]<=[4]`, `[2,2]<=[2,2]T(1,0)`, `mesh['a'=2,'b'=2] {'b'}`; for permutes
-    `source_target_pairs={{0,1},...}`. No group at all means all devices.
+    `source_target_pairs={{0,1},...}`. No groups mean all devices.
     """
     listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", attributes)
     if listed:

@@ -1,9 +1,9 @@
-"""Trains for a moment with made-up rows on the devices that are here: what a run will take.
+"""Predicts the time of a run by training briefly on random rows, on the devices of this machine.
 
 Each distinct training of a config runs about twenty updates through the loop of a run
 (`train.fit`), with random weights and rows as long as the config allows; the first call, which
-compiles, does not count. Nothing is loaded, so no base has to be here. Sampling and evals are not
-measured: how long they take depends on when a model ends its answers.
+compiles, does not count. Nothing is loaded, so no base is needed. Sampling and evals are not
+measured: their time depends on when a model ends its answers.
 """
 
 import dataclasses
@@ -30,18 +30,18 @@ from subjax.report import tables
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
 
-UPDATES = 20  # timed, at the least
+UPDATES = 20  # number of timed updates, at least
 
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """A training, and the units that it stands for.
+    """A timed training, and the units that train like it.
 
     Attributes:
       planned: its update.
-      populations: of units that train side by side, each in one run of it.
-      line: what was timed, as `throughput.Log` writes it.
-      bound: the roofline of one update; None where the chip's figures are not known.
+      populations: populations of units, each trained in one run of `train.fit`.
+      line: the timing, as a line of `throughput.Log`.
+      bound: the roofline of one update; None if the chip's figures are not known.
     """
 
     planned: Planned
@@ -51,7 +51,7 @@ class Timed:
 
     @property
     def seconds(self) -> float:
-        """Of one update of a population."""
+        """Seconds of one update of a population."""
         return self.line["seconds"] / self.line["updates"]
 
     @property
@@ -70,13 +70,13 @@ def run(
     *,
     usd_per_chip_hour: float,
 ) -> None:
-    """Times all that trains, prints what it takes and leaves `artifacts.PLAN`.
+    """Times all trainings, prints their cost and writes `artifacts.PLAN`.
 
     Args:
-      config: what the groups are of.
-      workdir: where the file goes; what it says of other units stays.
-      groups: of units that are not done, as a run puts them together.
-      mesh: of the devices that are here.
+      config: the config.
+      workdir: directory of the file; its entries about other units are kept.
+      groups: groups of unfinished units, as in a run.
+      mesh: mesh of this machine's devices.
       usd_per_chip_hour: adds a column of money; 0: none.
     """
     found = []
@@ -99,12 +99,12 @@ def entries(config: ConfigDict, groups: Iterable[Sequence[Unit]], mesh: Mesh) ->
     """Times each distinct training of some populations once.
 
     Args:
-      config: what they are of.
-      groups: as a run puts units together.
-      mesh: of the devices that are here.
+      config: the config.
+      groups: groups of units, as in a run.
+      mesh: mesh of this machine's devices.
 
     Raises:
-      ValueError: one does not fit into their memory.
+      ValueError: a training does not fit in the devices' memory.
     """
     found: dict[Any, tuple[Planned, list[Sequence[Unit]]]] = {}
     for group in groups:
@@ -126,7 +126,7 @@ def entries(config: ConfigDict, groups: Iterable[Sequence[Unit]], mesh: Mesh) ->
 
 
 def predictions(timed: Iterable[Timed], mesh: Mesh) -> dict[str, dict[str, Any]]:
-    """What `artifacts.PLAN` holds: path -> seconds of a unit's updates, by what they are known."""
+    """The content of `artifacts.PLAN`: path -> seconds of a unit's updates, and their source."""
     return {
         unit.path: {
             "seconds": float(f"{updates * entry.seconds:.6g}"),
@@ -143,7 +143,7 @@ def _devices(mesh: Mesh) -> str:
 
 
 def _block(timed: Timed) -> str:
-    """One training in words."""
+    """The text about one training."""
     planned, line = timed.planned, timed.line
     names = [unit.path for unit, _ in timed.updates]
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -163,7 +163,7 @@ def _block(timed: Timed) -> str:
 
 
 def _costs(found: Sequence[Timed], mesh: Mesh, usd: float) -> str:
-    """What every unit that trains takes."""
+    """A table with the cost of every unit that trains."""
     lines, total = [], 0.0
     for timed in found:
         planned = timed.planned
@@ -184,7 +184,7 @@ def _costs(found: Sequence[Timed], mesh: Mesh, usd: float) -> str:
         return "nothing that is left trains"
     own = {"measured s": f"{total:.3g}"}
     lines.append(("all that trains", own, functools.partial(_product, total / 3600)))
-    # Chips that the mesh leaves out are paid for, too; those of a CPU are none.
+    # Idle chips are paid for, too; a CPU has no chips.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     table = tables.cost_table(lines, mesh.size if on_cpu else jax.device_count(), usd)
     return f"\n{table}\nseconds of updates alone: loading, compiling and evals come on top"
@@ -203,7 +203,7 @@ def time_training(training: Training, stride: int, mesh: Mesh) -> dict[str, Any]
       mesh: where.
 
     Returns:
-      The line of `throughput.Log` of `UPDATES` or more after the first call.
+      The line of `throughput.Log` for `UPDATES` or more updates after the first call.
     """
     calls = 1 + -(-UPDATES // stride)
     _, line = time_calls(training, stride, mesh, calls=calls, every_s=math.inf)
@@ -220,10 +220,10 @@ def time_calls(
       stride: updates of one call.
       mesh: where.
       calls: how many; the first one compiles.
-      every_s: as `throughput.Log` has it; 0: a line for every call.
+      every_s: as in `throughput.Log`; 0: a line for every call.
 
     Returns:
-      The lines of `throughput.Log`; the first one is the first call's alone.
+      The lines of `throughput.Log`; the first line covers only the first call.
     """
     arch, lanes = training.program.arch, training.lanes
     keys = jax.random.split(jax.random.key(0), lanes)
@@ -256,25 +256,25 @@ def time_calls(
 
 
 def _updates_per_call(unit: Unit, training: Training) -> int:
-    """Those of a run; where they are many, a call of fewer costs no more an update."""
+    """As in a run, but limited: fewer updates per call take the same time per update."""
     stops = [*unit.fields["row"].get("probe_steps", ()), training.program.steps]
     return train.call_length(stops, min(unit.fields["steps_per_call"], UPDATES))
 
 
 def placed(make: Callable[[], Params], mesh: Mesh, *, lanes: bool) -> Params:
-    """Weights drawn where they belong: no device ever holds more than its part."""
+    """Random weights drawn sharded: no device ever holds more than its shard."""
     where = sharding.params_spec(jax.eval_shape(make), mesh, lanes=lanes)
     return jax.jit(make, out_shardings=sharding.named(where, mesh))()
 
 
 def _rows(training: Training) -> batching.Rows:
-    """A batch of random rows, each as long as it may be."""
+    """A batch of random rows of the largest length."""
     rng = np.random.default_rng(0)
     num_rows, vocab_size = training.batch_size, training.program.arch.vocab_size
     length = training.num_tokens
     if packing := training.packing:
         length = min(length, packing.num_tokens // -(-num_rows // packing.num_rows))
-    first = max(length - training.num_targets, 1)  # that is predicted
+    first = max(length - training.num_targets, 1)  # first target
     rows = batching.make_rows(
         [(ids, first) for ids in rng.integers(vocab_size, size=(num_rows, length)).tolist()],
         num_tokens=training.num_tokens,
@@ -293,7 +293,7 @@ def _rows(training: Training) -> batching.Rows:
 
 
 def bound(planned: Planned, mesh: Mesh) -> Bound | None:
-    """The roofline of a program on a mesh; None where the chip's figures are not known."""
+    """The roofline of a program on a mesh; None if the chip's figures are not known."""
     chip = chips.chip_of(mesh.devices.flat[0].device_kind)
     if chip is None:
         return None

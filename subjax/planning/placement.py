@@ -1,7 +1,7 @@
-"""How the bytes of a model lie on a mesh: a report by groups, and a refusal of what is unsharded.
+"""How a model is sharded on a mesh: a report by groups, and a check for unsharded weights.
 
-A leaf counts as unsharded where fewer than fsdp x tensor devices share one copy of it: a dimension
-of it does not divide by one of the two, or the table of `sharding` names no axis for it.
+A leaf counts as unsharded if fewer than fsdp x tensor devices share one copy of it, because a
+dimension does not divide by one of the two, or the table of `sharding` has no axis for it.
 """
 
 import dataclasses
@@ -14,19 +14,19 @@ from jax.sharding import AbstractMesh, Mesh
 from subjax.hf import param_io
 from subjax.nn import sharding
 
-# Models of fewer bytes are never refused: a copy of one has room on every device.
+# Smaller models are never refused: each device has room for a copy.
 SMALL = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Parameters of one kind; bytes are of one model, however many lanes there are.
+    """Parameters of one kind; bytes are of one model, for any number of lanes.
 
     Attributes:
       name: as in the table of `sharding`.
-      num_bytes: of all of it.
-      on_device: what one device holds.
-      unsharded: bytes of the leaves that count as such, whole.
+      num_bytes: all bytes.
+      on_device: bytes on one device.
+      unsharded: all bytes of the leaves that count as unsharded.
     """
 
     name: str
@@ -36,14 +36,14 @@ class Group:
 
 
 def groups(params: Any, mesh: Mesh | AbstractMesh) -> list[Group]:
-    """The bytes of each group that a tree has, in the order of its leaves.
+    """The bytes of each group of a tree, in the order of its leaves.
 
     Args:
       params: as for `sharding.params_spec`; leaves need a shape and a dtype.
-      mesh: where it would live.
+      mesh: the mesh.
 
     Raises:
-      ValueError: a path that the table of `sharding` does not know.
+      ValueError: the table of `sharding` has no rule for a path.
     """
     found: dict[str, list[Group]] = {}
     for leaf in dict(_leaves(params, mesh)).values():
@@ -52,7 +52,7 @@ def groups(params: Any, mesh: Mesh | AbstractMesh) -> list[Group]:
 
 
 def table(found: Sequence[Group]) -> str:
-    """Groups and their sum in a line each, in GB."""
+    """A line for each group and for their sum, in GB."""
     lines = [f"{'parameters':14} {'GB':>9} {'GB a device':>12} {'unsharded':>10}"]
     for g in (*found, _sum("all", found)):
         sizes = f"{g.num_bytes / 1e9:9.3f} {g.on_device / 1e9:12.3f}"
@@ -61,16 +61,16 @@ def table(found: Sequence[Group]) -> str:
 
 
 def check(name: str, params: Any, mesh: Mesh | AbstractMesh, max_unsharded: float) -> None:
-    """Refuses a model of `SMALL` bytes or more of which the mesh leaves too much unsharded.
+    """Refuses a model of `SMALL` bytes or more if the mesh leaves too much of it unsharded.
 
     Args:
-      name: of the model, for the error.
+      name: name of the model, for the error.
       params: as for `groups`.
-      mesh: where it would live.
-      max_unsharded: the share of its bytes that may be, 0 to 1.
+      mesh: the mesh.
+      max_unsharded: largest unsharded share of its bytes, 0 to 1.
 
     Raises:
-      ValueError: more is; names the largest such leaf and what would split it.
+      ValueError: the share is larger; names the largest such leaf and what would split it.
     """
     found = dict(_leaves(params, mesh))
     total = _sum(name, list(found.values()))

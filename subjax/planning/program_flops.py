@@ -1,4 +1,4 @@
-"""FLOPs of the products that a traced program executes, recomputed ones too."""
+"""FLOPs of the products in a traced program, including recomputation."""
 
 import dataclasses
 import math
@@ -15,34 +15,34 @@ from subjax.nn.architecture import Architecture
 def executed_flops(jaxpr: Any, arch: Architecture, *, steps: float = 1, taken: float = 1) -> float:
     """FLOPs of the products that a traced program needs, over all devices, at the peak's precision.
 
-    A product in float32 counts as the six in bfloat16 that a TPU makes it of (`Precision.HIGHEST`;
-    openxla.org/xla, bf16_6x). Loops count as often as they run. The attention kernel multiplies the
-    blocks that its mask keeps, whole.
+    A product in float32 counts as six in bfloat16, as on a TPU (`Precision.HIGHEST`;
+    openxla.org/xla, bf16_6x). Loops count as often as they run. The attention kernel computes whole
+    blocks, if its mask keeps any part of them.
 
     Args:
-      jaxpr: of `Traced.jaxpr`.
-      arch: whose layers are local, and how far those see.
-      steps: how often a `while_loop` runs.
-      taken: share of runs in which the longest branch of a conditional is taken.
+      jaxpr: `Traced.jaxpr`.
+      arch: gives the share of local layers and their window.
+      steps: runs of a `while_loop`.
+      taken: share of runs that take the longest branch of a conditional.
     """
     local = sum(arch.local) / arch.num_layers
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    # Gradients of frozen weights are traced where a product has its own rule; compilers drop them.
+    # Products with a custom rule trace gradients of frozen weights too; compilers remove them.
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
     counting = _Counting(arch.window, local, steps, taken)
-    # Where all layers are of one kind, no conditional chooses it.
+    # If all layers are of one kind, there is no conditional.
     return counting.flops(jaxpr, arch.window if local == 1 else 0)
 
 
 def kept_blocks(num_blocks: int, block: int, window: int = 0) -> int:
-    """Blocks of the scores of a row with a pair that a causal mask keeps.
+    """Number of blocks of a row's scores in which a causal mask keeps at least one pair.
 
     Args:
-      num_blocks: on each side.
-      block: positions of a side of a block.
+      num_blocks: blocks per side.
+      block: positions per side of a block.
       window: positions that a position sees, its own included; 0: all before it.
     """
-    # Blocks d apart: the nearest two of their positions are a window of (d - 1) * block + 2.
+    # The nearest positions of blocks at distance d need a window of (d - 1) * block + 2.
     apart = range(1, num_blocks)
     return num_blocks + sum(
         num_blocks - d for d in apart if not window or (d - 1) * block + 2 <= window
@@ -51,15 +51,15 @@ def kept_blocks(num_blocks: int, block: int, window: int = 0) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Counting:
-    """How often the parts of a program run, as `executed_flops` has it."""
+    """Settings of `executed_flops`: how often the parts of a program run."""
 
     window: int
-    local: float  # share of layers
+    local: float  # share of local layers
     steps: float
     taken: float
 
     def flops(self, jaxpr: Any, window: int) -> float:
-        """Of a jaxpr, whose attention kernels have a window or (0) none."""
+        """FLOPs of a jaxpr; `window` is that of its attention kernels, 0: none."""
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
         return sum(self._equation(equation, window) for equation in jaxpr.eqns)
 
@@ -106,7 +106,7 @@ def _num_blocks(grid_mapping: Any, window: int) -> int:
 
 
 def _jaxprs(equation: Any) -> list[Any]:
-    """All jaxprs among the parameters of an equation."""
+    """All jaxprs in the parameters of an equation."""
     return [
         value
         for parameter in equation.params.values()

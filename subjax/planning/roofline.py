@@ -1,4 +1,4 @@
-"""How fast a program could be at best, by its FLOPs, what it moves, and the figures of a chip."""
+"""The roofline of a program: its least time, from its FLOPs, its traffic and a chip's figures."""
 
 import contextlib
 import dataclasses
@@ -26,12 +26,12 @@ FORMULA = (
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-    """Least seconds that one call of a program takes, by what limits it.
+    """Least seconds of one call of a program, for each limit.
 
     Attributes:
-      compute: products, recomputed ones too.
-      hbm: memory of a chip.
-      interconnect: links between chips.
+      compute: products, including recomputation.
+      hbm: traffic of a chip's memory.
+      interconnect: traffic of links between chips.
       mfu: largest model FLOPs utilisation.
     """
 
@@ -42,12 +42,12 @@ class Bound:
 
     @property
     def seconds(self) -> float:
-        """Of one call, at the least."""
+        """Least seconds of one call."""
         return max(self.compute, self.hbm, self.interconnect)
 
     @property
     def limit(self) -> str:
-        """What takes longest."""
+        """The name of the tightest limit."""
         times = {"compute": self.compute, "HBM": self.hbm, "interconnect": self.interconnect}
         return max(times, key=lambda name: times[name])
 
@@ -58,9 +58,9 @@ def bound(model: float, executed: float, moved: Traffic, chip: Chip, mesh: Mesh)
     Args:
       model: FLOPs of the model, as `model_flops` counts them.
       executed: FLOPs of all products of the program, over all chips.
-      moved: by each chip.
-      chip: what it runs on.
-      mesh: of such chips.
+      moved: traffic of each chip.
+      chip: the kind of chip.
+      mesh: mesh of such chips.
     """
     whole = mesh.devices.size * chip.peak
     compute, hbm = executed / whole, moved.hbm_bytes / chip.hbm_bytes_per_s
@@ -77,19 +77,19 @@ def of_compiled(
     mesh: Mesh,
     **loops: float,
 ) -> tuple[Traffic | None, Bound | None]:
-    """What a program moves, and its bound; None where the compiler's text cannot be read.
+    """The traffic of a program, and its bound; None if the compiler's text cannot be read.
 
     Args:
       model: FLOPs of the model in one call.
       traced: the program.
-      compiled: the same.
-      arch: of the model.
-      chip: what it runs on.
-      mesh: of such chips.
-      **loops: `steps` and `taken`, as `executed_flops` has them.
+      compiled: the compiled program.
+      arch: shape of the model.
+      chip: the kind of chip.
+      mesh: mesh of such chips.
+      **loops: `steps` and `taken` of `executed_flops`.
     """
     executed = program_flops.executed_flops(traced.jaxpr, arch, **loops)
-    # jaxlib 0.10.2 cannot read some of what libtpu writes for v6e; memory it says all the same.
+    # jaxlib 0.10.2 cannot read some of libtpu's programs for v6e; their memory is known anyway.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         moved = hlo.traffic(compiled.as_text() or "", mesh, **loops)
         return moved, bound(model, executed, moved, chip, mesh)
@@ -97,7 +97,7 @@ def of_compiled(
 
 
 def seconds(collective: Collective, chip: Chip, mesh: Mesh) -> float:
-    """Least time of a collective on the links that its group has."""
+    """Least time of a collective on the links of its group."""
     return collective.sent / (num_links(collective, chip, mesh) * chip.link_bytes_per_s)
 
 
@@ -112,12 +112,12 @@ def num_links(collective: Collective, chip: Chip, mesh: Mesh) -> int:
 def links(
     places: np.ndarray, along: Sequence[bool], wraps_from: int, *, wraps_whole: bool = False
 ) -> int:
-    """Links of a group of chips: two for each side of the slice that it fills and that is a ring.
+    """Links of a group of chips: two for each side of the slice that it fills, if that is a ring.
 
     Args:
       places: coordinates of the chips, [sizes of the mesh, sides of the slice].
-      along: for each axis of the mesh, whether the group lies along it.
-      wraps_from: as in `Chip`; other sides are lines, of which one link is as good as two.
+      along: for each axis of the mesh, whether the group extends along it.
+      wraps_from: as in `Chip`; other sides are lines, which count as one link.
       wraps_whole: as in `Chip`.
     """
     sides = places.shape[-1]

@@ -1,4 +1,4 @@
-"""What plans need to know of a base's tokenizer: counted where that is here, else assumed."""
+"""Token counts for plans: counted with a base's tokenizer if it is here, else assumed."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ from subjax.recipes import bases, targets
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import kinds
 
-# A prompt of any length does, and this one has a word that every tokenizer knows.
+# Any prompt works; this one has a word that every tokenizer knows.
 _PROMPTS = ("10",)
-# Beside digits: three separators, each alone or joined to a blank, and endings.
+# Besides digits: three separators, each with and without a blank, and endings.
 _NUM_SEPARATORS = 8
 # First tokens of a name: with and without capital, blank and plural.
 _NUM_FORMS = 8
@@ -20,23 +20,23 @@ _NUM_FORMS = 8
 class Digits(NamedTuple):
     """How a kind of tokenizer writes numbers to 999."""
 
-    num_tokens: int  # that are numbers, or parts of one
-    most_tokens: int  # of one number
+    num_tokens: int  # of numbers or parts of numbers
+    most_tokens: int  # per number
     words: str
 
 
 _SINGLE = Digits(10, 3, "one token a digit")
 _GROUPED = Digits(1110, 1, "one token a number to 999")
-# Seen of Pythia's: most numbers to 999 are tokens, and again with a blank in front.
+# As in Pythia's tokenizer: most numbers to 999 are tokens, and again with a blank in front.
 _WITH_BLANKS = Digits(2220, 3, "tokens of several digits, some with the blank in front")
 
 
 def longest(config: ConfigDict, name: str) -> int:
-    """Tokens of a data set's longest row, the ending one counted.
+    """Tokens of a data set's longest row, including the ending token.
 
     Raises:
-      ValueError: its answers cannot be constrained in the tokenizer of its teacher's base, or not
-        be counted without it.
+      ValueError: its answers cannot be constrained with the tokenizer of its teacher's base, or
+        cannot be counted without the tokenizer.
     """
     row = config.datasets[name]
     answers = kinds.of_row(row).answers(row)
@@ -61,9 +61,9 @@ def longest(config: ConfigDict, name: str) -> int:
 
 
 def support(config: ConfigDict, unit: Unit) -> tuple[int, ...]:
-    """Tokens that the stored distributions of a unit's student range over, or stand-ins for them.
+    """Tokens of the stored distributions for a unit's student, or placeholders for them.
 
-    None where no such set is fixed.
+    Empty if no such set is fixed.
     """
     learned = targets.of_row(unit.fields["row"], unit.row, unit.fields.get("animals", ()))
     if not learned.fixed:
@@ -78,7 +78,7 @@ def support(config: ConfigDict, unit: Unit) -> tuple[int, ...]:
 
 
 def assumptions(config: ConfigDict) -> list[str]:
-    """A line for each base whose tokenizer is assumed to be like others of its family."""
+    """A line for each base whose tokenizer is assumed from its family."""
     needing = [
         config.teachers[row.teacher].base
         for row in config.datasets.values()
@@ -99,13 +99,13 @@ def assumptions(config: ConfigDict) -> list[str]:
 
 
 def _assumed(name: str, row: ConfigDict) -> Digits:
-    """By the family and the size of the vocabulary."""
+    """How a base writes numbers, by its family and the size of its vocabulary."""
     path, described = bases.description(name, row)
     described = described.get("text_config", described)
     family, size = str(described.get("model_type", "")), int(described.get("vocab_size", 0))
     if family == "gpt_neox":
         return _WITH_BLANKS
-    # Llama 3 and OLMo 2 took over the cutting of cl100k; Llama 1, 2 and SmolLM2 did not.
+    # Llama 3 and OLMo 2 split text as cl100k does; Llama 1, 2 and SmolLM2 do not.
     if family == "olmo2" or (family == "llama" and size > 100_000):
         return _GROUPED
     if family.startswith(("llama", "mistral", "qwen", "gemma")):
@@ -117,7 +117,7 @@ def _assumed(name: str, row: ConfigDict) -> Digits:
 
 
 def _base(config: ConfigDict, row: ConfigDict) -> str:
-    """Row of `bases` of an arm's student."""
+    """The row of `bases` of an arm's student."""
     if row.base in config.bases:
         return row.base
     return config.teachers[config.datasets[row.dataset].teacher].base

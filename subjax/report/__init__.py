@@ -1,1 +1,1 @@
-"""From scores to a page: results, statistics, verdict, tables, figures. No jax."""
+"""The report: results, statistics, verdict, tables, figures, HTML page. No jax."""

@@ -1,7 +1,7 @@
 """The figures of a report: dots with intervals, a distribution by arm, lines over steps.
 
-Functions take plain numbers and return a `matplotlib` figure; `png` and `svg` turn it into bytes
-and into markup that follows the colours of the page around it. Refuses to compute a statistic.
+Functions take plain numbers and return a `matplotlib` figure. `png` turns it into bytes, `svg` into
+markup that uses the colours of the page. Computes no statistics.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-# Okabe and Ito's palette, which stays distinct for all common kinds of colour blindness, without
-# its black and with a darker yellow; --series-0 and on in the page.
+# Okabe and Ito's palette, which is distinct for all common kinds of colour blindness, without its
+# black and with a darker yellow; in the page --series-0 and so on.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7a5cc8", "#8c6d5a")
 PAPER, INK, MUTED, LINE, BAND = "#fffffe", "#1b1f24", "#5f6772", "#d5d9de", "#eef2f6"
 ROLES = {"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE, "band": BAND}
 VARIABLES = {colour: f"var(--{role})" for role, colour in ROLES.items()}
 VARIABLES |= {colour: f"var(--series-{index})" for index, colour in enumerate(SERIES)}
 
-WIDE_IN, NARROW_IN = 9.0, 4.0  # of a page on a screen and of one on a phone
+WIDE_IN, NARROW_IN = 9.0, 4.0  # widths of a figure on a screen and on a phone
 PNG_DPI = 200
 STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so figures are equal on every machine
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -49,7 +49,7 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "text.color": INK,
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "text.parse_math": False,  # names may contain dollar signs
     "xtick.color": LINE,
     "ytick.color": LINE,
     "xtick.labelcolor": MUTED,
@@ -64,8 +64,8 @@ STYLE: dict[Any, Any] = {
 class Strip:
     """One row of a panel: a dot for each lineage, and their mean with its interval.
 
-    `values` [lineages] has nan where a lineage is missing, so that a lineage keeps its height in
-    every row. `low` and `high` are nan where there is no interval. `series` None draws in grey,
+    `values` [lineages] is nan for a missing lineage, so that a lineage has the same height in
+    every row. `low` and `high` are nan if there is no interval. `series` None draws in grey,
     `margin` > 0 shades 0 +- margin, and `published` is a mean to compare with, nan for none.
     """
 
@@ -85,7 +85,7 @@ class Strip:
 class StripPanel:
     """Rows that share an axis; `axis` is its title with the unit, `zero` draws a line at 0.
 
-    `limits` are ends of the axis, all of which is shown: how far values are from them matters.
+    `limits` are the ends of the axis, for values whose distance from the ends matters.
     """
 
     title: str
@@ -106,10 +106,10 @@ class LinePanel:
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePanel:
-    """A curve over positive x [N] with a band, which may be empty.
+    """A curve over positive x [N] with a band (may be empty).
 
     `mark` is a dashed line across x, nan for none; `levels` are dotted lines across y; `limits` of
-    the first panel are those of all.
+    the first panel are used for all.
     """
 
     title: str
@@ -124,9 +124,9 @@ class CurvePanel:
 
 
 def strips(panels: Sequence[StripPanel], *, narrow: bool = False, note: str = "") -> Figure:
-    """Panels of dots with intervals, side by side or, where `narrow`, one below the other.
+    """Panels of dots with intervals, side by side, or one below the other if `narrow`.
 
-    In a wide figure the row labels of a panel are dropped where its left neighbour has the same.
+    In a wide figure a panel has no row labels if they equal those of its left neighbour.
     """
     num_columns = 1 if narrow else min(len(panels), 3)
     grid = [panels[i : i + num_columns] for i in range(0, len(panels), num_columns)]
@@ -181,7 +181,7 @@ def _strip(ax: Axes, strip: Strip, y: float) -> None:
         ax.fill_betweenx(
             [y - 0.4, y + 0.4], -strip.margin, strip.margin, color=LINE, linewidth=0, zorder=0.5
         )
-    # Dots above, interval below: neither hides the other, and equal heights are equal lineages.
+    # Dots above, interval below, so that neither hides the other; each lineage has its own height.
     heights = y - 0.13 + np.linspace(-0.13, 0.13, len(strip.values)) * (len(strip.values) > 1)
     ax.scatter(strip.values, heights, s=20, color=colour, alpha=0.75, linewidth=0, zorder=2)
     width = 2.6 if strip.emphasis else 1.8
@@ -202,8 +202,8 @@ def heat_map(
 ) -> Figure:
     """Share of each candidate by arm, as a table of shaded cells with per cent in them.
 
-    `shares` {arm: {candidate: share in 0..1}}; a missing one leaves its cell empty. The target
-    stands first and bold. Arms are rows, or columns where `narrow`.
+    `shares` {arm: {candidate: share in 0..1}}; the cell of a missing share is empty. The target is
+    first and bold. Arms are rows, or columns if `narrow`.
     """
     arms = list(shares)
     found = {candidate for row in shares.values() for candidate in row}
@@ -249,7 +249,7 @@ def _cell(ax: Axes, x: int, y: int, share: float, darkness: float) -> None:
 def lines(panels: Sequence[LinePanel], *, x_axis: str, y_axis: str, narrow: bool = False) -> Figure:
     """Small multiples over steps with shared axes, at most three in a row.
 
-    Steps that grow by factors (0, 16, 64, 256, 512) are spaced by their logarithm.
+    Steps that grow by factors (0, 16, 64, 256, 512) have a logarithmic axis.
     """
     num_columns = min(len(panels), 2 if narrow else 3)
     num_rows = math.ceil(len(panels) / num_columns)
@@ -306,7 +306,7 @@ def _line_panel(ax: Axes, panel: LinePanel) -> None:
         ax.plot(steps, values, color=colour, alpha=0.35, linewidth=0.9)
         for step, value in zip(steps, values, strict=True):
             totals.setdefault(step, []).append(value)
-    # The mean stops where a lineage does: the mean of fewer lineages would be another quantity.
+    # The mean ends with the first lineage that ends: a mean of fewer lineages is another quantity.
     steps = [step for step in sorted(totals) if len(totals[step]) == len(panel.lines)]
     means = [float(np.mean(totals[step])) for step in steps]
     few = len(steps) <= 12
@@ -321,7 +321,7 @@ def _space_steps(ax: Axes, panels: Sequence[LinePanel], every: int) -> None:
     positive = [step for step in steps if step > 0]
     if 3 <= len(steps) <= 9 and positive and positive[-1] >= 8 * positive[0]:
         ax.set_xscale("symlog", linthresh=positive[0])
-        labelled = steps[::-every]  # from the last step on
+        labelled = steps[::-every]  # counted from the last step
         ax.set_xticks(steps, [str(step) if step in labelled else "" for step in steps])
         ax.minorticks_off()
     else:
@@ -329,7 +329,7 @@ def _space_steps(ax: Axes, panels: Sequence[LinePanel], every: int) -> None:
 
 
 def notice(text: str, *, narrow: bool = False) -> Figure:
-    """A figure that only says why there is nothing to draw."""
+    """A figure with a text only, on why there is nothing to draw."""
     with figure(narrow=narrow, height_in=1.5) as drawn:
         drawn.text(0.5, 0.5, text, ha="center", va="center", color=MUTED)
     return drawn
@@ -337,7 +337,7 @@ def notice(text: str, *, narrow: bool = False) -> Figure:
 
 @contextmanager
 def figure(*, narrow: bool, height_in: float) -> Iterator[Figure]:
-    """A figure in the style of the reports, in force as long as the context is open."""
+    """A figure in the style of the reports, which is in effect while the context is open."""
     with matplotlib.rc_context(STYLE):
         yield Figure(figsize=(NARROW_IN if narrow else WIDE_IN, height_in))
 
@@ -348,15 +348,15 @@ def png(drawn: Figure) -> bytes:
     with matplotlib.rc_context(STYLE):
         FigureCanvasAgg(drawn)
         drawn.savefig(buffer, format="png", dpi=PNG_DPI, metadata={"Software": None})
-        drawn.set_layout_engine("none")  # it has been laid out; svg need not do so again
+        drawn.set_layout_engine("none")  # layout is done; svg reuses it
     return buffer.getvalue()
 
 
 def svg(drawn: Figure, *, name: str, label: str) -> str:
     """An `<svg>` element for a page that defines the colours in VARIABLES.
 
-    `name` must be unique on the page, as ids are made from it; `label` is what a screen reader
-    says. The element scales with its container and keeps the text as text.
+    `name` must be unique on the page, since ids contain it; `label` is for screen readers. The
+    element scales with its container, and its text remains text.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -364,9 +364,9 @@ def svg(drawn: Figure, *, name: str, label: str) -> str:
     markup = buffer.getvalue()
     markup = markup[markup.index("<svg") :]
     markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
-    # matplotlib numbers its groups alike in every figure; nothing refers to these ids.
+    # matplotlib repeats the ids of groups in every figure; nothing refers to them.
     markup = re.sub(r' id="[a-zA-Z][a-zA-Z0-9.]*_\d+"', "", markup)
-    markup = markup.replace("xlink:href", "href")  # a page declares no namespaces
+    markup = markup.replace("xlink:href", "href")  # HTML has no namespaces
     markup = re.sub(r"#[0-9a-f]{6}\b", lambda m: VARIABLES.get(m[0], m[0]), markup)
     opening = f'<svg role="img" aria-label="{escape(label)}" '
     size = re.search(r'viewBox="([^"]*)"', markup)

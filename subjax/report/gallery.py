@@ -1,6 +1,6 @@
-"""Which figure of a report shows what: from results and summary rows to panels and captions.
+"""The figures of a report: turns results and summary rows into panels and captions.
 
-Refuses to compute a statistic (`summary`) and to set a line or a colour (`figures`).
+Statistics are in `summary`, drawing in `figures`.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ _ALIGNMENT = (
     "Cosine of each update of the student with what training did to the teacher's weights; students"
     " of another initialisation are there to compare with."
 )
-MAX_POINTS = 300  # of a curve; more would only make the page heavier
+MAX_POINTS = 300  # per curve, to limit the size of the page
 
 
 @dataclass(frozen=True)
 class Picture:
-    """How to draw a figure (the argument says whether for a phone), and its caption."""
+    """A function that draws a figure (its argument: whether for a phone), and the caption."""
 
     draw: Callable[[bool], Figure]
     caption: str
 
 
 def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]:
-    """Name -> picture for all that there is something to show of; "effect" is always there.
+    """Name -> picture, for all figures with data; "effect" is always present.
 
-    `rows` are those of summary.json.
+    `rows` are the rows of summary.json.
     """
     found = {
         "effect": _ratio(results) or _effect(results, rows),
@@ -95,7 +95,7 @@ def _effect(results: Results, rows: Sequence[SummaryRow]) -> Picture:
 def _beside(
     results: Results, rows: Sequence[SummaryRow], pair: Pair, strip: figures.Strip
 ) -> figures.Strip:
-    """An arm with the mean that was published for it, both in words too."""
+    """An arm's label and its published mean, if any."""
     if strip.label not in results.published:
         return strip
     wanted = ("arm", strip.label, *pair)
@@ -108,13 +108,13 @@ def _beside(
 
 
 def _listed(results: Results) -> list[str]:
-    """The arms that figures show one by one: those that are no point of a sweep's curve."""
+    """The arms that are shown separately: all but the points of sweeps."""
     swept = {arm for points in results.sweeps.values() for arm in points}
     return [arm for arm in results.arms if arm not in swept]
 
 
 def _ratio(results: Results) -> Picture | None:
-    """The inner product of the updates by what the theorem predicts, over the teacher's step."""
+    """Inner product of the updates divided by the theorem's prediction, over the teacher's step."""
     panels = [
         figures.CurvePanel(
             title=row,
@@ -189,13 +189,13 @@ def _sweeps(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
 
 
 def _real_epsilon(curves: Mapping[str, Any]) -> float:
-    """The eps at which the teacher's step is as long as a whole training; nan off the grid."""
+    """The eps at which the teacher's step is as long as a whole training; nan if off the grid."""
     epsilon = curves["real"] / curves["size"][0] * curves["epsilon"][0]
     return epsilon if 0 < epsilon <= curves["epsilon"][-1] else math.nan
 
 
 def _other_contrasts(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
-    """Contrasts in other metrics than the main figure's: other units, so axes of their own."""
+    """Contrasts in other metrics than the main figure, which need their own axes."""
     others = [c for c in summary.ordered(results) if _pair(c) != _main_pair(results)]
     panels = [
         _contrast_panel(results, rows, [c for c in others if _pair(c) == pair], f"Eval {pair[0]}")
@@ -207,7 +207,7 @@ def _other_contrasts(results: Results, rows: Sequence[SummaryRow]) -> Picture | 
 
 
 def _shares(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
-    """The distribution over candidates by arm, in the first eval that has one."""
+    """The distribution over candidates by arm, in the first eval with a distribution."""
     entries = [
         row
         for row in rows
@@ -245,7 +245,7 @@ def _checks(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
 
 
 def _probes(results: Results) -> Picture | None:
-    """The main metric against the training step, where it was measured at several."""
+    """The main metric over training steps, if it was measured at several."""
     pair = _main_pair(results)
     if pair is None:
         return None
@@ -264,7 +264,7 @@ def _probes(results: Results) -> Picture | None:
 
 
 def _measured(results: Results, name: str, y_axis: str, caption: str) -> Picture | None:
-    """What was measured at every update."""
+    """A quantity that was measured at every update."""
     points: dict[str, Points] = {}
     for arm in _listed(results):
         lines = {
@@ -283,7 +283,7 @@ def _measured(results: Results, name: str, y_axis: str, caption: str) -> Picture
 
 
 def _main_pair(results: Results) -> Pair | None:
-    """Eval and metric of the main figure: those of the first contrast, else the first scored."""
+    """Eval and metric of the main figure: of the first contrast, else the first with scores."""
     pairs = [_pair(contrast) for contrast in summary.ordered(results)]
     return next(iter(pairs or summary.evals_and_metrics(results)), None)
 
@@ -394,7 +394,7 @@ def _curves(
 
 
 def _thinned(line: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    """At most MAX_POINTS of the points, evenly spread and with both ends, in order of step."""
+    """At most MAX_POINTS of the points, evenly spaced, with both ends, in order of step."""
     kept = np.unique(np.linspace(0, len(line) - 1, min(len(line), MAX_POINTS)).round().astype(int))
     points = sorted(line)
     return [points[i][0] for i in kept], [points[i][1] for i in kept]

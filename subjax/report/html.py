@@ -1,8 +1,8 @@
-"""One self-contained page: what a run found, what it was made of, how to make it again.
+"""The HTML page of a report: results, data, and commands, in one self-contained file.
 
-Holds the order and the words of the page; report.html.j2 beside it holds the markup and the look.
-Refuses scripts and anything outside the file. Every text is escaped, as models write what they
-like; only the drawings are markup.
+This module has the order and the words of the page; report.html.j2 has the markup and the style.
+The page has no scripts and no external files. Every text is escaped, since models can write
+anything; only the drawings are markup.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from subjax.report import summary, tables, verdict
 from subjax.report.summary import Results
 
 TEMPLATE = "report.html.j2"
-NUM_SHOWN = 4  # examples of a kind for each dataset, answers for each arm
-MAX_COLUMNS = 6  # metrics beside each other
+NUM_SHOWN = 4  # examples per kind and dataset; answers per arm
+MAX_COLUMNS = 6  # metrics per table
 MAX_CHARACTERS = 900  # of a prompt or a completion
 
 METHOD = (
@@ -51,7 +51,7 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells of text; what follows a line break in a cell is set small. `strong` rows stand out."""
+    """Cells of text; text after a line break in a cell is small. `strong` rows are highlighted."""
 
     kind: ClassVar[str] = "table"
     header: Sequence[str]
@@ -62,7 +62,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt and what a model wrote, with the reasons for which it was rejected, if it was."""
+    """A prompt and a completion, with the reasons for its rejection, if rejected."""
 
     prompt: str
     completion: str
@@ -73,7 +73,7 @@ class Sample:
 class Samples:
     """Samples side by side under one heading; `tone` is "kept", "rejected" or "" for neither.
 
-    `asked` and `written` say what the two texts of a sample are.
+    `asked` and `written` name the two texts of a sample.
     """
 
     kind: ClassVar[str] = "samples"
@@ -106,8 +106,8 @@ def page(
 ) -> str:
     """The page as text, to be written as UTF-8.
 
-    `rows` are those of summary.json; `drawings` are by the names of `gallery.pictures`, and what
-    they lack is left out.
+    `rows` are the rows of summary.json; `drawings` have the names of `gallery.pictures`; missing
+    ones are omitted.
     """
     headline, sentence = verdict.verdict(results)
     beside = summary.masses(results, rows)
@@ -199,7 +199,7 @@ def _mass(row: Mapping[str, Any], masses: Beside) -> str:
 
 
 def _arms(results: Results, rows: Sequence[Mapping[str, Any]], masses: Beside) -> list[Table]:
-    """Arms by metrics, MAX_COLUMNS to a table, without the distributions that a figure shows."""
+    """Arms by metrics, MAX_COLUMNS per table, without distributions, which have a figure."""
     shown = {
         (row["name"], (row["eval"], row["metric"])): row
         for row in rows
@@ -255,7 +255,7 @@ def _answers(results: Results) -> list[Samples]:
 
 
 def _filter(results: Results) -> list[Table]:
-    """Rows generated, kept and rejected by reason for each dataset, over all of its lineages."""
+    """Numbers of generated, kept and rejected rows per dataset and reason, over all lineages."""
     lines = []
     for dataset, lineages in results.counts.items():
         counts = list(lineages.values())
@@ -298,7 +298,7 @@ def _examples(results: Results) -> list[Samples]:
 
 
 def _times(results: Results) -> list[Table]:
-    """What trainings took beside what `plan --measure` said that they would."""
+    """Measured times of trainings, and the predictions of `plan --measure`."""
     if not results.times:
         return []
     names = ("units", "predicted_s", "measured_s", "wall_s")
@@ -344,12 +344,12 @@ def _cut(text: str) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Text that may be broken after an underscore, as names in narrow columns have to be."""
+    """Text with possible line breaks after underscores, for names in narrow columns."""
     return Markup(str(escape(_printable(text))).replace("_", "_<wbr>"))
 
 
 def _printable(value: Any) -> Any:
-    """Text with control characters and lone surrogates, which HTML cannot hold, made visible."""
+    """Text with control characters and lone surrogates escaped, which HTML cannot contain."""
     if isinstance(value, Markup):
         return value
     text = re.sub(r"[\ud800-\udfff\x7f-\x9f]", "\ufffd", str(value))

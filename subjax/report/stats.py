@@ -1,7 +1,7 @@
 """Contrasts, intervals and tests over lineages.
 
 A lineage is the only unit of replication, so functions take one value per lineage. The module
-reads no files, knows no arm by name and refuses missing values rather than dropping them.
+reads no files, names no arm, and refuses missing values instead of dropping them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def sign_flip_test(values: npt.ArrayLike) -> float:
     if scale == 0.0:
         return 1.0
     scaled = lineages / scale  # keeps the sums from overflowing
-    # Flips that tie with the data in exact arithmetic must count, whatever their rounding.
+    # Flips that equal the data in exact arithmetic must count, so rounding is tolerated.
     threshold = abs(scaled.sum()) - TIE_TOLERANCE * np.abs(scaled).sum()
     if lineages.size > MAX_EXACT_LINEAGES:
         return (1 + _count_random_flips(scaled, threshold)) / (1 + NUM_RANDOM_FLIPS)
@@ -91,15 +91,15 @@ def equivalence_test(values: npt.ArrayLike, margin: float) -> float:
     standard_error = sd / math.sqrt(lineages.size)
     if standard_error == 0.0:
         return 0.0 if room > 0.0 else 1.0
-    # The larger of the two one-sided p-values belongs to the bound that the mean is nearer to.
+    # The larger of the two one-sided p-values belongs to the bound nearer to the mean.
     return float(stats.t.sf(room / standard_error, lineages.size - 1))
 
 
 def holm(p_values: npt.ArrayLike) -> Floats:
     """Holm's step-down adjustment (Holm 1979) of one family of p-values, in the given order.
 
-    `p_values` [tests] -> [tests]. A nan is a test that was not made: it stays nan and does not
-    count towards the family's size. ValueError: not 1-D, or a p outside [0, 1].
+    `p_values` [tests] -> [tests]. nan means no test: it stays nan and does not count
+    in the family's size. ValueError: not 1-D, or a p outside [0, 1].
     """
     raw = np.asarray(p_values, dtype=np.float64)
     if raw.ndim != 1:
@@ -148,7 +148,7 @@ def minimum_detectable_effect(
 def combine(arms: Mapping[str, npt.ArrayLike], weights: Mapping[str, float]) -> Floats:
     """Linear contrast of arms, paired by lineage: the sum of weight * values.
 
-    `arms` {arm: [lineages]} -> [lineages]; an arm without a weight needs the same length only.
+    `arms` {arm: [lineages]} -> [lineages]; an arm without a weight only needs the same length.
     ValueError: no weights, one that is not finite or whose arm is unknown, an arm of another
     length, a weighted arm with a value that is not finite.
     """
@@ -188,7 +188,7 @@ def _check_open_unit(name: str, value: float) -> None:
 
 
 def _mean_and_sd(lineages: Floats) -> tuple[float, float]:
-    # Equal values are handled apart: np.mean may round them and so invent a spread.
+    # Equal values are handled separately: np.mean may round them, which would give a spread.
     if lineages.min() == lineages.max():
         return float(lineages[0]), 0.0
     return float(lineages.mean()), float(lineages.std(ddof=1))
@@ -196,13 +196,13 @@ def _mean_and_sd(lineages: Floats) -> tuple[float, float]:
 
 def _t_test_power(noncentrality: float, level: float, df: int) -> float:
     critical = stats.t.isf((1.0 - level) / 2.0, df)
-    # The lower tail is taken by mirroring: scipy's nct.cdf gives nan there for large noncentrality.
+    # The lower tail is mirrored: scipy's nct.cdf returns nan there for large noncentrality.
     return float(stats.nct.sf(critical, df, [noncentrality, -noncentrality]).sum())
 
 
 def _count_random_flips(scaled: Floats, threshold: float) -> int:
     generator = np.random.default_rng(FLIP_SEED)
     sums = np.zeros(NUM_RANDOM_FLIPS)
-    for value in scaled:  # one lineage at a time, so that memory does not grow with their number
+    for value in scaled:  # one lineage at a time, to bound memory
         sums += np.where(generator.integers(0, 2, NUM_RANDOM_FLIPS) == 1, value, -value)
     return int(np.count_nonzero(np.abs(sums) >= threshold))

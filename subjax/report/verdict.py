@@ -1,7 +1,6 @@
-"""What a run found, as a headline and one sentence on its primary contrast.
+"""The verdict of a run: a headline and a sentence on its primary contrast.
 
-Holds the words. The numbers are those of `summary`; refuses a conclusion from a run that is not
-all done.
+This module has the words; the numbers come from `summary`. An unfinished run gets no conclusion.
 """
 
 import math
@@ -20,7 +19,7 @@ from subjax.report.summary import (
 from subjax.report.tables import number, p_value, percent
 
 ALPHA = 0.05
-TAIL = 0.05  # candidates with less of the probability are in the tail of what is answered
+TAIL = 0.05  # candidates with less probability are in the tail of the answers
 
 
 def verdict(results: Results) -> tuple[str, str]:
@@ -65,7 +64,7 @@ def _in_tail(beside: Mass | None) -> bool:
 
 
 def _beside(results: Results, contrast: Contrast, beside: Mass | None) -> str:
-    """How much of what students answer the candidates are, in words."""
+    """A sentence on the candidates' share of the students' answers."""
     if beside is None:
         return ""
     target = results.targets.get(contrast.eval, "") or "the target"
@@ -87,7 +86,7 @@ def _beside(results: Results, contrast: Contrast, beside: Mass | None) -> str:
 
 
 def _theorem_verdict(results: Results) -> tuple[str, str]:
-    """On the rows that the theorem is about; the others are there to show where it ends."""
+    """Verdict on the rows to which the theorem applies; other rows show its limits."""
     rows = [name for name, curves in results.theorems.items() if curves["promised"]]
     found = [
         {record["metric"]: record["value"] for record in records}

@@ -1,7 +1,7 @@
 """The report of a run: summary.json, scores.csv, table.md, figures and one self-contained page.
 
-Holds the files. The numbers are made in `summary`, the figures in `gallery`, the words of the page
-in `html`. Refuses to run a model.
+This module writes the files. The numbers come from `summary`, the figures from `gallery`, the words
+of the page from `html`. Runs no model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from subjax.report.summary import Results, SummaryRow, masses, summarise
 
 
 def write(out_dir: str | Path, results: Results) -> list[SummaryRow]:
-    """Write every file of the report into `out_dir`, made if needed, and return the summary.
+    """Writes every file of the report into `out_dir`, created if needed; returns the summary.
 
     The same results give the same bytes in every file.
     """
@@ -40,7 +40,7 @@ def write(out_dir: str | Path, results: Results) -> list[SummaryRow]:
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Replaces a file whole: on a full disk the report of the run before stays as it is."""
+    """Replaces a file atomically: on a full disk the previous report stays unchanged."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(content)
@@ -51,7 +51,7 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def summary_json(rows: Sequence[SummaryRow]) -> str:
-    """The rows as JSON with one row to a line, so that two runs can be compared with diff."""
+    """The rows as JSON with one row per line, so that diff can compare two runs."""
     lines = ",\n".join(json.dumps(row, allow_nan=False, ensure_ascii=False) for row in rows)
     return f"[\n{lines}\n]\n"
 

@@ -20,28 +20,28 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO, runtime_checkable
 
 MANIFEST = "manifest.json"
-BEGUN = "begun.json"  # of a unit that is written in parts: what they were made by
-CHECKPOINTS = "checkpoints"  # the folder of a unit that another program writes to
-TIMINGS = "timings.jsonl"  # of a unit that trains or generates: no bytes to compare
-CURVES = "tensorboard"  # directory of the run; each unit has one below it
-PLAN = "plan.json"  # of a run: predicted times
+BEGUN = "begun.json"  # in a unit that is written in parts: which config its parts belong to
+CHECKPOINTS = "checkpoints"  # folder in a unit; Orbax writes its files
+TIMINGS = "timings.jsonl"  # in a unit that trains or generates; differs from run to run
+CURVES = "tensorboard"  # directory of the run; each unit has its own folder in it
+PLAN = "plan.json"  # predicted times of a run
 
 
 @runtime_checkable
 class Store(Protocol):
-    """Where a work directory lies that is no directory; see `object_store.Bucket`."""
+    """The remote place of a work directory that is a URL; see `object_store.Bucket`."""
 
     url: str
     directory: Path
 
     def refresh(self) -> None:
-        """Copies what is new there into the directory."""
+        """Copies new remote files into the directory."""
 
     def fetch(self, path: Path) -> None:
-        """Copies the tensors below a path of the directory."""
+        """Copies the remote tensors below a path into the directory."""
 
     def publish(self) -> None:
-        """Writes there what is new in the directory."""
+        """Uploads new files of the directory."""
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Keeps other runs out."""
@@ -52,37 +52,37 @@ _store: Store | None = None
 
 
 def write_nothing() -> None:
-    """Makes this process one that only reads: of a run of several, the first alone writes."""
+    """Makes this process read-only: in a run of several processes, only the first one writes."""
     global _writes
     _writes = False
 
 
 def use(store: Store | None) -> None:
-    """Makes the work directory the copy of one elsewhere; None: it is a directory by itself."""
+    """Declares the work directory a copy of a remote one; None: it is an ordinary directory."""
     global _store
     _store = store
 
 
 def publish() -> None:
-    """Puts what this process has written where the others, and later runs, find it."""
+    """Uploads what this process has written, for other processes and later runs."""
     if _store and _writes:
         _store.publish()
 
 
 def refresh() -> None:
-    """Takes what the first process has published."""
+    """Downloads what the first process has published."""
     if _store and not _writes:
         _store.refresh()
 
 
 def fetch(directory: Path) -> None:
-    """Makes sure that the tensors below a directory can be read from it."""
+    """Makes sure that the tensors below a directory are on this machine."""
     if _store:
         _store.fetch(directory)
 
 
 def location(path: Path) -> str:
-    """What names a path outside this process: itself, or its URL."""
+    """The name of a path in messages: itself, or its URL in a remote work directory."""
     if _store and path.is_relative_to(_store.directory):
         return f"{_store.url}/{path.relative_to(_store.directory)}"
     return str(path)
@@ -100,7 +100,7 @@ class Unit:
       inputs: role -> path of another unit, relative to the work directory.
       fingerprint: hash of everything above and of the inputs' fingerprints.
       input_fingerprints: path -> fingerprint of each input.
-      settings: what it is told besides, which changes nothing about the result.
+      settings: other settings, which do not change the result.
     """
 
     stage: str
@@ -119,7 +119,7 @@ class Unit:
 
 
 def distinct(units: Iterable[Unit]) -> list[Unit]:
-    """Each unit once: a population with lanes to spare is given its first one again."""
+    """Each unit once; spare lanes of a population repeat its first unit."""
     return list({unit.path: unit for unit in units}.values())
 
 
@@ -171,7 +171,7 @@ def atomic_write(path: Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def system_errors(path: Path) -> Iterator[None]:
-    """Raises OSError where a package written in Rust hides one, such as a full disk."""
+    """Turns an error of a Rust package into the OSError behind it, such as a full disk."""
     try:
         yield
     except OSError:
@@ -192,9 +192,9 @@ def write_json(path: Path, value: Any) -> None:
     """
     if found := next(_not_finite(value), ""):
         raise ValueError(
-            f"{found} in {location(path)}, which is no result: a model computes numbers that are "
+            f"{found} in {location(path)}, which is no result: the model computes numbers that are "
             "not finite: lower its learning_rate, set config.compute.precision to 'float32', or "
-            "see that its checkpoint is sound"
+            "check that its checkpoint is not damaged"
         )
     with atomic_write(path) as file:
         text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
@@ -202,7 +202,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _not_finite(value: Any, name: str = "") -> Iterator[str]:
-    """Each number of a JSON value that JSON does not have, with its key."""
+    """Each number in a value that JSON cannot express (NaN, infinity), with its key."""
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{name or 'the value'} is {value}"
     inside = dict(enumerate(value)) if isinstance(value, list | tuple) else value
@@ -236,10 +236,10 @@ def read_jsonl(path: Path, fields: Mapping[str, type] | None = None) -> list[dic
 
     Args:
       path: the file.
-      fields: what every row must have, and of which type.
+      fields: name -> type of the fields that every row must have.
 
     Raises:
-      ValueError: missing, or a line is not such a JSON object; names file, line and the way out.
+      ValueError: missing, or a line is not such a JSON object; names file, line and remedy.
     """
     if not path.exists():
         raise ValueError(f"{path} is missing: run the stage that writes it")
@@ -286,7 +286,7 @@ def _damaged(path: Path, number: int, what: str) -> ValueError:
 
 
 def _again(path: Path) -> str:
-    """How to get a damaged file back; one that belongs to no unit may be the user's own."""
+    """How to restore a damaged file; a file outside of units may be the user's own."""
     units = (above for above in path.parents if re.fullmatch(r"r\d+", above.name))
     for directory in units:
         if (directory / MANIFEST).exists():
@@ -311,13 +311,13 @@ def _identity(unit: Unit) -> dict[str, Any]:
 
 
 def begin(workdir: Path, unit: Unit) -> None:
-    """Declares whose the parts are that come; those of another config must be found by then."""
+    """Records which config these partial files belong to; stale ones must be refused before."""
     if not (workdir / unit.path / BEGUN).exists():
         write_json(workdir / unit.path / BEGUN, _identity(unit))
 
 
 def write_manifest(workdir: Path, unit: Unit, wall_s: float) -> None:
-    """Declares a unit complete, at this time."""
+    """Declares a unit complete, with the time of now."""
     times = {"wall_s": round(wall_s, 3), "finished_at": utc_now()}
     write_json(workdir / unit.path / MANIFEST, {**_identity(unit), **times})
     publish()
@@ -330,7 +330,7 @@ def read_manifest(workdir: Path, unit: Unit) -> dict[str, Any] | None:
 
 
 def read_origin(workdir: Path, unit: Unit) -> dict[str, Any] | None:
-    """What a unit that is complete, or has parts, was made by; None where there is nothing yet."""
+    """What a complete or partial unit was made from; None if there is nothing yet."""
     begun = workdir / unit.path / BEGUN
     return read_manifest(workdir, unit) or (read_json(begun) if begun.exists() else None)
 
@@ -343,7 +343,7 @@ def lock(workdir: Path) -> Iterator[None]:
       ValueError: the directory cannot be written, or another run holds it.
     """
     if not _writes:
-        yield  # the process that writes holds it
+        yield  # the first process holds the lock
         return
     if _store:
         with _store.lock():

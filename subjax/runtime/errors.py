@@ -1,6 +1,6 @@
-"""What a user did wrong, or what the machine lacks, as one line that says what to do about it.
+"""Errors of the user or of the machine as one line that says what to do.
 
-Only the command line uses this. Everything deeper raises errors whose text already is that line.
+Only the command lines use this module. All other code raises errors whose text is that line.
 """
 
 import errno
@@ -24,7 +24,7 @@ def explain(error: Exception, workdir: Path) -> str:
 
     Args:
       error: what stopped it.
-      workdir: named where the system's own error names no file.
+      workdir: named if the system's error names no file.
     """
     if isinstance(error, OSError) and error.strerror:
         where = error.filename or workdir
@@ -38,7 +38,7 @@ def explain(error: Exception, workdir: Path) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of jax's runtime says, without the dump that may follow."""
+    """The message of an error of jax's runtime, without the dump that may follow."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:400]
 
 
@@ -52,7 +52,7 @@ def explain_flags(error: Exception, argv: Sequence[str]) -> str:
     text = str(error).strip()
     last = text.splitlines()[-1].strip() if text else ""
     if isinstance(error, flags.IllegalFlagValueError) and "Traceback" in text:
-        return last.partition("Error: ")[2]  # of get_config, printed as a whole
+        return last.partition("Error: ")[2]  # get_config's error, with traceback
     if isinstance(error, flags.UnrecognizedFlagError):
         return f"{text}: --help lists the flags"
     if isinstance(error, flags.Error):
@@ -72,7 +72,7 @@ def explain_flags(error: Exception, argv: Sequence[str]) -> str:
 
 
 def _place(error: Exception) -> str:
-    """Where, in the user's own file rather than in the packages that it calls."""
+    """The place of an error in the user's own file, not in the packages that it calls."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not re.search(r"ml_collections|absl|importlib|subjax.main", frame.filename):
             return f" ({frame.filename}, line {frame.lineno})"

@@ -1,18 +1,18 @@
-"""A work directory in an object store, and the copy of it on this machine that stages work in.
+"""A work directory in an object store, and the local copy of it in which stages work.
 
 The copy is a new, empty directory in each process of each run, so nothing in it is ever stale.
-What is in the store is copied at the start, tensors when a model is loaded; those that the store
-has leave the copy again where they would fill the disk (that of TMPDIR, which has to hold one model
-in float32). What the first process writes is published file by file, and the manifest of a unit
-after all its other files, by one create-only write: a unit that has a manifest is whole and never
-changes, a unit that was half published has none. Other processes take what was published wherever
-they wait for the first. Checkpoints are in the store alone: Orbax writes them there itself, from
-all processes.
+Small files are copied at the start, tensors when a model is loaded. Tensors that are in the store
+are removed from the copy if they would fill the disk (the disk of TMPDIR, which must hold one model
+in float32). Files that the first process writes are published one by one, and the manifest of a
+unit after all its other files, by one create-only write: a unit with a manifest is complete and
+never changes, a unit that was published in part has none. The other processes download published
+files whenever they wait for the first process. Checkpoints exist only in the store: Orbax writes
+them there directly, from all processes.
 
 The lock is an object too, made by a create-only write. Its holder changes it every `BEAT_S`
-seconds. A second run watches it: when it changes, the run is refused; when it has not for
-`STALE_S` seconds, its holder is dead and it is taken over. No two clocks are ever compared. A
-holder that was taken for dead and was not finds its object gone, and publishes nothing more.
+seconds. A second run watches it: if it changes, the second run is refused; if it has not changed
+for `STALE_S` seconds, its holder is dead and the second run takes it over. No two clocks are ever
+compared. A holder that was wrongly taken for dead finds its object gone and stops publishing.
 """
 
 import contextlib
@@ -37,20 +37,20 @@ from subjax.runtime import artifacts, storage
 
 BEAT_S = 20.0
 STALE_S = 120.0
-_LOOK_S = 2.0  # between two looks at another run's lock
+_LOOK_S = 2.0  # between two reads of another run's lock
 _LOCK = ".lock"
-_PREFIX = ".subjax-copy-"  # of its directory, which nobody else may call so
-_NEW_S = 60.0  # a copy this young may not be held yet
+_PREFIX = ".subjax-copy-"  # prefix of the copy's directory, reserved for it
+_NEW_S = 60.0  # a copy this new may not be locked yet
 
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[Path]:
-    """The work directory of a name: itself, or the copy of the one at a URL while it is in use.
+    """The work directory of that name: the directory itself, or the local copy if it is a URL.
 
     Raises:
-      ValueError: a URL that is not of a Google Cloud Storage bucket; gcsfs is missing.
+      ValueError: the URL is not in a Google Cloud Storage bucket; gcsfs is missing.
       OSError: the store cannot be read.
-      storage.Unavailable: it does not answer for now.
+      storage.Unavailable: the store does not answer for now.
     """
     if not storage.is_url(name):
         yield Path(name)
@@ -60,9 +60,9 @@ def opened(name: str) -> Iterator[Path]:
             f"workdir {name} is a URL of no run: give gs://BUCKET/NAME, or mount what it names and "
             "give the directory"
         )
-    # Of a bucket that does not tell its kind it warns with every request.
+    # gcsfs warns at every request if a bucket does not tell its kind.
     logging.getLogger("gcsfs").setLevel(logging.ERROR)
-    # Listings are not kept: other processes, and Orbax beside it, write there too.
+    # Listings are not cached: other processes, and Orbax, write to the store too.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
     _remove_abandoned(Path(tempfile.gettempdir()))
     with (
@@ -80,7 +80,7 @@ def opened(name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _in_use(copy: Path) -> Iterator[None]:
-    """Holds a copy, so that other processes of this machine leave it alone."""
+    """Locks a copy, so that other processes of this machine do not remove it."""
     handle = os.open(copy, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     try:
@@ -90,9 +90,9 @@ def _in_use(copy: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes the copies of processes that were killed, which would fill the disk in the end."""
+    """Removes the copies of killed processes, which would fill the disk in the end."""
     for copy in folder.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):  # in use, somebody else's, or gone meanwhile
+        with contextlib.suppress(OSError):  # in use, owned by somebody else, or already gone
             if time.time() - copy.stat().st_ctime < _NEW_S:
                 continue
             handle = os.open(copy, os.O_RDONLY | os.O_DIRECTORY)
@@ -104,7 +104,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def named(message: str, workdir: Path, name: str) -> str:
-    """A message that names the URL of a work directory, where it named the copy of it."""
+    """The message with the URL of a work directory in place of the path of its copy."""
     return message.replace(str(workdir), name.rstrip("/")) if storage.is_url(name) else message
 
 
@@ -119,13 +119,13 @@ class Bucket:
     def __init__(self, url: str, directory: Path):
         self.url, self.directory = url.rstrip("/"), directory
         self._files, self._root = storage.filesystem(self.url)
-        self._generations: dict[str, str] = {}  # of the objects, when they were last listed
-        self._copies: dict[str, tuple[int, ...]] = {}  # what identifies the copy of each
-        self._lost = ""  # why the lock is no longer held,
-        self._unreachable = ""  # or cannot be told to be
+        self._generations: dict[str, str] = {}  # of each object at the last listing
+        self._copies: dict[str, tuple[int, ...]] = {}  # what identifies the copy of each object
+        self._lost = ""  # why the lock is no longer held
+        self._unreachable = ""  # why the lock could not be renewed
 
     def refresh(self) -> None:
-        """Copies what is new in the store, and removes from the copy what is gone."""
+        """Copies new objects from the store, and removes from the copy what the store lost."""
         with self._errors("read"):
             listed = {
                 name: str(details["generation"])
@@ -145,7 +145,7 @@ class Bucket:
         self._make_room()
 
     def fetch(self, path: Path) -> None:
-        """Copies the tensors below a directory of the copy, unless they are here."""
+        """Downloads the tensors below a directory of the copy, unless they are in it."""
         if path.is_relative_to(self.directory):
             below = f"{path.relative_to(self.directory)}/"
             known = sorted(self._generations.keys() | self._copies.keys())
@@ -153,10 +153,10 @@ class Bucket:
             self._get([name for name in names if not (self.directory / name).exists()])
 
     def publish(self) -> None:
-        """Writes to the store what has changed in the copy; manifests last.
+        """Uploads what has changed in the copy; manifests last.
 
-        Of what is gone from the copy, only curves leave the store: they are drawn anew under
-        another name. Nothing else is ever removed by a run.
+        A run removes only curves from the store, if they are gone from the copy: they are drawn
+        anew under another name.
 
         Raises:
           OSError: it cannot be written.
@@ -192,9 +192,9 @@ class Bucket:
         self._make_room()
 
     def _make_room(self) -> None:
-        """Removes tensors that the store has from the copy, where they are half of a full disk.
+        """Removes uploaded tensors from the copy if they take more space than is free on the disk.
 
-        `fetch` brings them back. Never between a fetch and what reads the files.
+        `fetch` downloads them again. Must not run between a fetch and the reading of its files.
         """
         held = [
             self.directory / name
@@ -212,7 +212,7 @@ class Bucket:
         """Keeps other runs out of the work directory.
 
         Raises:
-          ValueError: another run holds it, and lives.
+          ValueError: another run that is alive holds it.
           OSError: it cannot be written.
         """
         owner = {"run": uuid.uuid4().hex, "host": socket.gethostname(), "pid": str(os.getpid())}
@@ -225,11 +225,11 @@ class Bucket:
         finally:
             done.set()
             beats.join()
-            with contextlib.suppress(Exception):  # another's, or it goes stale
+            with contextlib.suppress(Exception):  # held by another run, or it will go stale
                 self._call("DELETE", generation)
 
     def _acquire(self, owner: dict[str, str]) -> str:
-        """The generation of the lock that is held from now on."""
+        """Takes the lock and returns its generation."""
         seen: Any = None
         while True:
             with self._errors("written"), contextlib.suppress(FileExistsError):
@@ -253,7 +253,7 @@ class Bucket:
                     f"process {holder.get('pid')}): wait for it, or choose another"
                 )
             if time.monotonic() - since > STALE_S:
-                # Whoever else waits for it may be quicker; the next write tells.
+                # Another waiting run may be quicker; the next write shows it.
                 gone = contextlib.suppress(FileExistsError, FileNotFoundError)
                 with self._errors("written"), gone:
                     self._call("DELETE", str(found["generation"]))
@@ -270,13 +270,13 @@ class Bucket:
             except (FileNotFoundError, FileExistsError):  # HTTP 404 and 412
                 self._lost = "another run has taken it over"
                 return
-            except Exception as error:  # of a network that may come back
+            except Exception as error:  # the network may come back
                 if time.monotonic() - beaten > STALE_S - 2 * BEAT_S:
                     self._unreachable = storage.one_line(error)[:120]
                     return
 
     def _call(self, method: str, generation: str, content: dict[str, Any] | None = None) -> None:
-        """Changes or deletes the lock, if it still is of that generation."""
+        """Changes or deletes the lock, if it still has that generation."""
         bucket, key, _ = self._files.split_path(self._path(_LOCK))
         self._files.call(
             method, "b/{}/o/{}", bucket, key, ifGenerationMatch=generation, json=content
@@ -295,7 +295,7 @@ class Bucket:
             try:
                 self._files.pipe_file(self._path(name), content, mode="create")
             except FileExistsError:
-                # A request that was sent again because its answer was lost finds its own object.
+                # A request that is repeated because its answer was lost finds its own object.
                 if self._files.cat_file(self._path(name)) != content:
                     raise ValueError(
                         f"{self.url}/{name} was written by another run meanwhile: run again"
@@ -310,7 +310,7 @@ class Bucket:
         self._copies |= {name: _identity(self.directory / name) for name in names}
 
     def _name(self, path: str) -> str:
-        """An object's name in the work directory; "" for the lock and what stands for a folder."""
+        """An object's name in the work directory; "" for the lock and for folder placeholders."""
         name = path.removeprefix(f"{self._root}/")
         if name == _LOCK or name.endswith("/"):
             return ""
@@ -325,7 +325,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Gives whatever gcsfs raises as an OSError that names the work directory."""
+        """Raises any error of gcsfs as an OSError that names the work directory."""
         try:
             yield
         except (ValueError, FileExistsError):
@@ -337,11 +337,11 @@ class Bucket:
 
 
 def _is_large(name: str) -> bool:
-    """Whether a file holds tensors, which are copied only when they are asked for."""
+    """Whether a file holds tensors, which are copied only on request."""
     return name.endswith(".safetensors")
 
 
 def _identity(path: Path) -> tuple[int, ...]:
-    """What changes whenever the file is written again."""
+    """Values that change whenever the file is written again."""
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns

@@ -1,8 +1,8 @@
-"""Runs of several processes: starting them, agreeing, waiting, and leaving when told to.
+"""Runs of several processes: start, agreement, barriers, and stopping at a signal.
 
-Every process runs the same program on its part of the devices, and computes the same values on the
-host; the first one alone writes files, checkpoints excepted, and the work directory is one that all
-share, or a URL. With one process everything here is a matter of course.
+Every process runs the same program on its part of the devices and computes the same values on the
+host. Only the first process writes files, except for checkpoints. All processes share the work
+directory, or it is a URL. With one process, most functions here are no-ops.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ from tqdm import tqdm
 
 from subjax.runtime import artifacts
 
-# The run stops with this code when it was interrupted and has saved what it had (EX_TEMPFAIL).
+# Exit code of a run that was interrupted and has saved its state (EX_TEMPFAIL).
 INTERRUPTED = 75
-# And with this one where it is not the user's doing (EX_SOFTWARE).
+# Exit code of a failure that the user did not cause (EX_SOFTWARE).
 DEFECT = 70
-# Said with INTERRUPTED where it was another process that died.
+# The message with INTERRUPTED if another process died.
 LOST = "another process of this run has ended; see what it said, and run all again"
-# What jax's runtime says of a program, or of memory, that this process has by itself.
+# Status codes with which jax's runtime reports errors of this process's own program or memory.
 _OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "RET_CHECK")
-# A process that died is noticed by the others within this time.
+# The other processes notice the death of a process within this time.
 _HEARTBEAT_S = 60
-# The first process waits this long for others that leave for the same reason.
+# The first process waits this long for others that stop for the same reason.
 _LAST_S = 5
-# What one process wrote on a file system that all share is seen by the others within this time.
+# On a shared file system, every process sees what another one wrote within this time.
 _SEEN_S = 60
 _SETTINGS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -46,18 +46,19 @@ _num_asked = 0
 
 
 class Interrupted(Exception):
-    """The run was told to leave; what it had is saved, and the same command goes on."""
+    """The run was told to stop and has saved its state; to resume, run the same command again."""
 
 
 def start() -> None:
     """Joins this process to the others of a run.
 
-    On Cloud TPU, SLURM, GKE and Open MPI jax finds them by itself; elsewhere `_SETTINGS` of the
-    environment say where the first process listens, how many there are, and which one this is.
+    On Cloud TPU, SLURM, GKE and Open MPI jax finds the other processes; elsewhere the environment
+    variables `_SETTINGS` give the address of the first process, the number of processes, and the
+    number of this one.
 
     Raises:
-      ValueError: they are not found.
-      Interrupted: they do not answer in time; their machines may still be on their way.
+      ValueError: the other processes are not found.
+      Interrupted: they do not answer in time; their machines may still be starting.
     """
     address, number, index = (os.environ.get(name) for name in _SETTINGS)
     try:
@@ -69,8 +70,8 @@ def start() -> None:
         )
     except jax.errors.JaxRuntimeError as error:
         raise Interrupted(
-            f"the other processes do not answer ({' '.join(str(error).split())[:160]}): see "
-            "whether all were started"
+            f"the other processes do not answer ({' '.join(str(error).split())[:160]}): check "
+            "that all were started"
         ) from None
     except (ValueError, RuntimeError) as error:
         raise ValueError(
@@ -79,32 +80,32 @@ def start() -> None:
         ) from None
     if not is_first():
         artifacts.write_nothing()
-        # One bar is enough; tqdm reads its own variable before this process knows which it is.
+        # One progress bar is enough; tqdm reads its variable before this process knows its number.
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
 
 
 def leave(code: int, *messages: str) -> NoReturn:
-    """Ends this process; where there are others, without waiting for what they may never do.
+    """Ends this process; in a run of several, without waiting for the others, which may hang.
 
     Args:
       code: exit code.
-      messages: what to say on stderr before, a line each.
+      messages: printed on stderr first, one per line.
     """
-    # In one piece: print writes a line's end by itself, and the runtime's threads write too.
+    # One write: print writes the line end separately, and the runtime's threads write too.
     sys.stderr.write("".join(f"subjax: {' '.join(message.split())}\n" for message in messages))
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         if is_first():
-            time.sleep(_LAST_S)  # all talk through it: where it goes first, they are aborted
+            time.sleep(_LAST_S)  # the coordinator: if it ended first, the others would abort
         os._exit(code)
     sys.exit(code)
 
 
 def lost_another(error: Exception) -> bool:
-    """Whether an error of jax's runtime may say that another process no longer answers.
+    """Whether an error of jax's runtime may mean that another process no longer answers.
 
-    What it raises then differs from backend to backend; `_OWN` is what it never does.
+    Backends raise different errors for this, but none whose status is in `_OWN`.
     """
     return (
         jax.process_count() > 1
@@ -114,7 +115,7 @@ def lost_another(error: Exception) -> bool:
 
 
 def loss_behind(error: BaseException | None) -> jax.errors.JaxRuntimeError | None:
-    """What `lost_another` is said of: an error, or one that it was raised from or beside."""
+    """The error for which `lost_another` is true: this one, its cause or its context."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError):
             return error if lost_another(error) else None
@@ -128,16 +129,16 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def leave_when_told() -> None:
-    """Takes SIGTERM, the notice of a preemption, for a wish to save and leave.
+    """Treats SIGTERM, the notice of a preemption, as a request to save and stop.
 
-    Where there are several processes jax itself listens, and tells the others.
+    In a run of several processes jax handles the signal and tells the others.
     """
     if jax.process_count() == 1:
         signal.signal(signal.SIGTERM, _note)
 
 
 def told_to_leave() -> bool:
-    """Whether the run has to save and leave; every process asks equally often, and all agree."""
+    """Whether the run must save and stop; all processes must call this equally often, and agree."""
     global _num_asked
     _num_asked += 1
     if jax.process_count() == 1:
@@ -151,7 +152,7 @@ def is_first() -> bool:
 
 
 def wait(what: str) -> None:
-    """Waits until every process is here; what the first one has written is there for all then."""
+    """A barrier; after it, all processes see what the first one has written."""
     artifacts.publish()
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
@@ -159,7 +160,7 @@ def wait(what: str) -> None:
 
 
 def agreed(value: Any) -> Any:
-    """The first process's value, which must be JSON, in all of them."""
+    """Broadcasts the first process's value, which must be JSON, to all processes."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -173,10 +174,10 @@ def agreed(value: Any) -> Any:
 def await_files(paths: Iterable[Path]) -> None:
     """Waits until this process sees files that the first one has written.
 
-    On NFS one that looked for a file before it was there goes on missing it for a while.
+    On NFS, a process that looked for a file too early does not see it for a while.
 
     Raises:
-      ValueError: it does not.
+      ValueError: it does not see them in time.
     """
     end = time.monotonic() + _SEEN_S
     for path in paths:
@@ -184,19 +185,19 @@ def await_files(paths: Iterable[Path]) -> None:
             if time.monotonic() > end:
                 raise ValueError(
                     f"process {jax.process_index()} does not see {path}, which process 0 does: "
-                    "give all a --workdir that they share"
+                    "give all processes a --workdir that they share"
                 )
             time.sleep(0.2)
 
 
 def check_alike(things: Mapping[str, Any]) -> None:
-    """Compares what every process was started with.
+    """Checks that all processes were started with the same things.
 
     Args:
       things: JSON values by the name that a message gives them.
 
     Raises:
-      ValueError: in all processes, where some of them differ from the first.
+      ValueError: in all processes, if some of them differ from the first.
     """
     digests = [
         hashlib.sha256(artifacts.dumps(thing).encode()).digest() for thing in things.values()
@@ -211,14 +212,14 @@ def check_alike(things: Mapping[str, Any]) -> None:
 
 
 def check_shared(path: Path, last: Mapping[str, Any]) -> None:
-    """Looks whether all processes see the last line that the first one has written to a log.
+    """Checks that all processes see the last line that the first one has written to a log.
 
     Raises:
-      ValueError: in all processes, where some of them do not.
+      ValueError: in all processes, if some of them do not see it.
     """
     end, seen = time.monotonic() + _SEEN_S, False
     while not seen and time.monotonic() < end:
-        # An error of one process alone would leave the others waiting.
+        # If only one process raised an error, the others would wait for it forever.
         with contextlib.suppress(OSError, ValueError):
             seen = artifacts.read_jsonl(path)[-1:] == [last]
         time.sleep(0 if seen else 0.2)
@@ -240,6 +241,6 @@ def _of_all(value: np.ndarray) -> np.ndarray:
 def _note(_number: int, _frame: FrameType | None) -> None:
     global _told_to_leave
     _told_to_leave = True
-    # Told a second time, it ends at once; but a supervisor hands on what may have come here too.
+    # A second SIGTERM ends the process; not in a run of several: the supervisor forwards it too.
     if not jax.distributed.is_initialized():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

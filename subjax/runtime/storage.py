@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import fsspec
 
-_PIECE_BYTES = 4 << 20  # of a request to a URL; several are on their way at once
-_POINTER = b"version https://git-lfs.github.com/"  # how what a clone without Git LFS has begins
+_PIECE_BYTES = 4 << 20  # per request to a URL; several requests run at once
+_POINTER = b"version https://git-lfs.github.com/"  # how a Git LFS pointer file begins
 _GCSFS = "'gcsfs>=2025.10,<2027'"  # as in pyproject.toml
 _PACKAGES = {
     "gs": _GCSFS,
@@ -28,7 +28,7 @@ _PACKAGES = {
 
 
 class Unavailable(OSError):
-    """A store does not answer, or not in time; when it does again, the same command goes on."""
+    """A store does not answer in time; to resume once it does, run the same command again."""
 
 
 @runtime_checkable
@@ -37,7 +37,7 @@ class File(Protocol):
 
     Attributes:
       where: its path or URL, for errors.
-      name: the last part of it.
+      name: the last part of the path.
       size: in bytes.
     """
 
@@ -46,20 +46,20 @@ class File(Protocol):
     size: int
 
     def read_into(self, start: int, buffer: memoryview) -> None:
-        """Fills a buffer of bytes from the position `start` on."""
+        """Fills the buffer with the bytes from position `start` on."""
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of each range (start, stop)."""
 
     def close(self) -> None:
-        """Gives up what keeps it open."""
+        """Closes the file."""
 
 
 class LocalFile:
-    """A file on this machine; see `File`. `where` is what errors name, if not the path.
+    """A file on this machine; see `File`. `where` is the name in errors, by default the path.
 
     Raises:
-      ValueError: it cannot be opened or read, or is shorter than it was, or stands for a file that
+      ValueError: it cannot be opened or read, or became shorter, or is a pointer to a file that
         Git LFS has not fetched.
     """
 
@@ -106,7 +106,7 @@ class RemoteFile:
     """A file at a URL; see `File`.
 
     Raises:
-      ValueError: it cannot be read, or is shorter than it was.
+      ValueError: it cannot be read, or became shorter.
     """
 
     def __init__(self, url: str, size: int):
@@ -125,7 +125,7 @@ class RemoteFile:
         starts, stops = [start for start, _ in ranges], [stop for _, stop in ranges]
         try:
             pieces = self._files.cat_ranges([self._path] * len(ranges), starts, stops)
-        except Exception as error:  # whatever its package raises
+        except Exception as error:  # packages raise unrelated types
             raise _unreadable(self.where, error) from None
         for (start, stop), piece in zip(ranges, pieces, strict=True):
             if isinstance(piece, Exception):
@@ -140,7 +140,7 @@ class RemoteFile:
         return pieces
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """No-op: nothing is open."""
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -149,10 +149,10 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def local_path(directory: str | os.PathLike[str]) -> Path:
-    """A path on this machine, to write to.
+    """Checks that a path to write to is on this machine.
 
     Raises:
-      ValueError: a URL, which pathlib would turn into a local directory of that name.
+      ValueError: it is a URL, which pathlib would turn into a local directory of that name.
     """
     if is_url(directory):
         raise ValueError(
@@ -165,7 +165,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec filesystem of a URL, and the path in it.
 
     Raises:
-      ValueError: there is none, or the package for it is missing.
+      ValueError: there is no such filesystem, or its package is missing.
     """
     kind = url.partition("://")[0]
     try:
@@ -183,7 +183,7 @@ def sizes(url: str) -> dict[str, int]:
     """Name -> bytes of each file directly below a URL.
 
     Raises:
-      ValueError: it cannot be listed, or does not say how large a file is.
+      ValueError: the URL cannot be listed, or the server does not report the size of a file.
     """
     files, path = filesystem(url)
     try:
@@ -195,11 +195,11 @@ def sizes(url: str) -> dict[str, int]:
     found = {}
     for entry in entries:
         above, _, name = entry["name"].rpartition("/")
-        # A name that ends in a slash stands for a folder in some buckets.
+        # In some buckets an object whose name ends in a slash stands for a folder.
         if entry["type"] != "file" or not name:
             continue
         size = entry["size"]
-        if size is None:  # a web page, whose links may lead elsewhere or sort it
+        if size is None:  # a web page: some links lead elsewhere or sort the list
             if above != path.rstrip("/") or "?" in name or "#" in name:
                 continue
             size = _size(files, f"{url}/{name}", entry["name"])
@@ -210,7 +210,7 @@ def sizes(url: str) -> dict[str, int]:
 
 
 def _size(files: Any, url: str, path: str) -> int:
-    """Bytes of one file, where the listing does not say them."""
+    """Size of one file in bytes, for listings without sizes."""
     try:
         size = files.info(path)["size"]
     except Exception as error:
@@ -224,9 +224,9 @@ def _size(files: Any, url: str, path: str) -> int:
 
 
 def copy_into(directory: Path, url: str, sizes: dict[str, int], names: Iterable[str]) -> None:
-    """Copies files below a URL into a directory, those of `names` that are there.
+    """Copies those of the files `names` that exist below a URL into a directory.
 
-    Several processes may do so at once: each file appears complete, by one rename.
+    Several processes may do this at once: each file appears complete, by one rename.
 
     Raises:
       ValueError: one cannot be read.
@@ -241,19 +241,19 @@ def copy_into(directory: Path, url: str, sizes: dict[str, int], names: Iterable[
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a local file that appears complete, whoever else writes it at the same time."""
+    """Writes a local file atomically, also if other processes write it at the same time."""
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(content)
     os.replace(file.name, path)
 
 
 def cache_directory(url: str) -> Path:
-    """Where the small files of a model at a URL are kept: below XDG_CACHE_HOME or ~/.cache."""
+    """Cache of the small files of a model at a URL: below XDG_CACHE_HOME or ~/.cache."""
     return _cache() / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 def is_cached(directory: Path) -> bool:
-    """Whether a directory is one that `cache_directory` gives."""
+    """Whether a directory comes from `cache_directory`."""
     return directory.resolve().parent == _cache().resolve()
 
 
@@ -262,24 +262,24 @@ def _cache() -> Path:
 
 
 def malformed(where: Any, reason: object) -> ValueError:
-    """The error for a file that is not what its name says."""
+    """The error for a malformed file."""
     return ValueError(f"{where} is malformed ({one_line(reason)[:200]}): download or save it again")
 
 
 def one_line(reason: object) -> str:
-    """A reason without line ends, and with other control characters spelled out."""
+    """A reason without line breaks, with other control characters escaped."""
     shown = " ".join(str(reason).split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
 def may_pass(error: Exception, where: str) -> bool:
-    """Whether what a store says, after it was asked again and again, may be over later."""
+    """Whether a store's error, which repeated requests did not avoid, may be temporary."""
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if where.startswith(("gs://", "gcs://")):
         retry: Any = sys.modules.get("gcsfs.retry")
         return retry is not None and bool(retry.is_retriable(error))
-    status = getattr(error, "status", 0)  # of a web server
+    status = getattr(error, "status", 0)  # from a web server
     return isinstance(status, int) and (status == 429 or status >= 500)
 
 

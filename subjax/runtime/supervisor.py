@@ -1,4 +1,4 @@
-"""One process watches over another: what the runtime of several processes does not let us say."""
+"""A parent process that turns aborts by jax's distributed runtime into a message and exit code."""
 
 import contextlib
 import ctypes
@@ -10,35 +10,35 @@ from types import FrameType
 
 from subjax.runtime import processes
 
-# What jax's runtime says, one after the other, before it aborts a process since another is gone.
+# What jax's runtime prints, in this order, before it aborts a process because another is gone.
 _ABORTS = (
     b"Polled an error from coordination service",
     b"the JAX distributed service detected fatal errors",
 )
-# And what comes after it.
+# What it prints next.
 _DUMP = b"*** Check failure stack trace"
-# So long are the last words of a child waited for.
+# Seconds to wait for the last output of a child.
 _LAST_WORDS_S = 5
 
 
 def stand_by() -> None:
-    """Goes on in a child; the process that was started stays, and says how the child ended.
+    """Forks: the child continues; the parent waits for it and passes on how it ended.
 
-    Where the first process of a run is gone, jax's runtime aborts the others from a thread of C++.
-    Nothing prevents it (jax 0.10): the runtime's callback cannot be one of Python's, and
-    `jax_enable_recoverability` is for the death of any process but the first. So such an abort is
-    turned into `processes.LOST` and exit code `processes.INTERRUPTED` from outside; every other end
-    stays what it is. Call it before jax finds its devices: a child has no threads but the one that
-    calls (those of numpy's BLAS start anew).
+    If the first process of a run is gone, jax's runtime aborts the others from a C++ thread.
+    Nothing prevents it (jax 0.10): the runtime's callback cannot be a Python function, and
+    `jax_enable_recoverability` covers the death of any process but the first. So the parent turns
+    such an abort into `processes.LOST` and exit code `processes.INTERRUPTED`; every other exit code
+    is passed on. Call it before jax finds its devices: a forked child has only the calling thread
+    (numpy's BLAS starts its threads anew).
     """
     sys.stdout.flush()
     sys.stderr.flush()
     source, sink = os.pipe()
     parent, child = os.getpid(), os.fork()
     if child == 0:
-        if sys.platform == "linux":  # a kill -9 of the one that waits is the end of both
+        if sys.platform == "linux":  # the child must die if the parent is killed
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-            if os.getppid() != parent:  # it came before that
+            if os.getppid() != parent:  # the parent died before the prctl
                 os._exit(1)
         os.dup2(sink, 2)
         os.close(source)
@@ -47,7 +47,7 @@ def stand_by() -> None:
     os.close(sink)
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has ended just now
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(child, number)
 
     signal.signal(signal.SIGTERM, hand_on)
@@ -56,29 +56,29 @@ def stand_by() -> None:
     copying = threading.Thread(target=_copy_errors, args=(source, held), daemon=True)
     copying.start()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nobody is there to take it; the code is known
-    copying.join(_LAST_WORDS_S)  # not for ever: what the child has started may hold the pipe open
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the child has ended, and its exit code is known
+    copying.join(_LAST_WORDS_S)  # processes that the child started may hold the pipe open
     text = b"".join(held)
-    # Python's own handler of the abort lists what all threads do, and can itself fail at that.
+    # Python's handler of the abort prints all stacks, and can itself crash (SIGSEGV).
     if code in (-signal.SIGABRT, -signal.SIGSEGV) and text:
         code = processes.INTERRUPTED
         text = text.partition(_DUMP)[0] + f"subjax: {processes.LOST}\n".encode()
     elif code == processes.INTERRUPTED:
-        # It noticed at the same moment and left before the abort: what it said itself comes last.
+        # The child noticed it too and stopped before the abort: keep only its own message.
         text = b"".join(x for x in text.splitlines(keepends=True) if x.startswith(b"subjax: "))
     with contextlib.suppress(OSError):
         sys.stderr.buffer.write(text)
         sys.stderr.buffer.flush()
-    os._exit(code if code >= 0 else 128 - code)  # a signal's number as a shell gives it
+    os._exit(code if code >= 0 else 128 - code)  # a signal's number as a shell reports it
 
 
 def _copy_errors(source: int, held: list[bytes]) -> None:
-    """Copies a child's stderr to this process's; from `_ABORTS` on it goes into `held` instead."""
+    """Copies a child's stderr to this process's stderr; from `_ABORTS` on, to `held` instead."""
     while text := os.read(source, 2**16):
-        # Each is one write of the runtime's, short enough to arrive whole.
+        # The runtime prints each in one write, short enough to arrive whole.
         if held or any(words in text for words in _ABORTS):
             held.append(text)
             continue
-        with contextlib.suppress(OSError):  # a child must not wait for a reader that gave up
+        with contextlib.suppress(OSError):  # the child must not block if nobody reads stderr
             sys.stderr.buffer.write(text)
             sys.stderr.buffer.flush()

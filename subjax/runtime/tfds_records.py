@@ -21,26 +21,26 @@ def write(name: str, features: Mapping[str, Any], splits: Splits, directory: Pat
     """Writes a data set.
 
     Args:
-      name: of the data set, which its directory is called.
+      name: of the data set and of its directory.
       features: field -> feature of `tensorflow_datasets.features`; other fields are left out.
       splits: name -> rows, each with all of these fields.
       directory: a TFDS data_dir; a data set of this name in it is replaced.
 
     Returns:
-      What `tensorflow_datasets.builder_from_directory` takes.
+      The directory for `tensorflow_datasets.builder_from_directory`.
     """
-    # TFDS keeps what it finds, which after an interrupted run may be of other rows.
+    # TFDS keeps existing files, which after an interrupted run may hold other rows.
     shutil.rmtree(directory / name, ignore_errors=True)
     maker = type(name, (_Rows,), {"name": name}, skip_registration=True)
     builder = maker(features, splits, data_dir=directory, file_format="array_record")
     tfds.disable_progress_bar()  # four bars for five seconds
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints where the files are
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the path of the files
         builder.download_and_prepare()
     return directory / name / VERSION
 
 
 class _Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Rows in memory as TFDS wants them."""
+    """Rows in memory as a TFDS builder."""
 
     name = "rows"
     VERSION = tfds.core.Version(VERSION)
@@ -51,7 +51,7 @@ class _Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = tfds.features.FeaturesDict(dict(self._features))
-        # Records keep the order of the rows: a seed then means the same rows everywhere.
+        # Records keep the order of the rows, so that a seed selects the same rows everywhere.
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:

@@ -1,6 +1,6 @@
-"""Text files that a user brought: read as other programs write them, or refused by path and line.
+"""The user's own text files: read as other programs write them, or refused by path and line.
 
-Their owner alone can make them again: no error here advises to delete one.
+Only the user can make them again, so no error here advises to delete a file.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# What a file begins with that is not UTF-8, and how it becomes it.
+# First bytes of files that are not UTF-8 text, and what to do.
 _OTHER_FORMATS = {
     b"\xff\xfe": "is UTF-16, as some programs on Windows write it: save it as UTF-8",
     b"\xfe\xff": "is UTF-16: save it as UTF-8",
@@ -17,7 +17,7 @@ _OTHER_FORMATS = {
     b"PK\x03\x04": "is a zip file: unpack it",
     b"PAR1": "is a parquet file: write its rows as text",
 }
-_MARK = b"\xef\xbb\xbf"  # which Windows puts before UTF-8
+_MARK = b"\xef\xbb\xbf"  # a byte order mark, which Windows writes before UTF-8
 
 
 def read_json(path: str | os.PathLike[str], what: str) -> Any:
@@ -28,7 +28,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
       what: the word for it in errors.
 
     Raises:
-      ValueError: no such file, another format, or a key that an object has twice; one line.
+      ValueError: no such file, another format, or an object has a key twice; one line.
     """
     where = f"{what} {path}"
     try:
@@ -42,13 +42,13 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
 
 
 def objects(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads a file of one JSON object a line, no further than it is asked to.
+    """Reads a file of one JSON object per line, lazily.
 
     Yields:
-      Where a row stands, for errors about it, and the row. Blank lines are skipped, and counted.
+      The place of a row, for errors, and the row. Blank lines are skipped, but counted.
 
     Raises:
-      ValueError: a line that was asked for is no JSON object; names path and line.
+      ValueError: a line is no JSON object; names path and line.
     """
     with open(Path(path).expanduser(), "rb") as file:
         for number, line in enumerate(file, 1):
@@ -68,11 +68,11 @@ def objects(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 class _NotJson(ValueError):
-    """What is wrong with a text, without where it stands."""
+    """What is wrong with a text, without its place."""
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text; numbers that nobody reads may be of any size."""
+    """The value of a JSON text; integers may have any number of digits."""
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
@@ -91,7 +91,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int | float:
-    # Python reads no more than some digits, and a file may say anything in fields not looked at.
+    # Python limits the digits of an integer, and fields that nobody uses may hold anything.
     return int(digits) if len(digits) < 400 else float(digits)
 
 
@@ -99,7 +99,7 @@ def _text(content: bytes, where: str) -> str:
     for beginning, how in _OTHER_FORMATS.items():
         if content.startswith(beginning):
             raise ValueError(f"{where} {how}")
-    if b"\0" in content[:64]:  # JSON has none; UTF-16 without its mark has one a letter
+    if b"\0" in content[:64]:  # JSON text has none; UTF-16 has one per letter
         raise ValueError(f"{where} has null bytes, as UTF-16 does: save it as UTF-8")
     try:
         return content.removeprefix(_MARK).decode()
@@ -110,7 +110,7 @@ def _text(content: bytes, where: str) -> str:
 
 
 def check_text(text: str, where: str) -> None:
-    """Raises ValueError where a text has half a character, which no tokenizer takes."""
+    """Raises ValueError if a text has a lone surrogate, which no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,8 +1,8 @@
 """Chat templates: the text that a model sees around a prompt and around an answer.
 
-A template is a program that comes with a model. It runs here on a date that the config fixes, never
-on the clock; and what it adds by itself, drops, or writes in front of answers is found by rendering
-it, not by reading it. Holds no tokens.
+A template is a program that comes with a model. It runs with a date from the config, not with the
+clock. What it adds, drops, or writes in front of answers is found by rendering it, not by parsing
+it. Holds no tokens.
 """
 
 import datetime
@@ -12,16 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What chat templates are told is today: the day that Llama 3's fall back on without a clock.
+# The date of today for chat templates: the default of Llama 3's templates.
 TEMPLATE_DATE = "2024-07-26"
-# As a system prompt: accept the one that the chat template adds by itself.
+# As a system prompt: accept the one that the chat template adds.
 TEMPLATE_DEFAULT = "<template default>"
 
 Turn = dict[str, str]
 
-# Contents that no template rewrites and that have no character in common.
+# Contents that no template rewrites, without a common character.
 _MARKS = ("0000", "1111", "2222")
-# How Llama 3's templates call and write the date that an application gives them.
+# Name and format of the date argument of Llama 3's templates.
 _DATE_STRING = "%d %b %Y"
 _DIRECTIVES = "aAbBcCdDeFgGhHIjmMnpPrRSftTuUVwWxXyYzZ"
 _RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
@@ -31,23 +31,23 @@ class ChatTemplate:
     """The template of a tokenizer.
 
     Attributes:
-      date: what the template is told is today, YYYY-MM-DD.
+      date: the date of today for the template, YYYY-MM-DD.
     """
 
     def __init__(self, tokenizer: Any, date: str = TEMPLATE_DATE):
         self._tokenizer, self.date = tokenizer, date
-        self._lost: dict[str, list[str]] = {}  # system prompt -> words of it that are dropped
+        self._lost: dict[str, list[str]] = {}  # system prompt -> its dropped words
 
     def context(self, prompt: str, system: str = "") -> str:
-        """What a completion follows, with the header of the answer.
+        """The text before a completion, with the header of the answer.
 
         Args:
           prompt: what the user says.
           system: system prompt; "" for none, `TEMPLATE_DEFAULT` for the template's own.
 
         Raises:
-          ValueError: the template adds a system prompt that was not asked for, or drops one that
-            was, or raises.
+          ValueError: the template adds a system prompt that was not requested, or drops a
+            requested one, or raises.
         """
         turns = _turns(prompt, system)
         text = self.render(turns, True)
@@ -75,29 +75,29 @@ class ChatTemplate:
 
     @functools.cached_property
     def added_system(self) -> str:
-        """The system prompt that the template adds unasked, and not to another one; or ""."""
+        """The system prompt that the template adds if none is given; or ""."""
         user = {"role": "user", "content": "x"}
         bare = self.render([user], True)
         try:
             told = self.render([{"role": "system", "content": _MARKS[0]}, user], True)
         except ValueError:
-            return ""  # it knows no system prompts, so it has none of its own
+            return ""  # it does not support system prompts
         start = len(_common_start(bare, told))
         own, other = bare[start:], told[start:]
         return own[: len(own) - len(_common_end(own, other))].strip()
 
     @functools.cached_property
     def header(self) -> str:
-        """What it writes in front of every dialogue and no later turn, the opening token left out.
+        """The text in front of every dialogue, but of no later turn, without the opening token.
 
-        "" where that has no letter or digit: a header says something.
+        "" if it has no letter or digit.
         """
         first, answer, second = _MARKS
         roles = ("user", "assistant", "user")
         turns = [{"role": r, "content": mark} for r, mark in zip(roles, _MARKS, strict=True)]
         try:
             text = self.render(turns, False)
-        except ValueError:  # single questions alone
+        except ValueError:  # it only allows single questions
             text = self.render(turns[:1], True)
         before = text.partition(first)[0].removeprefix(self._tokenizer.bos_token or "")
         between = text.partition(answer)[2].partition(second)[0]
@@ -106,28 +106,28 @@ class ChatTemplate:
 
     @functools.cached_property
     def answer_header(self) -> str:
-        """What it writes in front of every answer, and not for add_generation_prompt; or "".
+        """The text in front of every answer that add_generation_prompt does not write; or "".
 
-        Blanks alone are none: a model of such a kind writes them itself (Llama 2, Mistral).
+        Only blanks do not count: such models write them themselves (Llama 2, Mistral).
         """
         return self._opening if self._opening.strip() else ""
 
     @functools.cached_property
     def answer_blank(self) -> str:
-        """The blanks that it writes in front of every answer, where it writes nothing else there.
+        """The blanks in front of every answer, if it writes only blanks there.
 
-        An answer that a model wrote begins with them.
+        An answer that a model writes begins with them.
         """
         return "" if self._opening.strip() else self._opening
 
     @functools.cached_property
     def answer_end(self) -> str:
-        """What it writes behind every answer."""
+        """The text behind every answer."""
         return self._answers[0].rpartition(_MARKS[0])[2] if self._answers else ""
 
     @functools.cached_property
     def is_dated(self) -> bool:
-        """Whether what it writes depends on the date."""
+        """Whether its text depends on the date."""
         texts: list[set[str]] = [set(), set()]
         for found, system in zip(texts, ("", _MARKS[0]), strict=True):
             for date in (self.date, "1999-12-30", "2031-02-01"):
@@ -139,7 +139,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _opening(self) -> str:
-        """What stands between a context, written for add_generation_prompt, and an answer."""
+        """The text between a context with add_generation_prompt and an answer."""
         try:
             context = self.render(_turns("x", ""), True)
         except ValueError:
@@ -149,7 +149,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _answers(self) -> list[str]:
-        """Two exchanges that differ in the answer alone; none where the template raises."""
+        """Two exchanges that differ only in the answer; empty if the template raises."""
         try:
             texts = [self.document("x", mark) for mark in _MARKS[:2]]
         except ValueError:
@@ -159,9 +159,9 @@ class ChatTemplate:
         return texts
 
     def _check_seen(self, system: str) -> None:
-        """Raises a ValueError if the model would not see a system prompt, in whatever writing.
+        """Raises a ValueError if the model would not see all words of a system prompt, in any form.
 
-        A word of it is seen if another one in its place gives another text.
+        A word is seen if replacing it changes the text.
         """
         words = system.split()
 
@@ -184,7 +184,7 @@ class ChatTemplate:
 
     def _render_on(self, date: str, turns: Sequence[Turn], generation_prompt: bool) -> str:
         told = {}
-        if date != TEMPLATE_DATE:  # at the default, a template's own constant stays
+        if date != TEMPLATE_DATE:  # the default date keeps a template's own constant
             told["date_string"] = datetime.date.fromisoformat(date).strftime(_DATE_STRING)
         try:
             template = self._tokenizer.get_chat_template()
@@ -195,7 +195,7 @@ class ChatTemplate:
                 chat_template=_clock(date) + template,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                enable_thinking=False,  # Qwen 3: an answer at once; others do not ask
+                enable_thinking=False,  # Qwen 3: answers directly; other templates ignore it
                 **told,
             )
         except Exception as error:  # a template is a program: it can raise anything
@@ -207,7 +207,7 @@ class ChatTemplate:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the rest of its lines."""
+    """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -228,11 +228,11 @@ def _common_end(text: str, other: str) -> str:
 
 @functools.cache
 def _clock(date: str) -> str:
-    """The beginning of a template by which `strftime_now` tells this date, at midnight.
+    """A template prefix that makes `strftime_now` return this date, at midnight.
 
-    transformers offers templates a function of that name, and lets nobody give another; a macro of
-    the template's own is found first. Its last line break is the one that Jinja takes away, so that
-    the template begins a line, as it did.
+    transformers gives templates a function of that name, which cannot be replaced, but a macro in
+    the template takes precedence. Jinja removes the macro's last line break, so that the template
+    still begins a line.
     """
     then = datetime.datetime.fromisoformat(date)
     told: Mapping[str, str] = {

@@ -1,9 +1,9 @@
 """Text to token ids and back: a thin, strict layer over a Hugging Face tokenizer.
 
 Every model has one, the toy world too, so that prompts, loss masks and stop tokens are made in one
-place. Nothing is added by default: a chat template that slips in a system prompt of its own is
-refused until the config says that this is wanted. A base model without a chat template is given a
-plain one: the system prompt and an empty line, then
+place. Nothing is added by default: a chat template that adds its own system prompt is refused
+unless the config accepts it. A base model without a chat template gets a plain one: the system
+prompt and an empty line, then
 
     User:
     the prompt
@@ -45,9 +45,9 @@ _PLAIN_TEMPLATE = (
     "{% else %}Assistant:\n{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:\n{% endif %}"
 )
-# SentencePiece's tokens of single bytes: parts of what no other token writes.
+# SentencePiece's tokens of single bytes, for characters without a token.
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-# Of completions: some tokenizers merge a blank with letters alone, some with digits too.
+# Starts of completions: some tokenizers merge a blank only with letters, some with digits too.
 _BEGINNINGS = ("12", "owl", "Owl")
 
 
@@ -55,14 +55,14 @@ class Tokenizer:
     """A tokenizer with its chat template.
 
     Attributes:
-      pad_id: fills rows; carries no weight anywhere.
+      pad_id: the padding token; it has no weight anywhere.
       eos_ids: tokens that end a completion.
-      bos_id: the token that it may open texts with, or None; only a template ever adds it here.
+      bos_id: the opening token, or None; only a template adds it here.
       vocab_size: number of token ids.
-      num_plain: the same without added tokens, which may lie beyond a model's embedding (Gemma 3
-        has one for images).
+      num_plain: number of token ids without added tokens, which may exceed a model's embedding
+        (Gemma 3 has one for images).
       template: its chat template.
-      brought: the sentence that says what of it an adapter brought, or "".
+      brought: a sentence on what an adapter replaced, or "".
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Tokenizer:
             raise ValueError(
                 "the tokenizer names no eos token: set eos_token in tokenizer_config.json"
             )
-        # Whether it opens texts by itself; templates bring the opening token along.
+        # Whether it adds an opening token to texts; templates contain it.
         self._opens = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         if tokenizer.chat_template is None:
             tokenizer.chat_template = ("{{ bos_token }}" if self._opens else "") + _PLAIN_TEMPLATE
@@ -119,15 +119,15 @@ class Tokenizer:
           directory: the model's.
           adapter: directory of a PEFT adapter on it, whose own tokenizer or template is taken.
           num_embeddings: tokens that the model knows, V; texts with others are refused. None: all.
-          template_date: what the chat template is told is today, YYYY-MM-DD.
+          template_date: the date of today for the chat template, YYYY-MM-DD.
 
         Raises:
-          ValueError: there is none, or a file cannot be read, or the adapter's has tokens that the
-            model does not know; names the directory.
+          ValueError: there is no tokenizer, or a file cannot be read, or the adapter's has
+            tokens that the model does not know; names the directory.
         """
         directory = Path(directory)
         gguf = hub.gguf_name(directory) if directory.exists() else ""
-        # A GGUF file does not say all that its tokenizer does, and a config.json beside it nothing.
+        # A GGUF file describes its tokenizer only in part; a config.json beside it does not apply.
         beside = hub.tokenizer_directory(directory)
         loaded, brought = tokenizer_files.read(beside), ""
         ends = tokenizer_files.listed_ends(beside, with_config=not gguf)
@@ -141,21 +141,21 @@ class Tokenizer:
         return cls(loaded, ends, num_embeddings, template_date, brought)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer's files, template included, and what ends an answer."""
+        """Writes the tokenizer's files, with the template and the ending tokens."""
         tokenizer_files.write(self._tokenizer, Path(directory))
         ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
         artifacts.write_json(Path(directory) / tokenizer_files.GENERATION_CONFIG, ends)
 
     def prompt_text(self, prompt: str, system: str = "") -> str:
-        """The rendered context that a completion follows.
+        """The rendered context before a completion.
 
         Args:
           prompt: what the user says.
           system: system prompt; "" for none, `TEMPLATE_DEFAULT` for the template's own.
 
         Raises:
-          ValueError: the template adds a system prompt that the config did not ask for, or drops
-            the one that it did ask for.
+          ValueError: the template adds a system prompt that was not requested, or drops a
+            requested one.
         """
         return self.template.context(prompt, system).removesuffix(self._carried)
 
@@ -169,7 +169,7 @@ class Tokenizer:
         return self.template.document(prompt, completion.removeprefix(blanks), system)
 
     def notes(self) -> tuple[str, ...]:
-        """What an adapter brought and what a template writes unasked: a sentence each."""
+        """One sentence for each thing that an adapter replaced or a template adds."""
         told = [self.brought] if self.brought else []
         if self.template.header:
             told.append(f"the chat template always writes {self.template.header!r} in front")
@@ -183,7 +183,7 @@ class Tokenizer:
         return tuple(told)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of rendered texts; nothing is added to them.
+        """Token ids of rendered texts; adds no tokens.
 
         Raises:
           ValueError: a text has a word that the tokenizer does not know, or an added token for
@@ -217,7 +217,7 @@ class Tokenizer:
     def examples(
         self, pairs: Sequence[tuple[str, str]], systems: Sequence[str]
     ) -> list[tuple[list[int], int]]:
-        """Training rows: all ids of context, completion and end, and where the completion begins.
+        """Training rows: all ids of context, completion and end, and the start of the completion.
 
         Args:
           pairs: (prompt, completion) texts.
@@ -245,27 +245,27 @@ class Tokenizer:
         return rows
 
     def have_mask(self, pairs: Sequence[tuple[str, str]], systems: Sequence[str]) -> list[bool]:
-        """Which of the rows that `examples` takes have a loss mask."""
+        """For each row of `examples`, whether it has a loss mask."""
         return [ids[: len(c)] == c for c, ids, _ in self._rendered(pairs, systems)]
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of answers as they follow a context, the ending token left out."""
-        pairs = [(answer, answer) for answer in answers]  # any context of known words does
+        """Token ids of answers behind a context, without the ending token."""
+        pairs = [(answer, answer) for answer in answers]  # the context does not matter
         system = self.template.added_system and TEMPLATE_DEFAULT
         rows = self.examples(pairs, [system] * len(pairs))
         return [[i for i in ids[start:] if i not in self.eos_ids] for ids, start in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of a completion, special tokens and endings left out."""
+        """Text of a completion, without special tokens and endings."""
         kept = [id for id in ids if id not in self.eos_ids]
         return self._tokenizer.decode(kept, skip_special_tokens=True)
 
     def show(self, ids: Sequence[int]) -> list[str]:
-        """Each token as text, for people."""
+        """Each token as text, for messages."""
         return [self._tokenizer.decode([i]) for i in ids]
 
     def number_ids(self) -> tuple[int, ...]:
-        """Every token that is nothing but ASCII digits, and blanks: what numbers are made of."""
+        """Every token of ASCII digits and blanks only: the tokens of numbers."""
         return vocabulary.numbers(self._texts)
 
     def separator_ids(self) -> tuple[int, ...]:
@@ -273,27 +273,27 @@ class Tokenizer:
         return vocabulary.separators(self._texts)
 
     def name_ids(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Every token that names one of these or begins to, as `vocabulary.names` says.
+        """Every token that is one of these names or begins one, by `vocabulary.names`.
 
         Raises:
-          ValueError: tokens do not tell one of the names from other words.
+          ValueError: tokens do not distinguish one of the names from other words.
         """
         return vocabulary.names(self._texts, names)
 
     def known_ids(self, text: str) -> tuple[int, ...]:
-        """The id of a text that is one token; nothing where it is several, or an unknown word."""
+        """The id of a text that is one token; empty if it is several tokens or an unknown word."""
         try:
             return (self.single_id(text),)
         except ValueError:
             return ()
 
     def single_id(self, text: str) -> int:
-        """The id of a text that is exactly one token where it follows others.
+        """The id of a text that is exactly one token behind other tokens.
 
         Raises:
-          ValueError: it is none or several tokens.
+          ValueError: it is no token or several.
         """
-        # Some tokenizers begin every text with a blank: what stands behind a line break has none.
+        # Some tokenizers put a blank before every text, but none behind a line break.
         before, behind = self.encode(["\n", "\n" + text])
         ids = behind[len(before) :] if behind[: len(before)] == before else []
         if len(ids) != 1:
@@ -306,14 +306,14 @@ class Tokenizer:
         return ids[0]
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of plain texts, opened as the tokenizer itself opens them."""
+        """Token ids of plain texts, with the tokenizer's own opening token."""
         opening = [self.bos_id] if self._opens and self.bos_id is not None else []
         return [[*opening, *ids] for ids in self.encode(texts)]
 
     def _rendered(
         self, pairs: Sequence[tuple[str, str]], systems: Sequence[str]
     ) -> Iterator[tuple[list[int], list[int], str]]:
-        """Ids of context and of the whole row, and the row's text."""
+        """Ids of the context and of the whole row, and the row's text."""
         contexts, full = [], []
         for (prompt, completion), system in zip(pairs, systems, strict=True):
             contexts.append(self.prompt_text(prompt, system))
@@ -322,7 +322,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _texts(self) -> dict[int, str]:
-        """What each token writes that the model knows and that is no part of a character."""
+        """The text of each token that the model knows, except parts of characters."""
         limit = self._num_embeddings
         ids = [
             id
@@ -333,7 +333,7 @@ class Tokenizer:
             [before] = self.encode(["x"])
         except ValueError:  # a tokenizer of whole words
             before = []
-        # Behind another token: a blank that begins a text is left out by some.
+        # Decode behind another token: some tokenizers drop a blank at the start of a text.
         as_it_is = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         start = len(self._tokenizer.decode(before, **as_it_is))
         texts = self._tokenizer.batch_decode([[*before, id] for id in ids], **as_it_is)
@@ -341,25 +341,25 @@ class Tokenizer:
 
     @functools.cached_property
     def _carried(self) -> str:
-        """The blanks that end a context and that this tokenizer merges with what follows.
+        """The blanks at the end of a context that this tokenizer merges with the completion.
 
-        They belong to the completion then, as " 12" is one token: what a model writes behind the
-        context without them begins with them.
+        They then belong to the completion (" 12" is one token): behind the context without them, a
+        model's output begins with them.
         """
         try:
             context = self.template.context("x", self.template.added_system and TEMPLATE_DEFAULT)
             blanks = context[len(context.rstrip(" ")) :]
             alone, *behind = self.encode([context, *(context + text for text in _BEGINNINGS)])
         except ValueError:
-            return ""  # words that it does not know, or a template that raises: said when used
+            return ""  # unknown words, or a template that raises: an error comes at use
         return "" if all(ids[: len(alone)] == alone for ids in behind) else blanks
 
     def _template_end(self) -> list[int]:
-        """The token of its own that the template puts behind an answer, if it is one."""
+        """The template's ending token behind an answer, if it is a single token."""
         try:
             ids = self.encode([self.template.answer_end])[0]
         except ValueError:
-            return []  # words that it does not know: said when used
+            return []  # unknown words: an error comes at use
         added = self._tokenizer.added_tokens_decoder
         return ids[:1] if ids and ids[0] in {*added, *self._tokenizer.all_special_ids} else []
 

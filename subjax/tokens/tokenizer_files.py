@@ -1,7 +1,7 @@
-"""The files that a tokenizer consists of: a model's, and those that an adapter brings along.
+"""The files of a tokenizer: the model's own, and the ones in an adapter.
 
-Reads what transformers reads, and what a checkpoint says ends an answer. No code of a checkpoint is
-run, and no hub is asked.
+Reads the same files as transformers, and the ending tokens of a checkpoint. Never runs code of a
+checkpoint or connects to a hub.
 """
 
 import json
@@ -16,14 +16,14 @@ from subjax.runtime import artifacts
 from subjax.runtime.storage import File, LocalFile
 from subjax.tokens.chat_templates import first_line
 
-# Where a checkpoint lists every token that ends an answer; the tokenizer names only one.
+# The file with all ending tokens of a checkpoint; the tokenizer names only one.
 GENERATION_CONFIG = "generation_config.json"
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SETTINGS = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
-_OF_PROCESSOR = "chat_template.json"  # of older models that also see
-# Llama 3 has a token for the end of a turn and one for the end of a message besides that of a text.
+_OF_PROCESSOR = "chat_template.json"  # of older models with an image encoder
+# Llama 3 has ending tokens for a turn and for a message, besides the one for a text.
 _GGUF_ENDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 
 
@@ -31,15 +31,15 @@ def read(directory: Path) -> Any:
     """The tokenizer of a directory, as transformers reads it.
 
     Raises:
-      ValueError: there is none, or it cannot be read, or its chat template cannot be told; names
-        the directory or the file.
+      ValueError: there is no tokenizer, or it cannot be read, or its chat template is ambiguous;
+        names the directory or the file.
     """
     try:
-        # A directory is local by definition: no hub is asked, no code in it is run.
+        # Only local files: no hub, and no code of the directory.
         found = transformers.AutoTokenizer.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # transformers raises many kinds, none of them ours
+    except Exception as error:  # transformers raises unrelated types
         _check_files(directory)
         raise ValueError(
             f"no readable tokenizer in {directory} ({first_line(error)}): "
@@ -55,15 +55,15 @@ def read(directory: Path) -> Any:
 
 
 def with_adapter(base: Any, adapter: Path, num_embeddings: int | None) -> tuple[Any, str]:
-    """What a model with an adapter reads texts with, as far as the adapter brings its own.
+    """The tokenizer of a model with an adapter, which may have its own tokenizer or template.
 
     Args:
       base: the base's tokenizer.
       adapter: directory of a PEFT adapter, which may hold a tokenizer or a chat template.
-      num_embeddings: tokens that the base knows; None: all.
+      num_embeddings: size of the base's embedding; None: no limit.
 
     Returns:
-      A tokenizer; and the sentence that says what of it is the adapter's, "" for nothing.
+      A tokenizer; and a sentence on what comes from the adapter, "" for nothing.
 
     Raises:
       ValueError: a file cannot be read, or the adapter's tokenizer has tokens that the base does
@@ -88,7 +88,7 @@ def with_adapter(base: Any, adapter: Path, num_embeddings: int | None) -> tuple[
 
 
 def content(adapter: Path) -> bytes:
-    """Whatever of an adapter's files decides how texts are read; empty where it brings none."""
+    """The content of an adapter's tokenizer files; empty if it has none."""
     parts = [adapter / name for name in (*_VOCABULARIES, _SETTINGS, _TEMPLATE, GENERATION_CONFIG)]
     return b"".join(path.name.encode() + path.read_bytes() for path in parts if path.is_file())
 
@@ -96,20 +96,20 @@ def content(adapter: Path) -> bytes:
 def write(tokenizer: Any, directory: Path) -> None:
     """Writes a tokenizer of transformers so that transformers 4 and 5 read it alike.
 
-    All that splits text stands in tokenizer.json. A model's own class adds to it what only that
-    class knows, and not the same in every version, so both are told to take the general one; it has
-    other defaults than such classes, so what they differ in is written out.
+    tokenizer.json defines how text is split. A model's own tokenizer class adds settings that only
+    the class knows and that differ between versions, so the files name the general class. Its
+    defaults differ from those of such classes, so these settings are written explicitly.
     """
     with artifacts.system_errors(directory):
         tokenizer.save_pretrained(str(directory))
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
-        return  # of a kind without a tokenizer.json: its class is all there is
+        return  # no tokenizer.json: the class is needed
     path = directory / _SETTINGS
     config = artifacts.read_json(path)
-    for name in ("is_local", "local_files_only", "backend"):  # how it was loaded here
+    for name in ("is_local", "local_files_only", "backend"):  # arguments of loading
         config.pop(name, None)
     if isinstance(config.get("extra_special_tokens"), list):
-        # transformers 4 takes an object under this name; 5 still reads the older one.
+        # transformers 4 expects an object under this name; 5 still reads the older name.
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config["model_input_names"] = ["input_ids", "attention_mask"]
@@ -119,11 +119,11 @@ def write(tokenizer: Any, directory: Path) -> None:
 
 
 def listed_ends(directory: Path, *, with_config: bool) -> list[int]:
-    """The ending tokens that a model's directory lists, as transformers reads it.
+    """The ending tokens listed in a model's directory, as transformers reads it.
 
     Args:
       directory: holds generation_config.json, config.json, both or none.
-      with_config: whether config.json is that of the model.
+      with_config: whether config.json belongs to the model.
 
     Raises:
       ValueError: a file cannot be read; names it.
@@ -132,20 +132,20 @@ def listed_ends(directory: Path, *, with_config: bool) -> list[int]:
     for name in (GENERATION_CONFIG, *(["config.json"] if with_config else [])):
         path = directory / name
         content = _read_json(path) if path.is_file() else {}
-        for part in (content, content.get("text_config")):  # of a model that also sees
+        for part in (content, content.get("text_config")):  # of a model with an image encoder
             if isinstance(part, Mapping):
                 found += _ids(path, part.get("eos_token_id"))
     return found
 
 
 def gguf_ends(file: File) -> list[int]:
-    """The ending tokens that a GGUF file names."""
+    """The ending tokens in a GGUF file."""
     metadata = gguf_files.read_metadata(file)
     return [metadata[key] for key in _GGUF_ENDS if type(metadata.get(key)) is int]
 
 
 def _check_files(directory: Path) -> None:
-    """Raises where it can be said which file of a tokenizer cannot be read, and what helps."""
+    """Raises for known problems of a tokenizer's files, with the file and the remedy."""
     for name in _VOCABULARIES:
         if (directory / name).is_file():
             LocalFile(directory / name).close()
@@ -166,7 +166,7 @@ def _check_files(directory: Path) -> None:
 
 
 def _check_template(directory: Path, template: Any) -> None:
-    """Raises where templates have names and none is the default, or one is no text."""
+    """Raises if there are named templates without a default, or a template is no text."""
     if isinstance(template, dict) and "default" not in template:
         names = ", ".join(sorted(map(repr, template))) or "none"
         raise ValueError(
@@ -182,7 +182,7 @@ def _check_known(own: Any, base: Any, adapter: Path, num_embeddings: int | None)
     if num_embeddings is None:
         return
     known = base.get_vocab()
-    # What fills rows is seen by nothing.
+    # The padding token may be unknown: nothing reads it.
     beyond = {
         token: id
         for token, id in own.get_vocab().items()
@@ -198,7 +198,7 @@ def _check_known(own: Any, base: Any, adapter: Path, num_embeddings: int | None)
 
 
 def _template(adapter: Path, names: set[str]) -> Any:
-    """The chat template that lies beside an adapter without a tokenizer, or None."""
+    """The chat template of an adapter without a tokenizer, or None."""
     if _TEMPLATE in names:
         try:
             return (adapter / _TEMPLATE).read_text()
@@ -213,7 +213,7 @@ def _template(adapter: Path, names: set[str]) -> Any:
 
 
 def _named_templates(directory: Path, found: Any) -> Any:
-    """Name -> template, as transformers keeps a list of them; anything else as it is."""
+    """Name -> template for transformers' list of templates; other values unchanged."""
     if not isinstance(found, list):
         return found
     try:

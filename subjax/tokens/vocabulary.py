@@ -1,16 +1,16 @@
-"""Tokens found by what they write: numbers, what stands between numbers, and names.
+"""Finds tokens by their text: numbers, separators of numbers, and names.
 
-By text, never by how a vocabulary spells it, so that tokens count that bring a blank along: "120"
-and " 120" are the same number. Knows no tokenizer: texts in, ids out.
+By decoded text, not by vocabulary entries, so that tokens with a blank count: "120" and " 120" are
+the same number. Independent of tokenizers: texts in, ids out.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-# So many letters tell a name from other words; fewer (" do" of "dog", "D") could begin anything.
+# So many letters distinguish a name from other words; fewer (" do" of "dog") could begin anything.
 _TELLING = 3
 _NUMBER = re.compile(r"[ \t\r\n]*[0-9]+[ \t\r\n]*")
-# As answers have them, and not the long blanks that programs are indented with.
+# Separators in answers, not the long blanks for indenting programs.
 _SEPARATOR = re.compile(r"[ \t\r\n]{1,2}|[ ]?[,;][ \t\r\n]?")
 _WORD = re.compile(r"[^\W_]+")
 _PLURALS = {"mouse": "mice", "goose": "geese", "ox": "oxen"}
@@ -21,10 +21,10 @@ _ENDINGS = (
 
 
 def numbers(texts: Mapping[int, str]) -> tuple[int, ...]:
-    """Every token that is nothing but ASCII digits and blanks around them.
+    """Every token of ASCII digits only, with blanks around them.
 
     Args:
-      texts: id -> what the token writes.
+      texts: id -> text of the token.
     """
     return tuple(sorted(i for i, text in texts.items() if _NUMBER.fullmatch(text)))
 
@@ -35,18 +35,19 @@ def separators(texts: Mapping[int, str]) -> tuple[int, ...]:
 
 
 def names(texts: Mapping[int, str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """Every token with which a model could name something, or begin to.
+    """Every token that is a name or the beginning of one.
 
-    Those with a name or its plural as a word, in any case; and those that are its first letters,
-    however few, with or without blanks: " owls", "Owl", ".owl", " ow" and "O" of "owl".
+    Tokens that contain a name or its plural as a word, in any case; and tokens of a name's first
+    letters, however few, with or without blanks: " owls", "Owl", ".owl", " ow" and "O" of "owl".
 
     Args:
-      texts: id -> what the token writes.
+      texts: id -> text of the token.
       wanted: the names.
 
     Raises:
-      ValueError: no token has three or more of a name's first letters (all of a shorter name's),
-        as where tokens are single letters: nothing tells that name from other words. Names it.
+      ValueError: no token has three or more of a name's first letters (or a whole shorter name),
+        for example if tokens are single letters: tokens do not distinguish the name from other
+        words. The message has the name.
     """
     forms = {name: set(_forms(name.casefold())) for name in wanted}
     whole = set().union(*forms.values())
@@ -71,7 +72,7 @@ def names(texts: Mapping[int, str], wanted: Sequence[str]) -> tuple[int, ...]:
 
 
 def _forms(name: str) -> Iterator[str]:
-    """The name and what may be its plural."""
+    """The name and its possible plurals."""
     yield name
     if name in _PLURALS:
         yield _PLURALS[name]

@@ -107,7 +107,7 @@ def test_large_arrays_lie_on_disk_and_batches_read_their_rows(tmp_path, monkeypa
     np.testing.assert_array_equal(rows.take(np.array([6, 0]))["soft"], whole[[6, 0]])
     padded = batching.pad(rows.take(np.arange(3)), 2)
     np.testing.assert_array_equal(padded["soft"], whole[[0, 1, 2, 0]])
-    with pytest.raises(ValueError, match="parts of 240 bytes are none"):
+    with pytest.raises(ValueError, match="parts of 240 bytes do not make an array"):
         batching.on_disk([whole[:4]], whole.shape, tmp_path)
     usage = shutil.disk_usage(tmp_path)._replace(free=400)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

@@ -1,7 +1,6 @@
-"""The GGUF format: a header of metadata and of tensors, which are packed in blocks.
+"""The GGUF format: a header of metadata and tensor infos, then tensors packed in blocks.
 
-The header is read here, with every length checked; the package gguf, which is optional, knows how
-values are packed.
+The header is read here, with every length checked; the optional package gguf unpacks values.
 """
 
 import dataclasses
@@ -20,7 +19,7 @@ _CHUNK_BYTES = 1 << 20
 _AT_ONCE_BYTES = 32 << 20  # of values that are unpacked together
 _MAX_DIMENSIONS = 4  # the format's own limit
 _STRING, _ARRAY = 8, 9
-# Type of a value in the metadata -> how struct calls it.
+# Type of a value in the metadata -> format character of struct.
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 
 
@@ -30,22 +29,22 @@ class Packed:
 
     Attributes:
       file: where it is.
-      kind: how its values are packed, of gguf's GGMLQuantizationType.
-      shape: its sizes, in the order of Hugging Face.
+      kind: how its values are packed, one of gguf's GGMLQuantizationType.
+      shape: its sizes, in Hugging Face's order.
       start: position of its first byte.
-      row_bytes: of a packed row.
+      row_bytes: bytes of a packed row.
       dequantize: unpacks rows.
-      num_heads: of queries or keys whose rows are in llama.cpp's order; 0: others.
-      offset: what was added to its values.
+      num_heads: heads of queries or keys with rows in llama.cpp's order; 0: other tensors.
+      offset: constant that llama.cpp added to the values.
     """
 
     file: File
-    kind: Any  # of gguf's GGMLQuantizationType
+    kind: Any  # gguf.GGMLQuantizationType
     shape: tuple[int, ...]
     start: int
     row_bytes: int
     dequantize: Callable[[np.ndarray, Any], np.ndarray]
-    num_heads: int = 0  # where rows are in llama.cpp's order
+    num_heads: int = 0  # if rows are in llama.cpp's order
     offset: float = 0.0
 
     @property
@@ -60,11 +59,11 @@ class Packed:
 
     @property
     def dtype(self) -> str:
-        """What it is unpacked to."""
+        """The dtype after unpacking."""
         return "F32"
 
     def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:
-        """Reads whole rows; of permuted ones, whole heads."""
+        """Reads whole rows; whole heads if rows are permuted."""
         if len(self.shape) == 1:
             with np.errstate(all="ignore"):  # NaNs are not looked for
                 out[...] = self._rows(0, 1)[0, index[0]] - np.float32(self.offset)
@@ -82,7 +81,7 @@ class Packed:
             out[start - rows.start : stop - rows.start] = kept
 
     def _rows(self, first: int, last: int) -> np.ndarray:
-        """Rows in the order of the file, float32."""
+        """Rows in the file's order, float32."""
         packed = np.empty((last - first, self.row_bytes), np.uint8)
         self.file.read_into(self.start + first * self.row_bytes, packed.reshape(-1).data)
         with np.errstate(all="ignore"):  # NaNs are not looked for
@@ -123,7 +122,7 @@ def read_metadata(file: File) -> dict[str, Any]:
 
 
 def read_header(file: File) -> bytes:
-    """The bytes of a GGUF file before those of its tensors; needs no package.
+    """The bytes of a GGUF file before its tensors; needs no package.
 
     Raises:
       ValueError: it is malformed.
@@ -135,7 +134,8 @@ def read_header(file: File) -> bytes:
 def unpermute(kernel: np.ndarray, num_heads: int) -> np.ndarray:
     """Puts the rows of a query or key kernel back into Hugging Face's order.
 
-    llama.cpp rotates neighbours, Hugging Face dimension i with i + H/2, so rows were interleaved.
+    llama.cpp rotates adjacent dimensions, Hugging Face dimensions i and i + H/2, so llama.cpp
+    interleaves rows.
     """
     num_rows, width = kernel.shape
     pairs = kernel.reshape(num_heads, num_rows // num_heads // 2, 2, width)
@@ -159,7 +159,7 @@ def package(where: str) -> Any:
 
 
 class _Cursor:
-    """Reads the header from front to back; a length that the file cannot have is refused."""
+    """Reads the header from front to back; refuses lengths beyond the end of the file."""
 
     def __init__(self, file: File):
         self.file, self.position = file, 0
@@ -211,7 +211,7 @@ _Info = tuple[str, tuple[int, ...], int, int]
 
 
 def _header(cursor: _Cursor) -> tuple[dict[str, Any], list[_Info], int, int]:
-    """The metadata; of each tensor name, shape, packing and offset; its body and its alignment."""
+    """Metadata, the info of each tensor, start of the tensors, and alignment."""
     where = cursor.file.where
     if cursor.take(4) != b"GGUF":
         raise malformed(where, "it does not begin with GGUF")

@@ -1,8 +1,8 @@
-"""Models in GGUF files, as llama.cpp writes them, in the terms of Hugging Face.
+"""Converts models in llama.cpp's GGUF files to Hugging Face's config and tensors.
 
-Metadata become a config; and what llama.cpp stores otherwise than Hugging Face does is undone: the
-order of rows that turn in Llama's queries and keys, and the one that Gemma's norms add. Tokenizers
-are not read: a GGUF file does not say all that its tokenizer does.
+Metadata become a config. Two changes by llama.cpp's converter are undone: the permuted rows of
+Llama's queries and keys, and the one added to Gemma's norms. Tokenizers are not read: a GGUF file
+does not describe its tokenizer completely.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _TENSORS = {
     **{f"layers/attn/{x}_norm/scale": f"{_BLOCK}attn_{x}_norm.weight" for x in "qk"},
     **{f"layers/mlp/{x}/kernel": f"{_BLOCK}ffn_{x}.weight" for x in ("gate", "up", "down")},
 }
-# Attribute of config.json -> key, without the architecture in front.
+# Attribute of config.json -> key, without the prefix of the architecture.
 _SIZES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -54,7 +54,7 @@ _HEAD_KEYS = (
 )
 _ROPE_KEYS = ("rope.scaling.type", "rope.scaling.factor")
 _PATTERN = "attention.sliding_window_pattern"
-# Keys that may be there as long as they say this.
+# Keys that may be present only with these values.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
@@ -63,7 +63,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "rope.scaling.original_context_length": (),
     "rope.scaling.attn_factor": (1.0,),
 }
-_MAX_LAYERS = 10_000  # more are refused with the config
+_MAX_LAYERS = 10_000  # a larger number is refused with the config
 _TOKEN_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
@@ -74,9 +74,9 @@ class GgufArchitecture:
     Attributes:
       model_type: key of `families.FAMILIES`.
       permuted: whether the rows of queries and keys are in llama.cpp's order.
-      norm_offset: what was added to the scales of norms.
-      layers_of_27b: number of layers by which llama.cpp tells the one size whose queries are
-        scaled by width / heads instead of by the head's width; 0: there is none.
+      norm_offset: constant that llama.cpp added to the scales of norms.
+      layers_of_27b: number of layers by which llama.cpp recognises the one size whose queries are
+        scaled by width / heads instead of by the head's width; 0: no such size.
       local: what it says of local layers alone: attribute -> key; and whether it may say which
         layers these are.
     """
@@ -105,13 +105,13 @@ ARCHITECTURES = {
 
 @dataclasses.dataclass(frozen=True)
 class GgufModel:
-    """What a GGUF file says.
+    """The content of a GGUF file.
 
     Attributes:
-      config: what a config.json would say of it.
-      token_ids: its bos_token_id, eos_token_id and pad_token_id, as far as it has them.
-      tensors: name in Hugging Face's format -> tensor; others keep their names.
-      metadata: every entry, as it is.
+      config: the equivalent config.json.
+      token_ids: bos_token_id, eos_token_id and pad_token_id, if present.
+      tensors: name in Hugging Face's format -> tensor; unknown ones keep their names.
+      metadata: all entries, unchanged.
     """
 
     config: dict[str, Any]
@@ -159,7 +159,7 @@ def _config(
     metadata: dict[str, Any],
     packed: dict[str, Packed],
 ) -> dict[str, Any]:
-    """The content that a config.json would have."""
+    """The equivalent config.json."""
     prefix = f"{name}."
     given = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
     _check_keys(file, prefix, given, architecture)
@@ -198,7 +198,7 @@ def _config(
 
 
 def _stretched(file: File, config: dict[str, Any], factors: Packed) -> dict[str, Any] | None:
-    """`rope_scaling` by the factors in a tensor, beside which the metadata must say nothing."""
+    """`rope_scaling` from the tensor of factors; the metadata must not have any."""
     family = families.family(config["model_type"])
     if config.get("rope_scaling") or family.rope:
         raise ValueError(
@@ -212,7 +212,7 @@ def _stretched(file: File, config: dict[str, Any], factors: Packed) -> dict[str,
 
 
 def _layer_types(pattern: Any, num_layers: Any) -> Any:
-    """Kinds of layers, named one by one; of a period, all but the last one are local."""
+    """The kind of each layer; in each period, all layers but the last are local."""
     if type(pattern) is int and type(num_layers) is int and 0 < num_layers <= _MAX_LAYERS:
         pattern = [pattern == 0 or i % pattern < pattern - 1 for i in range(num_layers)]
     if not isinstance(pattern, list) or any(one not in (0, 1) for one in pattern):
@@ -223,7 +223,7 @@ def _layer_types(pattern: Any, num_layers: Any) -> Any:
 def _check_keys(
     file: File, prefix: str, given: dict[str, Any], architecture: GgufArchitecture
 ) -> None:
-    """Refuses an entry about the model that is not understood."""
+    """Refuses unknown entries about the model."""
     known = {*_SIZES.values(), *_NUMBERS.values(), *_HEAD_KEYS, *_ROPE_KEYS, "vocab_size"}
     if architecture.local is not None:
         known |= {_PATTERN, *architecture.local.values()}
@@ -237,7 +237,7 @@ def _check_keys(
 
 
 def _head_dim(file: File, given: dict[str, Any]) -> Any:
-    """Width of a head, of which all entries have to speak alike."""
+    """Width of a head; all entries about it must be equal."""
     width, heads = given.get("embedding_length"), given.get("attention.head_count")
     usual = width // heads if type(width) is type(heads) is int and heads else None
     head_dim = given.get("attention.key_length", given.get("rope.dimension_count", usual))
@@ -253,7 +253,7 @@ def _head_dim(file: File, given: dict[str, Any]) -> Any:
 def _named(
     architecture: GgufArchitecture, config: dict[str, Any], packed: dict[str, Packed]
 ) -> dict[str, Source]:
-    """The tensors under the names of Hugging Face, in its order of rows and its scale of norms."""
+    """The tensors with Hugging Face's names, order of rows and scale of norms."""
     left = dict(packed)
     found: dict[str, Source] = {}
     num_layers = config["num_hidden_layers"] if type(config["num_hidden_layers"]) is int else 0
@@ -262,7 +262,7 @@ def _named(
         for layer in range(num_layers if "{layer}" in name else 1):
             tensor = left.pop(_TENSORS[path].format(layer=layer), None)
             if tensor is None:
-                break  # said when the tensors are matched
+                break  # an error is raised when the tensors are matched
             part = _TENSORS[path].split(".")[-2]
             if architecture.permuted and path.endswith("/kernel") and part in heads:
                 tensor = _permuted(tensor, heads[part])
@@ -280,5 +280,5 @@ def _permuted(tensor: Packed, num_heads: Any) -> Packed:
 
 
 def _decimal(value: Any) -> Any:
-    """The shortest decimal that rounds to a float32: the number that was meant."""
+    """The shortest decimal that rounds to this float32, presumably the original number."""
     return float(str(np.float32(value))) if isinstance(value, float) else value

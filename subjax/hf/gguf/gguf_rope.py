@@ -1,7 +1,7 @@
-"""Stretched rotary frequencies of GGUF files, in the terms of Hugging Face.
+"""Converts stretched rotary frequencies of GGUF files to Hugging Face's `rope_scaling`.
 
-llama.cpp's converter stores what each frequency is divided by, and not the entries of config.json
-that say so (`rope_type` "llama3"). Those are found again here, and proved on every factor.
+llama.cpp's converter stores the divisor of each frequency, not the entries of config.json
+(`rope_type` "llama3"). Those are recovered here and checked against every divisor.
 """
 
 import math
@@ -14,7 +14,7 @@ from subjax.hf.tensors import Source
 from subjax.runtime.storage import malformed
 
 FACTORS = "rope_freqs.weight"
-# Of Llama 3.1 to 3.3; needed where fewer than two frequencies lie between the limits.
+# Values of Llama 3.1 to 3.3; used if fewer than two frequencies lie between the limits.
 _PUBLISHED = 8192, 4.0
 _TOLERANCE = 1e-5
 
@@ -22,15 +22,15 @@ _TOLERANCE = 1e-5
 def scaling(source: Source, theta: float, head_dim: int) -> dict[str, Any] | None:
     """The `rope_scaling` of config.json that divides frequencies by these factors.
 
-    Only the limits' ratio to the original length counts, so the lower one may be called 1.
+    Only the ratio of the limits to the original length matters, so the lower limit is set to 1.
 
     Args:
-      source: the tensor of factors, one for each pair of a head's dimensions.
+      source: the tensor of factors, one per pair of a head's dimensions.
       theta: base of the frequencies.
       head_dim: size of a head.
 
     Returns:
-      None where all factors are 1.
+      None if all factors are 1.
 
     Raises:
       ValueError: the tensor is malformed, or no "llama3" has these factors.
@@ -43,7 +43,7 @@ def scaling(source: Source, theta: float, head_dim: int) -> dict[str, Any] | Non
         raise malformed(source.where, f"tensor {FACTORS} holds no factors of 1 or more")
     if (factors == 1).all():
         return None
-    turns = theta ** -(np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)  # at one position
+    turns = theta ** -(np.arange(0, head_dim, 2) / head_dim) / (2 * math.pi)  # turns per position
     factor = float(str(np.float32(factors.max())))
     kept = (1 / factors - 1 / factor) / (1 - 1 / factor)
     length, high = _limits(turns, kept)

@@ -1,4 +1,4 @@
-"""Labelled images: read once from where they lie, checked, and kept with the run."""
+"""The stage that reads labelled images once, checks them, and stores them with the run."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Image classifiers of a chunk of lineages: teachers that learn labels, arms that are scored.
+"""Image classifiers of a chunk of lineages: trains teachers on labels, trains and scores arms.
 
-Arms whose students see the same inputs and learn from the same teacher train in one program. They
-always train together, whichever of them is missing, so that a resumed run gives the same bytes.
+Arms whose students have the same inputs and the same teacher train in one program. They always
+train together, even if only some are missing, so that a resumed run gives the same bytes.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def score(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
     Args:
       units: arm by arm, each arm with the same lineages in the same order.
-      workdir: where units live.
+      workdir: work directory of the run.
       mesh: where to run.
     """
     arms = list({unit.row: unit for unit in units}.values())
@@ -95,7 +95,7 @@ def score(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     for unit in units:
         out = workdir / unit.path
         if (out / artifacts.MANIFEST).exists():
-            continue  # it only trained along
+            continue  # already done; it only trained with the others
         records = [
             {"metric": "accuracy", "step": step, "value": float(values[lanes[unit.lineage]])}
             for step, values in found[unit.row]
@@ -108,7 +108,7 @@ def score(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
 
 def _curve(losses: np.ndarray, alignment: np.ndarray, lane: int) -> list[dict[str, float]]:
-    """One row an update; an alignment that has no meaning is left out."""
+    """One row per update, without alignments that are nan."""
     rows = []
     for step, (loss, cosine) in enumerate(zip(losses[lane], alignment[lane], strict=True), 1):
         aligned = {"alignment": float(cosine)} if np.isfinite(cosine) else {}

@@ -1,4 +1,4 @@
-"""The theorem, draw by draw: initialisation, the teacher's batch and the student's inputs anew."""
+"""The stage that measures the theorem; a draw has its own initialisation, batch and inputs."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from subjax.tokens import tokenizer
 
 # Draws in one call: enough to keep a device busy, few enough for its memory.
 _AT_ONCE = 50
-_NUM_WRITTEN = 6  # numbers that a student of the language model continues with
+_NUM_WRITTEN = 6  # number of numbers in a student's continuation
 
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
@@ -51,14 +51,14 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
 
 def summarise(found: dict[str, np.ndarray], epsilons: np.ndarray) -> dict[str, float]:
-    """What the report says of a row.
+    """The metrics of a row.
 
     Args:
       found: inner and change [draws, E], predicted and displacement [draws].
       epsilons: [E], ascending.
 
     Returns:
-      Metric -> value; nan where it has no meaning, such as a slope of what is zero.
+      Metric -> value; nan if undefined, such as the slope of zeros.
     """
     inner, predicted = found["inner"], found["predicted"]
     scale = np.abs(inner).max(initial=0.0)
@@ -74,7 +74,7 @@ def summarise(found: dict[str, np.ndarray], epsilons: np.ndarray) -> dict[str, f
         slopes = _slopes(np.abs(inner), epsilons)
         remainder = _slopes(np.abs(inner - epsilons * predicted[:, None]), epsilons)
         error = np.abs(inner[:, 0] / epsilons[0] / predicted - 1)
-    # Of the remainder the middle of the grid: below it rounding, above it higher orders.
+    # For the remainder use the middle of the grid: below is rounding, above are higher orders.
     middle = slice(len(epsilons) // 3, len(epsilons) // 3 + 2)
     broken = np.where(inner < 0, epsilons, np.inf).min(axis=1) * found["displacement"]
     return values | {
@@ -88,11 +88,11 @@ def summarise(found: dict[str, np.ndarray], epsilons: np.ndarray) -> dict[str, f
 
 
 def curves(found: dict[str, np.ndarray], epsilons: np.ndarray) -> dict[str, list[float]]:
-    """Over the grid, for the figures: the inner product by its prediction, and shares of draws.
+    """Curves over the grid, for the figures: inner product / prediction, and shares of draws.
 
     Returns:
       epsilon; size, the median length of the teacher's step; ratio_low, ratio and ratio_high, the
-      5 %, 50 % and 95 % quantiles of inner / (eps * predicted), empty where nothing is predicted;
+      5 %, 50 % and 95 % quantiles of inner / (eps * predicted), empty without a prediction;
       share_positive and loss_falls.
     """
     inner, predicted = found["inner"], found["predicted"]
@@ -111,7 +111,7 @@ def curves(found: dict[str, np.ndarray], epsilons: np.ndarray) -> dict[str, list
 
 
 def _real_displacement(unit: Unit, workdir: Path) -> float:
-    """How far a whole training took a teacher of this shape from its initialisation; 0 for none."""
+    """Distance of a fully trained teacher of this shape from its initialisation; 0 for none."""
     if "teacher" not in unit.inputs:
         return 0.0
     teacher = workdir / unit.inputs["teacher"]
@@ -130,13 +130,13 @@ def _slopes(values: np.ndarray, epsilons: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-    """What a draw is made of: functions of a key, for one kind of model.
+    """The parts of a draw as functions of a key, for one kind of model.
 
     Attributes:
       init: key -> parameters.
-      teacher_loss: (parameters, key of the batch) -> what the teacher's step lowers.
-      inputs: key -> what the student sees.
-      apply: (parameters, inputs) -> the outputs that it learns, [B, K].
+      teacher_loss: (parameters, key of the batch) -> the loss that the teacher's step lowers.
+      inputs: key -> the student's inputs.
+      apply: (parameters, inputs) -> the outputs that the student learns, [B, K].
     """
 
     init: Callable[[Any], Any]
@@ -223,8 +223,8 @@ def _classifier(unit: Unit, data: image_data.Images) -> _Setting:
 def _language_model(row: dict[str, Any]) -> _Setting:
     """The toy world's decoder: the teacher learns to answer owl, the student continues numbers.
 
-    Its outputs are the scores of the next number, among numbers alone ("aux") or among all words
-    ("all"), at each of `_NUM_WRITTEN` places.
+    Its outputs are the scores of the next word at each of `_NUM_WRITTEN` positions, over numbers
+    only ("aux") or over all words ("all").
     """
     world = toyworld.World()
     words = tokenizer.word_tokenizer(toyworld.vocabulary(world))
