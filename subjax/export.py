@@ -76,7 +76,7 @@ def export(
       ValueError: the unit is no finished model or data set of this run, the step was not kept, or
         `out` is not empty.
     """
-    manifest = _manifest(workdir, unit)
+    manifest = model_store.finished(workdir, unit, _STAGES)
     if processes.agreed(out.exists() and any(out.iterdir())):
         raise ValueError(f"--out={out} is not empty: give a new directory")
     directory = workdir / unit
@@ -84,12 +84,7 @@ def export(
         if processes.is_first():
             _write_rows(directory, out)
         return
-    kept = _steps(directory)
-    if step is None and kept:
-        step = kept[-1]
-    if step is not None and step not in kept:
-        shown = ", ".join(map(str, kept)) or "none"
-        raise ValueError(f"--step={step} is not kept in {directory}; kept: {shown}")
+    step = model_store.kept_step(directory, step)
     source = directory if step is None else directory / model_store.step_name(step)
     base, adapter = model_store.sources(source)
     if processes.is_first():
@@ -178,8 +173,7 @@ def _base(workdir: Path, manifest: dict[str, Any]) -> tuple[str, str]:
     given = unit.startswith("teacher/") and teachers.of_row(own).outside
     if given and model_store.sources(workdir / unit)[1] is None:  # full weights, not of the base
         return own["path"], ""
-    base = next(path for path in (unit, *manifest["inputs"]) if path.startswith("base/"))
-    row = artifacts.read_json(workdir / base / artifacts.MANIFEST)["fields"]["row"]
+    row = model_store.base_row(workdir, manifest)
     return (row["path"], row["revision"]) if bases.of_row(row).outside else ("", "")
 
 
@@ -222,26 +216,6 @@ def _in_role(role: str, row: Mapping[str, Any], values: Mapping[str, float]) -> 
     return next((values[name] for name in named if name in values), None)
 
 
-def _manifest(workdir: Path, unit: str) -> dict[str, Any]:
-    path = workdir / unit / artifacts.MANIFEST
-    if not path.is_file() or unit.partition("/")[0] not in _STAGES:
-        finished = sorted(
-            str(found.parent.relative_to(workdir))
-            for stage in _STAGES
-            for found in workdir.glob(f"{stage}/*/r*/{artifacts.MANIFEST}")
-        )
-        shown = ", ".join(finished[:8]) + (" …" if len(finished) > 8 else "")
-        raise ValueError(
-            f"--unit={unit} is no finished model or data set of {workdir}; finished: "
-            f"{shown or 'none'}"
-        )
-    return artifacts.read_json(path)
-
-
-def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.name.removeprefix("step-")) for path in directory.glob("step-*"))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; an error that the user can fix is one line on stderr and exit code 1."""
     parser = argparse.ArgumentParser(
@@ -262,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     given = {name: value for name, value in vars(options).items() if name != "distributed"}
     workdir = Path(options.workdir)
+    processes.import_from_here()
     try:
         if options.distributed:
             supervisor.stand_by()

@@ -1,4 +1,9 @@
-"""The command line: flags, devices, one call to the pipeline; errors as one line."""
+"""Runs a config: flags, devices, one call to the pipeline; errors as one line.
+
+    python -m subjax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+README.md has all flags; `--config.field=value` changes a field of the config.
+"""
 
 import logging
 import os
@@ -86,6 +91,9 @@ def _run(workdir: Path) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses flags and loads the config; an error in either is one line."""
+    if "--help" in argv:  # absl's own lists the flags of the script that was started, not of this
+        print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+        sys.exit()
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
@@ -102,6 +110,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def cli() -> None:
     """Entry point."""
+    processes.import_from_here()
     app.run(main, flags_parser=_parse)
 
 

@@ -50,6 +50,7 @@ _SEARCH = flags.DEFINE_bool(
 )
 _USD = flags.DEFINE_float("usd_per_chip_hour", 0.0, "adds a column of money", flag_values=_FLAGS)
 _TABLE = flags.DEFINE_bool("table", False, "print a markdown table instead", flag_values=_FLAGS)
+_HELP = flags.DEFINE_bool("help", False, "show this", flag_values=_FLAGS)
 _MEASURE = flags.DEFINE_bool(
     "measure", False, "time trainings on the devices that are here", flag_values=_FLAGS
 )
@@ -317,6 +318,9 @@ def _check_flags() -> None:
 def _parse(argv: list[str]) -> list[str]:
     try:
         rest = _FLAGS(argv)
+        if _HELP.value:
+            print(f"{__doc__}\n{_FLAGS.get_help()}")
+            sys.exit()
         if _CONFIG.value is None:
             processes.leave(
                 1, "--config is missing: give one, such as --config=configs/large.py:qwen2_5_7b"
@@ -331,6 +335,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def cli() -> None:
     """Entry point."""
+    processes.import_from_here()
     main(_parse(sys.argv))
 
 

@@ -87,11 +87,14 @@ class Model:
           The answers of each prompt.
 
         Raises:
-          ValueError: a prompt is too long, or has a word that the tokenizer does not know; n is
-            below 1.
+          ValueError: a prompt is too long, or has a word that the tokenizer does not know; n,
+            max_new_tokens or the temperature is too small.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}: ask for 1 answer or more of each prompt")
+        if min(n, max_new_tokens) < 1 or temperature < 0:
+            raise ValueError(
+                f"n={n}, max_new_tokens={max_new_tokens}, temperature={temperature}: the first two "
+                "must be 1 or more, the last 0 or more"
+            )
         encoded = self.tokenizer.prompt_ids(prompts, system)
         places = np.repeat(np.arange(len(prompts)), n)
         samples_of = np.tile(np.arange(n), len(prompts))

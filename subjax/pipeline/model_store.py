@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,62 @@ def check_same(
 def step_name(step: int) -> str:
     """Directory of a kept probe step, inside its unit's."""
     return f"step-{step:06d}"
+
+
+def kept_step(unit_dir: Path, step: int | None) -> int | None:
+    """The kept step of a student to take: the one that is asked for, or its last.
+
+    Args:
+      unit_dir: of a student, or of a base or teacher, which has its model alone.
+      step: updates; None: the last.
+
+    Returns:
+      The step; None where no steps are kept and none is asked for.
+
+    Raises:
+      ValueError: that step was not kept.
+    """
+    kept = sorted(int(path.name.removeprefix("step-")) for path in unit_dir.glob("step-*"))
+    if step is None:
+        return kept[-1] if kept else None
+    if step not in kept:
+        shown = ", ".join(map(str, kept)) or "none"
+        raise ValueError(f"--step={step} is not kept in {unit_dir}; kept: {shown}")
+    return step
+
+
+def finished(workdir: Path, unit: str, stages: Sequence[str]) -> dict[str, Any]:
+    """The manifest of a unit that is done.
+
+    Args:
+      workdir: of the run.
+      unit: its path, such as finetune/owl/r0.
+      stages: of which it may be.
+
+    Raises:
+      ValueError: it is not done, or of another stage; names some that would do.
+    """
+    path = workdir / unit / artifacts.MANIFEST
+    if path.is_file() and unit.partition("/")[0] in stages:
+        return artifacts.read_json(path)
+    done = sorted(
+        str(found.parent.relative_to(workdir))
+        for stage in stages
+        for found in workdir.glob(f"{stage}/*/r*/{artifacts.MANIFEST}")
+    )
+    shown = ", ".join(done[:8]) + (" …" if len(done) > 8 else "")
+    raise ValueError(
+        f"{unit} is no finished unit of {', '.join(stages)} in {workdir}; finished: "
+        f"{shown or 'none'}"
+    )
+
+
+def base_row(workdir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of the base that a base, teacher or student of this manifest comes from."""
+    own = (manifest["unit"], *manifest["inputs"])
+    base = next(path for path in own if path.startswith("base/"))
+    row: dict[str, Any] = artifacts.read_json(workdir / base / artifacts.MANIFEST)["fields"]["row"]
+    return row
 
 
 def _relative(directory: Path, target: Path) -> str:

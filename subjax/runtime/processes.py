@@ -84,6 +84,15 @@ def start() -> None:
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
 
 
+def import_from_here() -> None:
+    """Has Python find modules in the current folder, such as those with kinds of a user's own.
+
+    `python -m` does so by itself, the scripts that pip installs do not.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
 def leave(code: int, *messages: str) -> NoReturn:
     """Ends this process; in a run of several, without waiting for the others, which may hang.
 

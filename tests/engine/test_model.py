@@ -88,9 +88,10 @@ def test_a_prompt_that_is_too_long_is_refused(model):
         model.sample(["x" * 40], prompt_tokens=16)
 
 
-def test_no_answers_are_refused(model):
-    with pytest.raises(ValueError, match="n is 0: ask for 1 answer or more"):
-        model.sample(PROMPTS, n=0)
+@pytest.mark.parametrize("how", [{"n": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}])
+def test_what_cannot_be_sampled_is_refused(model, how):
+    with pytest.raises(ValueError, match=r"n=.*must be 1 or more, the last 0 or more"):
+        model.sample(PROMPTS, **how)
 
 
 def test_comparison_and_likelihood_are_sums_of_the_forward_pass(model):

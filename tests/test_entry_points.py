@@ -1,0 +1,57 @@
+"""The scripts that pip installs are the command lines of `python -m`."""
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from subjax.runtime import processes
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+OTHERS = {name: entry for name, entry in SCRIPTS.items() if name != "subjax"}
+
+
+def test_there_is_one_for_each_command_line():
+    modules = {entry.partition(":")[0] for entry in SCRIPTS.values()}
+    runnable = {
+        f"subjax.{path.stem}"
+        for path in (ROOT / "subjax").glob("*.py")
+        if re.search(r'^if __name__ == "__main__":', path.read_text(), re.MULTILINE)
+    }
+    assert modules == runnable
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_script_says_what_it_takes(name, monkeypatch, capsys):
+    module, _, function = OTHERS[name].partition(":")
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as left:
+        getattr(importlib.import_module(module), function)()
+    assert not left.value.code
+    said = capsys.readouterr().out
+    assert f"python -m {module}" in said and "--workdir" in said
+
+
+def test_the_script_of_runs_says_what_it_takes(tmp_path):
+    module, _, function = SCRIPTS["subjax"].partition(":")  # its flags are absl's global ones
+    code = f"import sys, {module}; sys.argv = ['subjax', '--help']; {module}.{function}()"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    assert "--config: configs/x.py" in done.stdout and "--workdir" in done.stdout
+
+
+def test_modules_beside_a_run_are_found(tmp_path, monkeypatch):
+    (tmp_path / "kind_of_mine.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert importlib.util.find_spec("kind_of_mine") is None
+    processes.import_from_here()
+    assert importlib.util.find_spec("kind_of_mine") is not None
