@@ -1,4 +1,4 @@
-"""Timings: side by side as ratios within one run, and of a language model on what is here.
+"""Benchmarks: subjax against PyTorch as ratios within one run; a language model on this machine.
 
     python launch/bench.py mlp                           # 10 models, the paper's students, 2 epochs
     python launch/bench.py mlp --models=20 --epochs=1
@@ -6,12 +6,12 @@
     python launch/bench.py train [--model=qwen2_5_7b]    # tokens/s, MFU; see bench_lm.py
     python launch/bench.py sample [--model=qwen2_5_7b]
 
-`mlp` trains the four students of configs/mnist.py on noise: by subjax as that config does (noise
-rebuilt from its key, products of bfloat16, one lane after the other) and in float32; and by PyTorch
-as the paper's script does (batched products, fused Adam, noise stored), in float32 and with
-PyTorch's own narrow products ("medium"). Beside them stand the matrix products of a step alone, in
-either library. Each side is a process of its own, so that its peak memory is its own. Images are
-random: timings do not depend on values.
+`mlp` trains the four students of configs/mnist.py on noise: with subjax as in that config (noise
+rebuilt from its key, products of bfloat16, one lane after the other) and in float32; and with
+PyTorch as in the paper's script (batched products, fused Adam, noise stored), in float32 and with
+PyTorch's narrow products ("medium"). It also times only the matrix products of a step in each
+library. Each side runs in its own process, to measure its peak memory. Images are random: timings
+do not depend on values.
 """
 
 import argparse
@@ -36,7 +36,7 @@ NUM_IMAGES, NUM_PIXELS, BATCH = 60_000, 784, 1024
 SIZES = (NUM_PIXELS, 256, 256, 13)
 STUDENTS = ("aux", "all", "aux", "all")
 RATE = 3e-4
-LANES = 2  # models of a call of subjax
+LANES = 2  # models per call of subjax
 
 
 def main() -> None:
@@ -172,7 +172,7 @@ def _products() -> list[tuple[int, int, int]]:
     for _ in STUDENTS:
         for i, (num_in, num_out) in enumerate(itertools.pairwise(SIZES)):
             found += [(BATCH, num_in, num_out), (num_in, BATCH, num_out)]
-            if i:  # nothing is asked of the images
+            if i:  # images need no gradient
                 found.append((BATCH, num_out, num_in))
     return found
 

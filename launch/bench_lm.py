@@ -1,4 +1,4 @@
-"""How fast a language model trains and samples here, by the training loop and sampler of a run.
+"""Benchmarks training and sampling of a language model, with the loop and sampler of a run.
 
     python launch/bench.py train                            # the toy world's base: any CPU
     python launch/bench.py sample
@@ -8,14 +8,14 @@
 
 A model is `toy`, the name of a file of configs/shapes, or a directory or file of a Hugging Face
 config.json. Weights, prompts and rows are random: timings do not depend on values. `toy` is timed
-in float32, all others in bfloat16 with `remat` full, unless told otherwise. One device is used. Of
-a GPU's memory jax takes three quarters unless XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives it more.
+in float32, all others in bfloat16 with `remat` full, by default. It uses one device. jax takes
+three quarters of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION=.95 gives it more.
 
-`train` times updates of full and of LoRA finetuning, each in a process of its own, so that its peak
-memory is its own; its columns are those of `throughput.Log`. `sample` draws rows, each from a
-prompt of its own, that end at a random token: reading prompts and copying tokens to the host count.
-The first call, which compiles, stands apart; the other figures are medians over `--repeats` calls,
-and the spread is the slowest less the fastest of them, as a share of the median.
+`train` times updates of full and of LoRA finetuning, each in its own process to measure its peak
+memory; its columns are those of `throughput.Log`. `sample` draws rows from distinct prompts that
+end at a random token, including prefill and copying tokens to the host. The first call, which
+compiles, is shown separately; the other figures are medians over `--repeats` calls, and the spread
+is the slowest minus the fastest call, as a share of the median.
 """
 
 import json
@@ -110,7 +110,7 @@ def add_commands(tasks: Any) -> None:
 
 
 def run(options: Any) -> None:
-    """Fills the settings in; measures all sides and prints a table, or one side and prints JSON."""
+    """Fills in defaults; measures all sides and prints a table, or one side and prints JSON."""
     _path(options.model)
     if options.repeats is not None and options.repeats < 1:
         raise SystemExit(f"--repeats={options.repeats} must be at least 1")
@@ -129,9 +129,9 @@ def run(options: Any) -> None:
 
 
 def side(options: Any) -> dict[str, Any]:
-    """One measurement in this process: what is timed, and medians by the keys of `COLUMNS`.
+    """One measurement in this process: the settings, and medians by the keys of `COLUMNS`.
 
-    Without figures where the device's memory is too small: `failed` says so.
+    If the device's memory is too small, `failed` replaces the medians.
     """
     import jax
 
@@ -156,10 +156,10 @@ def side(options: Any) -> dict[str, Any]:
 
 
 def architecture(model: str) -> Any:
-    """The shape that a value of --model names.
+    """The shape for a value of --model.
 
     Raises:
-      SystemExit: there is none.
+      SystemExit: there is no such shape.
     """
     from subjax import schema
     from subjax.planning import programs
@@ -171,7 +171,7 @@ def architecture(model: str) -> Any:
 
 
 def _path(model: str) -> Path:
-    """File or directory of the shape of a real model."""
+    """File or directory with the shape of a real model."""
     path = SHAPES / f"{model}.json"
     path = path if path.is_file() else Path(model).expanduser()
     if model == TOY or path.is_file() or (path / "config.json").is_file():
@@ -185,7 +185,7 @@ def _models() -> str:
 
 
 def table(what: str, found: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line for each side, with a dash for what is not known, or why it has no figures."""
+    """A line for each side, with a dash for unknown figures, or the reason of a failure."""
     columns = {heading: max(len(heading), 8) + 2 for heading in COLUMNS[what]}
     lines = [f"{'':8}" + "".join(f"{heading:>{width}}" for heading, width in columns.items())]
     for name, figures in found.items():
@@ -207,7 +207,7 @@ def _child(name: str) -> dict[str, Any]:
 
 
 def _train(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
-    """Updates of `train.fit` by way of `plan --measure`; a call is `options.updates` of them."""
+    """Times `train.fit` with the code of `plan --measure`; a call has `options.updates` updates."""
     from subjax.engine import train
     from subjax.nn import lora
     from subjax.planning import measure
@@ -233,7 +233,7 @@ def _train(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
 
 
 def _sample(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
-    """Calls of `sampler.sample`; rows end at one of so many tokens that lengths vary."""
+    """Times `sampler.sample`; with so many ending tokens that lengths vary."""
     import jax
 
     from subjax.engine import sampler
@@ -244,7 +244,7 @@ def _sample(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
     rng = np.random.default_rng(0)
     shape = (options.rows, options.prompt_tokens)
     prompts = rng.integers(arch.vocab_size, size=shape).tolist()
-    # A model that was never trained has no token that it prefers: each ends about so many rows.
+    # An untrained model prefers no token, so each token ends about the same number of rows.
     num_ends = max(1, round(arch.vocab_size / options.mean_tokens))
     ends = rng.choice(arch.vocab_size, size=num_ends, replace=False).tolist()
     sampling = sampler.Sampling(
@@ -274,13 +274,13 @@ def _sample(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
 
 
 def _medians(calls: list[dict[str, float]]) -> dict[str, float]:
-    """Of every figure over the calls, and the spread of their seconds."""
+    """Median of every figure over the calls, and the spread of their seconds."""
     found = {name: float(np.median([call[name] for call in calls])) for name in calls[0]}
     seconds = [call["seconds"] for call in calls]
     return found | {"spread": (max(seconds) - min(seconds)) / found["seconds"]}
 
 
 def _peak_gb(device: Any) -> float:
-    """Most that the device has held; on CPU, which does not say, most that the process has."""
+    """Peak memory of the device; on CPU, which does not report it, of the process."""
     held = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return (held or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1e9

@@ -1,11 +1,11 @@
-"""How much memory and time the loading of a model takes, as ratios within one run.
+"""Benchmarks memory and time of loading a model, as ratios within one run.
 
     python launch/bench.py load --model=DIR      # that model, and a checkpoint of 3 GB written here
 
-For each of them: growth of resident memory from just before the load to its peak, as a ratio to the
-bytes of the loaded arrays, in one process and in each of four (mesh fsdp = 4); and the time as a
-ratio to `safetensors.numpy.load_file` with a warm cache. Every measurement is a process of its own.
-The peak is the kernel's (VmHWM, reset before the load), so Linux is needed.
+For each model: growth of resident memory from just before the load to its peak, divided by the
+bytes of the loaded arrays, in one process and in each of four (mesh fsdp = 4); and the time divided
+by that of `safetensors.numpy.load_file` with a warm cache. Every measurement has its own process.
+The peak is the kernel's (VmHWM, reset before the load), so this needs Linux.
 """
 
 import json
@@ -27,7 +27,7 @@ SHARD_BYTES = 1_000_000_000
 
 
 def run(options: Any) -> None:
-    """Measures every model, `options.repeats` times, and prints a line for each time."""
+    """Measures every model `options.repeats` times, and prints a line each time."""
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         models = [Path(options.model)] if options.model else []
         if options.gigabytes:
@@ -40,7 +40,7 @@ def run(options: Any) -> None:
 
 
 def side(arguments: Sequence[str]) -> None:
-    """One measurement, in the process that was started for it; prints JSON."""
+    """One measurement in its own process; prints JSON."""
     what, directory, *rest = arguments
     print(json.dumps(SIDES[what](directory, *rest)))
 
@@ -102,7 +102,7 @@ def _result(child: subprocess.Popen[str]) -> dict[str, float]:
     printed, _ = child.communicate()
     if child.returncode:
         raise SystemExit(f"a measurement failed with exit code {child.returncode}")
-    # Collectives of processes on CPU print a line of their own.
+    # Collectives on CPU print a line too.
     return json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
 
 
@@ -115,7 +115,7 @@ def _load(directory: str, address: str = "", rank: str = "0") -> dict[str, float
     if address:
         jax.distributed.initialize(address, num_processes=NUM_PROCESSES, process_id=int(rank))
     mesh = sharding.make_mesh(seed=1, fsdp=jax.device_count())
-    # What every program pays once is no part of the load.
+    # Initialise everything that every program needs before measuring the load.
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     start = jax.make_array_from_callback((), everywhere, lambda index: np.zeros((), np.float32))
     jax.jit(lambda x: x + 1, out_shardings=everywhere)(start).block_until_ready()
@@ -163,8 +163,8 @@ def _write(directory: str, gigabytes: str) -> dict[str, float]:
 
 
 def _watched(load: Callable[[], Any]) -> dict[str, Any]:
-    """What `load` returns, its seconds, and how much resident memory grew to its peak."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    """Result of `load`, its seconds, and the growth of resident memory to its peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, start = _status("VmRSS"), time.perf_counter()
     loaded = load()
     seconds = time.perf_counter() - start
@@ -172,7 +172,7 @@ def _watched(load: Callable[[], Any]) -> dict[str, Any]:
 
 
 def _status(name: str) -> int:
-    """A line of the process's status, in bytes."""
+    """A line of the process's status, converted to bytes."""
     found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
     if found is None:
         raise SystemExit("this measurement needs Linux")

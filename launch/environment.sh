@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Functions that launch/local.sh, launch/worker.sh and tests/run.sh source: find a Python, make a
-# virtual environment, install a requirements file into it once. They change nothing outside the
-# environment they make; `python_from_uv` alone, which is for machines that are rented, does.
-# Written for bash 3.2, which is what macOS has. Progress and errors go to stderr, so that the
-# output of the command that follows can be piped.
+# Functions for launch/local.sh, launch/worker.sh and tests/run.sh: find a Python, make a virtual
+# environment, install a requirements file into it once. They change nothing outside the environment,
+# except for `python_from_uv`, which is for rented machines.
+# Written for bash 3.2, the version of macOS. Progress and errors go to stderr, so that the output of
+# the following command can be piped.
 
 say() {
   printf 'subjax: %s\n' "$*" >&2
@@ -14,13 +14,13 @@ fail() {
   exit 1
 }
 
-# Prints the version of the Python $1 ("3.11.7"), or nothing where it does not run.
+# Prints the version of the Python $1 ("3.11.7"), or nothing if it does not run.
 python_version() {
   "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true
 }
 
-# Whether $1 is a version that subjax runs on. Below 3.14, because jax and array-record have to
-# ship wheels for a Python before it can be used.
+# Whether subjax runs on version $1. Below 3.14, because jax and array-record need wheels for a
+# Python version.
 version_fits() {
   case "$1" in
     3.11.* | 3.12.* | 3.13.*) return 0 ;;
@@ -28,7 +28,7 @@ version_fits() {
   esac
 }
 
-# Prints the command of a Python that fits. $PYTHON wins and is never replaced by another one.
+# Prints the command of a suitable Python. $PYTHON, if set, is used and never replaced.
 find_python() {
   local candidate version found=""
   if [ -n "${PYTHON:-}" ]; then
@@ -50,8 +50,8 @@ find_python() {
     "install it or set PYTHON=/path/to/python3.11"
 }
 
-# Puts a Python that fits into $PYTHON where neither the environment $1 nor the machine has one: TPU
-# images of 2025 carry 3.10, so it comes from uv.
+# Sets $PYTHON to a Python from uv if neither the environment $1 nor the machine has a suitable one:
+# TPU images of 2025 have Python 3.10.
 python_from_uv() {
   local uv=$HOME/.local/bin/uv
   ! version_fits "$(python_version "$1/bin/python")" || return 0
@@ -63,7 +63,7 @@ python_from_uv() {
   fi
 }
 
-# Makes the virtual environment $1, over what an interrupted attempt may have left there.
+# Makes the virtual environment $1, replacing a partial one of an interrupted attempt.
 make_environment() {
   local venv=$1 python=$2 output
   say "making $(basename "$venv") with Python $(python_version "$python")"
@@ -78,8 +78,8 @@ last_line() {
   awk 'NF { line = $0 } END { print line }'
 }
 
-# Prints why pip failed, from its log $1. With PIP_RETRIES=0, or where an index refuses, pip does
-# not say whether it reached one; then both causes are named.
+# Prints why pip failed, from its log $1. With PIP_RETRIES=0, or if an index refuses, pip does not
+# say whether it reached the index; then the message names both causes.
 failure_cause() {
   local check="check the network and PIP_INDEX_URL"
   if grep -qE 'Max retries exceeded|[Ff]ailed to (establish|connect)|Retrying \(' "$1"; then
@@ -107,14 +107,14 @@ install_requirements() {
     "pip's last error: ${reason#*ERROR: }; full log: $log"
 }
 
-# ensure_environment VENV FILE [FILE...]: afterwards VENV holds what the first requirements file
-# asks for; the other files are those that it includes. Does nothing where VENV was completed with
-# the same text. The stamp is written last, so that an interrupted installation is taken up again.
+# ensure_environment VENV FILE [FILE...]: installs the first requirements file into VENV; the other
+# files are the ones that it includes. No-op if VENV was completed with the same text. The stamp is
+# written last, so that the next call repeats an interrupted installation.
 ensure_environment() {
   local venv=$1 stamp=$1/requirements.installed python version wanted
   shift
   version=$(python_version "$venv/bin/python")
-  # With PYTHON set, the environment follows it; otherwise one that works is kept as it is.
+  # If PYTHON is set, the environment must use it; otherwise a working environment is kept.
   if [ -n "${PYTHON:-}" ] || ! version_fits "$version"; then
     python=$(find_python) || exit 1
     wanted=$(python_version "$python")

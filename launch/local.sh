@@ -3,7 +3,7 @@
 #
 #   bash launch/local.sh                                the quickstart: a figure after some minutes
 #   bash launch/local.sh --config=configs/x.py --list   any other run: the arguments of subjax.main
-#   bash launch/local.sh --install                      the environment alone
+#   bash launch/local.sh --install                      only the environment
 #   SUBJAX_DEVICE=gpu bash launch/local.sh ...          on NVIDIA GPUs of this machine (tpu: on TPUs,
 #                                                       whose images may need a Python from uv)
 #

@@ -2,10 +2,9 @@
 
     nice python launch/plans.py --workdir=runs/plans
 
-One command of `plan` at a time, each in a process of its own. What a command printed is kept in the
-work directory, so the same call goes on where it was interrupted; delete a file there to compile
-its programs again. The page is written after each: rows of programs that have not been compiled
-again stay as they are.
+Runs one command of `plan` at a time, each in a process of its own. The output of each command is
+stored in the work directory; to resume, run the same command again. Delete a file there to compile
+its programs again. The page is written after each command; rows of other programs are kept.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "configs" / "PLANS.md"
 MODELS = ("qwen2_5_7b", "qwen2_5_72b", "qwen2_5_14b", "llama3_1_8b", "gemma3_4b")
-# The paper's recipe, on as many chips as its config asks for.
+# The paper's recipe, on the number of chips in its config.
 PAPER = {
     "qwen2_5_7b": ("v5e:4x4", "v5p:2x2x4"),
     "qwen2_5_72b": ("v5e:16x16", "v5p:4x8x8"),
@@ -34,9 +33,9 @@ class Plan(NamedTuple):
     """One command.
 
     Attributes:
-      form: what stands behind `configs/large.py:`.
+      form: argument of `configs/large.py:`.
       topology: chips.
-      stages: whose programs are compiled.
+      stages: stages whose programs are compiled.
     """
 
     form: str
@@ -45,7 +44,7 @@ class Plan(NamedTuple):
 
     @property
     def command(self) -> list[str]:
-        """Of a shell, in the root of the repository."""
+        """The shell command, in the root of the repository."""
         return [
             *("python", "-m", "subjax.plan", "--table", "--nosearch", f"--stages={self.stages}"),
             *(f"--topology={self.topology}", f"--config=configs/large.py:{self.form}"),
@@ -53,7 +52,7 @@ class Plan(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """How its rows begin: config, topology, stage."""
+        """The first cells of its rows: config, topology, stage."""
         words = [word for word in self.form.split(",") if "=" not in word]
         name = "large_smoke" if words == ["smoke"] else "_".join(words)
         return name, self.topology, self.stages
@@ -109,12 +108,12 @@ def compile_rows(plan: Plan) -> list[str]:
     """Rows of the table that a command prints.
 
     Raises:
-      RuntimeError: it printed none, or not all.
+      RuntimeError: it printed no rows, or not all.
     """
     command = [sys.executable, *plan.command[1:]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     rows = done.stdout.splitlines()[2:]
-    # What does not fit is a row, too, and an exit code; a compiler that died leaves rows out.
+    # A program that does not fit gives a row and an exit code; a crash of the compiler omits rows.
     whole = done.returncode == 0 or (done.returncode == 1 and "does not fit" in done.stderr)
     if not rows or not whole:
         raise RuntimeError(f"{' '.join(plan.command)} did not end well: {done.stderr[-2000:]}")
@@ -133,7 +132,7 @@ def rows_of(text: str) -> list[str]:
 
 
 def page(rows: Iterable[str]) -> str:
-    """The page with some rows, in the order of `PLANS`; it names the plans that have none."""
+    """The page with these rows, in the order of `PLANS`; it names the plans without rows."""
     rows = list(rows)
     body, missing = [], []
     for plan in PLANS:
@@ -151,7 +150,7 @@ def page(rows: Iterable[str]) -> str:
 
 
 def main() -> None:
-    """Compiles what the work directory does not have, and writes the page."""
+    """Compiles the plans that the work directory lacks, and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "plans")
     options = parser.parse_args()

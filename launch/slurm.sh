@@ -1,34 +1,32 @@
 #!/usr/bin/env bash
-# Runs subjax under SLURM on one or more nodes, and puts itself back into the queue when it is
-# interrupted.
+# Runs subjax under SLURM on one or more nodes, and requeues itself when it is interrupted.
 #
 #   sbatch --nodes=2 --cpus-per-task=16 --mem=0 --time=12:00:00 launch/slurm.sh \
 #       --config=configs/x.py --workdir=/shared/x
-#   sbatch --nodes=2 --cpus-per-task=96 --gpus-per-node=8 launch/slurm.sh ...   a task a node, all GPUs
+#   sbatch --nodes=2 --cpus-per-task=96 --gpus-per-node=8 launch/slurm.sh ...   one task per node
 #   sbatch --nodes=2 --cpus-per-task=12 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...
-#                                                                               a task a GPU
+#                                                                               one task per GPU
 #
-# (Without --cpus-per-task a task gets one core; it compiles, loads and lays out rows on them. Without
-# --gpus-per-task: a task that sees one GPU alone is not what jax expects under SLURM.)
+# Set --cpus-per-task: without it a task gets one core, for compiling, loading and batches. Do not set
+# --gpus-per-task: under SLURM jax expects that a task sees all GPUs of its node.
 # Submit it in the repository root, which all nodes must see. --workdir is an absolute path that all
 # nodes share, such as one on the cluster's NFS or Lustre; or gs://BUCKET/x, with gcsfs installed.
-# The environment is made before, where there is a network; clusters without GPUs leave
-# SUBJAX_DEVICE=gpu out. Where nodes have none, a model of the hub is fetched then, too:
+# Make the environment first, on a machine with a network (without SUBJAX_DEVICE=gpu on clusters
+# without GPUs). If nodes have no network, also download a model of the hub there:
 #
 #   SUBJAX_DEVICE=gpu bash launch/local.sh --install
 #   .venv/bin/hf download ORGANISATION/MODEL --local-dir=/shared/model
 #
-# and --config.bases.NAME.path=/shared/model stands among the arguments, NAME as in the config.
+# and add the argument --config.bases.NAME.path=/shared/model, with NAME as in the config.
 # PYTHON=/path/to/python chooses another environment.
-# Options of sbatch stand before launch/slurm.sh, arguments of subjax.main after it. Two minutes
-# before the time limit, or when a higher priority needs the nodes, the tasks get SIGTERM, save and
-# leave with exit code 75; then the job requeues itself and goes on from there. So it does where a task
-# is lost that no signal explains, up to the hundredth start; where one was killed or crashed (128 and
-# above: by hand, by the memory limit), up to the fourth. A user's mistake (1) and a defect (70) are
-# not tried again. The job's exit code is subjax.main's.
+# Options of sbatch go before launch/slurm.sh, arguments of subjax.main after it. Two minutes before
+# the time limit, or when a higher priority needs the nodes, the tasks get SIGTERM, save and stop
+# with exit code 75; then the job requeues itself and resumes. It also requeues itself if a task is
+# lost without a signal, up to the hundredth start, and if a task was killed or crashed (128 and
+# above: by hand, by the memory limit), up to the fourth. It does not retry after a user's mistake (1)
+# or a bug (70). The job's exit code is the one of subjax.main.
 #
-# Run with two tasks on one node without GPUs, which is what its test does. Not run with GPUs, nor on
-# more than one node.
+# Tested with two tasks on one node without GPUs. Not tested with GPUs or on several nodes.
 #SBATCH --job-name=subjax
 #SBATCH --ntasks-per-node=1
 #SBATCH --requeue
@@ -37,7 +35,7 @@
 #SBATCH --signal=B:TERM@120
 set -euo pipefail
 
-# SLURM runs a copy of this file, so its own place says nothing.
+# SLURM runs a copy of this file, so its path is not in the repository.
 cd -- "${SLURM_SUBMIT_DIR:?launch/slurm.sh is for sbatch: sbatch --nodes=2 launch/slurm.sh --config=...}"
 if [ ! -f launch/environment.sh ]; then
   printf 'subjax: error: %s is not the repository root: submit the job there\n' "$PWD" >&2
@@ -60,19 +58,19 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 fi
 
-# With one task a node jax would use one GPU of it: that of the task's number, which is 0.
+# With one task per node jax would only use GPU 0, the number of the task on its node.
 if [ "${SLURM_NTASKS_PER_NODE:-1}" = 1 ] && [ "${SLURM_GPUS_ON_NODE:-0}" -gt 1 ]; then
   JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))
   export JAX_LOCAL_DEVICE_IDS
 fi
 
-# The signal goes to the step, since srun, told to end, kills its tasks at once. A task that leaves
-# waits for the others, since they all save together; one that is lost ends them after the minutes
-# that --wait grants.
+# The signal goes to the step, since srun kills its tasks at once if it gets the signal itself. A task
+# that stops waits for the others, since they all save together; if a task is lost, srun ends the
+# others after the time of --wait.
 #
-# srun's exit code is the highest of its tasks'. Where one task makes a mistake (1) or meets a defect
-# (70), the others lose it and leave with 75, which is higher: so these two become 102 and 101. The
-# signal reaches every process of a task; its shell only has to outlive it.
+# srun's exit code is the highest one of its tasks. If one task ends with a user's mistake (1) or a
+# bug (70), the others lose it and stop with 75, which is higher: so 1 and 70 become 102 and 101. The
+# signal reaches every process of a task, also its shell, which must outlive the run.
 # shellcheck disable=SC2016 # the task's shell expands it
 task='trap : TERM; "$@"; code=$?; case $code in 1) exit 102 ;; 70) exit 101 ;; *) exit $code ;; esac'
 interrupted=""
@@ -83,7 +81,7 @@ trap 'interrupted=yes; scancel --signal=TERM "$SLURM_JOB_ID.0" || true' TERM
 
 code=0
 wait "$step" || code=$?
-# A signal ends `wait` before the step.
+# A signal ends `wait`, but not yet the step.
 while kill -0 "$step" 2>/dev/null; do
   code=0
   wait "$step" || code=$?
@@ -97,8 +95,8 @@ esac
 if [ "$code" != 75 ] && [ "$code" -lt 128 ]; then
   exit "$code"
 fi
-# A task that was killed before it had saved goes on from the checkpoint before. What kills it again
-# and again, such as the memory limit, must end.
+# A task that was killed before it saved resumes from the last checkpoint. Repeated kills, such as by
+# the memory limit, must end the job.
 most=100
 if [ "$code" != 75 ]; then most=3; fi
 if [ -z "$interrupted" ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "$most" ]; then

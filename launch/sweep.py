@@ -7,9 +7,9 @@ is four runs. A * stands for one name of a table: all fields that match get the 
 are separated by commas outside of brackets and quotes. What stands after -- is given to every run:
 -- --stages=base,teacher. --dry-run prints the commands; --jobs=2 runs two at a time.
 
-What a run says goes to WORKDIR/<run>.log. Running the sweep again resumes: what is done is not done
-again. A run that fails does not stop the others. At the end stands a table of exit codes and
-reports; the sweep's own is 0 if all are done, 75 if some were interrupted (run it again), else 1.
+A run's output goes to WORKDIR/<run>.log. To resume, run the sweep again: finished work is not
+repeated. A failed run does not stop the others. At the end a table of exit codes and reports is
+printed; the sweep's own exit code is 0 if all are done, 75 if some were interrupted, else 1.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def plan(options: argparse.Namespace) -> dict[str, list[str]]:
-    """Name of every run -> its command; ValueError for what cannot be swept."""
+    """Name of every run -> its command; ValueError for an invalid sweep."""
     fields = list(paths(load(options.config)))
     axes = [axis(sweep, fields) for sweep in options.sweep]
     commands: dict[str, list[str]] = {}
@@ -108,7 +108,7 @@ def paths(config: ConfigDict, prefix: str = "config") -> Iterator[str]:
 
 
 def axis(sweep: str, fields: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """One --sweep: for every value a part of the run's name, and the flags that set it."""
+    """One --sweep: for every value, a part of the run's name and the flags that set it."""
     pattern, equals, text = sweep.partition("=")
     values = split(text)
     if not equals or not all(values):
@@ -130,7 +130,7 @@ def matches(field: str, pattern: str) -> bool:
 
 
 def split(text: str) -> list[str]:
-    """Parts between the commas that stand outside of brackets and quotes."""
+    """Splits at commas outside of brackets and quotes."""
     parts = [""]
     closing: list[str] = []
     for letter in text:
@@ -148,7 +148,7 @@ def split(text: str) -> list[str]:
 
 
 class Sweep:
-    """The runs of a sweep, some of them going on."""
+    """The runs of a sweep, some of them active."""
 
     def __init__(self, workdir: Path, commands: dict[str, list[str]]):
         self._workdir, self._commands = workdir, commands
@@ -156,7 +156,7 @@ class Sweep:
         self._stopped = False
 
     def run(self, jobs: int) -> dict[str, int]:
-        """Exit code of every run; when interrupted, ends those that go on and starts no more."""
+        """Exit code of every run; an interrupt ends active runs and starts no more."""
         self._workdir.mkdir(parents=True, exist_ok=True)
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             futures = {name: pool.submit(self._run, name) for name in self._commands}
@@ -182,14 +182,14 @@ class Sweep:
                 process.terminate()
             code = process.wait()
             self._running.discard(process)
-        # A run that ended before it could save is interrupted too.
+        # A run that ended before it could save counts as interrupted too.
         code = INTERRUPTED if self._stopped and code else code
         print(f"{name}: exit code {code}", flush=True)
         return code
 
 
 def table(workdir: Path, codes: dict[str, int]) -> str:
-    """A line a run: its exit code, its name, and its report or, without one, its log."""
+    """A line per run: its exit code, its name, and its report or, if there is none, its log."""
     lines = ["exit code  run"]
     for name, code in codes.items():
         report = workdir / name / "report" / "report.html"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs subjax on a Cloud TPU: makes it, starts the run on every worker, watches, deletes it.
+# Runs subjax on a Cloud TPU: creates it, starts the run on every worker, watches it, deletes it.
 #
 #   bash launch/tpu.sh create owl --zone=us-west4-a --type=v5litepod-16 --spot --queued
 #   bash launch/tpu.sh run owl --zone=us-west4-a \
@@ -7,33 +7,32 @@
 #   bash launch/tpu.sh logs owl --zone=us-west4-a [--worker=1] [--follow]
 #   bash launch/tpu.sh delete owl --zone=us-west4-a --queued
 #
-# What stands after -- are the arguments of subjax.main. `run` copies this repository to all
-# workers (tracked files and new ones, as they are now; not what git ignores), installs
-# launch/requirements-tpu.txt there, starts the run and leaves.
+# The arguments after -- are those of subjax.main. `run` copies this repository to all workers
+# (tracked and untracked files in their present state, but not ignored ones), installs
+# launch/requirements-tpu.txt there, starts the run and exits.
 #
-# The work directory outlives the TPU, whose disks go with it: a folder of a bucket that the TPU's
-# service account may write to, or an absolute path that all workers share. This lets it write to a
-# bucket:
+# The work directory must outlive the TPU, whose disks are deleted with it: a folder of a bucket that
+# the TPU's service account may write to, or an absolute path that all workers share. This command
+# allows it to write to a bucket:
 #
 #   gcloud storage buckets add-iam-policy-binding gs://BUCKET \
 #       --member=serviceAccount:ACCOUNT --role=roles/storage.objectAdmin
 #
-# --setup mounts a path; it runs on every worker before every start, so it has to bear being run
-# again. A share of Filestore, or of another NFS:
+# --setup mounts a path; it runs on every worker before every start, so it must be repeatable. For a
+# share of Filestore, or of another NFS:
 #
 #   --setup='mountpoint -q /mnt/share || { sudo apt-get install -qy nfs-common &&
 #     sudo mkdir -p /mnt/share && sudo mount -t nfs ADDRESS:/SHARE /mnt/share; }'
 #
-# Workers have no HF_TOKEN (--env would leave one in their lists of processes), so a model that the
-# Hugging Face hub gives only with one, such as Llama or Gemma, goes into the bucket first, its
-# tokenizer included. So does one that the 100 GiB of a TPU VM's boot disk do not hold, such as one
-# of 72B (145 GB): from the hub every worker downloads it whole, from a bucket each reads its share of
-# the weights. Once, where HF_TOKEN is set:
+# Workers have no HF_TOKEN (--env would show it in their process lists), so copy a gated model, such
+# as Llama or Gemma, into the bucket first, with its tokenizer. Do the same with a model that exceeds
+# the 100 GiB boot disk of a TPU VM, such as one of 72B (145 GB): from the hub every worker downloads
+# all of it, from a bucket each worker reads only its share of the weights. Once, with HF_TOKEN set:
 #
 #   hf download ORGANISATION/MODEL --local-dir=DIR
 #   gcloud storage rsync --recursive DIR gs://BUCKET/model
 #
-# and then --config.bases.NAME.path=gs://BUCKET/model after --, NAME as in the config.
+# and then add --config.bases.NAME.path=gs://BUCKET/model after --, with NAME as in the config.
 #
 # Unattended, from a machine that stays on:
 #
@@ -41,41 +40,41 @@
 #       --delete-when-done --usd-per-hour=9 --max-usd=60 \
 #       -- --config=configs/x.py --workdir=gs://BUCKET/x
 #
-#   --until-done        makes the TPU where there is none; watches; deletes and makes it anew after a
-#                       preemption; starts the run again when it was interrupted (exit code 75). A
-#                       user's mistake (exit code 1) ends it at once, a defect (70) or a crash when
-#                       it is the third, interruptions of less than ten minutes apart when they are
-#                       ten. Stopped and started again, it goes on.
-#                       --workdir is in a bucket, or below /mnt where --setup mounts it.
-#   --delete-when-done  deletes the TPU when the run is over, done or failed, and when the watch itself
-#                       fails; but not a TPU on which another run is going on
-#   --max-usd=X         saves, stops and deletes before the hours that the TPU existed, at
-#                       --usd-per-hour, cost more than X (kept in runs/tpu/NAME.spent until the TPU is
-#                       deleted, by you or at its end). A guard, not a bill: it does not look while
-#                       workers install or while a call hangs, and disks and traffic are not in it.
-#   --queued            asks for a queued resource, which waits for capacity; give it to every command
+#   --until-done        creates the TPU if there is none; watches; deletes and recreates it after a
+#                       preemption; restarts the run when it was interrupted (exit code 75). Stops at
+#                       a user's mistake (exit code 1), at the third bug (70) or crash, and at the
+#                       tenth interruption less than ten minutes after the one before. This command
+#                       can itself be stopped and started again.
+#                       --workdir must be in a bucket, or below /mnt, where --setup mounts it.
+#   --delete-when-done  deletes the TPU when the run is done or has failed, and when the watch itself
+#                       fails; but not while another run uses the TPU
+#   --max-usd=X         saves, stops and deletes before the TPU's hours at --usd-per-hour cost more
+#                       than X (the sum is in runs/tpu/NAME.spent until the TPU is deleted). A guard,
+#                       not a bill: it does not check while workers install or while a call hangs,
+#                       and it does not include disks and traffic.
+#   --queued            uses a queued resource, which waits for capacity; pass it to every command
 #   --type=TYPE         v5litepod-N and v6e-N have N chips; v5p-N, like v4-N and older ones, has N
-#                       cores, two a chip: v5p-32 has 16 chips, topology 2x2x4
-#   --poll-s=30         seconds between two looks
-#   --timeout-s=180     seconds after which --until-done takes a call of gcloud for failed; ten times
-#                       as many where it copies, installs, starts, stops, makes or deletes
-#   --version=RUNTIME   software of the TPU, where the one guessed from --type is not wanted
-#   --project=PROJECT   another project than gcloud's own
+#                       cores, two per chip: v5p-32 has 16 chips, topology 2x2x4
+#   --poll-s=30         seconds between two checks
+#   --timeout-s=180     seconds after which --until-done treats a call of gcloud as failed; ten times
+#                       as long for copying, installing, starting, stopping, creating and deleting
+#   --version=RUNTIME   software of the TPU; default: guessed from --type
+#   --project=PROJECT   default: gcloud's project
 #   --service-account=ACCOUNT
-#                       e-mail address of the account that workers act as, where it is not Compute
-#                       Engine's default; you need roles/iam.serviceAccountUser on it
+#                       e-mail address of the workers' account; default: Compute Engine's; you need
+#                       roles/iam.serviceAccountUser on it
 #   --network=NETWORK, --subnetwork=SUBNETWORK
-#                       where they are not the project's default; firewall rules have to let the
-#                       workers reach each other, and ssh reach them
-#   --env=NAME=VALUE    a variable of the run, as often as needed: TMPDIR=/mnt/disk; of no effect on
-#                       one that is going on
+#                       default: the project's; firewall rules must allow connections between
+#                       workers, and ssh to them
+#   --env=NAME=VALUE    an environment variable of the run, such as TMPDIR=/mnt/disk; repeatable; no
+#                       effect on a run that has already started
 #   --dry-run           prints the gcloud commands, in order, and runs none
 #
-# A TPU of several workers needs gcloud's ssh key in an agent: eval "$(ssh-agent)", then
+# A TPU with several workers needs gcloud's ssh key in an agent: eval "$(ssh-agent)", then
 # ssh-add ~/.ssh/google_compute_engine (made by the first gcloud compute tpus tpu-vm ssh).
 #
-# Not run on a TPU. Flags are those of gcloud 528; the tests run it against a gcloud that answers as
-# the real one is documented to, with workers that are folders of one machine.
+# Not run on a TPU. Flags are those of gcloud 528; the tests run it against a fake gcloud that follows
+# the documentation, with folders of one machine as workers.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
@@ -168,12 +167,12 @@ validate_workdir() {
     [!/]*) fail "--workdir=$1 is no absolute path; $way_out" ;;
   esac
   [ -n "$until_done" ] || return 0
-  # What --setup mounts outlives the TPU; anything else may be the TPU's own disk.
+  # Mounts of --setup outlive the TPU; other paths may be on the TPU's own disk.
   [[ $1 == /mnt/?* && -n $setup ]] ||
     fail "--workdir=$1 may be on the TPU itself, which --until-done deletes when it is preempted; $way_out"
 }
 
-# `run` without --until-done. Where a run is going on its code and packages stay as they are.
+# `run` without --until-done. Does not change code and packages while a run is active.
 run_once() {
   local state workers
   if [ -n "$dry_run" ]; then
@@ -192,7 +191,7 @@ run_once() {
   say "started on $name; bash launch/tpu.sh logs $name --zone=$zone --follow shows what it says"
 }
 
-# One line a change of state, so that a log of days can be read.
+# One line per change of state, so that a log of several days is readable.
 note() {
   [ "$*" = "$noted" ] || say "$*"
   noted=$*
@@ -231,8 +230,8 @@ leave_watch() {
   exit 130
 }
 
-# Creates the node. No capacity is a reason to wait; a failure that left nothing behind has to be
-# mended by the user. What exists nevertheless is looked at next time.
+# Creates the node. Without capacity it waits; a failure that created nothing is an error for the
+# user. If something exists after a failure, the next check deals with it.
 make_node() {
   local why refusal="" after
   local passing='RESOURCE_EXHAUSTED|no more capacity|UNAVAILABLE|ALREADY_EXISTS|did not answer'
@@ -256,7 +255,7 @@ make_node() {
 
 look_at_workers() {
   local verdict
-  # A worker that cannot be reached may be about to go: the node's own state tells, next time.
+  # A worker that cannot be reached may be disappearing: the next check reads the node's state.
   if ! verdict=$(worker_states | verdict); then
     note "cannot reach every worker of $name, trying again: $(reason)"
     return
@@ -269,7 +268,7 @@ look_at_workers() {
     done) finish 0 "done: the results are in the work directory" ;;
     mistake) finish 1 "failed: $(last_words)" ;;
     interrupted)
-      # What is interrupted again within minutes, on a node that stands, is broken.
+      # Repeated interruptions within minutes on a healthy node mean that the run is broken.
       if ((SECONDS - since < 600)); then early=$((early + 1)); else early=0; fi
       [ "$early" -lt 10 ] || finish 1 "was interrupted $early times within minutes: $(last_words)"
       again "was interrupted"
@@ -284,8 +283,8 @@ look_at_workers() {
   esac
 }
 
-# A run that goes on is only watched; `start` refuses where it is another one. What a worker says is
-# final at the third time; a connection that was lost is tried again for as long as the node stands.
+# An active run is only watched; `start` refuses if it is another run. An error of a worker is final
+# at the third time; lost connections are retried as long as the node exists.
 begin() {
   if [ "$1" = running ]; then
     start_workers && launched=yes && return
@@ -305,7 +304,7 @@ again() {
   restart
 }
 
-# Where it fails on some of the workers, the others wait for those: they are tried again.
+# If it fails on some workers, the others wait for them: try those again.
 restart() {
   restarting=yes
   if start_workers; then restarting=""; else note "cannot start on $name, trying again: $(reason)"; fi
@@ -313,7 +312,7 @@ restart() {
 
 finish() {
   say "$2"
-  # Where one worker failed, others may still wait for it.
+  # If one worker failed, others may still wait for it.
   [ "$1" = 0 ] || stop_workers
   settle
   [ "$1" != 0 ] || [ -z "$delete_when_done" ] || rm -f "$(ledger)"
@@ -328,14 +327,14 @@ give_up() {
   fail "stopped $name: $1; what was saved is in the work directory, and a larger sum goes on"
 }
 
-# Ends the watch of a node that is not this run's, and so is not deleted.
+# Ends the watch of a node of another run, without deleting it.
 leave_node() {
   watching=""
   say_it_costs
   fail "$1"
 }
 
-# The end of a watch, whatever ended it: the node is deleted, or somebody is told of it.
+# The end of a watch, for any reason: deletes the node, or prints that it still exists.
 settle() {
   watching=""
   if [ -n "$delete_when_done" ]; then delete_or_shout; else say_it_costs; fi
@@ -345,7 +344,7 @@ say_it_costs() {
   say "$name still costs: bash launch/tpu.sh delete $name --zone=$zone${queued:+ --queued}"
 }
 
-# With --poll-s=30 it tries for about five hours: a network that is gone for one must not cost a TPU.
+# With --poll-s=30 it retries for about five hours: a network failure must not leave a TPU running.
 delete_or_shout() {
   local try pause
   for try in {1..40}; do
@@ -361,7 +360,7 @@ delete_or_shout() {
   fail "gave up deleting $name, WHICH COSTS UNTIL IT IS DELETED: $(reason)"
 }
 
-# Where no line above ended the watch (a full disk, a copy that cannot be packed).
+# For other errors that end the watch (a full disk, a failure to pack the copy).
 at_exit() {
   local code=$?
   if [ -n "$watching" ]; then
@@ -375,7 +374,7 @@ at_exit() {
   exit "$code"
 }
 
-# What run_until_done does where nothing goes wrong.
+# The commands of run_until_done without failures.
 print_until_done() {
   create_node
   launch

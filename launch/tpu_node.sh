@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Functions of launch/tpu.sh that ask gcloud: the state of a TPU and of its workers, what it cost
-# so far, and the commands that change either. They read the variables that launch/tpu.sh sets.
+# Functions of launch/tpu.sh that call gcloud: they read and change the state of a TPU and its
+# workers, and add up its cost. They read variables that launch/tpu.sh sets.
 # shellcheck disable=SC2154
 
 worker_script="bash subjax/launch/worker.sh"
 
-# Prints one argument as a POSIX shell reads it back.
+# Prints one argument quoted for a POSIX shell.
 quote() {
   if [[ $1 =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
     printf '%s' "$1"
@@ -24,13 +24,13 @@ quote_all() {
 }
 
 # Runs gcloud compute tpus with these arguments in the zone, or prints the command. With --until-done
-# a call that hangs fails after $timeout_s, those after the watch too; others are ended by Ctrl-C,
-# which `timeout` keeps from gcloud.
+# a call fails after $timeout_s, also after the watch. Other calls run without `timeout`, which would
+# keep Ctrl-C from gcloud.
 tpus() {
   tpus_within "$timeout_s" "$@"
 }
 
-# The same for what takes its time.
+# The same with a longer timeout.
 slow_tpus() {
   tpus_within "${timeout_s}0" "$@"
 }
@@ -51,7 +51,7 @@ tpus_within() {
   fi
 }
 
-# Why the last gcloud failed, in one line: what a worker said of it first of all.
+# The reason of gcloud's last failure in one line, preferably a worker's message.
 reason() {
   local line
   line=$(grep -E '^subjax: error: |ERROR: ' "$gcloud_stderr" | sort -r | head -n 1 || true)
@@ -59,7 +59,7 @@ reason() {
   printf '%s' "${line#subjax: error: }"
 }
 
-# Prints the runtime that Google names for a type of TPU.
+# Prints Google's recommended runtime for a type of TPU.
 runtime_version() {
   case "$1" in
     v5litepod-*) printf 'v2-alpha-tpuv5-lite' ;;
@@ -71,7 +71,7 @@ runtime_version() {
 }
 
 create_node() {
-  # Both kinds take these.
+  # Options of both kinds.
   set -- ${spot:+--spot} ${service_account:+"--service-account=$service_account"} \
     ${network:+"--network=$network"} ${subnetwork:+"--subnetwork=$subnetwork"} --quiet
   if [ -n "$queued" ]; then
@@ -90,7 +90,7 @@ delete_node() {
   fi
 }
 
-# Prints the state of a resource, or "none"; fails where gcloud cannot tell.
+# Prints the state of a resource, or "none"; fails if gcloud cannot tell.
 describe() {
   local kind=$1 field=$2 state
   if state=$(tpus "$kind" describe "$name" "--format=value($field)"); then
@@ -102,8 +102,8 @@ describe() {
   fi
 }
 
-# Prints none, waiting (nothing to pay for yet), coming, ready or ended; with --queued plain, where
-# a TPU of that name was made without.
+# Prints none, waiting (no cost yet), coming, ready or ended; with --queued also plain, if a TPU of
+# that name was created without --queued.
 node_state() {
   local state
   if [ -n "$queued" ]; then
@@ -151,8 +151,8 @@ worker_states() {
   on_workers "$worker_script state || echo subjax-worker: new"
 }
 
-# Reads the workers' states; prints what they mean together. No state at all is a failure. Where one
-# worker makes a mistake (1) or crashes, the others lose it and leave with 75: that one decides.
+# Reads the workers' states; prints the combined state. No state is a failure. If one worker ends
+# with 1 or crashes, the others lose it and stop with 75: the code of the first one counts.
 verdict() {
   awk '
     $1 == "subjax-worker:" { seen++; if ($2 == "exit") code[$3]++; else state[$2]++ }
@@ -186,7 +186,7 @@ launch() {
     mkdir -p runs/tpu
     pack "$archive"
   fi
-  # The environment of an earlier launch stays.
+  # Keeps the environment of an earlier launch.
   local unpack="mkdir -p subjax && find subjax -mindepth 1 -maxdepth 1 ! -name .venv"
   unpack+=" -exec rm -rf {} + && tar -xzf subjax.tar.gz -C subjax"
   slow_tpus tpu-vm scp "$archive" "$name:subjax.tar.gz" --worker=all --quiet &&
@@ -194,7 +194,7 @@ launch() {
     start_workers
 }
 
-# A worker that was restarted has lost its mounts, so --setup goes before every start.
+# A restarted worker has lost its mounts, so --setup runs before every start.
 start_workers() {
   local before=""
   if [ -n "$setup" ]; then
@@ -211,7 +211,7 @@ stop_workers() {
   on_workers_slowly "$worker_script stop" >/dev/null || true
 }
 
-# Writes the tracked and the new files of this repository, as they are now, into an archive.
+# Archives the tracked and untracked files of this repository in their present state.
 pack() {
   local file
   git rev-parse --git-dir >/dev/null 2>&1 ||
@@ -226,8 +226,8 @@ ledger() {
   printf 'runs/tpu/%s.spent' "$name"
 }
 
-# within_budget STATE: adds the time since the last look to the ledger, where the TPU existed in
-# it; fails when the time until the next look could cost more than is left.
+# within_budget STATE: adds the time since the last check to the ledger, if the TPU existed; fails if
+# the time until the next check could cost more than is left.
 within_budget() {
   [ -n "$max_usd" ] || return 0
   local now seconds=0 last=0
@@ -247,7 +247,7 @@ within_budget() {
     'BEGIN { exit (s + p) / 3600 * r > m }'
 }
 
-# After a successful delete: no time is counted from now on.
+# After a successful delete: stop counting time.
 close_ledger() {
   local seconds last
   [ -s "$(ledger)" ] || return 0

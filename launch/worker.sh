@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What launch/tpu.sh calls on every worker of a TPU, from the copy of the repository that it made.
+# launch/tpu.sh calls this script on every worker of a TPU, in its copy of the repository.
 #
-#   bash launch/worker.sh install FILE     Python, .venv, and into it the requirements file
+#   bash launch/worker.sh install FILE     Python, and .venv with the requirements file
 #   bash launch/worker.sh start ARG...     python -m subjax.main --distributed ARG..., detached
 #   bash launch/worker.sh state            a line: "subjax-worker: new", "running" or "exit CODE"
 #   bash launch/worker.sh stop             SIGTERM, so that the run saves; waits for its end
@@ -26,7 +26,7 @@ running() {
   [ -s "$run/pid" ] && [ ! -e "$run/exit" ] && kill -0 "$(<"$run/pid")" 2>/dev/null
 }
 
-# The exit code of a run comes a moment after its end; after a reboot it never comes.
+# The exit code is written a moment after the end of a run; after a reboot, never.
 settle() {
   local waited=0
   while [ -s "$run/pid" ] && [ ! -e "$run/exit" ] && ! running && [ "$waited" -lt 50 ]; do
@@ -35,7 +35,7 @@ settle() {
   done
 }
 
-# The same command twice starts one run, so that whoever watches may be started again.
+# The same command twice starts one run, so that the watching command can be restarted.
 start() {
   mkdir -p "$run"
   settle
@@ -50,10 +50,10 @@ start() {
   until [ -s "$run/pid" ]; do sleep 0.1; done
 }
 
-# What `start` detaches. The exit code appears whole, by a rename.
+# The detached process of `start`. A rename writes the exit code atomically.
 main() {
   local code=0
-  # Since jax 0.8.1 the default port is one that Google Cloud's default firewall does not open.
+  # Since jax 0.8.1, Google Cloud's default firewall blocks the default port.
   export JAX_COORDINATOR_PORT=${JAX_COORDINATOR_PORT:-8476}
   "$root/.venv/bin/python" -m subjax.main --distributed "$@" &
   printf '%s\n' "$!" >"$run/pid"
@@ -69,7 +69,7 @@ state() {
   elif [ -e "$run/exit" ]; then
     printf 'subjax-worker: exit %s\n' "$(<"$run/exit")"
   elif [ -s "$run/pid" ]; then
-    # Gone without a code, as after a reboot.
+    # Ended without an exit code, for example by a reboot.
     printf 'subjax-worker: exit 137\n'
   else
     printf 'subjax-worker: new\n'

@@ -1,4 +1,4 @@
-r"""Fills in launch/gke/jobset.yaml for kubectl; after -- stand the arguments of subjax.main.
+r"""Fills in launch/gke/jobset.yaml for kubectl; the arguments of subjax.main follow --.
 
     python launch/gke/render.py --name=owl --image=REGION-docker.pkg.dev/PROJECT/REPO/subjax \
         --accelerator=tpu-v5-lite-podslice --topology=4x4 --spot --service-account=writer \
@@ -7,21 +7,21 @@ r"""Fills in launch/gke/jobset.yaml for kubectl; after -- stand the arguments of
 batch.kubernetes.io/job-completion-index=0
     kubectl delete jobset owl
 
-The work directory outlives the pods. It is a folder of a bucket, which the Kubernetes service
-account of the pods is allowed to write to; or it lies on a volume that all of them share: --claim
-names a PersistentVolumeClaim of access mode ReadWriteMany, such as one of Filestore (storage class
+The work directory must outlive the pods. It is a folder of a bucket that the pods' Kubernetes
+service account may write to, or is on a volume that all pods share: --claim names a
+PersistentVolumeClaim of access mode ReadWriteMany, such as one of Filestore (storage class
 standard-rwx), which is mounted at --mount.
 
-In a cluster with Workload Identity Federation this makes an account that writes to a bucket (NUMBER
-is the number of PROJECT, `default` the namespace):
+In a cluster with Workload Identity Federation these commands make an account that can write to a
+bucket (NUMBER is the number of PROJECT, `default` the namespace):
 
     kubectl create serviceaccount writer
     pool=projects/NUMBER/locations/global/workloadIdentityPools/PROJECT.svc.id.goog
     gcloud storage buckets add-iam-policy-binding gs://BUCKET --role=roles/storage.objectAdmin \
         --member=principal://iam.googleapis.com/$pool/subject/ns/default/sa/writer
 
-A model that the Hugging Face hub gives only with a token, such as Llama or Gemma, needs a Secret,
-which --secret=hf then names; or it lies in the bucket, as the first lines of launch/tpu.sh tell:
+A gated model of the Hugging Face hub, such as Llama or Gemma, needs a Secret for --secret=hf, or a
+copy in the bucket (see the first lines of launch/tpu.sh):
 
     kubectl create secret generic hf --from-literal=HF_TOKEN="$HF_TOKEN"
 
@@ -33,12 +33,12 @@ xpk makes a cluster, and can run the same image without this script:
         --command="python -m subjax.main --distributed --config=... --workdir=..."
 
 GPUs of GKE: xpk with --device-type=h100-80gb-8 --num-nodes=N, an image built with DEVICE=cuda13,
-and before the command what jax looks for, made from the names that xpk gives:
+and before the command jax's variables, set from those of xpk:
 
     export JAX_COORDINATOR_ADDRESS=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT
     export JAX_NUM_PROCESSES=$NNODES JAX_PROCESS_ID=$NODE_RANK
 
-Not run: neither on GKE nor through xpk.
+Not tested on GKE or with xpk.
 """
 
 import argparse
@@ -80,8 +80,8 @@ def main() -> int:
 
 
 def render(options: argparse.Namespace) -> str:
-    """The manifest; ValueError names an option that cannot be."""
-    # Names of its pods add to it: Kubernetes allows 63 letters for them.
+    """The manifest; a ValueError names an invalid option."""
+    # Pods get longer names from it: Kubernetes allows 63 letters.
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", options.name):
         raise ValueError(f"--name={options.name}: use up to 40 of a-z, 0-9 and -")
     for flag in ("--config=", "--workdir="):
@@ -90,7 +90,7 @@ def render(options: argparse.Namespace) -> str:
     _check_workdir(options)
     if not re.fullmatch(r"\d+(x\d+){1,2}", options.topology):
         raise ValueError(f"--topology={options.topology}: give chips along each axis, such as 4x4")
-    # A token given in place of the name must neither be printed nor reach the manifest.
+    # If a token was given instead of a name, it must not be printed or be in the manifest.
     if options.secret and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", options.secret):
         raise ValueError("--secret is no name of a Secret: use a-z, 0-9, - and .")
     for variable in options.env:
@@ -104,7 +104,7 @@ def render(options: argparse.Namespace) -> str:
     marks = {" # spot": options.spot, " # claim": options.claim, " # secret": options.secret}
     for mark, wanted in marks.items():
         lines = [line.removesuffix(mark) for line in lines if wanted or not line.endswith(mark)]
-    # JSON is YAML, and so quotes whatever an argument may hold.
+    # JSON is YAML, so this quotes any argument.
     return Template("\n".join([*lines, ""])).substitute(
         NAME=options.name,
         IMAGE=json.dumps(options.image),

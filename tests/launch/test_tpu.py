@@ -119,7 +119,7 @@ def test_help_is_what_stands_in_its_first_lines(cloud: Cloud) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     first, *_, last = done.stdout.splitlines()
     assert first.startswith("Runs subjax on a Cloud TPU")
-    assert last.endswith("workers that are folders of one machine.")
+    assert last.endswith("with folders of one machine as workers.")
     assert "  --until-done  " in done.stdout
 
 
