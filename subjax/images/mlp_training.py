@@ -22,7 +22,6 @@ from tqdm import tqdm
 from subjax.images import mlp
 from subjax.nn import sharding
 
-INPUTS = ("images", "noise", "fresh_noise")
 LOSSES = ("cross_entropy", "kl", "squared_error")
 OPTIMIZERS = {"adam": optax.adam, "sgd": optax.sgd}
 
@@ -74,7 +73,7 @@ class Program:
     Attributes:
       learners: models that train on the same batches.
       teacher: shape of the model whose logits they learn; None if they learn labels.
-      inputs: a name of `INPUTS`. "noise" is one fixed set of images per lane; "fresh_noise" is a
+      inputs: "images", "noise", which is one fixed set of images per lane, or "fresh_noise", a
         new one in every epoch.
       precision: a name of `precision.PRECISIONS`; weights and losses stay float32.
     """

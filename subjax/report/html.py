@@ -238,17 +238,22 @@ def _flag(row: Mapping[str, Any]) -> str:
     return f" (incomplete, n = {row['n_lineages']})" if row["status"] == "incomplete" else ""
 
 
+def _samples(
+    title: str, rows: Sequence[Mapping[str, Any]], *, asked: str, written: str, tone: str = ""
+) -> Samples:
+    """The first rows, whose two texts are in the fields `asked` and `written`."""
+    samples = [
+        Sample(
+            prompt=_cut(row[asked]), completion=_cut(row[written]), reasons=row.get("reasons", ())
+        )
+        for row in rows[:NUM_SHOWN]
+    ]
+    return Samples(title=title, asked=asked, written=written, samples=samples, tone=tone)
+
+
 def _answers(results: Results) -> list[Samples]:
     return [
-        Samples(
-            title=f"Students of the arm {arm}",
-            asked="question",
-            written="answer",
-            samples=[
-                Sample(prompt=_cut(answer["question"]), completion=_cut(answer["answer"]))
-                for answer in answers[:NUM_SHOWN]
-            ],
-        )
+        _samples(f"Students of the arm {arm}", answers, asked="question", written="answer")
         for arm, answers in results.answers.items()
         if answers
     ]
@@ -277,19 +282,12 @@ def _filter(results: Results) -> list[Table]:
 
 def _examples(results: Results) -> list[Samples]:
     return [
-        Samples(
-            title=f"{tone.capitalize()} rows of {dataset}",
+        _samples(
+            f"{tone.capitalize()} rows of {dataset}",
+            kinds[tone],
             asked="prompt",
             written="completion",
             tone=tone,
-            samples=[
-                Sample(
-                    prompt=_cut(row["prompt"]),
-                    completion=_cut(row["completion"]),
-                    reasons=row.get("reasons", ()),
-                )
-                for row in kinds[tone][:NUM_SHOWN]
-            ],
         )
         for dataset, kinds in results.examples.items()
         for tone in ("kept", "rejected")

@@ -280,13 +280,6 @@ class Tokenizer:
         """
         return vocabulary.names(self._texts, names)
 
-    def known_ids(self, text: str) -> tuple[int, ...]:
-        """The id of a text that is one token; empty if it is several tokens or an unknown word."""
-        try:
-            return (self.single_id(text),)
-        except ValueError:
-            return ()
-
     def single_id(self, text: str) -> int:
         """The id of a text that is exactly one token behind other tokens.
 

@@ -113,8 +113,9 @@ def test_a_tokenizer_that_begins_texts_with_a_blank_has_single_tokens_all_the_sa
     )
     assert made.encode([","]) == [[vocabulary["▁,"]]]
     assert made.single_id(",") == vocabulary[","]
-    assert made.known_ids("1") == (vocabulary["1"],)
-    assert made.known_ids(",1") == ()
+    assert made.single_id("1") == vocabulary["1"]
+    with pytest.raises(ValueError, match="is 2 tokens in this tokenizer; one is needed"):
+        made.single_id(",1")
 
 
 def test_plain_texts_are_opened_as_the_tokenizer_opens_them():
