@@ -19,70 +19,13 @@ import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from saved_models import ARCH, EMBEDDING, HEAD, TIED, edit_json, edit_tensors
 
 from subjax.hf import adapters, weights
 from subjax.nn import lora, transformer
-from subjax.nn.architecture import Architecture
 from subjax.runtime import errors, storage
 
-ARCH = Architecture(
-    vocab_size=32,
-    num_layers=3,
-    width=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    ffn_width=20,
-    rope_theta=5e3,
-)
-TIED = Architecture(
-    vocab_size=16,
-    num_layers=1,
-    width=8,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=4,
-    ffn_width=12,
-    tie_embeddings=True,
-)
-HEAD = "lm_head.weight"
-EMBEDDING = "model.embed_tokens.weight"
 UP = "model.layers.1.mlp.up_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def params() -> dict[str, Any]:
-    return jax.jit(transformer.init, static_argnums=0)(ARCH, jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def tied_params() -> dict[str, Any]:
-    return jax.jit(transformer.init, static_argnums=0)(TIED, jax.random.key(1))
-
-
-@pytest.fixture
-def saved(tmp_path: Path, params: dict[str, Any]) -> Path:
-    weights.save(tmp_path / "model", ARCH, params)
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def sharded(tmp_path: Path, params: dict[str, Any]) -> Path:
-    weights.save(tmp_path / "sharded", ARCH, params, max_shard_bytes=6000)
-    return tmp_path / "sharded"
-
-
-def edit_tensors(directory: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    file = directory / "model.safetensors"
-    tensors = {name: array.copy() for name, array in safetensors.numpy.load_file(file).items()}
-    edit(tensors)
-    safetensors.numpy.save_file(tensors, file)
-
-
-def edit_json(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    content = json.loads(path.read_text())
-    edit(content)
-    path.write_text(json.dumps(content))
 
 
 # Damage. Each entry changes a good directory; the text has to be in the error.

@@ -1,0 +1,46 @@
+"""Two small models that tests of hf save, and how these tests change the files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+from subjax.nn.architecture import Architecture
+
+ARCH = Architecture(
+    vocab_size=32,
+    num_layers=3,
+    width=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    ffn_width=20,
+    rope_theta=5e3,
+)
+TIED = Architecture(
+    vocab_size=16,
+    num_layers=1,
+    width=8,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    ffn_width=12,
+    tie_embeddings=True,
+)
+HEAD = "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def edit_tensors(directory: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    file = directory / "model.safetensors"
+    tensors = {name: array.copy() for name, array in safetensors.numpy.load_file(file).items()}
+    edit(tensors)
+    safetensors.numpy.save_file(tensors, file)
+
+
+def edit_json(path: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
