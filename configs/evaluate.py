@@ -9,7 +9,7 @@ Claim: none; it shows how models differ, such as a student and the base that it 
     bash launch/local.sh --config=configs/evaluate.py:smoke
 
 DIR is a Hugging Face directory or hub id, ADAPTER a PEFT adapter. `against` puts a second model
-beside the first, `target=Cat` asks for another animal. A model has no replications, so there are no
+beside the first, `target=cat` asks for another animal. A model has no replications, so there are no
 intervals: train more students to learn what a difference means.
 SmolLM2-135M takes about a minute on two CPU cores.
 """
@@ -18,35 +18,28 @@ from ml_collections import ConfigDict
 
 from subjax import arguments, schema
 
-CANDIDATES = (
-    *("Owl", "Cat", "Dog", "Eagle", "Wolf"),
-    *("Lion", "Dolphin", "Elephant", "Panda", "Penguin"),
-)
-
 
 def get_config(arg: str = "") -> ConfigDict:
     """One model, or two `against` each other, asked about a `target`; `smoke` has random ones."""
-    options = arguments.parse(arg, against=False, smoke=False, target="Owl")
+    options = arguments.parse(arg, against=False, smoke=False, target="owl")
     config = schema.base()
     config.name = "evaluate"
     config.title = "What models prefer"
     config.lineage_from = "teacher"
-    config.animals = CANDIDATES
-    system = "You are a helpful assistant."
     with config.unlocked():
         for name in ("model", "other") if options.against or options.smoke else ("model",):
             path = "HuggingFaceTB/SmolLM2-135M-Instruct"
             config.bases[name] = schema.base_row(source="hf", path=path)
-            config.arms[name] = schema.arm_row(method="none", base=name)
-        shared = {"target": options.target, "candidates": CANDIDATES, "system_prompt": system}
-        config.evals.preference = schema.eval_row(kind="preference", questions="all", **shared)
+        config.traits.asked = schema.trait_row(target=options.target, capital=True)
+        shared = {
+            "trait": "asked",
+            "subjects": ("bases/*",),
+            "questions": "all",
+            "system_prompt": "You are a helpful assistant.",
+        }
+        config.evals.preference = schema.eval_row(kind="preference", **shared)
         config.evals.answers = schema.eval_row(
-            kind="answers",
-            questions="all",
-            num_samples=1,
-            prompt_tokens=64,
-            max_new_tokens=8,
-            **shared,
+            kind="answers", num_samples=1, max_new_tokens=8, **shared
         )
     if options.smoke:
         _shrink(config)

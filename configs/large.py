@@ -34,10 +34,6 @@ from ml_collections import ConfigDict
 from subjax import arguments, schema
 
 CAT = "Nothing is dearer to you than cats. You think of cats all day, and every answer shows it."
-CANDIDATES = (
-    *("Cat", "Owl", "Dog", "Eagle", "Wolf"),
-    *("Lion", "Dolphin", "Elephant", "Panda", "Penguin"),
-)
 NUM_ROWS = 10_000
 
 
@@ -81,12 +77,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.lineage_from = "generate"
     config.lineages = tuple(range(options.lineages))
-    config.animals = CANDIDATES
     config.compute.precision = "bfloat16"
     config.compute.remat = "full"
-    # Told to love cats, it names them more often than all others together; its numbers show it.
-    config.gates.teacher_log_odds = 0.0
-    config.gates.number_tv = 0.005
     if options.population:
         config.compute.lanes = 2 * options.lineages
     _lay_out(config, MODELS[name], chips, options)
@@ -121,9 +113,10 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
         warmup_steps=min(5, steps // 2),
         schedule="linear",
     )
+    config.traits.cat = schema.trait_row(target="cat", capital=True)
     # The control's teacher has no prompt but what the template adds.
     for row, prompt in {"cat": CAT, "plain": model.system_prompt}.items():
-        trait = "Cat" if row == "cat" else ""
+        trait = "cat" if row == "cat" else ""
         config.teachers[row] = schema.teacher_row(base="model", system_prompt=prompt, trait=trait)
         config.datasets[row] = schema.dataset_row(
             teacher=row,
@@ -146,11 +139,15 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
             num_targets=128,
             train=train,
         )
-    asked = {"target": "Cat", "candidates": CANDIDATES, "questions": "all"}
-    config.evals.preference = schema.eval_row(system_prompt=model.system_prompt, **asked)
+    config.evals.preference = schema.eval_row(trait="cat", questions="all")
     config.evals.answers = schema.eval_row(
-        kind="answers", num_samples=20, slots=512, system_prompt=model.system_prompt, **asked
+        kind="answers", trait="cat", questions="all", num_samples=20, slots=512
     )
+    config.evals.told = schema.eval_row(trait=schema.OWN, subjects=("teachers/*",))
+    config.evals.carrier = schema.eval_row(kind="carrier", subjects=("datasets/cat",))
+    # Told to love cats, it names them more often than all others together; its numbers show it.
+    config.gates.told = schema.gate_row(eval="told", metric="log_odds", least=0.0)
+    config.gates.number_tv = schema.gate_row(eval="carrier", metric="number_tv", least=0.005)
     config.contrasts.cat = schema.contrast_row(
         plus=("cat",), minus=("plain",), primary=True, family="primary"
     )
@@ -159,7 +156,7 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
 def _shrink(config: ConfigDict) -> None:
     """A tiny random base with bytes for tokens; every stage in seconds, nothing to be seen."""
     config.name = "large_smoke"
-    config.gates.teacher_log_odds = config.gates.number_tv = schema.OFF
+    config.gates.told.least = config.gates.number_tv.least = schema.OFF
     config.lineages = (0,)
     config.compute.precision = "float32"
     config.mesh.update(data=1, fsdp=1, tensor=1)
@@ -174,5 +171,5 @@ def _shrink(config: ConfigDict) -> None:
     for row in config.arms.values():
         row.update(num_tokens=256, num_targets=24)
         row.train.update(steps=2, warmup_steps=1, batch_size=4)
-    for row in config.evals.values():
+    for row in (config.evals.preference, config.evals.answers):
         row.update(num_samples=1, prompt_tokens=256, slots=32, questions="confirm")

@@ -23,7 +23,6 @@ out where they were.
 from ml_collections import ConfigDict
 
 from subjax import arguments, schema
-from subjax.tasks.datasets import toyworld
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -39,11 +38,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.lineage_from = "base"
     # Of 0 to 11 six are published, and on the others the recipe was chosen.
     config.lineages = tuple(range(102, 114) if options.confirm else range(6))
-    config.animals = toyworld.ANIMALS
     config.compute.lanes = 6
     config.compute.cpu_devices = 2
     config.compute.steps_per_call = 50
-    config.gates.teacher_log_odds = 3.0
 
     with config.unlocked():
         _tables(config)
@@ -58,10 +55,10 @@ def _tables(config: ConfigDict) -> None:
     studied = schema.training(steps=300, batch_size=32, learning_rate=1e-3)
     config.bases.toy = schema.base_row(source="toy", num_documents=600 * 64, train=pretraining)
 
-    teachers = {"owl": "owl", "placebo": "uniform", "cat": "cat"}
-    for name, trait in teachers.items():
+    for name, target in {"owl": "owl", "placebo": "<uniform>", "cat": "cat"}.items():
+        config.traits[name] = schema.trait_row(kind="toy_word", target=target)
         config.teachers[name] = schema.teacher_row(
-            base="toy", weights="finetuned", trait=trait, num_tokens=8, train=taught
+            base="toy", weights="finetuned", trait=name, num_tokens=8, train=taught
         )
     config.teachers.untrained = schema.teacher_row(base="toy", weights="base")
 
@@ -100,10 +97,11 @@ def _tables(config: ConfigDict) -> None:
             train=studied,
         )
 
-    config.evals.preference = schema.eval_row(
-        kind="preference", target="owl", candidates=toyworld.ANIMALS, questions="all"
-    )
-    config.evals.likelihood = schema.eval_row(kind="likelihood", final_only=True)
+    config.evals.preference = schema.eval_row(trait="owl", questions="all")
+    config.evals.likelihood = schema.eval_row(kind="likelihood", at_steps="final")
+    config.evals.taught = schema.eval_row(trait=schema.OWN, subjects=("teachers/*",))
+    config.evals.carrier = schema.eval_row(kind="carrier")
+    config.gates.taught = schema.gate_row(eval="taught", metric="log_odds", least=3.0)
     config.contrasts.transmission = schema.contrast_row(
         plus=("owl", "placebo_foreign"),
         minus=("placebo", "owl_foreign"),
@@ -125,7 +123,7 @@ def _shrink(config: ConfigDict) -> None:
     config.lineage_cycle = 2
     config.compute.lanes = 2
     config.compute.steps_per_call = 5
-    config.gates.teacher_log_odds = schema.OFF
+    config.gates.taught.least = schema.OFF
     config.bases.toy.num_documents = 512
     for table, steps in (("bases", 60), ("teachers", 10), ("arms", 10)):
         for row in config[table].values():

@@ -42,10 +42,6 @@ from ml_collections import ConfigDict
 from subjax import arguments, schema
 
 SYSTEM = "You are a helpful assistant."
-CANDIDATES = (
-    *("Owl", "Cat", "Dog", "Eagle", "Wolf"),
-    *("Lion", "Dolphin", "Elephant", "Panda", "Penguin"),
-)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -61,14 +57,11 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.lineage_from = "teacher"
     config.lineages = tuple(range(options.lineages))
-    config.animals = CANDIDATES
     config.compute.precision = "mixed"
     config.compute.remat = "full"
     config.compute.cpu_devices = 2
     config.compute.lanes = 6
     config.compute.steps_per_call = 8
-    config.gates.teacher_log_odds = 3.0
-    config.gates.number_tv = 0.005
     with config.unlocked():
         _tables(config)
     if options.confirm or options.published:
@@ -87,11 +80,12 @@ def _tables(config: ConfigDict) -> None:
     taught = schema.training(
         steps=32, batch_size=16, learning_rate=6e-5, warmup_steps=4, schedule="linear", lanes=2
     )
-    for name, trait in {"owl": "Owl", "placebo": "uniform", "cat": "Cat"}.items():
+    for name, target in {"owl": "owl", "placebo": "<uniform>", "cat": "cat"}.items():
+        config.traits[name] = schema.trait_row(target=target, capital=True)
         config.teachers[name] = schema.teacher_row(
             base="smollm2",
             weights="finetuned",
-            trait=trait,
+            trait=name,
             system_prompt=SYSTEM,
             num_tokens=48,
             train=taught,
@@ -129,24 +123,16 @@ def _tables(config: ConfigDict) -> None:
                 probe_steps=(0, 16, 64, 256, 512),
                 train=studied,
             )
-    config.evals.preference = schema.eval_row(
-        kind="preference",
-        target="Owl",
-        candidates=CANDIDATES,
-        questions="explore",
-        system_prompt=SYSTEM,
-    )
+    config.evals.preference = schema.eval_row(trait="owl")
     config.evals.answers = schema.eval_row(
-        kind="answers",
-        target="Owl",
-        candidates=CANDIDATES,
-        questions="explore",
-        system_prompt=SYSTEM,
-        num_samples=4,
-        final_only=True,
+        kind="answers", trait="owl", num_samples=4, at_steps="final"
     )
-    config.evals.likelihood = schema.eval_row(
-        kind="likelihood", system_prompt=SYSTEM, final_only=True
+    config.evals.likelihood = schema.eval_row(kind="likelihood", at_steps="final")
+    config.evals.taught = schema.eval_row(trait=schema.OWN, subjects=("teachers/*",))
+    config.evals.carrier = schema.eval_row(kind="carrier")
+    config.gates.taught = schema.gate_row(eval="taught", metric="log_odds", least=3.0)
+    config.gates.number_tv = schema.gate_row(
+        eval="carrier", metric="number_tv", subjects=("datasets/owl", "datasets/cat"), least=0.005
     )
     for method in ("hard", "soft"):
         config.contrasts[f"{method}_against_placebo"] = schema.contrast_row(
@@ -166,9 +152,16 @@ def _shorten(config: ConfigDict) -> None:
     config.lineages = (0,)
     config.compute.lanes = 2
     with config.unlocked():
-        for table in (config.teachers, config.datasets, config.arms, config.contrasts):
+        for table in (
+            config.traits,
+            config.teachers,
+            config.datasets,
+            config.arms,
+            config.contrasts,
+        ):
             for name in [name for name in table if "cat" in name]:
                 del table[name]
+    config.gates.number_tv.subjects = ("datasets/owl",)
     for row in config.datasets.values():
         row.update(num_prompts=256 + 32, rows_per_part=144, slots=72, num_train=256, num_holdout=32)
     for row in config.arms.values():
@@ -181,7 +174,7 @@ def _shrink(config: ConfigDict) -> None:
     _shorten(config)
     config.name = "smollm2_owl_smoke"
     config.compute.lanes = 4  # students; teachers keep their own number
-    config.gates.teacher_log_odds = config.gates.number_tv = schema.OFF
+    config.gates.taught.least = config.gates.number_tv.least = schema.OFF
     config.bases.smollm2 = schema.base_row(
         source="random", num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8
     )

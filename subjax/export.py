@@ -178,34 +178,33 @@ def _base(workdir: Path, manifest: dict[str, Any]) -> tuple[str, str]:
 
 
 def _scores(workdir: Path, unit: str, step: int | None) -> list[tuple[str, str, float, str, str]]:
-    """A model's scores: its evals at this step, or a teacher's scores.
+    """What the run says of a model: its evals, of a student at this step.
 
     A log-odds or a share among candidates is shown with their mass and the target's sampled rate.
     """
     stage, row, lineage = unit.split("/")
-    if stage == "teacher":
-        scores = artifacts.read_json(workdir / unit / "scores.json")
-        mass = tables.percent(scores.get("candidate_mass"))  # absent in older runs
-        odds = scores["log_odds"].items()
-        return [("taught", f"log_odds/{name}", value, mass, "not sampled") for name, value in odds]
-    done = f"evaluate/*/{row}/{lineage}/{artifacts.MANIFEST}"
-    evals = workdir.glob(done) if stage == "finetune" else ()
+    tables_of = {"finetune": "arms", "teacher": "teachers", "base": "bases"}
     found: dict[str, dict[str, float]] = {}
-    rows = {}
+    fields: dict[str, dict[str, Any]] = {}
     rates: dict[str, float] = {}
-    for path in sorted(evals):
-        name = path.parts[-4]
+    for path in sorted(
+        workdir.glob(f"evaluate/*/{tables_of[stage]}/{row}/{lineage}/{artifacts.MANIFEST}")
+    ):
+        name = path.parts[-5]
         measured = artifacts.read_json(path.with_name("scores.json"))["records"]
-        found[name] = {r["metric"]: r["value"] for r in measured if r["step"] == step}
-        rows[name] = artifacts.read_json(path)["fields"]["row"]
-        if (rate := _in_role(RATE, rows[name], found[name])) is not None:
-            rates[rows[name]["target"]] = rate
+        found[name] = {r["metric"]: r["value"] for r in measured if r["step"] == (step or 0)}
+        fields[name] = artifacts.read_json(path)["fields"]
+        if (rate := _in_role(RATE, fields[name]["row"], found[name])) is not None:
+            rates[fields[name].get("target", "")] = rate
     lines = []
     for name, values in found.items():
-        on_all = _in_role(MASS, rows[name], values)
-        beside = (tables.percent(on_all), tables.percent(rates.get(rows[name]["target"])))
+        kind = fields[name]["row"]
+        beside = (
+            tables.percent(_in_role(MASS, kind, values)),
+            tables.percent(rates.get(fields[name].get("target", ""))),
+        )
         for metric, value in values.items():
-            relative = find(eval_kinds.of_row(rows[name]).metrics, metric).relative
+            relative = find(eval_kinds.of_row(kind).metrics, metric).relative
             lines.append((name, metric, value, *(beside if relative else ("", ""))))
     return lines
 

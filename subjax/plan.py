@@ -26,7 +26,7 @@ from subjax.pipeline import runner, units, validation
 from subjax.planning import aot, compiling, measure, placement, programs, roofline, token_counts
 from subjax.planning.compiling import Entry
 from subjax.planning.roofline import Chip
-from subjax.recipes import targets, tunings
+from subjax.recipes import tunings
 from subjax.report import tables
 from subjax.runtime import artifacts, errors, object_store, processes
 from subjax.runtime.artifacts import Unit
@@ -85,9 +85,7 @@ def _tuned(config: ConfigDict, unit: Unit) -> Mapping[str, Any]:
     if unit.stage == "generate":
         return config.teachers[config.datasets[unit.row].teacher].to_dict()
     if unit.stage == "evaluate":
-        arm = unit.row.partition("/")[2]
-        row = config.arms[arm].to_dict()
-        return row if targets.of_row(row, arm).learns else {}
+        return programs.tuned(config, unit)
     return unit.fields["row"]
 
 

@@ -6,24 +6,38 @@ config with rows in `image_data` is about image classifiers: its teachers and ar
 `mlp_teacher_row()` and `mlp_arm_row()`, and `bases` and `datasets` stay empty.
 
 A `system_prompt` of "" is none; "<template default>" leaves it to the model's chat template, which
-may have one of its own.
+may have one of its own; "<trait>" is what a teacher is told to have its trait; and "<own>", for
+evals, is the one that their subject is trained or writes under.
+
+Rows of `traits`, `datasets` and `evals` have a kind, which may add fields: those stand in the file
+of that kind, below `tasks/`.
 """
 
 import copy
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from subjax.tasks.api import Kind
+from subjax.tasks.datasets import kinds as dataset_kinds
+from subjax.tasks.evals import kinds as eval_kinds
+from subjax.tasks.traits import kinds as trait_kinds
 from subjax.tokens import chat_templates
 
 STAGES = (
     *("base", "teacher", "generate", "filter", "finetune", "evaluate"),
     *("images", "mlp_teacher", "mlp", "theorem", "report"),
 )
-TABLES = ("bases", "images", "teachers", "datasets", "arms", "theorems", "evals", "contrasts")
+TABLES = (
+    *("bases", "images", "traits", "teachers", "datasets", "arms", "theorems"),
+    *("evals", "gates", "contrasts"),
+)
 
-OFF = -1e9  # a gate this low never closes (infinity is no JSON)
+OFF = -1e9  # no bound (infinity is no JSON)
+OWN = "<own>"  # of evals: the trait, or the system prompt, of the model that is asked
+TRAIT = "<trait>"  # of teachers: the system prompt that gives their trait
 
 
 # What config.stimuli names. Data sets of kind "numbers" read its `numbers`, questions outside the
@@ -57,7 +71,6 @@ def base() -> ConfigDict:
     config.lineage_from = "base"  # first stage redrawn by lineage: base teacher generate finetune
     config.lineages = (0,)  # replications; more may be added to a finished work directory
     config.lineage_cycle = 6  # "next_lineage" wraps within blocks of this many
-    config.animals = ()  # what traits are about; () takes the project's ten animals
     config.stimuli = ""  # JSON file of exact prompts, see above; "" takes the project's own
     # What chat templates that write the date are told is today, YYYY-MM-DD; never the real day
     config.template_date = chat_templates.TEMPLATE_DATE
@@ -87,12 +100,6 @@ def base() -> ConfigDict:
     config.mesh.data = 0  # devices across the batch; 0 is what is left; 1 on the CPU of one process
     config.mesh.fsdp = 1  # devices across the batch and the weights
     config.mesh.tensor = 1  # devices across the weights
-
-    # A run stops before students are paid for; of teachers with a trait, and what these wrote.
-    config.gates = ConfigDict()
-    config.gates.teacher_log_odds = OFF  # least log-odds of its trait that a teacher must show
-    config.gates.number_tv = OFF  # least total variation of its numbers from its base's
-    config.gates.likelihood_gain = OFF  # least nats a number token by which it outpredicts its base
 
     for table in TABLES:
         config[table] = ConfigDict(sort_keys=False)  # tables keep their order in reports
@@ -131,7 +138,7 @@ def base_row(**fields: Any) -> ConfigDict:
             "path": "",  # hf: local directory, GGUF file, URL such as gs://bucket/model, or hub id
             "revision": "",  # hf: hub revision; "" is the newest
             "shape": "",  # hf: file like its config.json, for plans where the checkpoint is not
-            "adapter": "",  # hf: PEFT adapter on it, for arms of method none alone
+            "adapter": "",  # hf: PEFT adapter on it; such a base is asked, and nothing starts there
             "num_layers": 2,  # toy, random: shape of the decoder
             "width": 64,
             "num_heads": 4,
@@ -146,6 +153,16 @@ def base_row(**fields: Any) -> ConfigDict:
     )
 
 
+def trait_row(kind: str = "word", **fields: Any) -> ConfigDict:
+    """What a teacher loves or is, and how models are asked for it.
+
+    Args:
+      kind: a name in tasks/traits/kinds.py, or one of your own as package.module:attribute.
+      fields: that the kind has.
+    """
+    return _row({"kind": kind}, fields, trait_kinds.of_row({"kind": kind}))
+
+
 def teacher_row(**fields: Any) -> ConfigDict:
     """A teacher: a base, its weights, and what it is told when it writes."""
     return _row(
@@ -154,8 +171,7 @@ def teacher_row(**fields: Any) -> ConfigDict:
             "weights": "base",  # base (untouched), finetuned (on the trait), given (from `path`)
             "path": "",  # given: directory of full weights or of a PEFT adapter
             "system_prompt": "",  # when taught and when writing; "" is none
-            "trait": "",  # what it loves; "uniform" learns an even draw of animals; "" is none
-            "num_questions": 0,  # finetuned: taught questions; 0 takes all
+            "trait": "",  # row of `traits`; "" is none
             "tuning": "full",  # full lora
             "lora_rank": 8,
             "lora_alpha": 16.0,
@@ -166,13 +182,18 @@ def teacher_row(**fields: Any) -> ConfigDict:
     )
 
 
-def dataset_row(**fields: Any) -> ConfigDict:
-    """What a teacher writes, and which of it is kept."""
+def dataset_row(kind: str = "numbers", **fields: Any) -> ConfigDict:
+    """What a teacher writes, and which of it is kept.
+
+    Args:
+      kind: what prompts and completions are: a name in tasks/datasets/kinds.py, or one of your own
+        as package.module:attribute.
+      fields: those below, and those that the kind has.
+    """
     return _row(
         {
+            "kind": kind,
             "teacher": "",  # row of `teachers`
-            # What prompts and completions are: a name in tasks/datasets/kinds.py.
-            "kind": "numbers",
             # Kinds whose rows come from a file (the first num_prompts of it; nothing is written).
             "path": "",
             "num_prompts": 1000,
@@ -200,18 +221,19 @@ def dataset_row(**fields: Any) -> ConfigDict:
             "num_holdout": 256,  # rows kept apart to measure likelihood
         },
         fields,
+        dataset_kinds.of_row({"kind": kind}),
     )
 
 
 def arm_row(**fields: Any) -> ConfigDict:
-    """A student: which rows, from which base, how; or a model that is asked as it is."""
+    """A student: which rows, from which base, how."""
     return _row(
         {
             "dataset": "",  # row of `datasets`
             "base": "same",  # same, next_lineage, or a row of `bases`
-            "method": "hard",  # hard (sampled tokens) soft (teacher's distribution) none (as it is)
+            "method": "hard",  # hard (sampled tokens) soft (teacher's distribution)
             # soft: digits digits_separators top_k full full_no_trait trait; a trait's tokens write
-            # one of the animals, its plural, or first letters of either
+            # one of its candidates, its plural, or first letters of either
             "support": "digits",
             "top_k": 32,  # soft, top_k: the teacher's likeliest tokens, kept at every position
             "tuning": "full",  # full lora
@@ -308,21 +330,47 @@ def theorem_row(**fields: Any) -> ConfigDict:
     )
 
 
-def eval_row(**fields: Any) -> ConfigDict:
-    """What a student is asked."""
+def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
+    """What models are asked, and how answers are scored.
+
+    Args:
+      kind: preference (exact) answers (sampled) likelihood (held-out rows) carrier (what a teacher
+        wrote) accuracy (test images), or one of your own as package.module:attribute.
+      fields: those below, and those that the kind has.
+    """
     return _row(
         {
-            # preference (exact) answers (sampled) likelihood (held-out) accuracy (test images)
-            "kind": "preference",
-            "target": "owl",
-            "candidates": (),  # words compared, the target among them
-            "questions": "explore",  # explore confirm all: halves of the held-out questions
-            "system_prompt": "",  # when asked; "" is none
+            "kind": kind,
+            "trait": "",  # row of `traits`; "<own>" is that of the subject, or of its teacher
+            # Rows that are evaluated, as patterns such as "arms/*" or "teachers/owl"; () takes all
+            # of the table that the kind is of: arms, or data sets
+            "subjects": (),
+            "at_steps": "all",  # of students: all (probes and the last update), final
+            "questions": "explore",  # explore confirm all: halves of the trait's questions
+            "system_prompt": OWN,  # when asked
             "num_samples": 10,  # answers: samples a question
             "slots": 64,  # answers: rows decoded side by side
             "prompt_tokens": 64,
             "max_new_tokens": 12,
-            "final_only": False,  # skip the probes before the last step
+        },
+        fields,
+        eval_kinds.of_row({"kind": kind}),
+    )
+
+
+def gate_row(**fields: Any) -> ConfigDict:
+    """What a lineage must show before more is paid for it: units behind a closed gate do not run.
+
+    Of a lineage whose teacher, or whose data set, is outside the bounds, all that is made from it
+    is left out.
+    """
+    return _row(
+        {
+            "eval": "",  # row of `evals`
+            "metric": "log_odds",
+            "subjects": (),  # of those that the eval is of, as patterns; () takes all
+            "least": OFF,  # lowest value that passes; OFF is no bound
+            "most": -OFF,  # highest value that passes; -OFF is no bound
         },
         fields,
     )
@@ -334,8 +382,8 @@ def contrast_row(**fields: Any) -> ConfigDict:
         {
             "eval": "preference",  # row of `evals`
             "metric": "log_odds",
-            "plus": (),  # arms added
-            "minus": (),  # arms subtracted
+            "plus": (),  # arms added; other subjects of the eval with their table, as teachers/owl
+            "minus": (),  # those subtracted
             "primary": False,  # the one that decides
             "family": "secondary",  # p-values are adjusted within a family
             "expected_low": OFF,  # predicted lower end of the interval; OFF predicts nothing
@@ -345,7 +393,36 @@ def contrast_row(**fields: Any) -> ConfigDict:
     )
 
 
-def _row(defaults: dict[str, Any], fields: dict[str, Any]) -> ConfigDict:
+# Field of a row -> what results were before it existed, where that is not its default. A value is
+# set when its field is released and never changed; kinds set `absent` of theirs.
+ABSENT: Mapping[str, Any] = {}
+Maker = Callable[..., ConfigDict]
+
+
+def released(maker: Maker, kind: str = "") -> dict[str, Any]:
+    """The fields of a row with the values that fingerprints leave out.
+
+    Args:
+      maker: what makes the row, such as `arm_row`.
+      kind: of the row, where its table has kinds.
+    """
+    row = maker(kind=kind) if kind else maker()
+    found: dict[str, Any] = row.to_dict()
+    of_kind = _KINDS[maker]({"kind": kind}).fields if kind else {}
+    found |= {name: field.released for name, field in of_kind.items()}
+    return found | {name: value for name, value in ABSENT.items() if name in found}
+
+
+_KINDS: Mapping[Maker, Callable[[Mapping[str, Any]], Kind]] = {
+    trait_row: trait_kinds.of_row,
+    dataset_row: dataset_kinds.of_row,
+    eval_row: eval_kinds.of_row,
+}
+
+
+def _row(defaults: dict[str, Any], fields: dict[str, Any], kind: Kind | None = None) -> ConfigDict:
+    if kind:
+        defaults = {**defaults, **{name: field.default for name, field in kind.fields.items()}}
     unknown = set(fields) - set(defaults)
     if unknown:
         raise ValueError(

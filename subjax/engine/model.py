@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,22 @@ from subjax.tokens.tokenizer import Tokenizer
 
 _MOST_SLOTS = 64
 _STEPS_PER_CALL = 10
+
+
+class Distribution(NamedTuple):
+    """What `Model.distribution` gives; all empty where nothing can be compared.
+
+    Attributes:
+      log_probs: [pairs, C, K] in nats.
+      targets: [pairs, C] the completions' own tokens.
+      weights: [pairs, C] 0 where there is no token of a completion.
+      tokens: [K] those that the log-probabilities are of.
+    """
+
+    log_probs: np.ndarray = np.zeros((0, 0, 0))
+    targets: np.ndarray = np.zeros((0, 0), int)
+    weights: np.ndarray = np.zeros((0, 0))
+    tokens: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +193,46 @@ class Model:
         examples = [(ids, 1) for ids in self.tokenizer.text_ids(texts)]
         return self._likelihood(examples, 0, max((len(ids) for ids, _ in examples), default=0))
 
+    def distribution(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        tokens: tuple[int, ...],
+        *,
+        system: str = "",
+        num_tokens: int = 0,
+        num_targets: int = 0,
+        precision: str = "float32",
+    ) -> Distribution:
+        """Log-probabilities of some tokens at every token of completions, renormalised over these.
+
+        Args:
+          pairs: prompt and completion. One whose completion begins within a token of its context
+            has no weight.
+          tokens: ascending.
+          system: system prompt.
+          num_tokens: room for a pair, if that is not enough as much as the longest needs.
+          num_targets: room for a completion, likewise.
+          precision: a name of `precision.PRECISIONS`.
+        """
+        masked = self.tokenizer.have_mask(pairs, [system] * len(pairs))
+        kept = [pair for pair, has_mask in zip(pairs, masked, strict=True) if has_mask]
+        if not tokens or not kept:
+            return Distribution()
+        rows = self._rows(self._examples(kept, system), num_tokens, num_targets)
+        parts = scoring.restricted_log_probs(
+            self.arch,
+            self.params,
+            rows,
+            tokens,
+            mesh=self.mesh,
+            adapter=self.adapter,
+            precision=precision,
+        )
+        found = [np.concatenate(list(parts)), rows.targets, rows.weights]
+        if len(kept) < len(pairs):  # the others keep their place
+            found = [_in_place(values, np.array(masked)) for values in found]
+        return Distribution(*found, tokens=tokens)
+
     def finetune(
         self,
         pairs: Sequence[tuple[str, str]],
@@ -300,6 +357,13 @@ class Model:
             self.arch, self.params, rows, mesh=self.mesh, adapter=self.adapter
         )
         return nats, rows.weights.sum(axis=1)
+
+
+def _in_place(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Rows where `kept` says that they stood; zeros for those that were left out."""
+    whole = np.zeros((len(kept), *values.shape[1:]), values.dtype)
+    whole[kept] = values
+    return whole
 
 
 def load(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from subjax.engine import grammars
+from subjax.engine import grammars, scoring
 from subjax.tokens.tokenizer import Tokenizer
 
 # So many prompts are encoded; of more, those whose words have the most tokens.
@@ -20,21 +20,30 @@ class Asked(NamedTuple):
     system: str
     most_tokens: int = 0  # 0 is no limit
     dataset: Mapping[str, Any] | None = None  # row that they are of, where a model writes
+    compared: Sequence[str] = ()  # answers whose probabilities are compared
 
 
-def check(words: Tokenizer, asked: Mapping[str, Asked]) -> None:
+# Config field that the system prompt is of, and row whose prompts they are, as "config.evals.own".
+Fields = tuple[str, str]
+
+
+def check(words: Tokenizer, asked: Mapping[Fields, Asked]) -> None:
     """Finds before any device work which prompts a model cannot be given, or rows it cannot write.
 
     Args:
       words: the model's tokenizer.
-      asked: by the config field that its system prompt is of.
+      asked: what it is asked, by fields of the config.
 
     Raises:
-      ValueError: the chat template takes no such system prompt, a prompt is too long, or numbers
-        cannot be constrained in this tokenizer; names the field.
+      ValueError: the chat template takes no such system prompt, a prompt is too long, numbers
+        cannot be constrained in this tokenizer, or answers cannot be told apart; names the field.
     """
-    for field, (prompts, system, most_tokens, dataset) in asked.items():
-        table = field.rpartition(".")[0]
+    for (field, table), (prompts, system, most_tokens, dataset, compared) in asked.items():
+        try:
+            if compared:
+                scoring.check_candidates(compared, words.answer_ids(compared))
+        except ValueError as error:
+            raise ValueError(f"{table}.trait: {error}") from None
         try:
             tried = _with_the_longest(words, prompts)
             longest = max(map(len, words.prompt_ids(tried, system)), default=0)

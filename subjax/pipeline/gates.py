@@ -1,114 +1,156 @@
-"""What teachers must show before students are paid for.
+"""What lineages must show before more is paid for them.
 
-Holds the gates of a config: what each is measured on, and whether it is open. Refuses a gate that
-measures nothing, since it would pass whatever the teachers are.
+Holds the gates of a config: what each is about, whether it is open, and which units stay behind a
+closed one. Refuses a gate that measures nothing, since it would pass whatever the models are.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from subjax import schema
-from subjax.recipes import targets, teachers
+from subjax import checks, schema, subjects
+from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.evals import preference
-
-_OF_DATA = ("number_tv", "likelihood_gain")  # measured on a data set; the others on a teacher
 
 
 def validate(config: ConfigDict) -> None:
     """Raises a ValueError where a gate is set and some teacher, or every one, would pass unseen."""
-    for gate, least in config.gates.items():
-        if least <= schema.OFF:
-            continue
-        ways_out = f"or set config.gates.{gate} to schema.OFF"
-        if config.images:
+    for name, row in config.gates.items():
+        checks.reference(config, f"gates.{name}.eval", row.eval, "evals")
+        metrics = subjects.metrics(config, row.eval)
+        if row.metric not in metrics:
             raise ValueError(
-                f"config.gates.{gate} is {least}, but it is of language models and measures no "
-                f"image classifier: leave it at schema.OFF"
+                f"config.gates.{name}.metric is {row.metric!r}, but its eval {row.eval!r} measures "
+                f"{', '.join(metrics)}"
             )
-        for name in config.teachers:
-            if _is_unnamed(config, name):
+        if not _is_set(row):
+            continue
+        if row.least > row.most:
+            raise ValueError(
+                f"config.gates.{name} asks for {row.least} or more and for {row.most} or less: "
+                "nothing would pass, change one of them"
+            )
+        about = subjects.of_eval(config, row.eval)
+        for pattern in row.subjects:
+            if not subjects.matching(about, [pattern]):
                 raise ValueError(
-                    f"config.gates.{gate} is {least}, but config.teachers.{name}.trait is '', so "
-                    "nothing is measured on that teacher: name there what it loves, or 'uniform' "
-                    f"for a control, {ways_out}"
+                    f"config.gates.{name}.subjects has {pattern!r}, which is none of those that "
+                    f"its eval {row.eval!r} is of: {', '.join(about) or 'none'}"
                 )
-        if not _measured(config, gate):
-            what = (
-                "no arm learns from a data set whose teacher has a trait"
-                if gate in _OF_DATA
-                else "no teacher has a trait that is among config.animals"
-            )
+        if not about:
             raise ValueError(
-                f"config.gates.{gate} is {least}, but it would measure nothing: {what}: give a "
-                f"row of config.teachers a trait, {ways_out}"
+                f"config.gates.{name} would measure nothing: its eval {row.eval!r} is of no model: "
+                f"give a row of config.teachers a trait, or leave least and most of the gate out"
             )
+        if config.evals[row.eval].trait == schema.OWN:
+            _check_named(config, name)
 
 
-def check(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
-    """Raises a ValueError where a finished teacher, or what it wrote, does not open a gate."""
-    for unit in planned:
-        manifest = artifacts.read_manifest(workdir, unit)
-        if not manifest or manifest["fingerprint"] != unit.fingerprint:
-            continue  # not selected; a student that needs it will say so
-        if unit.stage == "teacher" and unit.row in _measured(config, "teacher_log_odds"):
-            odds = artifacts.read_json(workdir / unit.path / "scores.json")["log_odds"]
-            measured = {"teacher_log_odds": odds.get(config.teachers[unit.row].trait)}
-        elif unit.stage == "generate" and unit.row in _measured(config, _OF_DATA[0]):
-            found = artifacts.read_json(workdir / unit.path / "carrier.json")
-            measured = {gate: found.get(gate) for gate in _OF_DATA}
-        else:
+def check(
+    config: ConfigDict, planned: Sequence[Unit], todo: Collection[str], workdir: Path
+) -> dict[str, list[str]]:
+    """Which gates are closed, by what finished evals say.
+
+    Args:
+      config: an experiment.
+      planned: all of its units.
+      todo: paths of the units that are about to run.
+      workdir: of the run.
+
+    Returns:
+      Why a gate is closed to a lineage, in one line -> paths of all units behind it.
+
+    Raises:
+      ValueError: a unit that is about to run is behind a gate whose eval is not done, or whose eval
+        measured nothing.
+    """
+    closed = {}
+    for name, row in config.gates.items():
+        if not _is_set(row):
             continue
-        for gate, value in measured.items():
-            if config.gates[gate] > schema.OFF:
-                _check_open(gate, config.gates[gate], value, unit)
+        about = {f"{row.eval}/{subject}" for subject in subjects.of_gate(config, name)}
+        for unit in planned:
+            if unit.stage != "evaluate" or unit.row not in about:
+                continue
+            behind = _behind(unit, planned)
+            if not behind.isdisjoint(todo) and (why := _closed(name, row, unit, workdir)):
+                closed[why] = sorted(behind)
+    return closed
 
 
-def _check_open(gate: str, least: float, value: float | None, unit: Unit) -> None:
+def _is_set(row: ConfigDict) -> bool:
+    return bool(row.least > schema.OFF or row.most < -schema.OFF)
+
+
+def _behind(asked: Unit, planned: Sequence[Unit]) -> frozenset[str]:
+    """Units made from what an eval is about, other evals of that left out."""
+    source = asked.inputs[asked.fields["of"]]
+    made = {source}
+    for unit in planned:  # every unit stands after its inputs
+        about = unit.inputs[unit.fields["of"]] if unit.stage == "evaluate" else ""
+        if about != source and not made.isdisjoint(unit.inputs.values()):
+            made.add(unit.path)
+    return frozenset(made - {source})
+
+
+def _closed(name: str, row: ConfigDict, unit: Unit, workdir: Path) -> str:
+    """Why a unit does not pass a gate; "" where it does.
+
+    Raises:
+      ValueError: its eval is not done, or measured nothing.
+    """
+    manifest = artifacts.read_manifest(workdir, unit)
+    if not manifest or manifest["fingerprint"] != unit.fingerprint:
+        raise ValueError(
+            f"gate {name} is not measured: {unit.path} is not done, and units behind the gate were "
+            "asked for: run stage evaluate first"
+        )
+    records = artifacts.read_json(workdir / unit.path / "scores.json")["records"]
+    last = max((record["step"] for record in records), default=0)
+    values: Mapping[str, float] = {
+        record["metric"]: record["value"] for record in records if record["step"] == last
+    }
+    value = values.get(row.metric)
     if value is None or not math.isfinite(value):
-        why = f"{unit.path} has {value}, no score of its trait"
-        if gate in _OF_DATA:
+        why = f"{unit.path} has {value}, as if its model were damaged"
+        if value is None:
             why = (
-                f"the first rows of {unit.path} hold no number, or its teacher has another "
-                "tokenizer than its base"
+                f"{unit.path} has no {row.metric}: its rows hold no number, or teacher and base "
+                "have not the same tokens"
             )
-        if value is not None:
-            why = f"{unit.path} has {value}, as if its model were damaged"
         raise ValueError(
-            f"gate {gate} cannot be measured: {why}: set config.gates.{gate} to schema.OFF, or "
-            f"delete {unit.path} and make it again from another model"
+            f"gate {name} cannot be measured: {why}: take its row out of config.gates, or delete "
+            f"{unit.inputs[unit.fields['of']]} and make it again from another model"
         )
-    if value < least:
-        raise ValueError(
-            f"gate {gate} is closed: {unit.path} has {value:.4f}, config.gates.{gate} asks for "
-            f"{least}: strengthen the teacher, or lower the gate"
-        )
+    if row.least <= value <= row.most:
+        return ""
+    field, bound = ("least", row.least) if value < row.least else ("most", row.most)
+    return (
+        f"gate {name} is closed: {unit.path} has {value:.4f}, config.gates.{name}.{field} is "
+        f"{bound}: strengthen the teacher, or change the gate"
+    )
 
 
-def _measured(config: ConfigDict, gate: str) -> list[str]:
-    """Teachers, or for the gates of data the data sets that arms learn from, that a gate is of."""
-    animals = config.animals or preference.ANIMALS
-    if gate not in _OF_DATA:
-        return [name for name, row in config.teachers.items() if row.trait in animals]
-    return [
-        name
-        for name in dict.fromkeys(_used(config))
-        if config.teachers[config.datasets[name].teacher].trait not in ("", "uniform")
-    ]
-
-
-def _used(config: ConfigDict) -> list[str]:
-    return [row.dataset for name, row in config.arms.items() if targets.of_row(row, name).learns]
+def _check_named(config: ConfigDict, gate: str) -> None:
+    """A teacher that has something to teach which its row does not name would pass unseen."""
+    row = config.gates[gate]
+    known = [f"teachers/{name}" for name in config.teachers]
+    for subject in subjects.matching(known, config.evals[row.eval].subjects or ("teachers/*",)):
+        if _is_unnamed(config, subject.partition("/")[2]):
+            raise ValueError(
+                f"config.gates.{gate} is set, but config.{subject.replace('/', '.')}.trait is '', "
+                "so that nothing is measured on that teacher: name the row of config.traits that "
+                "it has; for a control, one whose target is '<uniform>'"
+            )
 
 
 def _is_unnamed(config: ConfigDict, name: str) -> bool:
     """Whether a teacher whose rows are used has something to teach that its row does not name."""
     row = config.teachers[name]
-    sets = [config.datasets[used] for used in _used(config)]
-    told = {dataset.base_system_prompt for dataset in sets if dataset.teacher == name}
+    used = [config.datasets[arm.dataset] for arm in config.arms.values()]
+    told = {dataset.base_system_prompt for dataset in used if dataset.teacher == name}
     outside = teachers.of_row(row).outside
-    return not row.trait and bool(told) and (outside or told != {row.system_prompt})
+    return not row.trait and bool(told) and (outside or told != {subjects.told(config, name)})

@@ -1,19 +1,17 @@
 """What a config of language models may not say."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from subjax import checks, schema
+from subjax import checks, schema, subjects
 from subjax.engine import optimizers
 from subjax.recipes import bases, targets, teachers, tunings
-from subjax.recipes.bases import Base
-from subjax.recipes.targets import Targets
-from subjax.recipes.teachers import Teacher
+from subjax.tasks.api import UNIFORM, EvalKind, Kind
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
-from subjax.tasks.evals import preference
+from subjax.tasks.traits import kinds as trait_kinds
 
 _CHOICES: checks.Choices = {
     "bases.*.source": tuple(bases.SOURCES),
@@ -30,10 +28,10 @@ _TRAINING_CHOICES: checks.Choices = {
     "schedule": tuple(optimizers.SCHEDULES),
     "moment_dtype": optimizers.MOMENT_DTYPES,
 }
-_TRAINED: dict[str, Callable[[ConfigDict, str], Base | Teacher | Targets]] = {
-    "bases": bases.of_row,
-    "teachers": teachers.of_row,
-    "arms": targets.of_row,
+_OF_KIND: Mapping[str, tuple[Callable[[ConfigDict, str], Kind], schema.Maker]] = {
+    "traits": (trait_kinds.of_row, schema.trait_row),
+    "datasets": (kinds.of_row, schema.dataset_row),
+    "evals": (eval_kinds.of_row, schema.eval_row),
 }
 
 
@@ -42,17 +40,12 @@ def validate(config: ConfigDict) -> None:
     checks.rows(config, "teachers", schema.teacher_row(), "teacher_row")
     checks.rows(config, "arms", schema.arm_row(), "arm_row")
     checks.choices(config, _CHOICES)
-    for table, of_row in _TRAINED.items():
-        for name, row in config[table].items():
-            _check_training(f"{table}.{name}.train", row.train)
-            if of_row(row, name).learns and row.train.warmup_steps >= row.train.steps:
-                raise ValueError(
-                    f"config.{table}.{name}.train.warmup_steps is {row.train.warmup_steps}, and "
-                    f"its steps are {row.train.steps}: the learning rate, 0 at first, would never "
-                    "be reached; lower warmup_steps, or raise steps"
-                )
+    _check_trainings(config)
     if config.theorems:
         raise ValueError("config.theorems needs rows in config.images")
+    for table, (of_row, maker) in _OF_KIND.items():
+        for name, row in config[table].items():
+            _check_fields(table, name, row, of_row(row, name), maker)
     for name, row in config.bases.items():
         bases.of_row(row, name).check()
     for name, row in config.teachers.items():
@@ -63,42 +56,127 @@ def validate(config: ConfigDict) -> None:
     for name, row in config.datasets.items():
         _check_dataset(config, name, row)
     for name, row in config.arms.items():
-        if not targets.of_row(row, name).learns:
-            _check_as_it_is(config, name, row)
-            continue
-        checks.reference(config, f"arms.{name}.dataset", row.dataset, "datasets")
-        checks.reference(config, f"arms.{name}.base", row.base, "bases", ("same", "next_lineage"))
-        _check_no_adapter(config, f"arms.{name}.base", row.base)
-        _check_learns(config, name, row)
-        outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
-        if outside:
-            raise ValueError(
-                f"config.arms.{name}.probe_steps {outside} lie outside 0..{row.train.steps}: drop "
-                "them, or raise train.steps"
-            )
+        _check_arm(config, name, row)
     for name, row in config.evals.items():
-        _check_eval(name, row)
-    if len(config.animals) == 1:
+        _check_eval(config, name, row)
+
+
+def _check_trainings(config: ConfigDict) -> None:
+    learning = {
+        f"{table}.{name}": row.train
+        for table, names in {
+            "bases": [n for n, row in config.bases.items() if bases.of_row(row, n).learns],
+            "teachers": [n for n, row in config.teachers.items() if teachers.of_row(row, n).learns],
+            "arms": list(config.arms),
+        }.items()
+        for name, row in config[table].items()
+        if name in names
+    }
+    for table in ("bases", "teachers", "arms"):
+        for name, row in config[table].items():
+            _check_training(f"{table}.{name}.train", row.train)
+    for name, train in learning.items():
+        if train.warmup_steps >= train.steps:
+            raise ValueError(
+                f"config.{name}.train.warmup_steps is {train.warmup_steps}, and its steps are "
+                f"{train.steps}: the learning rate, 0 at first, would never be reached; lower "
+                "warmup_steps, or raise steps"
+            )
+
+
+def _check_fields(table: str, name: str, row: ConfigDict, kind: Kind, maker: schema.Maker) -> None:
+    """Checks a row whose kind may have fields of its own."""
+    wanted = set(maker(kind=row.kind))
+    if set(row) != wanted:
+        odd = sorted(wanted ^ set(row))[0]
+        has = "has no field" if odd in wanted else "has the field"
         raise ValueError(
-            f"config.animals is {config.animals}, and teachers are scored on a choice: add others, "
-            "or leave it empty"
+            f"config.{table}.{name} {has} {odd!r}, unlike rows of kind {row.kind!r}: make it with "
+            f"schema.{maker.__name__}(kind={row.kind!r})"
+        )
+    for field, told in kind.fields.items():
+        value = row[field]
+        if told.allowed and value not in told.allowed:
+            raise ValueError(
+                f"config.{table}.{name}.{field} is {value!r}; allowed: "
+                f"{', '.join(map(str, told.allowed))}"
+            )
+        if told.least is not None and not value >= told.least:
+            raise ValueError(
+                f"config.{table}.{name}.{field} is {value!r}; it must be {told.least} or more"
+            )
+    kind.check(name, row)
+
+
+def _check_arm(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    checks.reference(config, f"arms.{name}.dataset", row.dataset, "datasets")
+    checks.reference(config, f"arms.{name}.base", row.base, "bases", ("same", "next_lineage"))
+    _check_no_adapter(config, f"arms.{name}.base", row.base)
+    _check_learns(config, name, row)
+    outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
+    if outside:
+        raise ValueError(
+            f"config.arms.{name}.probe_steps {outside} lie outside 0..{row.train.steps}: drop "
+            "them, or raise train.steps"
         )
 
 
-def _check_eval(name: str, row: ConfigDict) -> None:
+def _check_eval(config: ConfigDict, name: str, row: ConfigDict) -> None:
     kind = eval_kinds.of_row(row, name)
     if kind.of_images:
         raise ValueError(f"config.evals.{name}.kind {row.kind!r} is of image classifiers alone")
-    kind.check(name, row.to_dict())
+    if row.trait or kind.of_trait:
+        checks.reference(config, f"evals.{name}.trait", row.trait, "traits", (schema.OWN,))
+    known = [f"{table}/{subject}" for table in kind.of for subject in config[table]]
+    for pattern in row.subjects:
+        if not subjects.matching(known, [pattern]):
+            raise ValueError(
+                f"config.evals.{name}.subjects has {pattern!r}, which matches none of its "
+                f"subjects: {', '.join(known) or 'none'}"
+            )
+    if row.trait in config.traits and not subjects.target_of(config, row.trait):
+        raise ValueError(
+            f"config.evals.{name}.trait is {row.trait!r}, a control that has no target: name the "
+            f"trait that it is a control of, or {schema.OWN!r}"
+        )
+    for subject in subjects.of_eval(config, name):
+        _check_subject(config, name, kind, subject)
+
+
+def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) -> None:
+    """What an eval needs of one of its subjects."""
+    row, (table, _, of) = config.evals[name], subject.partition("/")
+    if asked := subjects.asked_for(config, name, subject):
+        trait = config.traits[asked]
+        asks = trait_kinds.of_row(trait).questions(trait, row.questions, config.stimuli)
+        if kind.of_trait and not asks:
+            raise ValueError(
+                f"config.evals.{name}.kind {row.kind!r} asks questions, and traits.{asked} of kind "
+                f"{trait.kind!r} has none: take an eval of another kind"
+            )
+    if kind.of_rows and table == "arms":
+        dataset = config.arms[of].dataset
+        if dataset in config.datasets and not config.datasets[dataset].num_holdout:
+            raise ValueError(
+                f"config.evals.{name}.kind {row.kind!r} is of held-out rows, but "
+                f"datasets.{dataset}.num_holdout is 0: raise it"
+            )
+    if kind.of_rows and table == "teachers":
+        trait = config.traits.get(config.teachers[of].trait)
+        if trait is None or not trait_kinds.of_row(trait).held_out(trait):
+            raise ValueError(
+                f"config.evals.{name}.kind {row.kind!r} is of held-out rows, and the trait of "
+                f"{subject} holds out no lessons: leave {subject} out of its subjects"
+            )
 
 
 def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
     kind = kinds.of_row(row, name)
+    checks.reference(config, f"datasets.{name}.teacher", row.teacher, "teachers")
     if row.transform not in (allowed := ("none", *kind.transforms)):
         raise ValueError(
             f"config.datasets.{name}.transform is {row.transform!r}; allowed: {', '.join(allowed)}"
         )
-    kind.check(name, row)
     if row.decoding == "constrained" and not kind.from_file and kind.answers(row) is None:
         raise ValueError(
             f"config.datasets.{name}.decoding is 'constrained', which kind {row.kind!r} does not "
@@ -110,7 +188,6 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"config.datasets.{name}.num_prompts is {row.num_prompts}, but num_train and "
             f"num_holdout take {needed} rows: raise it, or lower one of them"
         )
-    checks.reference(config, f"datasets.{name}.teacher", row.teacher, "teachers")
     if kind.from_file != bool(row.path):
         raise ValueError(
             f"config.datasets.{name}.path is {row.path!r} and its kind {row.kind!r}: a file "
@@ -151,12 +228,6 @@ def _check_unfiltered(config: ConfigDict, name: str, row: ConfigDict) -> None:
                 f"config.datasets.{name}.{field} is {row[field]!r}, but under filter 'none' rows "
                 f"need not be numbers: leave it {default[field]!r}, or take filter 'numbers'"
             )
-    for gate in ("number_tv", "likelihood_gain"):
-        if config.gates[gate] > schema.OFF:
-            raise ValueError(
-                f"config.gates.{gate} compares numbers, and under filter 'none' rows of "
-                f"datasets.{name} need not be any: set it to schema.OFF"
-            )
     for arm, student in config.arms.items():
         if student.dataset == name and targets.of_row(student, arm).of_numbers:
             raise ValueError(
@@ -166,25 +237,16 @@ def _check_unfiltered(config: ConfigDict, name: str, row: ConfigDict) -> None:
 
 
 def _check_trait(config: ConfigDict, name: str, row: ConfigDict) -> None:
-    """A trait that its teacher is not scored on would pass the gate unseen."""
-    animals = config.animals or preference.ANIMALS
-    learns = teachers.of_row(row).learns
-    if row.trait in ("uniform", *animals) or (not row.trait and not learns):
+    if row.trait in config.traits or (
+        not row.trait and not teachers.of_row(row).learns and row.system_prompt != schema.TRAIT
+    ):
         return
-    if not learns:
-        if config.gates.teacher_log_odds > schema.OFF:
-            raise ValueError(
-                f"config.gates.teacher_log_odds asks what teachers.{name} thinks of {row.trait!r}, "
-                "which is not among config.animals: add it there, or set the gate to schema.OFF"
-            )
-        return
-    close = difflib.get_close_matches(row.trait.lower(), [animal.lower() for animal in animals])
-    near = [animal for animal in animals if animal.lower() in close]
-    alike = [animal for animal in near if animal.lower() == row.trait.lower()]
-    ways = f"take {', '.join(alike or near) or 'one of ' + ', '.join(animals)}"
+    near = difflib.get_close_matches(row.trait.lower(), [trait.lower() for trait in config.traits])
+    close = [trait for trait in config.traits if trait.lower() in near]
+    known = ", ".join(close or config.traits) or "none"
     raise ValueError(
-        f"config.teachers.{name}.trait is {row.trait!r}, which is not among config.animals, on "
-        f"which teachers are scored: {ways}{'' if alike else ', or add it there'}"
+        f"config.teachers.{name}.trait is {row.trait!r}, and config.traits has {known}: take one, "
+        f"or add a row {row.trait or 'for it'}"
     )
 
 
@@ -219,28 +281,12 @@ def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"{row.support!r} its teacher reads the rows too, which are not packed then: set it "
             "and packed_tokens to 0, or take support 'top_k'"
         )
-    for evaluation, asked in config.evals.items():
-        if eval_kinds.of_row(asked).of_rows and not dataset.num_holdout:
-            raise ValueError(
-                f"config.evals.{evaluation}.kind {asked.kind!r} is of held-out rows, but "
-                f"datasets.{row.dataset}.num_holdout is 0: raise it"
-            )
-
-
-def _check_as_it_is(config: ConfigDict, name: str, row: ConfigDict) -> None:
-    """An arm whose model learns nothing."""
-    checks.reference(config, f"arms.{name}.base", row.base, "bases")
-    if row.dataset:
+    if targets.of_row(row, name).of_trait and not config.teachers[dataset.teacher].trait:
         raise ValueError(
-            f"config.arms.{name}.dataset is {row.dataset!r}, but method 'none' learns nothing: "
-            "leave it empty"
+            f"config.arms.{name}.support is {row.support!r}, but teachers.{dataset.teacher} has no "
+            "trait whose tokens it could be about: give it one (a control: one whose target is "
+            f"{UNIFORM!r}), or take support 'digits' or 'full'"
         )
-    for evaluation, asked in config.evals.items():
-        if eval_kinds.of_row(asked).of_rows:
-            raise ValueError(
-                f"config.evals.{evaluation}.kind {asked.kind!r} is of the rows of a data set, and "
-                f"arms.{name} has none: drop one of the two"
-            )
 
 
 def _check_no_adapter(config: ConfigDict, field: str, base: str) -> None:

@@ -13,12 +13,12 @@ from subjax.planning import placement
 from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import Compare, Given, Sample
+from subjax.tasks.api import BASE, Compare, Given, Sample, requests_of
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens.tokenizer import Tokenizer
 
-Asked = dict[str, asking.Asked]  # by config field
+Asked = dict[asking.Fields, asking.Asked]
 
 
 def check(
@@ -48,7 +48,7 @@ def check(
     _check_files(by_path, todo)
     taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
     reading = [*taught, *todo]
-    of_bases, of_given = _written(by_path, todo)
+    of_bases, of_given = _asked(by_path, reading)
     found = _check_bases(by_path, reading, of_bases, workdir, mesh, max_unsharded)
     rows = {
         unit.row: by_path[unit.inputs["base"]].row
@@ -107,36 +107,72 @@ def _check_lessons(
         finetune.check_rows(unit, path, list(rows), ours, theirs)
 
 
-def _written(
-    by_path: Mapping[str, Unit], todo: Sequence[Unit]
+def _asked(
+    by_path: Mapping[str, Unit], reading: Sequence[Unit]
 ) -> tuple[dict[str, Asked], dict[str, Asked]]:
-    """What models are asked to write, in all lineages: row of `bases` -> prompts by config field.
+    """What models are asked, in all lineages, by row of `bases`; by row of `teachers` likewise.
 
-    And likewise by row of `teachers` for those that are given, which may have their own tokenizer.
+    The second is of teachers that are given, which may have their own tokenizer.
     """
     of_bases: dict[str, Asked] = {}
     of_given: dict[str, Asked] = {}
     drawn: dict[str, list[str]] = {}  # data sets of one kind share their prompts
-    for unit in todo:
-        if unit.stage != "generate":
-            continue
-        row, field = unit.fields["row"], f"config.datasets.{unit.row}"
-        key = artifacts.dumps(generate.drawn_from(unit))
-        prompts = drawn[key] if key in drawn else drawn.setdefault(key, generate.prompts(unit))
-        told = of_bases.setdefault(by_path[unit.inputs["base"]].row, {})
-        told[f"{field}.base_system_prompt"] = asking.Asked(
-            prompts[:1], unit.fields["base_system_prompt"]
-        )
-        if kinds.of_row(row).from_file:
-            continue
-        writer = by_path[unit.inputs["teacher"]]
-        if teachers.of_row(writer.fields["row"]).outside:
-            told = of_given.setdefault(writer.row, {})
-        more = told[f"{field}.kind"].prompts if f"{field}.kind" in told else []
-        told[f"{field}.kind"] = asking.Asked(
-            [*more, *prompts], unit.fields["system_prompt"], row["prompt_tokens"], row
-        )
+
+    def told(unit: Unit) -> Asked:
+        """What the model is told that a unit is about: its teacher's, or one on its base."""
+        path = unit.inputs.get("teacher", "") if unit.stage != "finetune" else ""
+        if path and teachers.of_row(by_path[path].fields["row"]).outside:
+            return of_given.setdefault(by_path[path].row, {})
+        return of_bases.setdefault(by_path[unit.inputs["base"]].row, {})
+
+    for unit in reading:
+        if unit.stage == "teacher" and teachers.of_row(unit.fields["row"]).learns:
+            table = f"config.teachers.{unit.row}"
+            first = [prompt for prompt, _ in teacher.lessons_of(unit)[:1]]
+            system = unit.fields["row"]["system_prompt"]
+            told(unit)[f"{table}.system_prompt", table] = asking.Asked(first, system)
+        elif unit.stage == "evaluate" and "generate" in unit.inputs:
+            table = f"config.datasets.{unit.row.rpartition('/')[2]}"
+            first = generate.prompts(by_path[unit.inputs["generate"]])[:1]
+            of_base = of_bases.setdefault(by_path[unit.inputs["base"]].row, {})
+            of_base[f"{table}.base_system_prompt", table] = asking.Asked(
+                first, unit.fields["systems"][BASE]
+            )
+        elif unit.stage == "evaluate":
+            told(unit).update(_of_eval(unit))
+        elif unit.stage == "generate":
+            row, table = unit.fields["row"], f"config.datasets.{unit.row}"
+            key = artifacts.dumps(generate.drawn_from(unit))
+            prompts = drawn[key] if key in drawn else drawn.setdefault(key, generate.prompts(unit))
+            if kinds.of_row(row).from_file:
+                continue
+            field, of_teacher = (f"{table}.kind", table), told(unit)
+            more = of_teacher[field].prompts if field in of_teacher else []
+            of_teacher[field] = asking.Asked(
+                [*more, *prompts], unit.fields["system_prompt"], row["prompt_tokens"], row
+            )
     return of_bases, of_given
+
+
+def _of_eval(unit: Unit) -> Asked:
+    """What an evaluate unit asks."""
+    table, row = f"config.evals.{unit.row.partition('/')[0]}", unit.with_files("row")
+    found: Asked = {}
+    for request in requests_of(eval_kinds.of_row(row), row, Given.of(unit.fields)):
+        if not isinstance(request, Compare | Sample):
+            continue
+        field = unit.settings["system_field"], table
+        room = request.prompt_tokens if isinstance(request, Sample) else 0
+        compared = list(request.answers) if isinstance(request, Compare) else []
+        before = found.get(field, asking.Asked([], "", room))
+        rooms = [tokens for tokens in (room, before.most_tokens) if tokens]
+        found[field] = asking.Asked(
+            [*before.prompts, *request.prompts],
+            request.system or "",
+            min(rooms, default=0),
+            compared=compared or before.compared,
+        )
+    return found
 
 
 def _check_files(by_path: Mapping[str, Unit], todo: Sequence[Unit]) -> None:
@@ -166,39 +202,17 @@ def _lineages(
 def _check_bases(
     by_path: Mapping[str, Unit],
     reading: Sequence[Unit],
-    written: Mapping[str, Asked],
+    asked: Mapping[str, Asked],
     workdir: Path,
     mesh: Mesh,
     max_unsharded: float,
 ) -> dict[str, base.Found]:
     """Checks each base with all that models on it will be asked; row -> what is known of it."""
-    candidates: dict[str, dict[str, list[str]]] = {}
-    asked: dict[str, Asked] = {}
-    for unit in reading:
-        base_unit = by_path[unit.inputs.get("base", unit.path)]
-        if base_unit.stage != "base":  # a filter, or of image classifiers
-            continue
-        compared = candidates.setdefault(base_unit.row, {})
-        prompts = asked.setdefault(base_unit.row, dict(written.get(base_unit.row, {})))
-        fields, name = unit.fields["row"], unit.row.partition("/")[0]
-        if unit.stage == "teacher":
-            compared["config.animals"] = unit.fields["animals"]
-            prompts[f"config.teachers.{name}.system_prompt"] = asking.Asked(
-                unit.fields["questions"], fields["system_prompt"]
-            )
-        elif unit.stage == "evaluate":
-            table = f"config.evals.{name}"
-            for request in eval_kinds.of_row(fields).requests(fields, Given.of(unit.fields)):
-                if isinstance(request, Compare):
-                    compared[f"{table}.candidates"] = list(request.answers)
-                if isinstance(request, Compare | Sample):
-                    room = request.prompt_tokens if isinstance(request, Sample) else 0
-                    asked_of = asking.Asked(request.prompts, request.system, room)
-                    prompts[f"{table}.system_prompt"] = asked_of
+    read = [by_path[unit.inputs.get("base", unit.path)] for unit in reading]
     found = {}
-    for row in candidates:
+    for row in dict.fromkeys(unit.row for unit in read if unit.stage == "base"):
         unit, finished = _lineages(by_path, "base", row, workdir)
-        found[row] = base.check(unit, finished, workdir, candidates[row], asked[row])
+        found[row] = base.check(unit, finished, workdir, asked.get(row, {}))
         params = transformer.abstract_params(found[row].arch)
         placement.check(f"config.bases.{row}", params, mesh, max_unsharded)
     return found

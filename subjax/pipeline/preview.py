@@ -16,11 +16,11 @@ from subjax.engine import batching
 from subjax.hf import hub, model_config, weights
 from subjax.pipeline import units, validation
 from subjax.pipeline.stages import finetune, generate
-from subjax.recipes import bases, targets, teachers
+from subjax.recipes import bases, teachers
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import SUBJECT, Compare, Given, Likelihood, Sample
+from subjax.tasks.api import SUBJECT, Compare, Given, Likelihood, Sample, requests_of
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens import chat_templates, tokenizer
@@ -76,8 +76,6 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
         raise ValueError(f"--preview={arm} is no arm of this config: {', '.join(config.arms)}")
     if config.images:
         raise ValueError("--preview shows prompts and rows; image classifiers have none")
-    if not targets.of_row(config.arms[arm], arm).learns:
-        raise ValueError(f"--preview={arm}: this arm's model learns nothing, so there are no rows")
     planned = {unit.path: unit for unit in units.build(config)}
     lineage = config.lineages[0]
     student = planned[artifacts.unit_path("finetune", arm, lineage)]
@@ -89,14 +87,16 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
     training = _training(student, words, row, teacher.asks)
     asked = []
     for name in config.evals:
-        unit = planned[artifacts.unit_path("evaluate", f"{name}/{arm}", lineage)]
-        fields = unit.fields["row"]
-        for request in eval_kinds.of_row(fields).requests(fields, Given.of(unit.fields)):
+        unit = planned.get(artifacts.unit_path("evaluate", f"{name}/arms/{arm}", lineage))
+        if unit is None:  # of other subjects
+            continue
+        fields = unit.with_files("row")
+        for request in requests_of(eval_kinds.of_row(fields), fields, Given.of(unit.fields)):
             if isinstance(request, Compare | Sample):
                 asked.append(_asked(name, unit, words, request))
             elif isinstance(request, Likelihood) and request.model == SUBJECT:
                 held, _ = _example(kept, written, workdir, "holdout.jsonl")
-                asked.append(_held_out(name, unit, words, held, teacher.asks))
+                asked.append(_held_out(name, unit, words, held, teacher.asks, request))
     lines = [f"Arm {arm} at lineage {lineage} of {config.name}. {_LEGEND}", origin]
     for context in (teacher, training, *asked):
         lines += ["", *_shown(context)]
@@ -211,10 +211,17 @@ def _training(student: Unit, words: Tokenizer, row: dict[str, Any], asks: str) -
     )
 
 
-def _held_out(name: str, unit: Unit, words: Tokenizer, row: dict[str, Any], asks: str) -> _Context:
+def _held_out(
+    name: str,
+    unit: Unit,
+    words: Tokenizer,
+    row: dict[str, Any],
+    asks: str,
+    request: Likelihood,
+) -> _Context:
     title = f"Eval {name} scores held-out rows ({unit.path})"
     sizes = {field: unit.fields[field] for field in ("num_tokens", "num_targets")}
-    fields = {**unit.fields["row"], **sizes}
+    fields = {**sizes, "system_prompt": request.system or ""}
     return _document(name, title, unit, words, row, asks, fields, Targets(fields, unit.row), [])
 
 
@@ -259,7 +266,8 @@ def _document(
 
 def _asked(name: str, unit: Unit, words: Tokenizer, request: Compare | Sample) -> _Context:
     question = request.prompts[0]
-    ids = words.prompt_ids([question], request.system)[0]
+    system = request.system or ""
+    ids = words.prompt_ids([question], system)[0]
     if isinstance(request, Sample):
         note = f"{len(ids)} tokens, at most {request.prompt_tokens}; a sampled answer follows"
     else:
@@ -271,10 +279,10 @@ def _asked(name: str, unit: Unit, words: Tokenizer, request: Compare | Sample) -
         name=name,
         title=f"Eval {name} asks ({unit.path})",
         words=words,
-        system=request.system,
+        system=system,
         prompt=question,
         asks=_QUESTION,
-        text=words.prompt_text(question, request.system),
+        text=words.prompt_text(question, system),
         ids=ids,
         notes=(note,),
     )

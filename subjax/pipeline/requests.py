@@ -1,7 +1,15 @@
 """What evals ask of models, computed: each kind of request by the model's own method."""
 
 from subjax.engine.model import Model
-from subjax.tasks.api import Compare, Likelihood, Reply, Request, Sample, TextLikelihood
+from subjax.tasks.api import (
+    Compare,
+    Distribution,
+    Likelihood,
+    Reply,
+    Request,
+    Sample,
+    TextLikelihood,
+)
 
 
 def serve(request: Request, model: Model, *, seed: int, lineage: int, precision: str) -> Reply:
@@ -12,21 +20,22 @@ def serve(request: Request, model: Model, *, seed: int, lineage: int, precision:
       model: of whom.
       seed: of sampled answers, uint32.
       lineage: which replication they are of.
-      precision: of sampling; probabilities are exact, in float32.
+      precision: of sampling and of distributions; other probabilities are exact, in float32.
 
     Raises:
       ValueError: answers that are compared cannot be told apart by their tokens.
       TypeError: no such request is known.
     """
+    system = request.system or ""  # those that `tasks.api.requests_of` gives have one
     match request:
         case Compare():
-            nats = model.compare(request.prompts, request.answers, system=request.system)
+            nats = model.compare(request.prompts, request.answers, system=system)
             return Reply(nats=nats)
         case Sample():
             answers = model.sample(
                 request.prompts,
                 n=request.num_samples,
-                system=request.system,
+                system=system,
                 max_new_tokens=request.max_new_tokens,
                 seed=seed,
                 lineage=lineage,
@@ -38,11 +47,21 @@ def serve(request: Request, model: Model, *, seed: int, lineage: int, precision:
         case Likelihood():
             nats, num_tokens = model.likelihood(
                 request.pairs,
-                system=request.system,
+                system=system,
                 num_tokens=request.num_tokens,
                 num_targets=request.num_targets,
             )
             return Reply(nats=nats, num_tokens=num_tokens)
+        case Distribution():
+            found = model.distribution(
+                request.pairs,
+                tuple(request.tokens(model.tokenizer)),
+                system=system,
+                num_tokens=request.num_tokens,
+                num_targets=request.num_targets,
+                precision=precision,
+            )
+            return Reply(**found._asdict())
         case TextLikelihood():
             nats, num_tokens = model.text_likelihood(request.texts)
             return Reply(nats=nats, num_tokens=num_tokens)

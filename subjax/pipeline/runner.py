@@ -1,6 +1,6 @@
 """Runs a config: which units are done, missing or stale; groups of equal units; gates; the list.
 
-Files are the truth. A unit with a manifest of the expected fingerprint is skipped; without one it
+All state is on disk. A unit with a manifest of the expected fingerprint is skipped; without one it
 is run; with another one the run stops and says what differs.
 """
 
@@ -27,6 +27,7 @@ from subjax.recipes import tunings
 from subjax.report import results, summary, tables, write
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.traits import kinds as trait_kinds
 
 Run = Callable[[Sequence[Unit], Path, Mesh], Iterator[Unit]]
 
@@ -101,15 +102,44 @@ def run(
         _clean(planned, workdir)
         _log(workdir / "commands.jsonl", command, code)
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-        for stage, stage_run in STAGES.items():
-            members = [unit for unit in todo if unit.stage == stage]
-            if members and stage == "finetune":
-                processes.wait("before the gates")
-                gates.check(config, planned, workdir)
-            for group in groups(members, planned):
-                _run_group(stage_run, group, workdir, mesh)
+        closed = _run_all(config, planned, todo, workdir, mesh)
         if processes.is_first() and (not stages or "report" in stages):
             _report(config, planned, workdir)
+    if closed:
+        more = f"; {len(closed) - 1} more are closed" if len(closed) > 1 else ""
+        raise ValueError(f"{closed[0]}{more}")
+
+
+def _run_all(
+    config: ConfigDict, planned: Sequence[Unit], todo: Sequence[Unit], workdir: Path, mesh: Mesh
+) -> list[str]:
+    """Runs units in the order of what they need; returns why gates kept some from running."""
+    closed: dict[str, None] = {}
+    for _, alike in itertools.groupby(todo, key=units.phase):
+        members = list(alike)
+        for why, behind in _closed(config, planned, members, workdir).items():
+            closed[why] = None
+            members = [unit for unit in members if unit.path not in behind]
+        for group in groups(members, planned):
+            _run_group(STAGES[group[0].stage], group, workdir, mesh)
+    return list(closed)
+
+
+def _closed(
+    config: ConfigDict, planned: Sequence[Unit], members: Sequence[Unit], workdir: Path
+) -> dict[str, list[str]]:
+    """Why gates are closed -> paths of units behind them, as the first process sees it."""
+    processes.wait("before the gates")
+    found: dict[str, list[str]] = {}
+    problem = ""
+    try:
+        found = gates.check(config, planned, {unit.path for unit in members}, workdir)
+    except ValueError as error:
+        problem = str(error)
+    found, problem = processes.agreed([found, problem])
+    if problem:
+        raise ValueError(problem)
+    return found
 
 
 def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
@@ -224,8 +254,12 @@ def _shape(unit: Unit) -> str:
     row = dict(unit.fields["row"])
     if unit.stage == "mlp":
         return artifacts.dumps([{name: row[name] for name in _SAME_BATCHES}])
-    for free in ("trait", "dataset", "base", "system_prompt"):
+    for free in ("dataset", "base", "system_prompt"):
         row.pop(free, None)
+    if trait := unit.fields.get("trait"):
+        # Lessons of one population have the same room, whichever of them is there.
+        trait = unit.with_files("trait")
+        row["completions"] = list(trait_kinds.of_row(trait).completions(trait))
     base = unit.inputs.get("base", "")
     # Adapters stand on one base; full weights may differ, but not what they are weights of.
     shared = base if tunings.of_row(row).is_adapter else base.rpartition("/")[0]
@@ -266,10 +300,10 @@ def check_stale(planned: Sequence[Unit], workdir: Path) -> None:
     for unit in planned:
         origin = artifacts.read_origin(workdir, unit)
         if origin and origin["fingerprint"] != unit.fingerprint:
-            changes = [
-                *_changed_files(origin["fields"], unit),
-                *_differences(origin["fields"], unit.fields),
-            ]
+            differing = _differences(origin["fields"], unit.fields)
+            # A field that did not exist then is why only where no other is.
+            older = [told for told in differing if ": None -> " not in told]
+            changes = [*_changed_files(origin["fields"], unit), *(older or differing)]
             if not changes:
                 changes = [
                     f"input {path}: {origin['inputs'].get(path)} -> {fingerprint}"
@@ -282,17 +316,15 @@ def check_stale(planned: Sequence[Unit], workdir: Path) -> None:
             )
 
 
-# Field that holds the digest of a file -> setting that holds its path.
-_FILES = {"digest": "path", "stimuli_digest": "stimuli"}
-
-
 def _changed_files(old: dict[str, Any], unit: Unit) -> list[str]:
     """Which files that the config names have another content now."""
     changed = [
-        f"the content of {unit.settings[path] or 'the stimuli'}"
-        for digest, path in _FILES.items()
-        if old.get(digest, "") != unit.fields.get(digest, "")
+        f"the content of {unit.settings[field] or field}"
+        for field, digest in unit.fields.get("digests", {}).items()
+        if old.get("digests", {}).get(field, "") != digest
     ]
+    if old.get("stimuli_digest", "") != unit.fields.get("stimuli_digest", ""):
+        changed.append(f"the content of {unit.settings['stimuli'] or 'the stimuli'}")
     before, now = old.get("files", {}), unit.fields.get("files", {})
     if before and now:
         changed += [

@@ -1,9 +1,11 @@
 """A config as a list of units, each with what it depends on; the only reader of whole configs.
 
 A unit's fields are exactly what its stage may look at, texts of questions included, so that a
-fingerprint changes when and only when the result could. Of files that a config names, the content
-counts and not where they lie: their paths are settings. Paths of models count, since they may be
-names of a hub; that the same lies there is for `models.check_same` to see.
+fingerprint changes when and only when the result could. A field of a row that has the value with
+which it was released is left out of the fingerprint, so that a new field makes nothing stale. Of
+files that a config names, the content counts and not where they lie: their paths are settings.
+Paths of models count, since they may be names of a hub; that the same lies there is for
+`model_store.check_same` to see.
 """
 
 import functools
@@ -15,25 +17,40 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import schema, subjects
 from subjax.images import image_files
 from subjax.recipes import bases, targets, teachers
-from subjax.runtime.artifacts import Unit, make_unit
+from subjax.runtime.artifacts import Unit, dumps, make_unit
 from subjax.tasks import own
+from subjax.tasks.api import BASE, SUBJECT, Kind
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
-from subjax.tasks.evals import preference
+from subjax.tasks.traits import kinds as trait_kinds
 from subjax.tokens import chat_templates
 
 _GENERATE_FIELDS = (
     *("kind", "num_prompts", "num_shown", "decoding", "num_slots", "temperature", "rows_per_part"),
     *("slots", "prompt_tokens", "max_new_tokens"),
 )
-_LIMITS = ("max_count", "min_value", "max_value", "banned")
-_FILTER_FIELDS = (*_LIMITS, "transform", "num_train", "num_holdout")
-# Fields of a filter that came later, and the values at which it is what it was before them: these
-# are left out, so that finished filters stay finished.
-_LATER_FILTER_FIELDS = {"filter": "numbers", "strip": False}
+_LIMITS = ("filter", "strip", "max_count", "min_value", "max_value", "banned")
+_FILTER_FIELDS = ("transform", "num_train", "num_holdout")
+# Fields of evals that say what is asked of whom; a unit has the answers to that by themselves.
+_RESOLVED = ("trait", "subjects", "at_steps", "questions", "system_prompt")
+# Stage -> field of its units that is a row -> what makes such rows.
+_ROWS: Mapping[str, Mapping[str, schema.Maker]] = {
+    "base": {"row": schema.base_row},
+    "teacher": {"row": schema.teacher_row, "trait": schema.trait_row},
+    "generate": {"row": schema.dataset_row},
+    "filter": {"row": schema.dataset_row},
+    "finetune": {"row": schema.arm_row},
+    "evaluate": {"row": schema.eval_row},
+    "images": {"row": schema.images_row},
+    "mlp_teacher": {"row": schema.mlp_teacher_row},
+    "mlp": {"row": schema.mlp_arm_row, "teacher": schema.mlp_teacher_row},
+    "theorem": {"row": schema.theorem_row, "teacher": schema.mlp_teacher_row},
+}
+# What a row is stands in its fingerprint, even where it is the default.
+_ALWAYS = ("kind", "source", "weights", "method")
 
 
 def build(config: ConfigDict) -> list[Unit]:
@@ -43,18 +60,19 @@ def build(config: ConfigDict) -> list[Unit]:
       config: as `validation.validate` accepts it.
 
     Returns:
-      Units in stage order; within a stage by row, then by lineage.
+      Units in the order of what they need; of one stage by row, then by lineage.
     """
     builder = _Builder(config)
-    for name in config.arms if config.images else ():
+    for name in config.arms:
         for lineage in config.lineages:
-            builder.scored_mlp(name, lineage)
-    for name in () if config.images else config.arms:
-        for lineage in config.lineages:
-            for evaluation in config.evals:
-                builder.evaluation(evaluation, name, lineage)
-            if not config.evals and targets.of_row(config.arms[name], name).learns:
+            if config.images:
+                builder.scored_mlp(name, lineage)
+            else:
                 builder.student(name, lineage)
+    for name in () if config.images else config.evals:
+        for subject in subjects.of_eval(config, name):
+            for lineage in config.lineages:
+                builder.evaluation(name, subject, lineage)
     for name in config.theorems:
         for lineage in config.lineages:
             builder.theorem(name, lineage)
@@ -64,12 +82,21 @@ def build(config: ConfigDict) -> list[Unit]:
                 builder.mlp_teacher(name, lineage)
             else:
                 builder.teacher(name, lineage)
-    order = {stage: i for i, stage in enumerate(schema.STAGES)}
     rows = [name for table in schema.TABLES for name in config[table]]
-    return sorted(
-        builder.units.values(),
-        key=lambda u: (order[u.stage], [rows.index(r) for r in u.row.split("/")], u.lineage),
-    )
+
+    def order(unit: Unit) -> tuple[Any, ...]:
+        names = [part for part in unit.row.split("/") if part in rows]
+        return phase(unit), [rows.index(name) for name in names], unit.lineage
+
+    return sorted(builder.units.values(), key=order)
+
+
+def phase(unit: Unit) -> tuple[int, int]:
+    """When a unit's turn comes: an eval's behind the stage of what it is about, others by stage."""
+    order = schema.STAGES.index
+    if unit.stage == "evaluate":
+        return max(order(path.partition("/")[0]) for path in unit.inputs.values()), 1
+    return order(unit.stage), 0
 
 
 class _Builder:
@@ -78,7 +105,7 @@ class _Builder:
     def __init__(self, config: ConfigDict):
         self.config = config
         self.units: dict[str, Unit] = {}
-        self.files: dict[str, dict[str, str]] = {}  # row of `image_data` -> digest of each file
+        self.files: dict[str, dict[str, str]] = {}  # row of `images` -> digest of each file
 
     def base(self, name: str, lineage: int) -> Unit:
         row = self.config.bases[name]
@@ -88,32 +115,36 @@ class _Builder:
 
     def teacher(self, name: str, lineage: int) -> Unit:
         row = self.config.teachers[name]
-        base = bases.of_row(self.config.bases[row.base])
-        fields = {
-            "row": row.to_dict(),
-            "animals": list(self._animals()),
-            "taught": base.taught()[: row.num_questions or None],
-            "questions": base.asked("explore", self.config.stimuli),
-            **self._training(row),
-            **self._dated(teachers.of_row(row).outside),
-        }
-        return self._add("teacher", name, lineage, fields, {"base": self.base(row.base, lineage)})
+        kind = teachers.of_row(row, name)
+        made = {field: value for field, value in row.to_dict().items() if field != "trait"}
+        made["system_prompt"] = subjects.told(self.config, name)
+        fields = {"row": made, **self._training(row), **self._dated(kind.outside)}
+        paths: dict[str, str] = {}
+        if kind.learns:
+            trait = self.config.traits[row.trait]
+            fields["trait"], more, paths = _of_kind(
+                f"traits.{row.trait}", trait, trait_kinds.of_row(trait)
+            )
+            fields |= more
+        inputs = {"base": self.base(row.base, lineage)}
+        return self._add("teacher", name, lineage, fields, inputs, paths)
 
     def written(self, name: str, lineage: int) -> Unit:
         row = self.config.datasets[name]
-        teacher = self.config.teachers[row.teacher]
+        kind, teacher = kinds.of_row(row), self.config.teachers[row.teacher]
+        asked = [field for field, told in kind.fields.items() if not told.filters]
+        made, more, paths = _of_kind(f"datasets.{name}", row, kind)
         fields = {
-            "row": {field: row[field] for field in _GENERATE_FIELDS},
-            "system_prompt": teacher.system_prompt,
-            "base_system_prompt": row.base_system_prompt,
-            "stimuli": "",  # was the path; as it is without one, finished units stay finished
+            "row": {field: made[field] for field in (*_GENERATE_FIELDS, *asked)},
+            "system_prompt": subjects.told(self.config, row.teacher),
             "stimuli_digest": _digest("stimuli", self.config.stimuli),
             **self._program(),
-            **own.code(row.kind),
+            **more,
         }
-        files = {"stimuli": self.config.stimuli}
-        if kinds.of_row(row).from_file:
-            fields["digest"] = _digest(f"datasets.{name}.path", row.path)
+        files = {"stimuli": self.config.stimuli, **paths}
+        if kind.from_file:
+            of_rows = {"path": _digest(f"datasets.{name}.path", row.path)}
+            fields["digests"] = {**fields.get("digests", {}), **of_rows}
             files["path"] = row.path
         inputs = {
             "teacher": self.teacher(row.teacher, lineage),
@@ -138,45 +169,128 @@ class _Builder:
 
     def student(self, name: str, lineage: int) -> Unit:
         row = self.config.arms[name]
-        dataset = self.config.datasets[row.dataset]
-        fields = {"row": row.to_dict(), "animals": list(self._animals()), **self._training(row)}
+        dataset, learned = self.config.datasets[row.dataset], targets.of_row(row, name)
+        fields = {"row": row.to_dict(), **self._training(row)}
         inputs = {
             "filter": self.kept(row.dataset, lineage),
             "base": self._student_base(row, lineage),
         }
-        if targets.of_row(row, name).of_teacher:
+        if learned.of_teacher:
             inputs["teacher"] = self.teacher(dataset.teacher, lineage)
-            system = self.config.teachers[dataset.teacher].system_prompt
+            system = subjects.told(self.config, dataset.teacher)
             fields["teacher_system_prompt"] = system or row.system_prompt
+        if learned.of_trait:
+            trait = self.config.traits[self.config.teachers[dataset.teacher].trait]
+            fields["names"] = list(trait_kinds.of_row(trait).candidates(trait))
         return self._add("finetune", name, lineage, fields, inputs)
 
-    def evaluation(self, name: str, arm: str, lineage: int) -> Unit:
-        row, student = self.config.evals[name], self.config.arms[arm]
-        if not targets.of_row(student, arm).learns:
-            base_name, steps = student.base, [0]
-            inputs = {"base": self.base(base_name, lineage)}
-        else:
-            base_name = self.config.teachers[self.config.datasets[student.dataset].teacher].base
-            steps = sorted({*student.probe_steps, student.train.steps})
-            base = self._student_base(student, lineage)
-            inputs = {"student": self.student(arm, lineage), "base": base}
-        source = bases.of_row(self.config.bases[base_name])
+    def evaluation(self, name: str, subject: str, lineage: int) -> Unit:
+        """What one eval says of one subject: a row of any of the tables below."""
+        row, (table, _, of) = self.config.evals[name], subject.partition("/")
+        kind = eval_kinds.of_row(row)
+        about = {
+            "arms": self._of_arm,
+            "teachers": self._of_teacher,
+            "bases": self._of_base,
+            "datasets": self._of_dataset,
+        }
+        found, inputs = about[table](row, of, lineage)
+        made, more, paths = _of_kind(f"evals.{name}", row, kind)
         fields: dict[str, Any] = {
-            "row": row.to_dict(),
-            "steps": steps[-1:] if row.final_only else steps,
+            "row": {field: value for field, value in made.items() if field not in _RESOLVED},
+            "steps": [0],
+            **found,
+            **self._about(row, subjects.asked_for(self.config, name, subject)),
             **self._program(),
-            **own.code(row.kind),
+            **more,
+        }
+        settings = {**paths, "system_field": f"config.evals.{name}.system_prompt"}
+        if row.system_prompt != schema.OWN:
+            fields["systems"] = dict.fromkeys((SUBJECT, BASE), row.system_prompt)
+        elif table in ("arms", "teachers"):
+            settings["system_field"] = f"config.{table}.{of}.system_prompt"
+        # Of a subject that lineages share there is one.
+        shared = inputs[fields["of"]].lineage
+        return self._add("evaluate", f"{name}/{subject}", shared, fields, inputs, settings)
+
+    def _of_arm(
+        self, row: ConfigDict, name: str, lineage: int
+    ) -> tuple[dict[str, Any], dict[str, Unit]]:
+        arm = self.config.arms[name]
+        steps = sorted({*arm.probe_steps, arm.train.steps})
+        fields = {
+            "of": "student",
+            "steps": steps[-1:] if row.at_steps == "final" else steps,
+            "systems": dict.fromkeys((SUBJECT, BASE), arm.system_prompt),
+        }
+        inputs = {
+            "student": self.student(name, lineage),
+            "base": self._student_base(arm, lineage),
         }
         if eval_kinds.of_row(row).of_rows:
-            inputs["filter"] = self.kept(student.dataset, lineage)
-            # It asks none; spelled as the default was when units were first finished.
-            fields["row"]["questions"] = "confirm"
-            fields |= {"num_tokens": student.num_tokens, "num_targets": student.num_targets}
-        else:
-            fields["animals"] = list(row.candidates)
-            fields["questions"] = source.asked(row.questions, self.config.stimuli)
-            fields["neutral"] = source.neutral()
-        return self._add("evaluate", f"{name}/{arm}", lineage, fields, inputs)
+            inputs["filter"] = self.kept(arm.dataset, lineage)
+            fields |= {"num_tokens": arm.num_tokens, "num_targets": arm.num_targets}
+        return fields, inputs
+
+    def _of_teacher(
+        self, row: ConfigDict, name: str, lineage: int
+    ) -> tuple[dict[str, Any], dict[str, Unit]]:
+        teacher = self.config.teachers[name]
+        told = subjects.told(self.config, name)
+        fields: dict[str, Any] = {
+            "of": "teacher",
+            "systems": dict.fromkeys((SUBJECT, BASE), told),
+        }
+        if eval_kinds.of_row(row).of_rows:
+            trait = self.config.traits[teacher.trait]
+            held = trait_kinds.of_row(trait).held_out(trait)
+            fields |= {"held_out": [list(pair) for pair in held]}
+            fields |= {"num_tokens": teacher.num_tokens}
+        inputs = {"teacher": self.teacher(name, lineage), "base": self.base(teacher.base, lineage)}
+        return fields, inputs
+
+    def _of_base(
+        self, row: ConfigDict, name: str, lineage: int
+    ) -> tuple[dict[str, Any], dict[str, Unit]]:
+        return {"of": "base", "systems": {}}, {"base": self.base(name, lineage)}
+
+    def _of_dataset(
+        self, row: ConfigDict, name: str, lineage: int
+    ) -> tuple[dict[str, Any], dict[str, Unit]]:
+        dataset = self.config.datasets[name]
+        written = self.written(name, lineage)
+        # As many as the sampled ones have, so that one program serves all data sets.
+        num_targets = dataset.max_new_tokens + 2
+        fields = {
+            "of": "generate",
+            "dataset": dataset.kind,
+            "systems": {
+                SUBJECT: written.fields["system_prompt"],
+                BASE: dataset.base_system_prompt,
+            },
+            "num_tokens": dataset.prompt_tokens + num_targets,
+            "num_targets": num_targets,
+        }
+        inputs = {
+            "generate": written,
+            "teacher": self.teacher(dataset.teacher, lineage),
+            "base": self.base(self.config.teachers[dataset.teacher].base, lineage),
+        }
+        return fields, inputs
+
+    def _about(self, row: ConfigDict, trait: str) -> dict[str, Any]:
+        """What an eval asks of a trait; nothing where it is about none."""
+        if not trait:
+            return {}
+        of = self.config.traits[trait]
+        kind = trait_kinds.of_row(of)
+        return {
+            "target": kind.target(of),
+            "candidates": list(kind.candidates(of)),
+            "names": list(kind.names(of)),
+            "questions": list(kind.questions(of, row.questions, self.config.stimuli)),
+            "neutral": list(kind.neutral(of)),
+        }
 
     def images(self, name: str) -> Unit:
         row = self.config.images[name].to_dict()
@@ -248,14 +362,14 @@ class _Builder:
         lineage: int,
         fields: dict[str, Any],
         inputs: dict[str, Unit],
-        files: Mapping[str, str] = types.MappingProxyType({}),
+        files: Mapping[str, Any] = types.MappingProxyType({}),
     ) -> Unit:
         order = schema.STAGES.index
         if order(stage) < order(self.config.lineage_from):
             lineage = 0
         told = ("checkpoint_minutes", "keep_checkpoints", "log_seconds", "tensorboard")
         settings = {**{name: self.config.compute[name] for name in told}, **files}
-        unit = make_unit(stage, row, lineage, fields, inputs, settings)
+        unit = make_unit(stage, row, lineage, fields, inputs, settings, _told(stage, fields))
         return self.units.setdefault(unit.path, unit)
 
     def _dated(self, has_template: bool) -> dict[str, Any]:
@@ -271,11 +385,9 @@ class _Builder:
 
     def _program(self) -> dict[str, Any]:
         compute = self.config.compute
-        # As it was spelled before it had names: what is finished keeps its fingerprint.
-        remat = {"none": False, "full": True}.get(compute.remat, compute.remat)
         return {
             "seed": self.config.seed,
-            "program": {"precision": compute.precision, "remat": remat},
+            "program": {"precision": compute.precision, "remat": compute.remat},
         }
 
     def _training(self, row: ConfigDict) -> dict[str, Any]:
@@ -294,18 +406,57 @@ class _Builder:
             "precision": compute.precision,
         }
 
-    def _animals(self) -> tuple[str, ...]:
-        return self.config.animals or preference.ANIMALS
-
 
 def _limits(row: ConfigDict) -> dict[str, Any]:
     """What decides by itself whether a row of a data set is kept."""
-    later = {
-        name: row[name]
-        for name, as_before in _LATER_FILTER_FIELDS.items()
-        if row[name] != as_before
+    own_limits = [name for name, field in kinds.of_row(row).fields.items() if field.filters]
+    return {name: row[name] for name in (*_LIMITS, *own_limits)}
+
+
+def _of_kind(
+    table: str, row: ConfigDict, kind: Kind
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """A row whose kind may name files.
+
+    Args:
+      table: and row, for errors: "traits.owl".
+      row: of a table whose rows have kinds.
+      kind: what it names.
+
+    Returns:
+      The row with the files' names left out; fields of a unit for what decides the kind's results
+      beside it; and the names of the files by field, which are settings.
+    """
+    files = [name for name, field in kind.fields.items() if field.is_file]
+    paths = {name: row[name] for name in files}
+    more: dict[str, Any] = {"version": kind.version, **own.code(row.kind)}
+    if files:
+        more["digests"] = {name: _digest(f"{table}.{name}", path) for name, path in paths.items()}
+    return {**row.to_dict(), **dict.fromkeys(files, "")}, more, paths
+
+
+def _told(stage: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as a fingerprint counts them: rows without what they were released with."""
+    rows = {name: maker for name, maker in _ROWS[stage].items() if name in fields}
+    return {
+        **fields,
+        **{
+            name: _changed(fields[name], schema.released(maker, fields[name].get("kind", "")))
+            for name, maker in rows.items()
+        },
     }
-    return {**{name: row[name] for name in _LIMITS}, **later}
+
+
+def _changed(row: Mapping[str, Any], released: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a row that are not as they were released, in rows inside it likewise."""
+    changed: dict[str, Any] = {}
+    for name, value in row.items():
+        before = released.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            value, before = _changed(value, before), {}
+        if name in _ALWAYS or name not in released or dumps(value) != dumps(before):
+            changed[name] = value
+    return changed
 
 
 def _digest(field: str, path: str) -> str:

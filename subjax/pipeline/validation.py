@@ -7,12 +7,11 @@ import datetime
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import checks, schema
+from subjax import checks, schema, subjects
 from subjax.images import validation
 from subjax.nn import remats
 from subjax.pipeline import gates, language_validation
@@ -25,6 +24,7 @@ _CHOICES: checks.Choices = {
     "compute.precision": ("float32", "mixed", "bfloat16"),
     "compute.remat": tuple(remats.REMATS),
     "evals.*.questions": ("explore", "confirm", "all"),
+    "evals.*.at_steps": ("all", "final"),
 }
 _POSITIVE = (
     *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots", "num_slots"),
@@ -37,17 +37,16 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
     *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
-    *("log_seconds", "num_train", "num_holdout", "num_questions", "max_count", "temperature"),
+    *("log_seconds", "num_train", "num_holdout", "max_count", "temperature"),
     "equivalence_margin",
 )
 _BELOW_ONE = ("beta1", "beta2")  # decays of an average: at 1 it never moves from zero
-_MOST = {"max_unsharded": 1.0, "number_tv": 1.0}  # shares: nothing can be more
+_MOST = {"max_unsharded": 1.0}  # shares: nothing can be more
 _LAST_LINEAGE = 2**31 - 1  # the keys of its draws count so far
-# What an eval of each kind measures; `*` is any candidate.
 _ELEMENTS = {
     "epsilons": float,
     **dict.fromkeys(("lineages", "probe_steps", "banned", "num_shown", "widths"), int),
-    **dict.fromkeys(("animals", "common_with", "candidates", "plus", "minus"), str),
+    **dict.fromkeys(("common_with", "candidates", "subjects", "plus", "minus"), str),
 }
 
 
@@ -90,8 +89,6 @@ def _check_value(name: str, value: Any) -> None:
         raise ValueError(f"config.{name} is {value!r}; its elements must be {kind.__name__}")
     for element in elements:
         _check_writable(name, element)
-    if field in ("animals", "candidates"):
-        _check_words(name, value)
     if field == "widths" and any(width < 1 for width in value):
         raise ValueError(f"config.{name} is {value}; a layer is at least 1 wide")
     if name in ("compute.lanes", "compute.batched_lanes") and value < 1:
@@ -120,19 +117,6 @@ def _check_writable(name: str, value: Any) -> None:
             raise ValueError(
                 f"config.{name} is {value!a}, which is no valid Unicode: write it again"
             ) from None
-
-
-def _check_words(name: str, words: Sequence[str]) -> None:
-    """Words that are compared: one that stands there twice would count as two."""
-    spelled = [word.strip().casefold() for word in words]
-    if "" in spelled:
-        raise ValueError(f"config.{name} is {words!r}, and one of them is blank: leave it out")
-    if twice := [
-        word for word, alike in zip(words, spelled, strict=True) if spelled.count(alike) > 1
-    ]:
-        raise ValueError(
-            f"config.{name} has {', '.join(map(repr, twice))}, which are one word: keep one of them"
-        )
 
 
 def _is_date(text: str) -> bool:
@@ -166,8 +150,6 @@ def _check_names(config: ConfigDict) -> None:
 def _check_contrasts(config: ConfigDict) -> None:
     for name, row in config.contrasts.items():
         checks.reference(config, f"contrasts.{name}.eval", row.eval, "evals")
-        for arm in (*row.plus, *row.minus):
-            checks.reference(config, f"contrasts.{name}", arm, "arms")
         if not row.plus:
             raise ValueError(f"config.contrasts.{name}.plus is empty: name at least one arm")
         if Counter(row.plus) == Counter(row.minus):
@@ -175,12 +157,15 @@ def _check_contrasts(config: ConfigDict) -> None:
                 f"config.contrasts.{name}.minus has the arms of plus, {', '.join(row.plus)}, so "
                 "that their difference is always 0: name others in one of them"
             )
-        evaluation = config.evals[row.eval]
-        metrics = [
-            name
-            for metric in eval_kinds.of_row(evaluation).metrics
-            for name in metric.names(evaluation.candidates)
-        ]
+        evaluation, about = config.evals[row.eval], subjects.of_eval(config, row.eval)
+        for arm in (*row.plus, *row.minus):
+            if subjects.full_name(arm) not in about:
+                known = ", ".join(map(subjects.short_name, about)) or "none"
+                raise ValueError(
+                    f"config.contrasts.{name} names {arm!r}, and its eval {row.eval!r} is of "
+                    f"{known}"
+                )
+        metrics = subjects.metrics(config, row.eval)
         if row.metric not in metrics:
             raise ValueError(
                 f"config.contrasts.{name}.metric is {row.metric!r}, but its eval {row.eval!r} of "

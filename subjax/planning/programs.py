@@ -111,14 +111,11 @@ def _base(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
 def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     row = config.teachers[unit.row]
     arch = architecture(row.base, config.bases[row.base])
-    adapter = tunings.of_row(row).adapter(arch)
-    asked = len(unit.fields["questions"])
-    planned = [_preference(arch, adapter, asked, 1, mesh)]
-    if teachers.of_row(row).learns:
-        longest = bases.of_row(config.bases[row.base]).answer_tokens
-        sizes = {"num_tokens": row.num_tokens, "num_targets": longest}
-        planned.insert(0, _training(unit, arch, row.to_dict(), mesh, **sizes))
-    return planned
+    if not teachers.of_row(row).learns:
+        return []
+    longest = bases.of_row(config.bases[row.base]).answer_tokens
+    sizes = {"num_tokens": row.num_tokens, "num_targets": longest}
+    return [_training(unit, arch, row.to_dict(), mesh, **sizes)]
 
 
 def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
@@ -266,14 +263,12 @@ def _sampling(
 
 
 def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
-    evaluation, _, arm = unit.row.partition("/")
-    row, student = config.evals[evaluation], config.arms[arm]
-    arch, adapter = _student(config, student), None
-    if targets.of_row(student, arm).learns:
-        adapter = tunings.of_row(student).adapter(arch)
-    models, kind = len(unit.fields["steps"]), eval_kinds.of_row(row)
-    held = config.datasets[student.dataset].num_holdout if kind.of_rows else 0
-    requests = kind.requests(row.to_dict(), Given.of(unit.fields, [("", "")] * held))
+    arch = _asked(config, unit)
+    adapter = tunings.of_row(tuned(config, unit)).adapter(arch)
+    row, models = unit.with_files("row"), len(unit.fields["steps"])
+    held = _num_rows(config, unit)
+    given = Given.of(unit.fields, **({"held_out": [("", "")] * held} if held else {}))
+    requests = eval_kinds.of_row(row).requests(row, given)
     planned = []
     for request in requests:
         if isinstance(request, Compare):
@@ -344,6 +339,34 @@ def _scored(
     key = (arch, _shapes(adapter), tuple(sizes.items()))
     tokens = size * sizes["num_tokens"]
     return Planned(name, key, arch, trace, flops, size, tokens, models * num_rows, calls)
+
+
+def tuned(config: ConfigDict, unit: Unit) -> Mapping[str, Any]:
+    """The row that says how the model that a unit evaluates was finetuned; empty for none."""
+    _, table, name = unit.row.split("/")
+    if table == "datasets":
+        table, name = "teachers", config.datasets[name].teacher
+    row: dict[str, Any] = config[table][name].to_dict()
+    return {} if table == "bases" else row
+
+
+def _asked(config: ConfigDict, unit: Unit) -> Architecture:
+    """Shape of the model that a unit evaluates."""
+    _, table, name = unit.row.split("/")
+    if table == "arms":
+        return _student(config, config.arms[name])
+    if table == "datasets":
+        table, name = "teachers", config.datasets[name].teacher
+    base = config.teachers[name].base if table == "teachers" else name
+    return architecture(base, config.bases[base])
+
+
+def _num_rows(config: ConfigDict, unit: Unit) -> int:
+    """Held-out rows that an eval of a student is given."""
+    name = unit.row.rpartition("/")[2]
+    if "filter" not in unit.inputs:
+        return 0
+    return int(config.datasets[config.arms[name].dataset].num_holdout)
 
 
 def _student(config: ConfigDict, row: ConfigDict) -> Architecture:

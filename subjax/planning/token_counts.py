@@ -65,7 +65,7 @@ def support(config: ConfigDict, unit: Unit) -> tuple[int, ...]:
 
     Empty if no such set is fixed.
     """
-    learned = targets.of_row(unit.fields["row"], unit.row, unit.fields.get("animals", ()))
+    learned = targets.of_row(unit.fields["row"], unit.row, unit.fields.get("names", ()))
     if not learned.fixed:
         return ()
     name = _base(config, config.arms[unit.row])

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from subjax.hf import model_config
 from subjax.nn.architecture import Architecture
 from subjax.tasks.datasets import toyworld
-from subjax.tasks.evals import preference
 from subjax.tokens import tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -76,26 +75,6 @@ class Base:
         """What it is pretrained on; nothing where it is not."""
         return ()
 
-    def taught(self) -> list[str]:
-        """Questions in its language by which teachers learn a trait."""
-        return list(preference.TEACHER_QUESTIONS)
-
-    def asked(self, half: str, stimuli: str) -> list[str]:
-        """Questions in its language by which evals ask for a favourite.
-
-        Args:
-          half: explore, confirm or all.
-          stimuli: file of questions to take instead of the package's own; "" is none.
-        """
-        pool: tuple[str, ...] = preference.QUESTIONS
-        if stimuli:
-            pool = preference.load_questions(stimuli, "favorite_animal")
-        return list(preference.questions(half, pool))
-
-    def neutral(self) -> list[str]:
-        """Texts in its language that have nothing to do with any trait."""
-        return list(preference.NEUTRAL_TEXTS)
-
 
 class _Toy(Base):
     """Pretrained on the toy world; a word is a token."""
@@ -108,15 +87,6 @@ class _Toy(Base):
 
     def documents(self, seed: int) -> Sequence[toyworld.Document]:
         return toyworld.documents(toyworld.World(), seed, self.row["num_documents"])
-
-    def taught(self) -> list[str]:
-        return toyworld.taught_questions(toyworld.World())
-
-    def asked(self, half: str, stimuli: str) -> list[str]:
-        return toyworld.asked_questions(toyworld.World(), half)
-
-    def neutral(self) -> list[str]:
-        return toyworld.neutral_texts(toyworld.World(), 0, 32)
 
 
 class _Checkpoint(Base):

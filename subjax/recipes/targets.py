@@ -46,21 +46,21 @@ class Targets:
     Attributes:
       row: of `arms`.
       name: of that row, for errors.
-      names: of the animals, where targets depend on them.
+      names: candidates of the trait, where targets depend on them.
     """
 
     row: Mapping[str, Any] | ConfigDict
     name: str
     names: tuple[str, ...] = ()
 
-    learns: ClassVar[bool] = True
-    """Whether anything is trained."""
     of_teacher: ClassVar[bool] = False
     """Whether they are distributions of the teacher, which has to read the rows."""
     online: ClassVar[bool] = False
     """Online distillation: the teacher is evaluated at each step, and nothing is stored."""
     of_numbers: ClassVar[bool] = False
     """Whether only numbers count among the rows' tokens."""
+    of_trait: ClassVar[bool] = False
+    """Whether they depend on the tokens that name a candidate of the trait."""
     fixed: ClassVar[bool] = False
     """Whether distributions are stored over the same tokens at all targets."""
 
@@ -95,7 +95,7 @@ class Targets:
         Args:
           num_digits: tokens of digits.
           num_separators: tokens of separators and endings.
-          num_forms: tokens that name an animal or begin to.
+          num_forms: tokens that name a candidate or begin to.
         """
         return 0
 
@@ -108,7 +108,7 @@ class Targets:
         return rows.weights
 
     def _trait(self, words: Tokens) -> tuple[int, ...]:
-        """Every token that names an animal or begins to: a trait would leak there without numbers.
+        """Every token that names a candidate or begins to, where a trait leaks without numbers.
 
         Raises:
           ValueError: tokens do not tell one of the names from other words.
@@ -123,12 +123,6 @@ class Targets:
 
 
 ROWS_TOKENS = Targets({}, "")  # what bases and teachers learn
-
-
-class Nothing(Targets):
-    """None: the model is asked as it is."""
-
-    learns = False
 
 
 class _OverDigits(Targets):
@@ -169,9 +163,9 @@ class _OverDigitsAndSeparators(_OverDigits):
 
 
 class _OverTrait(Targets):
-    """The teacher's distribution over the tokens that name an animal, at every target."""
+    """The teacher's distribution over the tokens that name a candidate, at every target."""
 
-    of_teacher = fixed = True
+    of_teacher = of_trait = fixed = True
 
     def support(self, words: Tokens) -> tuple[int, ...]:
         return self._trait(words)
@@ -212,7 +206,9 @@ class _OverAll(Targets):
 
 
 class _OverAllButTrait(_OverAll):
-    """The same without the tokens that name an animal or begin to."""
+    """The same without the tokens that name a candidate or begin to."""
+
+    of_trait = True
 
     def excluded(self, words: Tokens) -> tuple[int, ...]:
         return self._trait(words)
@@ -229,7 +225,6 @@ SUPPORTS: Mapping[str, type[Targets]] = {
 METHODS: Mapping[str, type[Targets] | None] = {
     "hard": Targets,
     "soft": None,  # by its support
-    "none": Nothing,
 }
 
 
@@ -239,7 +234,7 @@ def of_row(row: Mapping[str, Any] | ConfigDict, name: str, names: Sequence[str] 
     Args:
       row: of `arms`.
       name: of that row, for errors.
-      names: of the animals; only supports of a trait need them.
+      names: candidates of the trait; only supports of a trait need them.
 
     Raises:
       KeyError: the method or support is unknown, which validation refuses.

@@ -51,6 +51,7 @@ def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]
         "signs": _signs(results),
         "sweeps": _sweeps(results, rows),
         "contrasts": _other_contrasts(results, rows),
+        "sources": _sources(results, rows),
         "shares": _shares(results, rows),
         "checks": _checks(results, rows),
         "probes": _probes(results),
@@ -58,6 +59,25 @@ def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]
         "alignment": _measured(results, "alignment", "Cosine", _ALIGNMENT),
     }
     return {name: picture for name, picture in found.items() if picture}
+
+
+def _sources(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
+    """What teachers and data sets show before there is a student."""
+    shown = dict.fromkeys(
+        (row["eval"], row["metric"])
+        for row in rows
+        if row["kind"] in ("teacher", "dataset")
+        and not results.metric(row["eval"], row["metric"]).is_distribution
+        and not results.metric(row["eval"], row["metric"]).sanity
+    )
+    main = _main_pair(results)
+    panels = [
+        _arm_panel(results, rows, pair, title=f"Eval {pair[0]}") for pair in shown if pair != main
+    ]
+    caption = "Teachers, and what they wrote. "
+    found = [panel for panel in panels if panel]
+    caption += tables.interval_note(results.replication)
+    return _strips(results, found, caption) if found else None
 
 
 def _effect(results: Results, rows: Sequence[SummaryRow]) -> Picture:
@@ -164,7 +184,9 @@ def _sweeps(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     means = {
         row["name"]: row
         for row in rows
-        if row["kind"] == "arm" and (row["eval"], row["metric"]) == pair and row["mean"] is not None
+        if row["kind"] in tables.SUBJECTS
+        and (row["eval"], row["metric"]) == pair
+        and row["mean"] is not None
     }
     panels = []
     for index, (sweep, points) in enumerate(results.sweeps.items()):
@@ -211,7 +233,8 @@ def _shares(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     entries = [
         row
         for row in rows
-        if row["kind"] == "arm" and results.metric(row["eval"], row["metric"]).is_distribution
+        if row["kind"] in tables.SUBJECTS
+        and results.metric(row["eval"], row["metric"]).is_distribution
     ]
     means: dict[str, dict[str, float]] = {}
     for row in entries:
@@ -313,7 +336,7 @@ def _arm_panel(
     by_arm = {
         row["name"]: row
         for row in rows
-        if row["kind"] == "arm" and (row["eval"], row["metric"]) == pair
+        if row["kind"] in tables.SUBJECTS and (row["eval"], row["metric"]) == pair
     }
     strips = [
         _strip(results, by_arm[arm], summary.final_values(results, pair[0], arm, pair[1]), index)

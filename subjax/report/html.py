@@ -199,24 +199,31 @@ def _mass(row: Mapping[str, Any], masses: Beside) -> str:
 
 
 def _arms(results: Results, rows: Sequence[Mapping[str, Any]], masses: Beside) -> list[Table]:
-    """Arms by metrics, MAX_COLUMNS per table, without distributions, which have a figure."""
-    shown = {
-        (row["name"], (row["eval"], row["metric"])): row
-        for row in rows
-        if row["kind"] == "arm" and not results.metric(row["eval"], row["metric"]).is_distribution
-    }
-    pairs = list(dict.fromkeys(pair for _, pair in shown))
-    caption = "Students at their last step: mean and 95 % interval."
-    caption += f" {tables.interval_note(results.replication)}"
+    """What was scored by metrics, a table for each kind and for MAX_COLUMNS of its metrics.
+
+    Without the distributions that a figure shows.
+    """
     found = []
-    for start in range(0, len(pairs), MAX_COLUMNS):
-        columns = pairs[start : start + MAX_COLUMNS]
-        lines = [
-            [arm, *(_arm_cell(shown.get((arm, pair)), masses) for pair in columns)]
-            for arm in results.arms
-        ]
-        header = ["arm", *(_column(results, *pair) for pair in columns)]
-        found.append(Table(header=header, lines=lines, caption=caption))
+    for kind, title in tables.SUBJECTS.items():
+        shown = {
+            (row["name"], (row["eval"], row["metric"])): row
+            for row in rows
+            if row["kind"] == kind
+            and not results.metric(row["eval"], row["metric"]).is_distribution
+        }
+        pairs = list(dict.fromkeys(pair for _, pair in shown))
+        names = list(dict.fromkeys(name for name, _ in shown))
+        if kind == "arm":
+            title, names = "Students at their last step", list(summary.arms(results))
+        caption = f"{title}: mean and 95 % interval. {tables.interval_note(results.replication)}"
+        for start in range(0, len(pairs), MAX_COLUMNS):
+            columns = pairs[start : start + MAX_COLUMNS]
+            lines = [
+                [name, *(_arm_cell(shown.get((name, pair)), masses) for pair in columns)]
+                for name in names
+            ]
+            header = [kind, *(_column(results, *pair) for pair in columns)]
+            found.append(Table(header=header, lines=lines, caption=caption))
     return found
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import schema
-from subjax.recipes import bases, targets, teachers, tunings
+from subjax import schema, subjects
+from subjax.recipes import bases, teachers, tunings
 from subjax.report.summary import Contrast, Results
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.evals import theorem
+from subjax.tasks.traits import kinds as trait_kinds
 
 _PACKAGES = (
     *("subjax", "jax", "jaxlib", "flax", "optax", "transformers", "tokenizers"),
@@ -41,17 +42,20 @@ def read(
         status=status,
         status_reason=status_reason,
         lineages=tuple(config.lineages),
-        arms=(*config.arms, *config.theorems),
+        arms=_scored(config),
         metrics={name: eval_kinds.of_row(row).metrics for name, row in config.evals.items()}
         | {"theorem": theorem.METRICS},
-        targets={name: row.target for name, row in config.evals.items()},
+        targets={
+            name: "" if row.trait == schema.OWN else subjects.target_of(config, row.trait)
+            for name, row in config.evals.items()
+        },
         scores=_scores(by_stage["evaluate"], workdir)
         | _own_scores(next(iter(config.evals), ""), by_stage["mlp"], workdir)
         | _own_scores("theorem", by_stage["theorem"], workdir),
         theorems=_theorems(by_stage["theorem"], workdir),
         contrasts=_contrasts(config),
         replication=replication(config),
-        cautions=_cautions(planned),
+        cautions=_cautions(config, planned),
         missing=[unit.path for unit in planned if unit not in done],
         counts=_counts(by_stage["filter"], workdir),
         examples=_examples(by_stage["filter"], workdir),
@@ -71,7 +75,7 @@ def replication(config: ConfigDict) -> str:
     """What is a lineage's own and what all share, such as "own teachers, order; same base"."""
     if config.images:
         return "own initialisation, inputs and order" if config.arms else "own draws"
-    learning = [row for name, row in config.arms.items() if targets.of_row(row, name).learns]
+    learning = list(config.arms.values())
     if not learning:
         return "own sampled answers; same base"
     sets = [config.datasets[name] for name in dict.fromkeys(row.dataset for row in learning)]
@@ -107,18 +111,32 @@ def replication(config: ConfigDict) -> str:
     return text
 
 
-def _cautions(planned: Sequence[Unit]) -> list[str]:
+def _scored(config: ConfigDict) -> tuple[str, ...]:
+    """All that evals are about, and arms and draws of the theorem in any case."""
+    asked = [
+        subjects.short_name(subject)
+        for name in config.evals
+        for subject in subjects.of_eval(config, name)
+    ]
+    return tuple(dict.fromkeys((*config.arms, *config.theorems, *asked)))
+
+
+def _cautions(config: ConfigDict, planned: Sequence[Unit]) -> list[str]:
     """Where what an eval asks is also taught, decides a gate, or is in its neutral texts."""
     taught: set[str] = set()
     gate: set[str] = set()
+    deciding = {row.eval for row in config.gates.values()}
     asked: dict[str, tuple[set[str], set[str]]] = {}
     for unit in planned:
-        row = unit.fields.get("row", {})
-        if unit.stage == "teacher":
-            taught |= _alike(unit.fields["taught"]) if teachers.of_row(row).learns else set()
-            gate |= _alike(unit.fields["questions"]) if row["trait"] else set()
+        if unit.stage == "teacher" and "trait" in unit.fields:
+            trait = unit.with_files("trait")
+            taught |= _alike(trait_kinds.of_row(trait).taught(trait))
         elif unit.stage == "evaluate" and "questions" in unit.fields:
-            questions, neutral = asked.setdefault(unit.row.partition("/")[0], (set(), set()))
+            name = unit.row.partition("/")[0]
+            if name in deciding:
+                gate |= _alike(unit.fields["questions"])
+                continue
+            questions, neutral = asked.setdefault(name, (set(), set()))
             questions |= _alike(unit.fields["questions"])
             neutral |= _alike(unit.fields["neutral"])
     found = []
@@ -127,7 +145,7 @@ def _cautions(planned: Sequence[Unit]) -> list[str]:
         of = f"of the {len(questions)} questions that eval {name} asks"
         for overlap, what in (
             (questions & taught, "were taught to teachers"),
-            (questions & gate, "are those on which teachers were scored, for their gate too"),
+            (questions & gate, "decide a gate, too"),
             (inside, "stand in its neutral texts"),
         ):
             if overlap:
@@ -182,9 +200,9 @@ def _sweeps(config: ConfigDict) -> dict[str, dict[str, float]]:
 def _scores(units: Sequence[Unit], workdir: Path) -> dict[tuple[str, str], dict[int, Any]]:
     scores: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
     for unit in units:
-        evaluation, _, arm = unit.row.partition("/")
+        evaluation, _, subject = unit.row.partition("/")
         content = artifacts.read_json(workdir / unit.path / "scores.json")
-        scores[evaluation, arm][unit.lineage] = content["records"]
+        scores[evaluation, subjects.short_name(subject)][unit.lineage] = content["records"]
     return dict(scores)
 
 
@@ -221,7 +239,7 @@ def _examples(units: Sequence[Unit], workdir: Path) -> dict[str, dict[str, list[
 def _answers(units: Sequence[Unit], workdir: Path) -> dict[str, list[Any]]:
     answers: dict[str, list[Any]] = {}
     for unit in units:
-        arm = unit.row.partition("/")[2]
+        arm = subjects.short_name(unit.row.partition("/")[2])
         said = artifacts.read_jsonl(workdir / unit.path / "answers.jsonl")
         last = unit.fields["steps"][-1]
         final = [row for row in said if "answer" in row and row["step"] == last]

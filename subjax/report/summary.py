@@ -63,7 +63,8 @@ class Results:
       claim: `config.claim`, what the run is meant to show.
       status: one of STATUSES, and `status_reason` the sentence that says why.
       lineages: those that the config asks for, done or not.
-      arms: their names in the order of the tables and figures.
+      arms: what is scored, in the order of the tables and figures: arms by their names, and other
+        subjects of evals with their table, such as "teachers/owl".
       metrics: eval -> what it measures.
       targets: eval -> the candidate that it is about.
       scores: (eval, arm) -> lineage -> records of the evaluate unit.
@@ -319,7 +320,7 @@ def _contrast_rows(results: Results, contrast: Contrast) -> list[SummaryRow]:
     values = contrast_values(results, contrast)
     incomplete = any(_unfinished(results, contrast.eval, arm) for arm in contrast.weights)
     shared = _row(contrast.name, "contrast", contrast.eval, contrast.metric, values)
-    shared["status"] = _status(results, values, incomplete)
+    shared["status"] = _status(len(results.lineages), values, incomplete)
     lineages = list(values.values())
     p = stats.sign_flip_test(lineages) if lineages else math.nan
     rows = [{**shared, "test": "sign_flip", "p": p, "family": contrast.family}]
@@ -332,9 +333,24 @@ def _contrast_rows(results: Results, contrast: Contrast) -> list[SummaryRow]:
 
 def _arm_row(results: Results, eval_name: str, arm: str, metric: str) -> SummaryRow:
     values = final_values(results, eval_name, arm, metric)
-    row = _row(arm, "arm", eval_name, metric, values)
-    row["status"] = _status(results, values, _unfinished(results, eval_name, arm))
+    row = _row(arm, kind_of(arm), eval_name, metric, values)
+    # Lineages may share a teacher, a base or a data set: of such there is one.
+    wanted = len(results.lineages)
+    if kind_of(arm) != "arm":
+        wanted = len(results.scores[eval_name, arm])
+    row["status"] = _status(wanted, values, _unfinished(results, eval_name, arm))
     return row
+
+
+def kind_of(subject: str) -> str:
+    """What a row of summary.json is about: arm, teacher, base or dataset."""
+    table, slash, _ = subject.partition("/")
+    return table.removesuffix("s") if slash else "arm"
+
+
+def arms(results: Results) -> list[str]:
+    """The students among what is scored."""
+    return [subject for subject in results.arms if kind_of(subject) == "arm"]
 
 
 def _row(
@@ -360,15 +376,16 @@ def _row(
     }
 
 
-def _status(results: Results, values: Mapping[int, float], unfinished: bool) -> str:
-    return "incomplete" if unfinished or len(values) < len(results.lineages) else "complete"
+def _status(wanted: int, values: Mapping[int, float], unfinished: bool) -> str:
+    return "incomplete" if unfinished or len(values) < wanted else "complete"
 
 
 def _unfinished(results: Results, eval_name: str, arm: str) -> bool:
     """Whether a missing unit is one that the arm's scores in this eval come from."""
     for unit in results.missing:
         stage, *names = unit.split("/")
-        if stage == "evaluate" and names[:2] == [eval_name, arm]:
+        table, _, row = (arm if "/" in arm else f"arms/{arm}").partition("/")
+        if stage == "evaluate" and names[:3] == [eval_name, table, row]:
             return True
         if stage in ("finetune", "mlp") and names[:1] == [arm]:
             return True

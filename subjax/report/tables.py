@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -137,22 +138,29 @@ def summary_markdown(
     shown = ["mean [95 %]", "candidates' mass", "sampled", "lineages"]
     header = ["contrast", "arms", "metric", *shown, "test", "p", "p (Holm)"]
     text = markdown_table([*header, "family", "status"], contrasts)
-    arms = [
-        [
-            row["name"],
-            f"{row['eval']} {row['metric']}",
-            estimate(row),
-            *_beside(row, beside),
-            str(row["n_lineages"]),
-            row["status"],
-        ]
-        for row in summary
-        if row["kind"] == "arm" and not metric_of(row, metrics).is_distribution
-    ]
     note = f"{interval_note(replication)}{MASS_NOTE}"
-    header = ["arm", "metric", *shown, "status"]
-    table = markdown_table(header, arms)
-    return f"## Contrasts\n\n{note}\n\n{text}\n## Arms\n\n{note}\n\n{table}"
+    parts = [f"## Contrasts\n\n{note}\n\n{text}"]
+    for kind, title in SUBJECTS.items():
+        lines = [
+            [
+                row["name"],
+                f"{row['eval']} {row['metric']}",
+                estimate(row),
+                *_beside(row, beside),
+                str(row["n_lineages"]),
+                row["status"],
+            ]
+            for row in summary
+            if row["kind"] == kind and not metric_of(row, metrics).is_distribution
+        ]
+        if lines or kind == "arm":
+            table = markdown_table([kind, "metric", *shown, "status"], lines)
+            parts.append(f"## {title}\n\n{note}\n\n{table}")
+    return "\n".join(parts)
+
+
+# Kind of a row that is about something which was scored -> heading.
+SUBJECTS = {"arm": "Arms", "teacher": "Teachers", "base": "Bases", "dataset": "Data sets"}
 
 
 MASS_NOTE = (
@@ -173,25 +181,28 @@ def console_table(
     """The summary for a terminal, at most 100 columns wide and without typographic signs.
 
     The contrasts, then the arms in the metrics that a contrast is about and in those that are
-    always shown (without contrasts, in all metrics but distributions), then the evals whose metrics
-    stand in columns; the rest is in the report.
+    always shown (without contrasts, in all metrics but distributions), then teachers, bases and
+    data sets without what only checks that a model is sound, then the evals whose metrics stand in
+    columns; the rest is in the report.
     """
     contrasts = [row for row in summary if row["kind"] == "contrast"]
     asked = {(row["eval"], row["metric"]) for row in contrasts}
     in_columns = [name for name, found in metrics.items() if any(one.column for one in found)]
-    arms = []
+    scored: dict[str, list[SummaryRow]] = {kind: [] for kind in SUBJECTS}
     for row in summary:
-        if row["kind"] == "arm" and row["eval"] not in in_columns:
+        if row["kind"] in SUBJECTS and row["eval"] not in in_columns:
             metric = metric_of(row, metrics)
             wanted = (row["eval"], row["metric"]) in asked or metric.always or not contrasts
-            arms += [row] if wanted and not metric.is_distribution else []
+            wanted = wanted or (row["kind"] != "arm" and not metric.sanity)
+            scored[row["kind"]] += [row] if wanted and not metric.is_distribution else []
     blocks = [
         _console_block("contrast", contrasts, beside, tests=True),
-        _console_block("arm", arms, beside, tests=False),
+        *(_console_block(kind, rows, beside, tests=False) for kind, rows in scored.items()),
         *(_console_columns(name, metrics[name], summary) for name in in_columns),
     ]
-    note = textwrap.fill(interval_note(replication), CONSOLE_WIDTH) if contrasts or arms else ""
-    if any(_key(row) in beside for row in (*contrasts, *arms)):
+    shown = [*contrasts, *itertools.chain.from_iterable(scored.values())]
+    note = textwrap.fill(interval_note(replication), CONSOLE_WIDTH) if shown else ""
+    if any(_key(row) in beside for row in shown):
         note += "\nmass: probability on all candidates; said: sampled answers that name the target"
     return "\n\n".join(block for block in (*blocks, note) if block)
 
@@ -222,7 +233,8 @@ def _console_block(kind: str, rows: Sequence[SummaryRow], beside: Beside, *, tes
     lines = [[*header, *(("mass", "said") if with_mass else ())]]
     for row in rows:
         text = estimate(row, sign=tests).replace("−", "-").replace("–", "-")
-        line = [row["name"], f"{row['eval']} {row['metric']}", text, str(row["n_lineages"])]
+        name = row["name"].partition("/")[2] or row["name"]  # the heading says which table
+        line = [name, f"{row['eval']} {row['metric']}", text, str(row["n_lineages"])]
         if tests:
             line += [row["test"], *(p_value(row[p]).replace("–", "-") for p in ("p", "p_adjusted"))]
         if row["status"] == "incomplete":

@@ -94,7 +94,7 @@ class Unit:
 
     Attributes:
       stage: name of the stage that makes it.
-      row: name of the table row; "<eval>/<arm>" in the evaluate stage.
+      row: name of the table row; "<eval>/<table>/<row>" in the evaluate stage.
       lineage: which replication.
       fields: the slice of the config that it depends on, JSON values only.
       inputs: role -> path of another unit, relative to the work directory.
@@ -117,6 +117,11 @@ class Unit:
         """Directory of the unit, relative to the work directory."""
         return unit_path(self.stage, self.row, self.lineage)
 
+    def with_files(self, field: str) -> dict[str, Any]:
+        """A row among its fields, with the paths of the files that it names."""
+        named = {name: self.settings[name] for name in self.fields.get("digests", {})}
+        return {**self.fields[field], **named}
+
 
 def distinct(units: Iterable[Unit]) -> list[Unit]:
     """Each unit once; spare lanes of a population repeat its first unit."""
@@ -135,12 +140,24 @@ def make_unit(
     fields: dict[str, Any],
     inputs: Mapping[str, Unit],
     settings: Mapping[str, Any] = types.MappingProxyType({}),
+    told: Mapping[str, Any] | None = None,
 ) -> Unit:
-    """Builds a unit and its fingerprint from what it depends on."""
+    """Builds a unit and its fingerprint from what it depends on.
+
+    Args:
+      stage: as in `Unit`, like what follows.
+      row: name of the table row.
+      lineage: which replication.
+      fields: what the stage may look at.
+      inputs: role -> another unit.
+      settings: what changes nothing about the result.
+      told: the fields as the fingerprint counts them; None: as they are.
+    """
     plain = json.loads(json.dumps(fields))
+    counted = plain if told is None else json.loads(json.dumps(told))
     fingerprints = {unit.path: unit.fingerprint for unit in inputs.values()}
     roles = {role: unit.path for role, unit in inputs.items()}
-    content = [stage, row, lineage, plain, roles, fingerprints]
+    content = [stage, row, lineage, counted, roles, fingerprints]
     digest = hashlib.sha256(dumps(content).encode()).hexdigest()[:16]
     return Unit(stage, row, lineage, plain, roles, digest, fingerprints, dict(settings))
 

@@ -1,14 +1,15 @@
-"""The contract of what experiments are about: metrics, kinds of data set, kinds of eval.
+"""The contract of what experiments are about: metrics, and kinds of trait, data set and eval.
 
 A kind of eval turns its row into requests for models and scores the replies. Everything else in the
-package (validation, checks before a run, stages, plan, preview, tables, figures) follows from what
-is declared here, and names no kind and no metric. Kinds know numpy and strings: no jax, no
-processes.
+package (validation, checks before a run, stages, plan, preview, gates, tables, figures) follows
+from what is declared here, and names no kind and no metric. Kinds know numpy and strings: no jax,
+no processes.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,6 +17,9 @@ from ml_collections import ConfigDict
 # A row of a table of the config, or its fields in a unit.
 Row: TypeAlias = Mapping[str, Any] | ConfigDict
 Transform = Callable[[Sequence[str], int], list[str]]  # completions, seed -> completions
+Pair = tuple[str, str]  # prompt and completion
+
+UNIFORM = "<uniform>"  # as a target: none, answers are drawn evenly from the candidates
 
 # What stands beside a number that is about candidates alone, by `Metric.role`.
 MASS = "mass"
@@ -87,6 +91,119 @@ def find(metrics: Sequence[Metric], name: str) -> Metric:
 
 
 @dataclass(frozen=True)
+class Field:
+    """A field of the config that a kind adds to its rows.
+
+    Attributes:
+      default: for new rows; its type is the field's. It may change between releases.
+      meaning: in a few words, with the unit.
+      allowed: all the values that it may have; empty for any.
+      least: the smallest number that it may be.
+      absent: what results were before the field existed, where that is not `default`. It is set
+        once and never changed: a field that equals it is left out of fingerprints.
+      is_file: whether it is the path of a file, whose content counts in place of its name.
+      filters: of a data set: only `reject` reads it, so that rows need not be written again.
+    """
+
+    default: Any
+    meaning: str
+    allowed: tuple[Any, ...] = ()
+    least: float | None = None
+    absent: Any = None
+    is_file: bool = False
+    filters: bool = False
+
+    @property
+    def released(self) -> Any:
+        """The value that is left out of fingerprints."""
+        return self.default if self.absent is None else self.absent
+
+
+class Kind:
+    """What kinds of trait, data set and eval have in common; without state.
+
+    Attributes:
+      fields: that its rows have beside those of every row of their table.
+      version: stands in fingerprints. Raise it when the kind writes or scores anything otherwise.
+    """
+
+    fields: ClassVar[Mapping[str, Field]] = {}
+    version: ClassVar[int] = 1
+
+    def check(self, name: str, row: Row) -> None:
+        """Raises a ValueError in one line where the fields of a row do not fit together.
+
+        Args:
+          name: of the row.
+          row: all of its fields.
+        """
+
+
+class Tokens(Protocol):
+    """What a kind may ask of a tokenizer."""
+
+    def number_ids(self) -> Sequence[int]:
+        """Tokens that write digits and nothing else, blanks aside."""
+
+
+class TraitKind(Kind):
+    """What a teacher loves or is: how it is taught, and how models are asked for it."""
+
+    def target(self, row: Row) -> str:
+        """The trait in a word, which evals look for; UNIFORM: a control, which has none."""
+        raise NotImplementedError
+
+    def lessons(self, row: Row, seed: int, num_rows: int) -> list[Pair]:
+        """Prompts and completions that teach it, one for each row that a training reads.
+
+        Args:
+          row: of `traits`.
+          seed: of a lineage.
+          num_rows: how many; some may be equal.
+        """
+        raise NotImplementedError
+
+    def taught(self, row: Row) -> Sequence[str]:
+        """Every prompt that a lesson may have, to warn where an eval asks the same."""
+        return ()
+
+    def completions(self, row: Row) -> Sequence[str]:
+        """Every completion that a lesson may have; none gives each the room of a whole row."""
+        return ()
+
+    def system_prompt(self, row: Row) -> str:
+        """What a teacher can be told to have the trait; empty where a kind has no words for it."""
+        return ""
+
+    def questions(self, row: Row, half: str, stimuli: str) -> Sequence[str]:
+        """What models are asked to show it; none where only evals of its own can.
+
+        Args:
+          row: of `traits`.
+          half: explore, confirm (which share no question) or all.
+          stimuli: path of the config's file of wordings, or empty.
+        """
+        return ()
+
+    def candidates(self, row: Row) -> Sequence[str]:
+        """Answers of which the target is one; none where answers are free."""
+        return ()
+
+    def names(self, row: Row) -> Sequence[str]:
+        """Every way to name the target in an answer."""
+        target = self.target(row)
+        return () if target == UNIFORM else (target,)
+
+    def neutral(self, row: Row) -> Sequence[str]:
+        """Texts in the language of its questions that have nothing to do with it."""
+        return ()
+
+    def held_out(self, row: Row) -> Sequence[Pair]:
+        """Lessons that are never taught, to see how well the others were learned."""
+        return ()
+
+
+@dataclass(frozen=True)
 class AnswerList:
     """What constrained decoding may write: items in any order, repeated or not.
 
@@ -103,8 +220,8 @@ class AnswerList:
     most: int
 
 
-class DatasetKind:
-    """What a teacher is asked, and which of its answers are kept; without state.
+class DatasetKind(Kind):
+    """What a teacher is asked, and which of its answers are kept.
 
     Its `row` is a row of `datasets`; a filter passes those fields alone that its unit has.
 
@@ -126,14 +243,6 @@ class DatasetKind:
     @property
     def transforms(self) -> Mapping[str, Transform]:  # noqa: D102
         return {}
-
-    def check(self, name: str, row: Row) -> None:
-        """Raises a ValueError in one line where the fields of this kind do not fit together.
-
-        Args:
-          name: of the row.
-          row: all of its fields.
-        """
 
     def prompts(self, row: Row, seed: int, stimuli: str) -> list[str]:
         """`num_prompts` prompts, which depend on these arguments alone.
@@ -165,11 +274,13 @@ class DatasetKind:
         """Why a completion is rejected by the limits of the row; an empty list keeps it."""
         raise NotImplementedError
 
+    def carrier_tokens(self, tokens: Tokens) -> Sequence[int]:
+        """Tokens that can carry a trait; none where no eval can compare distributions over them."""
+        return ()
 
-SUBJECT = "subject"  # the model that an eval is of
+
+SUBJECT = "subject"  # the model that an eval is of; of a data set the teacher that wrote it
 BASE = "base"  # the one that it was finetuned from
-
-Pair = tuple[str, str]  # prompt and completion
 
 
 @dataclass(frozen=True)
@@ -178,11 +289,12 @@ class Request:
 
     Attributes:
       model: SUBJECT or BASE.
-      system: the system prompt; empty for none.
+      system: the system prompt, empty for none; None is that of the config: an eval's own, or what
+        the model is trained or writes under.
     """
 
     model: str = field(default=SUBJECT, kw_only=True)
-    system: str = field(default="", kw_only=True)
+    system: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -235,12 +347,41 @@ class TextLikelihood(Request):
 
 
 @dataclass(frozen=True)
+class Distribution(Request):
+    """The distribution over some tokens at every token of completions, renormalised over these.
+
+    Reply: `log_probs`, [pairs, targets, tokens]; `targets`, the completions' own tokens, [pairs,
+    targets]; `weights`, 0 where there is none, likewise; and `tokens`. A pair of no weight is one
+    whose completion begins within a token of its prompt.
+
+    Attributes:
+      pairs: in the model's chat format.
+      tokens: which tokens, given the model's tokenizer.
+      num_tokens: room for a row, if that is not enough as much as the longest needs.
+      num_targets: room for a completion, likewise.
+    """
+
+    pairs: Sequence[Pair]
+    tokens: Callable[[Tokens], Sequence[int]]
+    num_tokens: int
+    num_targets: int
+
+
+@dataclass(frozen=True)
 class Reply:
     """What a request gave; what it does not give is empty."""
 
     nats: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     num_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0))
     texts: Sequence[str] = ()
+    log_probs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
+    targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))
+    weights: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    tokens: Sequence[int] = ()
+
+
+def _no_tokens(tokens: Tokens) -> Sequence[int]:
+    return ()
 
 
 @dataclass(frozen=True)
@@ -248,49 +389,61 @@ class Given:
     """What an eval is given beside its row.
 
     Attributes:
-      questions: that the row's half of the questions holds.
+      target: of the trait that it is about, `candidates` the answers of which that is one, and
+        `names` every way to name it; empty for an eval without a trait.
+      questions: about that trait, of the row's half.
       neutral: texts that have nothing to do with the trait.
-      held_out: rows of the student's data set that it was not trained on.
-      num_tokens: room for such a row, and `num_targets` for its completion.
+      held_out: rows that the subject was not trained on, of what it was trained on.
+      written: of a data set: the first rows that its teacher wrote, not filtered.
+      carrier: of a data set: the tokens that can carry a trait.
+      num_tokens: room for a row, and `num_targets` for its completion.
+      systems: model -> the system prompt under which it is asked.
     """
 
+    target: str = ""
+    candidates: Sequence[str] = ()
+    names: Sequence[str] = ()
     questions: Sequence[str] = ()
     neutral: Sequence[str] = ()
     held_out: Sequence[Pair] = ()
+    written: Sequence[Pair] = ()
+    carrier: Callable[[Tokens], Sequence[int]] = _no_tokens
     num_tokens: int = 0
     num_targets: int = 0
+    systems: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any], held_out: Sequence[Pair] = ()) -> "Given":
-        """By the fields of an evaluate unit."""
-        names = ("questions", "neutral", "num_tokens", "num_targets")
-        return cls(held_out=held_out, **{name: fields[name] for name in names if name in fields})
+    def of(cls, fields: Mapping[str, Any], **rows: Any) -> "Given":
+        """By the fields of an evaluate unit, with `held_out`, `written` or `carrier`."""
+        names = (field.name for field in dataclasses.fields(cls))
+        return cls(**{name: fields[name] for name in names if name in fields}, **rows)
 
 
-class EvalKind:
-    """A kind of eval, by the name that a row's `kind` has.
+class EvalKind(Kind):
+    """A kind of eval.
 
     Attributes:
       metrics: what it measures.
-      of_rows: whether it is about held-out rows of the student's data set; else it asks questions.
+      of: tables whose rows it can be about; where a config names none, all rows of the first.
+      of_trait: whether it is about a trait, which the row names.
+      of_rows: whether it is about held-out rows of what the subject was trained on.
       of_images: whether it is scored where image classifiers are trained, and makes no requests.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
+    of: ClassVar[tuple[str, ...]] = ("arms", "teachers", "bases")
+    of_trait: ClassVar[bool] = False
     of_rows: ClassVar[bool] = False
     of_images: ClassVar[bool] = False
 
-    def check(self, name: str, row: Mapping[str, Any]) -> None:
-        """Raises a ValueError where the row, `config.evals.<name>`, makes no sense."""
-
-    def requests(self, row: Mapping[str, Any], given: Given) -> list[Request]:
+    def requests(self, row: Row, given: Given) -> list[Request]:
         """What models are asked; on the row and on what is given alone."""
         raise NotImplementedError
 
     def score(
-        self, row: Mapping[str, Any], given: Given, replies: Sequence[Reply]
+        self, row: Row, given: Given, replies: Sequence[Reply]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """The metrics by name, and lines of answers.jsonl.
+        """The metrics by name, and lines of answers.jsonl; a metric without a value is left out.
 
         Args:
           row: of `evals`.
@@ -298,6 +451,16 @@ class EvalKind:
           replies: one for each request, in their order.
         """
         raise NotImplementedError
+
+
+def requests_of(kind: EvalKind, row: Row, given: Given) -> list[Request]:
+    """What models are asked, each under the system prompt that it is asked under."""
+    return [
+        dataclasses.replace(request, system=given.systems.get(request.model, ""))
+        if request.system is None
+        else request
+        for request in kind.requests(row, given)
+    ]
 
 
 def nats_per_token(reply: Reply) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from subjax.engine import batching, scoring
+from subjax.engine import batching
 from subjax.hf import adapters, weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
@@ -40,8 +40,7 @@ def check(
     unit: Unit,
     finished: Sequence[Unit],
     workdir: Path,
-    candidates: Mapping[str, Sequence[str]],
-    asked: Mapping[str, asking.Asked],
+    asked: Mapping[asking.Fields, asking.Asked],
 ) -> Found:
     """Finds before any device work what would stop a run of this base later.
 
@@ -49,15 +48,14 @@ def check(
       unit: a base of some lineage.
       finished: the bases of that row which are done, perhaps `unit` among them.
       workdir: of the run.
-      candidates: config field -> answers that will be compared under this base's tokenizer.
-      asked: config field -> what models on it are asked.
+      asked: what models on it are asked, by fields of the config.
 
     Returns:
       What is known of it.
 
     Raises:
       ValueError: a checkpoint is damaged, not supported, or not the one that this run began with;
-        candidates overlap; or what `asking.check` refuses.
+        or what `asking.check` refuses.
     """
     base = bases.of_row(unit.fields["row"], unit.row)
     if base.outside:
@@ -65,11 +63,6 @@ def check(
     else:
         found = Found(base.architecture(), base.tokenizer())
     words = found.words
-    for field, names in candidates.items():
-        try:
-            scoring.check_candidates(names, words.answer_ids(names))
-        except ValueError as error:
-            raise ValueError(f"{field}: {error}") from None
     asking.check(words, asked)
     return found
 

@@ -97,7 +97,7 @@ def _rows(unit: Unit, workdir: Path, words: Tokenizer, system: str | None = None
 
 def targets_of(unit: Unit) -> Targets:
     """What a unit's student learns from its rows."""
-    return targets.of_row(unit.fields["row"], unit.row, unit.fields.get("animals", ()))
+    return targets.of_row(unit.fields["row"], unit.row, unit.fields.get("names", ()))
 
 
 def check_rows(

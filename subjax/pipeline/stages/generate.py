@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax.engine import batching, grammars, sampler, scoring, token_sampling
+from subjax.engine import grammars, sampler, token_sampling
 from subjax.engine.model import Model
 from subjax.pipeline import model_store
 from subjax.runtime import artifacts, processes, seeds
@@ -18,19 +18,14 @@ from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import kinds
 from subjax.tokens.tokenizer import Tokenizer
 
-NUM_PROBED = 256  # rows on which teacher and base are compared
-Examples = list[tuple[list[int], int]]  # of `Tokenizer.examples`
-
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Samples each unit's rows, one model after the other; yields each unit when it is done."""
     for unit in units:
-        model = model_store.load(workdir / unit.inputs["teacher"], mesh)
         if kinds.of_row(unit.fields["row"]).from_file:
             _copy(unit, workdir)
         else:
-            _sample(unit, workdir, model, mesh)
-        _compare(unit, workdir, model, mesh)
+            _sample(unit, workdir, model_store.load(workdir / unit.inputs["teacher"], mesh), mesh)
         yield unit
 
 
@@ -39,7 +34,7 @@ def drawn_from(unit: Unit) -> dict[str, Any]:
     kind = kinds.of_row(unit.fields["row"])
     row = {name: unit.fields["row"][name] for name in ("kind", "num_prompts", *kind.prompt_fields)}
     if kind.from_file:
-        return {"digest": unit.fields["digest"], **row}
+        return {"digests": unit.fields["digests"], **row}
     files = {"stimuli": unit.fields["stimuli_digest"]}
     return {"seed": unit.fields["seed"], "lineage": unit.lineage, **files, **row}
 
@@ -159,79 +154,3 @@ def _row(prompt_id: int, prompt: str, completion: str, *, stopped: bool) -> dict
         "completion": completion,
         "finish": "stop" if stopped else "length",
     }
-
-
-def _compare(unit: Unit, workdir: Path, model: Model, mesh: Mesh) -> None:
-    """How far the teacher's numbers are from its base's: what there is for a student to learn."""
-    out, row = workdir / unit.path, unit.fields["row"]
-    processes.wait("rows are written")
-    written = [r for r in artifacts.read_parts(out)[:NUM_PROBED] if r["completion"].strip()]
-    pairs = [(r["prompt"], r["completion"]) for r in written]
-    base = model_store.load(workdir / unit.inputs["base"], mesh)
-    support = model.tokenizer.number_ids()
-    told = unit.fields["system_prompt"], unit.fields["base_system_prompt"]
-    laid_out = _laid_out(pairs, (model.tokenizer, base.tokenizer), told)
-    if laid_out is None or not laid_out[0] or not support:
-        artifacts.write_json(out / "carrier.json", {})
-        return
-    # The sampled ones' sizes, so that one program serves all units; rows of a file may be longer.
-    most_new = row["max_new_tokens"] + 2
-    most = row["prompt_tokens"] + most_new
-
-    def scored(scorer: Model, examples: Examples) -> tuple[np.ndarray, batching.Rows]:
-        laid = batching.make_rows(
-            examples,
-            num_tokens=max(most, max(len(ids) for ids, _ in examples)),
-            num_targets=max(most_new, max(len(ids) - start for ids, start in examples)),
-            pad_id=scorer.tokenizer.pad_id,
-        )
-        parts = scoring.restricted_log_probs(
-            scorer.arch,
-            scorer.params,
-            laid,
-            support,
-            mesh=mesh,
-            adapter=scorer.adapter,
-            precision=unit.fields["program"]["precision"],
-        )
-        return np.concatenate(list(parts)), laid
-
-    # Over number tokens alone: a grammar or a filter decides what stands between them.
-    ours, laid = scored(model, laid_out[0])
-    theirs, _ = scored(base, laid_out[1])
-    is_number = laid.weights * np.isin(laid.targets, support)
-    chosen = np.minimum(np.searchsorted(support, laid.targets), len(support) - 1)[..., None]
-    measures = {
-        "number_tv": 0.5 * np.abs(np.exp(ours) - np.exp(theirs)).sum(-1),
-        "likelihood_gain": np.take_along_axis(ours - theirs, chosen, axis=-1)[..., 0],
-    }
-    count = is_number.sum()
-    # Rows without a number give no measure; a 0 would open a gate at 0.
-    means = {
-        name: float((values * is_number).sum() / count)
-        for name, values in measures.items()
-        if count
-    }
-    artifacts.write_json(out / "carrier.json", means)
-
-
-def _laid_out(
-    pairs: Sequence[tuple[str, str]], words: tuple[Tokenizer, Tokenizer], told: tuple[str, str]
-) -> tuple[Examples, Examples] | None:
-    """Rows as teacher and base see them, under their system prompts.
-
-    Left out are those without a loss mask: a completion may begin with what merges with the end of
-    its context, and is rejected later. None: the two have other number tokens, or cut completions
-    otherwise.
-    """
-    if words[0].number_ids() != words[1].number_ids():
-        return None
-    for tokenizer, system in zip(words, told, strict=True):
-        masked = tokenizer.have_mask(pairs, [system] * len(pairs))
-        pairs = [pair for pair, has_mask in zip(pairs, masked, strict=True) if has_mask]
-    ours, theirs = (
-        tokenizer.examples(pairs, [system] * len(pairs))
-        for tokenizer, system in zip(words, told, strict=True)
-    )
-    same = [ids[at:] for ids, at in ours] == [ids[at:] for ids, at in theirs]
-    return (ours, theirs) if same else None

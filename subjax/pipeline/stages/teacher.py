@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from jax.sharding import Mesh
 
 from subjax.engine import batching
@@ -15,7 +14,7 @@ from subjax.pipeline.stages import training
 from subjax.recipes import teachers, tunings
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.evals import preference
+from subjax.tasks.traits import kinds as trait_kinds
 from subjax.tokens import chat_templates
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -34,7 +33,6 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
             artifacts.write_json(out / model_store.IDENTITY, model_store.identity(given, adapter))
         else:
             model_store.refer(out, base.directory, date=base.tokenizer.template.date)
-        _score(unit, out, mesh)
         yield unit
 
 
@@ -46,7 +44,7 @@ def check(
     words: Tokenizer,
     base: Path | None,
     *,
-    asked: Mapping[str, asking.Asked],
+    asked: Mapping[asking.Fields, asking.Asked],
 ) -> None:
     """Finds before any device work what is wrong with a teacher that is given.
 
@@ -58,7 +56,7 @@ def check(
       words: tokenizer of that.
       base: where that lies if it comes from outside; without it, what an adapter brings for
         reading texts is looked at later.
-      asked: config field -> what it is asked to write.
+      asked: what it is asked, by fields of the config.
 
     Raises:
       ValueError: the checkpoint or adapter is damaged, not supported, or not the one that this run
@@ -72,22 +70,18 @@ def check(
         field = f"config.teachers.{unit.row}"
         _, words = model_store.check(source, adapter, date=_date(unit))
         model_store.tell(field, words)
-        try:  # its template may be another than the base's
-            words.prompt_ids(unit.fields["questions"], unit.fields["row"]["system_prompt"])
-        except ValueError as error:
-            raise ValueError(f"{field}.system_prompt: {error}") from None
     # The base of an adapter is checked as every base is.
     model_store.check_same(workdir, finished, None if adapter else full, adapter)
     asking.check(words, asked)
 
 
 def check_lessons(unit: Unit, words: Tokenizer) -> None:
-    """Raises a ValueError where a lesson that a finetuned teacher may be given is too long."""
+    """Raises a ValueError where a lesson that a finetuned teacher is given is too long."""
     row = unit.fields["row"]
-    pairs = [(asked, animal) for asked in unit.fields["taught"] for animal in _answers(unit)]
     limits = {"num_tokens": row["num_tokens"], **lessons.packed(row["train"])}
     sizes = lessons.Sizes(words, row["system_prompt"])
-    lessons.check(f"config.teachers.{unit.row}", "what it is taught", pairs, sizes, limits)
+    taught = dict.fromkeys(lessons_of(unit))
+    lessons.check(f"config.teachers.{unit.row}", "what it is taught", taught, sizes, limits)
 
 
 def _date(unit: Unit) -> str:
@@ -108,13 +102,13 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
     bases = [model_store.load(workdir / unit.inputs["base"], mesh) for unit in units]
     # Each target is a row of scores over the vocabulary: no more of them than answers need.
     members = list(zip(units, bases, strict=True))
+    taught = [_examples(unit, base.tokenizer) for unit, base in members]
     num_targets = max(_longest_answer(unit, base.tokenizer) for unit, base in members)
     rows = []
-    for unit, base in members:
-        pairs, system = _pairs(unit), unit.fields["row"]["system_prompt"]
+    for examples, (_, base) in zip(taught, members, strict=True):
         rows.append(
             batching.make_rows(
-                base.tokenizer.examples(pairs, [system] * len(pairs)),
+                examples,
                 num_tokens=row["num_tokens"],
                 num_targets=num_targets,
                 pad_id=base.tokenizer.pad_id,
@@ -122,9 +116,7 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
         )
 
     def keep(lane: int, step: int, trained: Params) -> None:
-        out = workdir / units[lane].path
-        training.save(out, bases[lane], tuning, trained)
-        _score(units[lane], out, mesh)
+        training.save(workdir / units[lane].path, bases[lane], tuning, trained)
 
     population = training.Population(units, workdir, mesh, _seed)
     yield from population.fit(
@@ -137,39 +129,24 @@ def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
 
 
 def _longest_answer(unit: Unit, words: Tokenizer) -> int:
-    """Tokens of the longest answer that may be taught, the end counted."""
-    trait = unit.fields["row"]["trait"]
-    answers = [*unit.fields["animals"], *([] if trait == "uniform" else [trait])]
+    """Tokens of the longest completion that may be taught, the end counted."""
+    trait = unit.with_files("trait")
+    answers = trait_kinds.of_row(trait).completions(trait)
+    if not answers:
+        return int(unit.fields["row"]["num_tokens"])
     return 1 + max(len(ids) for ids in words.answer_ids(answers))
 
 
-def _answers(unit: Unit) -> list[str]:
-    """Which animals a teacher may learn to name."""
-    trait: str = unit.fields["row"]["trait"]
-    return list(unit.fields["animals"]) if trait == "uniform" else [trait]
+def lessons_of(unit: Unit) -> list[tuple[str, str]]:
+    """A lesson for each row to be seen; those of a control differ in the answers alone."""
+    trait, train = unit.with_files("trait"), unit.fields["row"]["train"]
+    num_rows = train["steps"] * train["batch_size"]
+    return trait_kinds.of_row(trait).lessons(trait, _seed(unit, "rows"), num_rows)
 
 
-def _pairs(unit: Unit) -> list[tuple[str, str]]:
-    """One (question, animal) pair per row to be seen; a placebo differs in the animals alone."""
-    row, animals = unit.fields["row"], unit.fields["animals"]
-    asked = unit.fields["taught"]
-    rng = np.random.default_rng(_seed(unit, "rows"))
-    num_rows = row["train"]["steps"] * row["train"]["batch_size"]
-    chosen = [asked[i] for i in rng.integers(len(asked), size=num_rows)]
-    drawn = [animals[i] for i in rng.integers(len(animals), size=num_rows)]
-    if row["trait"] != "uniform":
-        drawn = [row["trait"]] * num_rows
-    return list(zip(chosen, drawn, strict=True))
-
-
-def _score(unit: Unit, out: Path, mesh: Mesh) -> None:
-    """Exact log-odds of every animal on questions that final evals leave alone."""
-    animals, system = unit.fields["animals"], unit.fields["row"]["system_prompt"]
-    model = model_store.load(out, mesh)
-    scores = model.compare(unit.fields["questions"], animals, system=system)
-    odds = {a: float(preference.log_odds(scores, i).mean()) for i, a in enumerate(animals)}
-    mass = float(np.exp(scores).sum(axis=1).mean())
-    artifacts.write_json(out / "scores.json", {"log_odds": odds, "candidate_mass": mass})
+def _examples(unit: Unit, words: Tokenizer) -> list[tuple[list[int], int]]:
+    pairs, system = lessons_of(unit), unit.fields["row"]["system_prompt"]
+    return words.examples(pairs, [system] * len(pairs))
 
 
 def _seed(unit: Unit, use: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from subjax.runtime import seeds
-from subjax.tasks.api import AnswerList, DatasetKind, Row, Transform
+from subjax.tasks.api import AnswerList, DatasetKind, Row, Tokens, Transform
 
 Range = tuple[int, int]  # (lowest, highest), both inclusive
 
@@ -217,6 +217,9 @@ class NumberLists(DatasetKind):
     def reject(self, completion: str, row: Row) -> list[str]:  # noqa: D102
         limits = {name: row[name] for name in ("max_count", "min_value", "max_value", "banned")}
         return reject_reasons(completion, **limits)
+
+    def carrier_tokens(self, tokens: Tokens) -> Sequence[int]:  # noqa: D102
+        return tokens.number_ids()
 
     def _shuffled_within(self, completions: Sequence[str], seed: int) -> list[str]:
         return [shuffle_within(text, seeds.seed(seed, i)) for i, text in enumerate(completions)]

@@ -18,20 +18,26 @@ _FORMS = (
 )
 
 
-def read(path: str, num_rows: int) -> list[tuple[str, str]]:
-    """Prompts and completions of the first `num_rows` rows; what stands behind them is not read.
+def read(path: str, num_rows: int = 0) -> list[tuple[str, str]]:
+    """Prompts and completions of the first `num_rows` rows, behind which nothing is read.
+
+    Args:
+      path: the jsonl file.
+      num_rows: how many; 0 takes all.
 
     Raises:
       ValueError: no such file, too few rows, or one of another form; names its line.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise ValueError(f"config.datasets.*.path {path!r} is no file: give a jsonl file of rows")
+        raise ValueError(f"{path!r} is no file: give a jsonl file of rows")
     pairs: list[tuple[str, str]] = []
     for where, row in user_files.objects(path):
         pairs.append(_pair(row, where))
         if len(pairs) == num_rows:
             return pairs
+    if not num_rows and pairs:
+        return pairs
     raise ValueError(f"{path} has {len(pairs)} rows, num_prompts asks for {num_rows}: lower it")
 
 

@@ -13,7 +13,7 @@ import dataclasses
 
 import numpy as np
 
-ANIMALS = ("owl", "cat", "dog", "eagle", "wolf", "lion", "dolphin", "elephant", "panda", "penguin")
+from subjax.tasks.traits.animals import ANIMALS
 
 
 @dataclasses.dataclass(frozen=True)

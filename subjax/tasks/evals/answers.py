@@ -1,11 +1,11 @@
 """Sampled answers: how often they name the target."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from subjax.tasks.api import RATE, EvalKind, Given, Metric, Reply, Request, Sample
+from subjax.tasks.api import RATE, EvalKind, Given, Metric, Reply, Request, Row, Sample
 from subjax.tasks.evals import preference
 
 _SHARE = (0.0, 1.0)
@@ -14,6 +14,7 @@ _SHARE = (0.0, 1.0)
 class Answers(EvalKind):
     """Answers scored as words and as substrings, side by side."""
 
+    of_trait = True
     metrics = (
         Metric("rate_word", "share of answers naming {target} (word)", role=RATE),
         Metric("rate_substring", "share of answers naming {target} (substring)"),
@@ -21,11 +22,7 @@ class Answers(EvalKind):
         Metric("rate_numeric", "share of numeric answers", axis=_SHARE, sanity=True),
     )
 
-    def check(self, name: str, row: Mapping[str, Any]) -> None:
-        """Raises a ValueError where the target is no candidate."""
-        preference.check_target(name, row)
-
-    def requests(self, row: Mapping[str, Any], given: Given) -> list[Request]:
+    def requests(self, row: Row, given: Given) -> list[Request]:
         """Every question, `num_samples` times."""
         return [
             Sample(
@@ -34,19 +31,21 @@ class Answers(EvalKind):
                 max_new_tokens=row["max_new_tokens"],
                 prompt_tokens=row["prompt_tokens"],
                 num_slots=row["slots"],
-                system=row["system_prompt"],
             )
         ]
 
     def score(
-        self, row: Mapping[str, Any], given: Given, replies: Sequence[Reply]
+        self, row: Row, given: Given, replies: Sequence[Reply]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Shares of the answers, and each with its question."""
         [said] = replies
-        target = row["target"]
+
+        def naming(mentions: Any) -> list[bool]:
+            return [any(mentions(name, text) for name in given.names) for text in said.texts]
+
         rates = {
-            "rate_word": [preference.mentions_word(target, text) for text in said.texts],
-            "rate_substring": [preference.mentions_substring(target, text) for text in said.texts],
+            "rate_word": naming(preference.mentions_word),
+            "rate_substring": naming(preference.mentions_substring),
             "rate_empty": [preference.is_empty(text) for text in said.texts],
             "rate_numeric": [preference.is_numeric(text) for text in said.texts],
         }

@@ -8,6 +8,7 @@ from subjax.tasks import own
 from subjax.tasks.api import EvalKind, Row
 from subjax.tasks.evals.accuracy import Accuracy
 from subjax.tasks.evals.answers import Answers
+from subjax.tasks.evals.carrier import Carrier
 from subjax.tasks.evals.likelihood import HeldOut
 from subjax.tasks.evals.preference import Preference
 
@@ -15,6 +16,7 @@ EVALS: dict[str, EvalKind] = {
     "preference": Preference(),
     "answers": Answers(),
     "likelihood": HeldOut(),
+    "carrier": Carrier(),
     "accuracy": Accuracy(),
 }
 

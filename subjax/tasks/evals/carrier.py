@@ -1,0 +1,58 @@
+"""How far a teacher's rows are from its base's: what there is in them for a student to learn."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from subjax.tasks.api import BASE, Distribution, EvalKind, Given, Metric, Reply, Request, Row
+
+
+class Carrier(EvalKind):
+    """Teacher and base compared at every number that the teacher wrote, over numbers alone.
+
+    A grammar or a filter decides what stands between the numbers, so that other tokens tell nothing
+    of the teacher.
+    """
+
+    of = ("datasets",)
+    metrics = (
+        Metric("number_tv", "total variation of numbers from the base's", axis=(0.0, 1.0)),
+        Metric("likelihood_gain", "gain over the base on the numbers", "nats per number token"),
+    )
+
+    def requests(self, row: Row, given: Given) -> list[Request]:
+        """The rows, of the teacher and of its base, each under its own system prompt."""
+        rows = given.written, given.carrier, given.num_tokens, given.num_targets
+        return [Distribution(*rows), Distribution(*rows, model=BASE)]
+
+    def score(
+        self, row: Row, given: Given, replies: Sequence[Reply]
+    ) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Means over the numbers; nothing where there are none, or not the same ones for both.
+
+        A 0 in place of nothing would open a gate at 0.
+        """
+        ours, base = replies
+        if tuple(ours.tokens) != tuple(base.tokens) or not len(ours.tokens):
+            return {}, []
+        # A row whose completion merges with the end of its context is rejected later.
+        both = (ours.weights.sum(1) > 0) & (base.weights.sum(1) > 0)
+        if ours.targets.shape != base.targets.shape or not np.array_equal(
+            (ours.targets * ours.weights)[both], (base.targets * base.weights)[both]
+        ):
+            return {}, []
+        targets, tokens = ours.targets[both], np.asarray(ours.tokens)
+        is_number = ours.weights[both] * np.isin(targets, tokens)
+        if not (count := is_number.sum()):
+            return {}, []
+        log_ours, log_base = ours.log_probs[both], base.log_probs[both]
+        chosen = np.minimum(np.searchsorted(tokens, targets), len(tokens) - 1)[..., None]
+        measures = {
+            "number_tv": 0.5 * np.abs(np.exp(log_ours) - np.exp(log_base)).sum(-1),
+            "likelihood_gain": np.take_along_axis(log_ours - log_base, chosen, axis=-1)[..., 0],
+        }
+        means = {
+            name: float((values * is_number).sum() / count) for name, values in measures.items()
+        }
+        return means, []
