@@ -228,10 +228,12 @@ class Model:
             adapter=self.adapter,
             precision=precision,
         )
-        found = [np.concatenate(list(parts)), rows.targets, rows.weights]
+        log_probs, targets, weights = np.concatenate(list(parts)), rows.targets, rows.weights
         if len(kept) < len(pairs):  # the others keep their place
-            found = [_in_place(values, np.array(masked)) for values in found]
-        return Distribution(*found, tokens=tokens)
+            log_probs, targets, weights = (
+                _in_place(values, np.array(masked)) for values in (log_probs, targets, weights)
+            )
+        return Distribution(log_probs, targets, weights, tokens)
 
     def finetune(
         self,

@@ -9,7 +9,7 @@ no processes.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -139,6 +139,7 @@ class Kind:
         """
 
 
+@runtime_checkable
 class Tokens(Protocol):
     """What a kind may ask of a tokenizer."""
 

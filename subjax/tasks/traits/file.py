@@ -102,13 +102,14 @@ def _read(path: str, size: int, modified_ns: int) -> Mapping[str, Any]:
     return content
 
 
-def _check_value(path: str, key: str, kind: type, value: Any) -> None:
+def _check_value(path: str, key: str, kind: type[Any], value: Any) -> None:
     form = "text" if kind is str else "a list of texts"
     if not value or not isinstance(value, kind):
         found = "missing or empty" if not value else user_files.kind_of(value)
         raise ValueError(f"trait file {path}: {key} is {found}, and must be {form}")
-    for text in value if isinstance(value, list) else [value]:
+    texts_of: list[Any] = value if kind is list else [value]
+    for text in texts_of:
         if not isinstance(text, str):
             raise ValueError(f"trait file {path}: {key} holds {user_files.kind_of(text)}, no text")
     if kind is list:
-        distinct(value, f"trait file {path}: text {{at}} of {key}")
+        distinct(texts_of, f"trait file {path}: text {{at}} of {key}")
