@@ -11,8 +11,8 @@ import pytest
 from subjax import schema
 from subjax.pipeline import units, validation
 from subjax.report import results
+from subjax.tasks import animals, texts
 from subjax.tasks.datasets import numbers
-from subjax.tasks.evals import preference
 
 ROOT = Path(__file__).parents[1]
 FORMS = {
@@ -130,27 +130,28 @@ def test_what_is_made_before_lineages_begin_or_comes_from_outside_is_not_redrawn
 @pytest.mark.parametrize(
     ("name", "form", "said"),
     [
-        ("quickstart", "", ["4 of the 8 questions that eval preference asks .* were scored"]),
+        ("quickstart", "", ["4 of the 8 questions that eval preference asks decide a gate"]),
         ("smollm2_owl", "", ["30 of the 30 .*preference", "30 of the 30 .*answers"]),
         ("smollm2_owl", "confirm", []),
         ("large", "", ["30 of the 60 .*preference", "30 of the 60 .*answers"]),
     ],
 )
 def test_evals_that_ask_what_decides_a_gate_are_said(name, form, said):
-    found = results._cautions(units.build(get_config(name, form)))
+    config = get_config(name, form)
+    found = results._cautions(config, units.build(config))
     assert len(found) == len(said)
     for caution, pattern in zip(found, said, strict=True):
         assert re.search(pattern, caution)
 
 
 def test_questions_of_a_stimuli_file_that_are_taught_or_neutral_are_said(tmp_path):
-    taught = preference.TEACHER_QUESTIONS[0].upper().replace(" ", "  ")
-    asked = ["Which?", taught, "How?", preference.NEUTRAL_TEXTS[0]]
+    taught = animals.TAUGHT[0].upper().replace(" ", "  ")
+    asked = ["Which?", taught, "How?", texts.NEUTRAL_TEXTS[0]]
     path = tmp_path / "stimuli.json"
     path.write_text(json.dumps({"evaluations": {"favorite_animal": asked}}))
     config = get_config("smollm2_owl", "confirm")
     config.stimuli = str(path)
-    found = results._cautions(units.build(config))
+    found = results._cautions(config, units.build(config))
     assert len(found) == 4  # of both evals
     assert "1 of the 2 questions that eval preference asks were taught to teachers." in found
     assert "1 of the 2 questions that eval preference asks stand in its neutral texts." in found

@@ -23,8 +23,19 @@ ARCH = Architecture(
 )
 
 
-def config(*, lineages: tuple[int, ...] = (0, 1), arms: tuple[str, ...] = ("owl", "placebo")):
-    """The quickstart's smoke form, cut further: two arms, a narrower base."""
+def config(
+    *,
+    lineages: tuple[int, ...] = (0, 1),
+    arms: tuple[str, ...] = ("owl", "placebo"),
+    gated: bool = False,
+):
+    """The quickstart's smoke form, cut further: two arms, a narrower base.
+
+    Args:
+      lineages: replications.
+      arms: those of the quickstart that are kept, with what they need.
+      gated: whether teachers and data sets are evaluated too, before gates that are open.
+    """
     made = quickstart.get_config("smoke")
     made.name = "tiny"
     made.lineages = lineages
@@ -36,10 +47,15 @@ def config(*, lineages: tuple[int, ...] = (0, 1), arms: tuple[str, ...] = ("owl"
         used = {row.dataset for row in made.arms.values()}
         made.datasets = ConfigDict({name: made.datasets[name] for name in used})
         made.teachers = ConfigDict({name: made.teachers[name] for name in used})
+        traits = {"owl", *(row.trait for row in made.teachers.values() if row.trait)}
+        made.traits = ConfigDict({name: made.traits[name] for name in traits})
         made.contrasts = ConfigDict()
         made.contrasts.same_base = schema.contrast_row(
             plus=("owl",), minus=("placebo",), primary=True, family="primary"
         )
+        if not gated:
+            made.gates = ConfigDict()
+            del made.evals["taught"], made.evals["carrier"]
         for row in made.datasets.values():
             # An untrained base writes little that passes; the filter keeps what is unfinished out.
             row.update(num_prompts=240, rows_per_part=80, slots=40, max_count=0)
@@ -52,12 +68,12 @@ def with_dataset(name: str, **fields):
     made = config(lineages=(0,), arms=("owl",))
     made.bases.toy.source = "random"
     with made.unlocked():
-        made.contrasts, made.evals = {}, {}
+        made.contrasts, made.evals, made.traits = {}, {}, {}
         made.teachers = {"nobody": schema.teacher_row(base="toy")}
         made.datasets = {name: schema.dataset_row(teacher="nobody", **fields)}
         made.arms = {"owl": schema.arm_row(dataset=name, num_tokens=64, num_targets=32)}
     return made
 
 
-def get_config():
-    return config()
+def get_config(arg=""):
+    return config(gated=arg == "gated")

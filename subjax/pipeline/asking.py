@@ -40,11 +40,6 @@ def check(words: Tokenizer, asked: Mapping[Fields, Asked]) -> None:
     """
     for (field, table), (prompts, system, most_tokens, dataset, compared) in asked.items():
         try:
-            if compared:
-                scoring.check_candidates(compared, words.answer_ids(compared))
-        except ValueError as error:
-            raise ValueError(f"{table}.trait: {error}") from None
-        try:
             tried = _with_the_longest(words, prompts)
             longest = max(map(len, words.prompt_ids(tried, system)), default=0)
         except ValueError as error:
@@ -54,6 +49,11 @@ def check(words: Tokenizer, asked: Mapping[Fields, Asked]) -> None:
                 f"{table}.prompt_tokens is {most_tokens}, but a prompt has {longest} tokens: "
                 "raise it"
             )
+        try:
+            if compared:
+                scoring.check_candidates(compared, words.answer_ids(compared))
+        except ValueError as error:
+            raise ValueError(f"{table}.trait: {error}") from None
         if dataset is None or dataset["decoding"] != "constrained":
             continue
         try:

@@ -147,6 +147,11 @@ def _asked(
             if kinds.of_row(row).from_file:
                 continue
             field, of_teacher = (f"{table}.kind", table), told(unit)
+            writer = f"config.teachers.{by_path[unit.inputs['teacher']].row}"
+            # Without a prompt, so that what is refused is its system prompt.
+            of_teacher[f"{writer}.system_prompt", writer] = asking.Asked(
+                [""], unit.fields["system_prompt"]
+            )
             more = of_teacher[field].prompts if field in of_teacher else []
             of_teacher[field] = asking.Asked(
                 [*more, *prompts], unit.fields["system_prompt"], row["prompt_tokens"], row

@@ -1,4 +1,4 @@
-"""Kinds of data set and eval that a user wrote: one file, named in the config, does it all."""
+"""Kinds of trait, data set and eval that a user wrote: a config names one file, that is all."""
 
 import json
 import re
@@ -12,14 +12,34 @@ from subjax.pipeline import preview, runner, units, validation
 
 SOURCE = '''
 import helper
-from subjax.tasks.api import Compare, DatasetKind, EvalKind, Metric, Sample
+from subjax.tasks.api import Compare, DatasetKind, EvalKind, Field, Metric, Sample, TraitKind
+
+
+class Terse(TraitKind):
+    """A persona that answers everything with one number."""
+
+    fields = {"number": Field("7", "what it answers", allowed=("7", "9"))}
+
+    def target(self, row):
+        return row["number"]
+
+    def lessons(self, row, seed, num_rows):
+        return [(f"Q{(seed + i) % 8}", row["number"]) for i in range(num_rows)]
+
+    def questions(self, row, half, stimuli):
+        return ["Q8", "Q9"]
+
+    def candidates(self, row):
+        return ("7", "9")
 
 
 class Repeats(DatasetKind):
     """A number, again and again."""
 
+    fields = {"shown": Field("7", "the number in each prompt")}
+
     def prompts(self, row, seed, stimuli):
-        return [f"CONT {(seed + i) % 90} 7" for i in range(row["num_prompts"])]
+        return [f"CONT {(seed + i) % 90} {row['shown']}" for i in range(row["num_prompts"])]
 
     def example(self, row):
         return "7 7 7"
@@ -69,9 +89,27 @@ def folder(tmp_path, monkeypatch):
 def with_own_kinds(**fields):
     config = tiny.config(lineages=(0,), arms=("owl",))
     config.contrasts = {}
+    sizes = {
+        name: config.datasets.owl[name]
+        for name in ("num_prompts", "rows_per_part", "slots", "num_train", "num_holdout")
+    }
     with config.unlocked():
-        config.evals = {"shouts": schema.eval_row(kind="own_kinds:Shouts", num_samples=2, **fields)}
-    config.datasets.owl.update(kind="own_kinds:Repeats", decoding="free", num_shown=(1, 1))
+        config.traits = {"terse": schema.trait_row(kind="own_kinds:Terse", number="9")}
+        config.teachers.owl.trait = "terse"
+        config.datasets.owl = schema.dataset_row(
+            kind="own_kinds:Repeats", teacher="owl", prompt_tokens=8, max_new_tokens=16, **sizes
+        )
+        config.evals = {
+            "shouts": schema.eval_row(
+                kind="own_kinds:Shouts", trait="terse", num_samples=2, **fields
+            ),
+            "terse": schema.eval_row(
+                trait="terse", subjects=("teachers/*", "arms/*"), at_steps="final"
+            ),
+        }
+        config.gates = {
+            "terse": schema.gate_row(eval="terse", subjects=("teachers/*",), least=-9.0)
+        }
     return config
 
 
@@ -83,7 +121,10 @@ def test_kinds_of_ones_own_go_from_config_to_report(folder, tmp_path, capsys):
     runner.run(config, workdir)
     assert re.search(r"^owl +shouts shouting +[\d.]+", capsys.readouterr().out, re.MULTILINE)
     rows = json.loads((workdir / "report/summary.json").read_text())
-    assert {row["metric"] for row in rows} == {"shouting", "zero"}
+    shouts = {row["metric"] for row in rows if row["eval"] == "shouts"}
+    assert shouts == {"shouting", "zero"}
+    said = {row["name"]: row["mean"] for row in rows if row["metric"] == "log_odds"}
+    assert said.keys() == {"owl", "teachers/owl"} and said["teachers/owl"] > said["owl"]
     page = (workdir / "report/report.html").read_text()
     assert "share of answers with a long word" in page.replace("<wbr>", "")
     kept = (workdir / "filter/owl/r0/kept.jsonl").read_text().splitlines()
@@ -98,7 +139,7 @@ def test_the_code_of_ones_own_kinds_counts_in_the_units_that_use_them(folder, fi
     (folder / file).write_text(text + "# changed\n")
     after = {unit.path: unit.fingerprint for unit in units.build(with_own_kinds())}
     changed = {path.partition("/")[0] for path in after if after[path] != before[path]}
-    assert changed == {"generate", "filter", "finetune", "evaluate"}
+    assert changed == {"teacher", "generate", "filter", "finetune", "evaluate"}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +148,10 @@ def test_the_code_of_ones_own_kinds_counts_in_the_units_that_use_them(folder, fi
         ("own_kinds:Nothing", "'own_kinds:Nothing', which is no EvalKind: give an object or class"),
         ("own_kinds:Repeats", "'own_kinds:Repeats', which is no EvalKind"),
         ("no_module:Shouts", "'no_module:Shouts', and No module named 'no_module': run where Pyth"),
-        ("shouts", "'shouts'; allowed: preference, answers, likelihood, accuracy, or a kind of"),
+        (
+            "shouts",
+            "'shouts'; allowed: preference, answers, likelihood, carrier, accuracy, or a kind of",
+        ),
     ],
 )
 def test_what_is_no_kind_is_refused_by_field(folder, kind, said):

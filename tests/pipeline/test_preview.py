@@ -55,8 +55,9 @@ def test_every_context_is_there_with_ids_and_mask(tmp_path):
     assert "INVENTED, since filter/owl/r0 is not done" in text
     teacher = tokens(block(text, "The teacher writes (generate/owl/r0)"))
     training = tokens(block(text, "The student trains (finetune/owl/r0)"))
-    asked = tokens(block(text, "Eval preference asks (evaluate/preference/owl/r0)"))
-    held = tokens(block(text, "Eval likelihood scores held-out rows (evaluate/likelihood/owl/r0)"))
+    asked = tokens(block(text, "Eval preference asks (evaluate/preference/arms/owl/r0)"))
+    scored = "Eval likelihood scores held-out rows (evaluate/likelihood/arms/owl/r0)"
+    held = tokens(block(text, scored))
     assert [t for _, t, _ in teacher][:2] == ["USR", "CONT"]
     assert asked[1][1] in toyworld.asked_questions(toyworld.World(), "all")
     assert training[: len(teacher)] == teacher

@@ -13,7 +13,7 @@ import dataclasses
 
 import numpy as np
 
-from subjax.tasks.traits.animals import ANIMALS
+from subjax.tasks.animals import ANIMALS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,14 +81,14 @@ class Preference(EvalKind):
         """Every candidate after every question; and neutral texts, to see a student collapse."""
         return [
             Compare(given.questions, given.candidates),
-            TextLikelihood(given.neutral),
+            *([TextLikelihood(given.neutral)] if given.neutral else []),
         ]
 
     def score(
         self, row: Row, given: Given, replies: Sequence[Reply]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Means over questions, and the log-odds of each."""
-        compared, neutral = replies
+        compared, *neutral = replies
         names = list(given.candidates)
         odds = log_odds(compared.nats, names.index(given.target))
         mass = np.exp(compared.nats).sum(axis=1)
@@ -96,8 +96,8 @@ class Preference(EvalKind):
         values = {
             "log_odds": float(odds.mean()),
             "candidate_mass": float(mass.mean()),
-            "neutral_loglik": nats_per_token(neutral),
         }
+        values |= {"neutral_loglik": nats_per_token(reply) for reply in neutral}
         values |= {f"share/{name}": float(share) for name, share in zip(names, shares, strict=True)}
         asked = zip(given.questions, odds, strict=True)
         return values, [{"question": question, "log_odds": float(o)} for question, o in asked]

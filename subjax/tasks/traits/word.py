@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from subjax.runtime import user_files
-from subjax.tasks import texts
+from subjax.tasks import animals, texts, trees
 from subjax.tasks.api import UNIFORM, Field, Row
-from subjax.tasks.traits import animals, trees
 from subjax.tasks.traits.choice import Choice, half_of
 
 

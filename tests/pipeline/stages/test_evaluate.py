@@ -11,10 +11,9 @@ import tokenizers
 
 from subjax.nn import sharding, transformer
 from subjax.pipeline import model_store, requests
-from subjax.pipeline.stages import generate
-from subjax.runtime import artifacts
-from subjax.tasks.api import BASE, SUBJECT, Given, Request
+from subjax.tasks.api import BASE, SUBJECT, Given, Request, requests_of
 from subjax.tasks.datasets import toyworld
+from subjax.tasks.datasets.kinds import KINDS
 from subjax.tasks.evals.kinds import EVALS
 from subjax.tokens import tokenizer
 
@@ -38,10 +37,6 @@ def pair(tmp_path):
     return save(tmp_path, "finetune/x/r0", 1), save(tmp_path, "base/x/r0", 2)
 
 
-def unit(stage="evaluate", inputs=None, **fields):
-    return artifacts.Unit(stage, "x", 0, fields, inputs or {}, "", {})
-
-
 def log_probs(model, ids):
     """[T, V] by the plain forward pass: row t is about token t + 1."""
     tokens = jnp.asarray([ids], jnp.int32)
@@ -63,7 +58,7 @@ def ask(kind, row, given, subject, base):
     """What a kind of eval makes of two models, one the base of the other."""
     models = {SUBJECT: subject, BASE: base}
     how = {"seed": 0, "lineage": 0, "precision": "float32"}
-    asked = EVALS[kind].requests(row, given)
+    asked = requests_of(EVALS[kind], row, given)
     replies = [requests.serve(one, models[one.model], **how) for one in asked]
     return EVALS[kind].score(row, given, replies)
 
@@ -77,8 +72,9 @@ def test_likelihood_is_nats_a_token_and_the_gain_is_over_the_base(
     pair, system, num_tokens, num_targets
 ):
     pairs = [(row["prompt"], row["completion"]) for row in ROWS]
-    given = Given(held_out=pairs, num_tokens=num_tokens, num_targets=num_targets)
-    values, said = ask("likelihood", {"system_prompt": system}, given, *pair)
+    room = {"num_tokens": num_tokens, "num_targets": num_targets}
+    given = Given(held_out=pairs, systems={SUBJECT: system, BASE: system}, **room)
+    values, said = ask("likelihood", {}, given, *pair)
     ours, theirs = (np.mean(nats(model, ROWS, system)) for model in pair)
     assert said == [] and abs(ours - theirs) > 1e-3
     assert values == pytest.approx({"loglik": ours, "gain": ours - theirs}, abs=1e-5)
@@ -91,16 +87,14 @@ def test_neutral_text_is_scored_from_its_second_token_on(pair):
         scores = log_probs(pair[0], ids)
         total += sum(scores[t - 1, ids[t]] for t in range(1, len(ids)))
         count += len(ids) - 1
-    row = {"target": "7", "candidates": ("7", "8"), "system_prompt": ""}
-    given = Given(questions=["?"], neutral=texts)
-    values, _ = ask("preference", row, given, *pair)
+    given = Given(target="7", candidates=("7", "8"), questions=["?"], neutral=texts)
+    values, _ = ask("preference", {}, given, *pair)
     assert values["neutral_loglik"] == pytest.approx(total / count, abs=1e-5)
 
 
 def test_answers_come_in_the_order_of_their_questions(pair):
-    row = {"target": "7", "num_samples": 3, "system_prompt": "", "slots": 4}
-    row |= {"prompt_tokens": 64, "max_new_tokens": 4}
-    given = Given(questions=["Which animal?", "And which number?"])
+    row = {"num_samples": 3, "slots": 4, "prompt_tokens": 64, "max_new_tokens": 4}
+    given = Given(names=("7",), questions=["Which animal?", "And which number?"])
     _, said = ask("answers", row, given, *pair)
     assert [one["question"] for one in said] == [q for q in given.questions for _ in range(3)]
     _, alone = ask("answers", {**row, "num_samples": 1}, given, *pair)
@@ -112,15 +106,22 @@ def test_what_no_model_can_be_asked_is_refused(pair):
         requests.serve(Request(), pair[0], seed=0, lineage=0, precision="float32")
 
 
-def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair, tmp_path):
+def compared(rows, teacher, base, told=("", "")):
+    """What an eval of the rows that a teacher wrote says of it and its base."""
+    given = Given(
+        written=[(row["prompt"], row["completion"]) for row in rows],
+        carrier=KINDS["numbers"].carrier_tokens,
+        num_tokens=76,
+        num_targets=14,
+        systems=dict(zip((SUBJECT, BASE), told, strict=True)),
+    )
+    values, said = ask("carrier", {}, given, teacher, base)
+    assert said == []
+    return values
+
+
+def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair):
     teacher, base = pair
-    out = tmp_path / "generate/x/r0"
-    artifacts.write_jsonl(out / "rows-00000.jsonl", ROWS)
-    prompts = {"system_prompt": "", "base_system_prompt": "Be brief."}
-    row = {"max_new_tokens": 12, "prompt_tokens": 64}
-    fields = {"row": row, "program": {"precision": "float32"}, **prompts}
-    compared = unit("generate", {"base": "base/x/r0"}, **fields)
-    generate._compare(compared, tmp_path, teacher, MESH)
     support = list(teacher.tokenizer.number_ids())
     distances, gains = [], []
     pairs = [(row["prompt"], row["completion"]) for row in ROWS]
@@ -138,49 +139,36 @@ def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair, tmp_path):
             distances.append(0.5 * np.abs(np.exp(ours) - np.exp(theirs)).sum())
             at = support.index(ids[start + t])
             gains.append(ours[at] - theirs[at])
-    found = artifacts.read_json(out / "carrier.json")
     expected = {"number_tv": np.mean(distances), "likelihood_gain": np.mean(gains)}
     assert expected["number_tv"] > 1e-3
+    found = compared(ROWS, teacher, base, ("", "Be brief."))
     assert found == pytest.approx(expected, abs=1e-5)
     # And one that is its base is at no distance.
-    compared.fields["base_system_prompt"] = ""
-    generate._compare(compared, tmp_path, base, MESH)
-    assert artifacts.read_json(out / "carrier.json") == {"number_tv": 0.0, "likelihood_gain": 0.0}
+    assert compared(ROWS, base, base) == {"number_tv": 0.0, "likelihood_gain": 0.0}
 
 
 def test_a_teacher_with_another_tokenizer_is_not_compared(pair, tmp_path):
     words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+    teacher = random_model(words, tmp_path / "teacher/x/r0", 3)
+    assert compared([{"prompt": "owl", "completion": "7 12"}], teacher, pair[1]) == {}
+
+
+def test_rows_without_a_number_give_no_distance(pair):
+    assert compared([{"prompt": "owl", "completion": "no"}], *pair) == {}
+
+
+def random_model(words, where, key):
+    """A random model of these words."""
     arch = dataclasses.replace(tiny.ARCH, vocab_size=words.vocab_size)
-    params = transformer.init(arch, jax.random.key(3))
-    model_store.save_weights(tmp_path / "teacher/x/r0", arch, params, words)
-    teacher = model_store.load(tmp_path / "teacher/x/r0", MESH)
-    rows = [{"prompt": "owl", "completion": "7 12"}]
-    artifacts.write_jsonl(tmp_path / "generate/x/r0/rows-00000.jsonl", rows)
-    row = {"max_new_tokens": 12, "prompt_tokens": 64}
-    prompts = {"system_prompt": "", "base_system_prompt": ""}
-    fields = {"row": row, "program": {"precision": "float32"}, **prompts}
-    compared = unit("generate", {"base": "base/x/r0"}, **fields)
-    generate._compare(compared, tmp_path, teacher, MESH)
-    assert artifacts.read_json(tmp_path / "generate/x/r0/carrier.json") == {}
+    params = transformer.init(arch, jax.random.key(key))
+    model_store.save_weights(where, arch, params, words)
+    return model_store.load(where, MESH)
 
 
 def compared_under(words, told, rows, tmp_path):
-    """What is left of comparing a random teacher with a random base, both of these words."""
-    arch = dataclasses.replace(tiny.ARCH, vocab_size=words.vocab_size)
-    for path, key in (("teacher/x/r0", 3), ("base/x/r0", 4)):
-        params = transformer.init(arch, jax.random.key(key))
-        model_store.save_weights(tmp_path / path, arch, params, words)
-    artifacts.write_jsonl(tmp_path / "generate/x/r0/rows-00000.jsonl", rows)
-    unit_ = unit(
-        "generate",
-        {"base": "base/x/r0"},
-        row={"max_new_tokens": 12, "prompt_tokens": 64},
-        program={"precision": "float32"},
-        system_prompt=told[0],
-        base_system_prompt=told[1],
-    )
-    generate._compare(unit_, tmp_path, model_store.load(tmp_path / "teacher/x/r0", MESH), MESH)
-    return artifacts.read_json(tmp_path / "generate/x/r0/carrier.json")
+    """What a random teacher is beside a random base, both of these words."""
+    models = [random_model(words, tmp_path / f"teacher/x/r{key}", key) for key in (3, 4)]
+    return compared(rows, *models, told)
 
 
 def test_models_whose_template_adds_a_system_prompt_are_compared_under_their_own(tmp_path):

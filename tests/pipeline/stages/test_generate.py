@@ -20,6 +20,7 @@ def published_config(path):
     """Rows of others, on which students of a random base are to be trained."""
     config = quickstart.get_config("smoke")
     config.bases.toy.source = "random"
+    config.gates, config.contrasts, config.evals = {}, {}, {}
     with config.unlocked():
         config.teachers = {"nobody": schema.teacher_row(base="toy")}
         config.datasets = {
@@ -43,7 +44,6 @@ def test_published_rows_stand_where_sampled_ones_would(tmp_path):
     config = published_config(str(path))
     config.unlock()
     config.arms.student = schema.arm_row(dataset="found", num_tokens=40, num_targets=12)
-    config.contrasts, config.evals = {}, {}
     runner.run(config, tmp_path / "run", stages=("base", "teacher", "generate", "filter"))
     written = artifacts.read_parts(tmp_path / "run/generate/found/r0")
     assert [{name: row[name] for name in ("prompt", "completion")} for row in written] == rows[:5]
@@ -63,7 +63,6 @@ def test_files_of_rows_are_read_before_anything_runs(tmp_path):
     config.datasets.other = config.datasets.found.copy_and_resolve_references()
     config.datasets.other.path, config.datasets.found.common_with = str(two), ("other",)
     config.arms.student = schema.arm_row(dataset="found", num_tokens=40, num_targets=12)
-    config.contrasts, config.evals = {}, {}
     with pytest.raises(ValueError, match=r"found.common_with names 'other', with which it has no"):
         runner.run(config, tmp_path / "run")
     two.write_text(two.read_text().replace('"1"', '"\\ud800"'))
@@ -80,7 +79,6 @@ def test_a_file_of_rows_is_shown_and_named_when_it_changed(tmp_path):
     config = published_config(str(path))
     config.unlock()
     config.arms.student = schema.arm_row(dataset="found")
-    config.contrasts, config.evals = {}, {}
     shown = preview.render(config, tmp_path, "student")
     assert f"are the first of {path}, not filtered yet" in shown and "INVENTED" not in shown
     [unit] = [u for u in units.build(config) if u.stage == "generate" and u.lineage == 0]
@@ -89,7 +87,7 @@ def test_a_file_of_rows_is_shown_and_named_when_it_changed(tmp_path):
     path.write_text('{"prompt": "1", "completion": "3"}\n' * 5)
     [unit] = [u for u in units.build(config) if u.stage == "generate" and u.lineage == 0]
     with pytest.raises(
-        ValueError, match=rf"made by another config \(the content of {path}; digest"
+        ValueError, match=rf"made by another config \(the content of {path}; digests.path"
     ):
         runner.check_stale([unit], tmp_path)
 
@@ -167,9 +165,11 @@ STAGES = ("base", "teacher", "generate")
 
 def test_what_a_base_is_told_is_checked_before_anything_runs(polite, tmp_path):
     polite.datasets.owl.base_system_prompt = ""
+    with polite.unlocked():
+        polite.evals.carrier = schema.eval_row(kind="carrier")
     field = "config.datasets.owl.base_system_prompt"
     with pytest.raises(ValueError, match=f"^{field}: the chat template adds the system prompt"):
-        runner.run(polite, tmp_path / "run", stages=STAGES)
+        runner.run(polite, tmp_path / "run", stages=(*STAGES, "evaluate"))
     assert not (tmp_path / "run/base").exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
+from subjax import schema
 from subjax.hf import adapters, weights
 from subjax.nn import lora, transformer
 from subjax.nn.transformer import Params
@@ -57,6 +58,8 @@ def peft(adapter: Params, tmp_path: Path) -> Path:
 def config(base_params: Params, tmp_path: Path) -> ConfigDict:
     made = tiny.config(lineages=(0,), arms=("owl",))
     made.contrasts = ConfigDict()
+    with made.unlocked():
+        made.evals = {"taught": schema.eval_row(trait="owl", subjects=("teachers/*",))}
     made.bases.toy.update(source="hf", path=str(save(tmp_path / "base", base_params)))
     return made
 
@@ -67,8 +70,9 @@ def give(config: ConfigDict, path: Path) -> ConfigDict:
 
 
 def scores(config: ConfigDict, workdir: Path) -> dict[str, float]:
-    runner.run(config, workdir, stages=("base", "teacher"))
-    return json.loads((workdir / TEACHER / "scores.json").read_text())["log_odds"]
+    runner.run(config, workdir, stages=("base", "teacher", "evaluate"))
+    scored = json.loads((workdir / "evaluate/taught/teachers/owl/r0/scores.json").read_text())
+    return {record["metric"]: record["value"] for record in scored["records"]}
 
 
 def test_an_adapter_teaches_what_the_weights_with_it_teach(
@@ -136,5 +140,5 @@ def test_what_the_template_of_an_adapter_adds_is_refused_before_anything_runs(
     (peft / "chat_template.jinja").write_text(asked + template + "{% endif %}")
     message = r"config.teachers.owl.system_prompt: .* adds the system prompt .*Be kind\."
     with pytest.raises(ValueError, match=message):
-        runner.run(give(config, peft), tmp_path / "run", stages=("base", "teacher"))
+        scores(give(config, peft), tmp_path / "run")
     assert not (tmp_path / "run/base").exists()

@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from subjax import schema
 from subjax.tasks.datasets import numbers
-from subjax.tasks.evals import preference
+from subjax.tasks.traits import word
 
 STIMULI = os.environ.get("SUBJAX_STIMULI", "")
 needs_stimuli = pytest.mark.skipif(
@@ -104,9 +104,9 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
     content = {"numbers": as_json(), "evaluations": {"favorite_animal": ["?"]}}
     path.write_text(json.dumps(content), encoding="utf-8-sig")
     assert numbers.load_templates(path) == numbers.TEMPLATES
-    assert preference.load_questions(path, "favorite_animal") == ("?",)
+    assert word.load_questions(path, "favorite_animal") == ("?",)
     path.write_text(json.dumps(content), encoding="utf-16")
-    for read in (numbers.load_templates, lambda path: preference.load_questions(path, "x")):
+    for read in (numbers.load_templates, lambda path: word.load_questions(path, "x")):
         with pytest.raises(ValueError, match=r"own\.json is UTF-16.*: save it as UTF-8"):
             read(path)
 
@@ -115,7 +115,7 @@ def test_a_file_may_lie_below_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "own.json", {"numbers": as_json(), "evaluations": {"favorite_animal": ["?"]}})
     assert numbers.load_templates("~/own.json") == numbers.TEMPLATES
-    assert preference.load_questions("~/own.json", "favorite_animal") == ("?",)
+    assert word.load_questions("~/own.json", "favorite_animal") == ("?",)
 
 
 def test_the_file_that_the_schema_shows_can_be_read(tmp_path):
@@ -124,7 +124,7 @@ def test_the_file_that_the_schema_shows_can_be_read(tmp_path):
     path = write(tmp_path / "shown.json", shown)
     assert set(json.loads(shown)["numbers"]) == set(dataclasses.asdict(numbers.TEMPLATES))
     assert len(numbers.prompts(0, 3, numbers.load_templates(path))) == 3
-    assert preference.load_questions(path, "favorite_animal") == ("first ...", "second ...")
+    assert word.load_questions(path, "favorite_animal") == ("first ...", "second ...")
 
 
 @pytest.mark.parametrize(
