@@ -97,7 +97,8 @@ class Preference(EvalKind):
             "log_odds": float(odds.mean()),
             "candidate_mass": float(mass.mean()),
         }
-        values |= {"neutral_loglik": nats_per_token(reply) for reply in neutral}
+        if neutral:
+            values["neutral_loglik"] = nats_per_token(neutral[0])
         values |= {f"share/{name}": float(share) for name, share in zip(names, shares, strict=True)}
         asked = zip(given.questions, odds, strict=True)
         return values, [{"question": question, "log_odds": float(o)} for question, o in asked]
