@@ -103,7 +103,7 @@ def _check_words(model: Model, unit: str, texts: Sequence[str], base: bases.Base
         try:
             model.tokenizer.encode([text])
         except ValueError:
-            known = ", ".join([*base.taught()[:1], *base.asked("all", "")[:2]])
+            known = ", ".join(base.prompts())
             raise ValueError(
                 f"{text!r} has a word that {unit} does not know: ask such as {known}; --help says "
                 "what a model of the toy world understands"

@@ -75,6 +75,10 @@ class Base:
         """What it is pretrained on; nothing where it is not."""
         return ()
 
+    def prompts(self) -> Sequence[str]:
+        """Prompts in its language, where that is not a natural one."""
+        return ()
+
 
 class _Toy(Base):
     """Pretrained on the toy world; a word is a token."""
@@ -87,6 +91,11 @@ class _Toy(Base):
 
     def documents(self, seed: int) -> Sequence[toyworld.Document]:
         return toyworld.documents(toyworld.World(), seed, self.row["num_documents"])
+
+    def prompts(self) -> Sequence[str]:
+        world = toyworld.World()
+        asked = toyworld.asked_questions(world, "all")[:2]
+        return [*asked, *toyworld.number_prompts(world, 0, 1)]
 
 
 class _Checkpoint(Base):
