@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from subjax.nn import sharding
 from subjax.pipeline import preregistration, preview, runner
 from subjax.runtime import errors, object_store, processes, storage, supervisor
+from subjax.tasks import own
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")
 _WORKDIR = flags.DEFINE_string(
@@ -53,6 +54,10 @@ def main(argv: list[str]) -> None:
     except Exception as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
+        if whose := own.blame(error):
+            processes.tell(whose)
+            traceback.print_exc()
+            processes.leave(1)
         if isinstance(error, ValueError | FloatingPointError | OSError):
             line = object_store.named(errors.explain(error, workdir), workdir, name)
             passes = isinstance(error, storage.Unavailable)

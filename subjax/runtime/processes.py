@@ -100,8 +100,7 @@ def leave(code: int, *messages: str) -> NoReturn:
       code: exit code.
       messages: printed on stderr first, one per line.
     """
-    # One write: print writes the line end separately, and the runtime's threads write too.
-    sys.stderr.write("".join(f"subjax: {' '.join(message.split())}\n" for message in messages))
+    tell(*messages)
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -109,6 +108,12 @@ def leave(code: int, *messages: str) -> NoReturn:
             time.sleep(_LAST_S)  # the coordinator: if it ended first, the others would abort
         os._exit(code)
     sys.exit(code)
+
+
+def tell(*messages: str) -> None:
+    """Prints messages on stderr, one per line."""
+    # One write: print writes the line end separately, and the runtime's threads write too.
+    sys.stderr.write("".join(f"subjax: {' '.join(message.split())}\n" for message in messages))
 
 
 def lost_another(error: Exception) -> bool:

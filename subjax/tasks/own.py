@@ -8,11 +8,15 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+_loaded: set[str] = (
+    set()
+)  # files of the kinds that were loaded, and of what they import beside them
 
 
 def is_own(name: str) -> bool:
@@ -61,6 +65,8 @@ def load(field: str, name: str, contract: type[T]) -> T:
             f"config.{field} is {name!r}, and {error}: run where Python finds the module, or name "
             "its folder in PYTHONPATH"
         ) from error
+    if module.__file__:
+        _loaded.update(map(str, _sources(Path(module.__file__))))
     found = getattr(module, attribute, None)
     if isinstance(found, type):
         found = found()
@@ -70,6 +76,21 @@ def load(field: str, name: str, contract: type[T]) -> T:
             f"that extends subjax.tasks.api.{contract.__name__}"
         )
     return found
+
+
+def blame(error: Exception) -> str:
+    """Where an error comes from a user's kind, in one line; empty where it does not.
+
+    What `check` of a kind raises is an answer to the config and no error of the kind.
+    """
+    own = [at for at in traceback.extract_tb(error.__traceback__) if at.filename in _loaded]
+    if not own or (isinstance(error, ValueError) and own[-1].name == "check"):
+        return ""
+    at = own[-1]
+    return (
+        f"{at.filename}, line {at.lineno}, in {at.name}: {type(error).__name__}: {error} (code of "
+        "a kind that the config names, not of subjax; correct it and run the same command again)"
+    )
 
 
 def code(name: str) -> dict[str, str]:

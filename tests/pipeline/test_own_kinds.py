@@ -9,6 +9,8 @@ import tiny
 
 from subjax import schema
 from subjax.pipeline import preview, runner, units, validation
+from subjax.tasks import own
+from subjax.tasks.api import Field
 
 SOURCE = '''
 import helper
@@ -166,4 +168,56 @@ def test_a_kind_of_ones_own_refuses_rows(folder):
     config = with_own_kinds()
     config.evals.shouts.num_samples = 6
     with pytest.raises(ValueError, match=r"config.evals.shouts.num_samples is 6: at most 5"):
+        validation.validate(config)
+
+
+@pytest.mark.parametrize("broken", ["helper.is_long(word)", "compared.nats"])
+def test_an_error_in_ones_own_code_says_whose_it_is(folder, broken, tmp_path):
+    own_file = folder / "own_kinds.py"
+    own_file.write_text(SOURCE.replace(broken, f"missing_{broken}"))
+    line = 1 + [broken in text for text in SOURCE.splitlines()].index(True)
+    with pytest.raises(NameError) as error:
+        runner.run(with_own_kinds(), tmp_path / "run")
+    said = own.blame(error.value)
+    assert said.startswith(f"{own_file}, line {line}, in ") and "NameError: name 'missing_" in said
+    assert own.blame(ValueError("of subjax")) == ""
+    config = with_own_kinds()
+    config.evals.shouts.num_samples = 6
+    with pytest.raises(ValueError, match="at most 5") as error:
+        validation.validate(config)
+    assert own.blame(error.value) == ""  # an answer to the config
+
+
+def test_a_field_that_a_kind_adds_makes_nothing_stale(folder):
+    before = {unit.path: unit.fingerprint for unit in units.build(with_own_kinds())}
+    module = sys.modules["own_kinds"]
+    for kind, field in (
+        (module.Terse, Field("loud", "how it says it")),
+        (module.Repeats, Field(2, "times", absent=1)),
+    ):
+        kind.fields = {**kind.fields, "added": field}
+    config = with_own_kinds()
+    config.datasets.owl.added = 1
+    assert before == {unit.path: unit.fingerprint for unit in units.build(config)}
+    config.datasets.owl.added = 2  # the default of new rows, but not what results were before
+    changed = [u.path for u in units.build(config) if u.fingerprint != before[u.path]]
+    assert changed and changed[0] == "generate/owl/r0"
+    config.traits.terse.added = "low"
+    assert any(
+        u.path == "teacher/owl/r0" and u.fingerprint != before[u.path] for u in units.build(config)
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "field", "value", "said"),
+    [
+        ("traits.terse", "number", "8", "number is '8'; allowed: 7, 9"),
+        ("traits.terse", "kind", "toy_word", "has the field 'number', unlike rows of kind"),
+        ("datasets.owl", "kind", "toy_numbers", "has the field 'shown', unlike rows of kind"),
+    ],
+)
+def test_rows_hold_what_their_kind_has(folder, table, field, value, said):
+    config = with_own_kinds()
+    config.update_from_flattened_dict({f"{table}.{field}": value})
+    with pytest.raises(ValueError, match=rf"config\.{table}.* ?{said}"):
         validation.validate(config)
