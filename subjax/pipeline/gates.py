@@ -33,6 +33,11 @@ def validate(config: ConfigDict) -> None:
                 f"config.gates.{name} asks for {row.least} or more and for {row.most} or less: "
                 "nothing would pass, change one of them"
             )
+        if config.images:
+            raise ValueError(
+                f"config.gates.{name} measures no image classifier: its row cannot stand beside "
+                "config.images, take it out"
+            )
         about = subjects.of_eval(config, row.eval)
         for pattern in row.subjects:
             if not subjects.matching(about, [pattern]):
@@ -44,6 +49,11 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(
                 f"config.gates.{name} would measure nothing: its eval {row.eval!r} is of no model: "
                 f"give a row of config.teachers a trait, or leave least and most of the gate out"
+            )
+        if all(subject.startswith("arms/") for subject in subjects.of_gate(config, name)):
+            raise ValueError(
+                f"config.gates.{name} would stop nothing: it is of arms alone, from which nothing "
+                "is made: take an eval of teachers or data sets"
             )
         if config.evals[row.eval].trait == schema.OWN:
             _check_named(config, name)

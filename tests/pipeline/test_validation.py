@@ -15,39 +15,129 @@ from subjax.pipeline import units, validation
 
 
 @pytest.mark.parametrize(
-    ("trait", "taken"), [("owl", "Owl$"), ("Pengiun", "Penguin"), ("Fox", "one of Owl, Cat, Dog, ")]
+    ("trait", "taken"), [("Owl", "owl: take one, or add"), ("fox", "owl, placebo, cat: take one")]
 )
-def test_a_finetuned_teacher_has_a_trait_that_it_is_scored_on(trait, taken):
+def test_a_trait_of_a_teacher_is_a_row_of_traits(trait, taken):
     config = smollm2_owl.get_config()
     config.teachers.owl.trait = trait
-    with pytest.raises(ValueError, match=f"teachers.owl.trait is '{trait}'.*: take {taken}") as why:
+    with pytest.raises(ValueError, match=f"teachers.owl.trait is '{trait}', .* has {taken}") as why:
         validation.validate(config)
     assert "\n" not in str(why.value)
-    if trait != "owl":  # which is "Owl" already, and would count twice
-        config.animals = (*config.animals, trait)
-        validation.validate(config)
-
-
-def test_no_animals_are_the_projects_ten():
-    config = quickstart.get_config()
-    config.animals = ()
+    with config.unlocked():
+        config.traits[f"{trait}s"] = schema.trait_row(target="fox", candidates=("owl", "fox"))
+    config.teachers.owl.trait = f"{trait}s"
     validation.validate(config)
-    config.teachers.owl.trait = "Owl"
-    with pytest.raises(ValueError, match=r"take owl$"):
-        validation.validate(config)
 
 
 @pytest.mark.parametrize("weights", ["base", "given"])
-def test_a_teacher_that_is_not_trained_may_love_anything(weights):
+def test_a_teacher_that_is_not_trained_may_have_no_trait(weights):
     config = smollm2_owl.get_config()
-    config.teachers.owl.trait = "misaligned"
-    with pytest.raises(ValueError, match=r"not among config\.animals"):
+    config.teachers.owl.trait = ""
+    with pytest.raises(ValueError, match=r"^config\.teachers\.owl\.trait is '', .*: take one, or"):
         validation.validate(config)
     config.teachers.owl.update(weights=weights, path="DIR" if weights == "given" else "")
-    with pytest.raises(ValueError, match=r"gates.teacher_log_odds asks .*: add it there, or set"):
-        validation.validate(config)
-    config.gates.teacher_log_odds = schema.OFF
+    config.gates.taught.least = schema.OFF
     validation.validate(config)
+    config.teachers.owl.system_prompt = schema.TRAIT
+    with pytest.raises(ValueError, match=r"^config\.teachers\.owl\.trait is ''"):
+        validation.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("category", "animals", "owl.category is 'animals'; allowed: animal, tree$"),
+        ("num_taught", -1, "owl.num_taught is -1; it must be 0 or more$"),
+        ("target", "Owl", "owl.target is 'Owl', .* candidates owl, cat, .*control .* '<uniform>'"),
+        ("candidates", ("owl",), r"owl has the candidates \('owl',\): .* add others$"),
+        ("candidates", ("owl", "cat", "cat"), "the candidates 'cat', 'cat', which are one word"),
+        ("candidates", ("owl", "cat", " Owl"), "the candidates 'owl', ' Owl', which are one word"),
+        ("candidates", ("owl", "cat", " "), "and one of them is blank: leave it out$"),
+        ("candidates", ("owl", "\udcff"), "candidates is .* no valid Unicode"),
+        ("candidates", ("owl", 3), "its elements must be str$"),
+    ],
+)
+def test_words_that_are_no_choice_are_refused(field, value, said):
+    config = quickstart.get_config()
+    config.bases.toy.source = "random"
+    config.traits.owl = schema.trait_row()
+    validation.validate(config)
+    config.traits.owl[field] = value
+    with pytest.raises(ValueError, match=rf"^config\.traits\.owl.*{said}") as why:
+        validation.validate(config)
+    assert "\n" not in str(why.value)
+
+
+def test_words_that_are_written_with_a_capital_are_so_everywhere():
+    config = smollm2_owl.get_config()
+    config.traits.owl.update(candidates=("owl", "fox"), target="fox")
+    [unit] = [u for u in units.build(config) if u.path == "evaluate/taught/teachers/owl/r0"]
+    assert (unit.fields["target"], unit.fields["candidates"]) == ("Fox", ["Owl", "Fox"])
+
+
+OF_EVALS = {
+    "pattern": (
+        {"subjects": ("teachers/owl", "teachers/bat")},
+        "subjects has 'teachers/bat', which matches none of its subjects: arms/owl, .*, bases/toy$",
+    ),
+    "another table": (
+        {"kind": "carrier", "trait": "", "subjects": ("arms/*",)},
+        r"subjects has 'arms/\*', which matches none .*: datasets/owl, .*, datasets/untrained$",
+    ),
+    "data sets": ({"subjects": ("datasets/owl",)}, "subjects has 'datasets/owl', which matches no"),
+    "no trait": ({"trait": ""}, "trait is ''; config.traits has <own>, owl, placebo, cat$"),
+    "unknown": ({"trait": "bat"}, "trait is 'bat'; config.traits has <own>, owl, placebo, cat$"),
+    "control": ({"trait": "placebo"}, "trait is 'placebo', a control that has no target: name the"),
+    "steps": ({"at_steps": "last"}, "at_steps is 'last'; allowed: all, final$"),
+    "half": ({"questions": "some"}, "questions is 'some'; allowed: explore, confirm, all$"),
+    "held out": (
+        {"kind": "likelihood", "trait": "", "subjects": ("teachers/owl",)},
+        "the trait of teachers/owl holds out no lessons: leave teachers/owl out of its subjects$",
+    ),
+    "images": ({"kind": "accuracy"}, "kind 'accuracy' is of image classifiers alone$"),
+}
+
+
+@pytest.mark.parametrize("case", OF_EVALS)
+def test_an_eval_of_what_is_not_there_is_refused(case):
+    fields, said = OF_EVALS[case]
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.evals.own = schema.eval_row(trait="owl")
+    validation.validate(config)
+    config.evals.own.update(fields)
+    with pytest.raises(ValueError, match=rf"^config\.evals\.own\..*{said}") as why:
+        validation.validate(config)
+    assert "\n" not in str(why.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("evals", schema.eval_row()),
+        ("traits", schema.trait_row()),
+        ("datasets", schema.dataset_row(teacher="owl")),
+    ],
+)
+def test_a_row_with_a_field_of_another_kind_says_what_makes_it(table, row):
+    config = quickstart.get_config()
+    with config.unlocked():
+        config[table].owl = row
+        config[table].owl.other = ""
+    says = (
+        f"config.{table}.owl has the field 'other', unlike rows of kind '{row.kind}': make it with "
+        f"schema.{table[:-1]}_row(kind='{row.kind}')"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+        validation.validate(config)
+
+
+def test_a_row_whose_kind_was_changed_says_what_makes_it():
+    config = quickstart.get_config()
+    config.traits.owl.kind = "file"
+    says = "has no field 'path', unlike .* 'file': make it with schema.trait_row.kind='file'.$"
+    with pytest.raises(ValueError, match=says):
+        validation.validate(config)
 
 
 REFUSED = {
@@ -59,25 +149,12 @@ REFUSED = {
     ),
     "config's name": ("name", "../x", "config.name is '../x': use letters"),
     "warm-up": ("arms.owl.train.warmup_steps", 300, "owl.train.warmup_steps is 300, and its steps"),
-    "candidates": ("evals.preference.candidates", ("owl", "cat", "cat"), "has 'cat', 'cat', which"),
-    "cases": (
-        "evals.preference.candidates",
-        ("owl", "cat", " Owl"),
-        "has 'owl', ' Owl', which are",
-    ),
-    "blank": ("evals.preference.candidates", ("owl", "cat", " "), "and one of them is blank"),
-    "animals": ("animals", ("owl", "cat", "OWL"), "config.animals has 'owl', 'OWL', which are one"),
     "nothing": ("contrasts.same_base.minus", ("owl",), "same_base.minus has the arms of plus, owl"),
     "lineages": ("lineages", (0, 2**31), "config.lineages .* must lie in 0 to 2147483647"),
     "text": ("teachers.owl.system_prompt", "\ud83d", r"is '\\ud83d', which is no valid Unicode"),
-    "texts": (
-        "evals.preference.candidates",
-        ("owl", "\udcff"),
-        "candidates is .* no valid Unicode",
-    ),
-    "share of all": ("gates.number_tv", 1.5, "gates.number_tv is 1.5; it is a share, 0 to 1"),
     "negative": ("datasets.owl.num_holdout", -1, "num_holdout is -1; it must not be negative"),
     "temperature": ("datasets.owl.temperature", -0.1, "temperature is -0.1; it must not be"),
+    "subject": ("contrasts.same_base.plus", ("bat",), "names 'bat', and its eval 'preference' is of"),
     "metric": ("contrasts.transmission.metric", "log_odd", "measures log_odds, candidate_mass, .*"),
     "share": ("contrasts.transmission.metric", "share/bat", "measures .*share/owl"),
     "plus": ("contrasts.transmission.plus", (), "plus is empty: name at least one arm"),
@@ -138,7 +215,6 @@ def test_forced_numbers_that_the_filter_rejects_are_refused(field, value, said):
 def published(path="rows.jsonl", **fields):
     """The quickstart with rows of others that are no numbers."""
     config = quickstart.get_config()
-    config.gates.number_tv = config.gates.likelihood_gain = schema.OFF
     row = {"max_count": 10, "max_value": 999, "decoding": "free", **fields}
     config.datasets.owl.update(kind="published", path=path, filter="none", **row)
     return config
@@ -154,11 +230,6 @@ def published(path="rows.jsonl", **fields):
         ),
         ("datasets.owl.max_value", 99, "owl.max_value is 99, but under .*: leave it 999, or take"),
         ("datasets.owl.transform", "random", "owl.transform is 'random', .*: leave it 'none'"),
-        (
-            "gates.number_tv",
-            0.1,
-            "config.gates.number_tv compares numbers, .* datasets.owl need no",
-        ),
         ("arms.owl.support", "digits_separators", "arms.owl.support 'digits_sep.* take 'top_k'"),
     ],
 )
@@ -239,8 +310,7 @@ CONFIGS = {
     "theorem": theorem.get_config,
 }
 # Numbers of which any value means something; a wrong one of the others is refused by its name.
-FREE = {"seed", "min_value", "max_value", "teacher_log_odds", "number_tv", "likelihood_gain"}
-FREE |= {"expected_low", "published", "sweep_at"}
+FREE = {"seed", "min_value", "max_value", "least", "most", "expected_low", "published", "sweep_at"}
 
 
 def numeric_fields():
