@@ -20,7 +20,7 @@ class Asked(NamedTuple):
     system: str
     most_tokens: int = 0  # 0 is no limit
     dataset: Mapping[str, Any] | None = None  # row that they are of, where a model writes
-    compared: Sequence[str] = ()  # answers whose probabilities are compared
+    compared: Sequence[tuple[str, ...]] = ()  # answers whose probabilities are compared
 
 
 # Config field that the system prompt is of, and row whose prompts they are, as "config.evals.own".
@@ -50,8 +50,8 @@ def check(words: Tokenizer, asked: Mapping[Fields, Asked]) -> None:
                 "raise it"
             )
         try:
-            if compared:
-                scoring.check_candidates(compared, words.answer_ids(compared))
+            for answers in compared:
+                scoring.check_candidates(answers, words.answer_ids(answers))
         except ValueError as error:
             raise ValueError(f"{table}.trait: {error}") from None
         if dataset is None or dataset["decoding"] != "constrained":

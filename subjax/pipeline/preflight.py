@@ -1,6 +1,6 @@
 """What would stop a run later, found before any device work: in checkpoints, prompts and rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -139,7 +139,9 @@ def _asked(
                 first, unit.fields["systems"][BASE]
             )
         elif unit.stage == "evaluate":
-            told(unit).update(_of_eval(unit))
+            asked = told(unit)
+            for fields, one in _of_eval(unit):
+                asked[fields] = _both(asked.get(fields, one), one)
         elif unit.stage == "generate":
             row, table = unit.fields["row"], f"config.datasets.{unit.row}"
             key = artifacts.dumps(generate.drawn_from(unit))
@@ -159,25 +161,25 @@ def _asked(
     return of_bases, of_given
 
 
-def _of_eval(unit: Unit) -> Asked:
+def _of_eval(unit: Unit) -> Iterator[tuple[asking.Fields, asking.Asked]]:
     """What an evaluate unit asks."""
     table, row = f"config.evals.{unit.row.partition('/')[0]}", unit.with_files("row")
-    found: Asked = {}
+    fields = unit.settings["system_field"], table
     for request in requests_of(eval_kinds.of_row(row), row, Given.of(unit.fields)):
-        if not isinstance(request, Compare | Sample):
-            continue
-        field = unit.settings["system_field"], table
-        room = request.prompt_tokens if isinstance(request, Sample) else 0
-        compared = list(request.answers) if isinstance(request, Compare) else []
-        before = found.get(field, asking.Asked([], "", room))
-        rooms = [tokens for tokens in (room, before.most_tokens) if tokens]
-        found[field] = asking.Asked(
-            [*before.prompts, *request.prompts],
-            request.system or "",
-            min(rooms, default=0),
-            compared=compared or before.compared,
-        )
-    return found
+        system = request.system or ""
+        if isinstance(request, Sample):
+            yield fields, asking.Asked(request.prompts, system, request.prompt_tokens)
+        elif isinstance(request, Compare):
+            yield fields, asking.Asked(request.prompts, system, compared=[tuple(request.answers)])
+
+
+def _both(one: asking.Asked, other: asking.Asked) -> asking.Asked:
+    """What is asked under one system prompt, such as in several lineages or of several traits."""
+    return one._replace(
+        prompts=list(dict.fromkeys([*one.prompts, *other.prompts])),
+        most_tokens=min((n for n in (one.most_tokens, other.most_tokens) if n), default=0),
+        compared=list(dict.fromkeys([*one.compared, *other.compared])),
+    )
 
 
 def _check_files(by_path: Mapping[str, Unit], todo: Sequence[Unit]) -> None:

@@ -410,7 +410,7 @@ class _Builder:
 def _limits(row: ConfigDict) -> dict[str, Any]:
     """What decides by itself whether a row of a data set is kept."""
     own_limits = [name for name, field in kinds.of_row(row).fields.items() if field.filters]
-    return {name: row[name] for name in (*_LIMITS, *own_limits)}
+    return {name: row[name] for name in ("kind", *_LIMITS, *own_limits)}
 
 
 def _of_kind(
@@ -437,14 +437,18 @@ def _of_kind(
 
 def _told(stage: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields as a fingerprint counts them: rows without what they were released with."""
-    rows = {name: maker for name, maker in _ROWS[stage].items() if name in fields}
-    return {
-        **fields,
-        **{
-            name: _changed(fields[name], schema.released(maker, fields[name].get("kind", "")))
-            for name, maker in rows.items()
-        },
-    }
+    told = dict(fields)
+    for name, maker in _ROWS[stage].items():
+        if name in fields:
+            told[name] = _counted(fields[name], maker)
+    if "common" in fields:
+        limits = fields["common"].items()
+        told["common"] = {name: _counted(row, schema.dataset_row) for name, row in limits}
+    return told
+
+
+def _counted(row: Mapping[str, Any], maker: schema.Maker) -> dict[str, Any]:
+    return _changed(row, schema.released(maker, row.get("kind", "")))
 
 
 def _changed(row: Mapping[str, Any], released: Mapping[str, Any]) -> dict[str, Any]:

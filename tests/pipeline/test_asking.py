@@ -4,11 +4,14 @@ import pytest
 import tiny
 import tokenizer_kinds
 
+from subjax import schema
 from subjax.pipeline import asking, preflight, units
 from subjax.pipeline.stages import generate
+from subjax.tasks.datasets import toyworld
+from subjax.tasks.traits.word import CATEGORIES
 from subjax.tokens.tokenizer import Tokenizer
 
-FIELD = "config.datasets.owl.kind"
+FIELD = ("config.datasets.owl.kind", "config.datasets.owl")
 
 
 @pytest.mark.parametrize("kind", ["pythia", "llama2"])
@@ -37,9 +40,93 @@ def test_answers_that_cannot_be_constrained_are_refused_by_field():
 
 def test_prompts_of_every_lineage_are_looked_at():
     planned = units.build(tiny.config())
-    of_bases, _ = preflight._written({unit.path: unit for unit in planned}, planned)
+    of_bases, _ = preflight._asked({unit.path: unit for unit in planned}, planned)
     first, second = (
         generate.prompts(unit) for unit in planned if (unit.stage, unit.row) == ("generate", "owl")
     )
     assert first != second
-    assert of_bases["toy"]["config.datasets.owl.kind"].prompts == [*first, *second]
+    assert of_bases["toy"][FIELD].prompts == [*first, *second]
+
+
+def asked(config):
+    """What bases are asked: field of the system prompt -> its text, and answers compared."""
+    planned = units.build(config)
+    of_bases, of_given = preflight._asked({unit.path: unit for unit in planned}, planned)
+    assert not of_given
+    return {
+        (base, *fields): (one.system, *one.compared)
+        for base, found in of_bases.items()
+        for fields, one in found.items()
+    }
+
+
+def test_every_system_prompt_is_looked_at_under_its_own_field():
+    config = tiny.config(gated=True)
+    config.teachers.owl.system_prompt = schema.TRAIT
+    config.arms.owl.system_prompt = "LOVE cat"
+    config.datasets.owl.base_system_prompt = "LOVE dog"
+    config.evals.preference.subjects = ("arms/*", "bases/toy")
+    animals = toyworld.World().animals
+    found = asked(config)
+    of_eval = {key: one for key, one in found.items() if key[2].startswith("config.evals.")}
+    assert of_eval == {
+        ("toy", "config.arms.owl.system_prompt", "config.evals.preference"): ("LOVE cat", animals),
+        ("toy", "config.arms.placebo.system_prompt", "config.evals.preference"): ("", animals),
+        ("toy", "config.evals.preference.system_prompt", "config.evals.preference"): ("", animals),
+        ("toy", "config.teachers.owl.system_prompt", "config.evals.taught"): ("LOVE owl", animals),
+    }
+    told = {key[1]: one[0] for key, one in found.items() if key not in of_eval}
+    assert told == {
+        "config.teachers.owl.system_prompt": "LOVE owl",
+        "config.teachers.placebo.system_prompt": "",
+        "config.datasets.owl.kind": "LOVE owl",
+        "config.datasets.placebo.kind": "",
+        "config.datasets.owl.base_system_prompt": "LOVE dog",
+        "config.datasets.placebo.base_system_prompt": "",
+    }
+    config.evals.preference.system_prompt = "LOVE fox"
+    systems = {key: one[0] for key, one in asked(config).items() if key[2].endswith("preference")}
+    field = "config.evals.preference.system_prompt"
+    assert systems == {("toy", field, "config.evals.preference"): "LOVE fox"}
+
+
+def test_what_several_traits_are_asked_under_one_system_prompt_is_all_looked_at():
+    config = tiny.config(lineages=(0,), gated=True)
+    config.evals.taught.system_prompt = "LOVE fox"
+    config.teachers.placebo.trait = "tree"
+    with config.unlocked():
+        config.traits.tree = schema.trait_row(category="tree", target="oak")
+        config.evals.said = schema.eval_row(
+            kind="answers", trait=schema.OWN, subjects=("teachers/*",), system_prompt="LOVE fox"
+        )
+    planned = units.build(config)
+    found = preflight._asked({unit.path: unit for unit in planned}, planned)[0]["toy"]
+    both = [toyworld.World().animals, CATEGORIES["tree"].words]
+    for name, rooms, compared in (("taught", 0, both), ("said", 64, [])):
+        table = f"config.evals.{name}"
+        one = found[f"{table}.system_prompt", table]
+        assert sorted(one.compared) == sorted(compared) and one.most_tokens == rooms
+        questions = toyworld.asked_questions(toyworld.World(), "explore")
+        assert {*questions, CATEGORIES["tree"].questions[0]} <= set(one.prompts)
+        assert len(one.prompts) == len(questions) + len(CATEGORIES["tree"].questions) // 2
+
+
+@pytest.mark.parametrize(
+    ("compared", "said"), [(("owl", "owlet"), "'owl' begin those of 'owlet'"), (("owl", "dog"), "")]
+)
+def test_answers_that_cannot_be_told_apart_are_refused_by_trait(compared, said):
+    fields = "config.evals.own.system_prompt", "config.evals.own"
+    of = {fields: asking.Asked(["Which?"], "", compared=[("a", "b"), compared])}
+    if not said:
+        asking.check(tiny.BYTES, of)
+        return
+    with pytest.raises(ValueError, match=f"^config.evals.own.trait: .*{said}"):
+        asking.check(tiny.BYTES, of)
+
+
+def test_a_system_prompt_that_a_template_takes_none_of_is_refused_by_its_field():
+    words = Tokenizer(tokenizer_kinds.make("gemma"), tokenizer_kinds.ends("gemma"))
+    fields = "config.arms.owl.system_prompt", "config.evals.own"
+    asking.check(words, {fields: asking.Asked(["Which?"], "")})
+    with pytest.raises(ValueError, match="^config.arms.owl.system_prompt: "):
+        asking.check(words, {fields: asking.Asked(["Which?"], "You love owls.")})

@@ -12,6 +12,10 @@ import pytest
 from configs import mnist, quickstart, smollm2_owl, theorem
 from subjax import schema
 from subjax.pipeline import units, validation
+from subjax.tasks.api import Field
+from subjax.tasks.datasets.kinds import KINDS
+from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.traits.kinds import TRAITS
 
 
 @pytest.mark.parametrize(
@@ -46,10 +50,10 @@ def test_a_teacher_that_is_not_trained_may_have_no_trait(weights):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("category", "animals", "owl.category is 'animals'; allowed: animal, tree$"),
-        ("num_taught", -1, "owl.num_taught is -1; it must be 0 or more$"),
-        ("target", "Owl", "owl.target is 'Owl', .* candidates owl, cat, .*control .* '<uniform>'"),
-        ("candidates", ("owl",), r"owl has the candidates \('owl',\): .* add others$"),
+        ("category", "animals", "category is 'animals'; allowed: animal, tree$"),
+        ("num_taught", -1, "num_taught is -1; it must be 0 or more$"),
+        ("target", "Owl", "target is 'Owl', .* candidates owl, cat, .*control .* '<uniform>'"),
+        ("candidates", ("owl",), r"has the candidates \('owl',\): .* add others$"),
         ("candidates", ("owl", "cat", "cat"), "the candidates 'cat', 'cat', which are one word"),
         ("candidates", ("owl", "cat", " Owl"), "the candidates 'owl', ' Owl', which are one word"),
         ("candidates", ("owl", "cat", " "), "and one of them is blank: leave it out$"),
@@ -63,7 +67,7 @@ def test_words_that_are_no_choice_are_refused(field, value, said):
     config.traits.owl = schema.trait_row()
     validation.validate(config)
     config.traits.owl[field] = value
-    with pytest.raises(ValueError, match=rf"^config\.traits\.owl.*{said}") as why:
+    with pytest.raises(ValueError, match=rf"^config\.traits\.owl\b.*{said}") as why:
         validation.validate(config)
     assert "\n" not in str(why.value)
 
@@ -291,17 +295,97 @@ def test_of_a_file_the_content_counts_and_not_the_place(tmp_path, monkeypatch):
         fingerprints(tmp_path / "none")
 
 
-def test_fields_that_came_later_leave_finished_filters_as_they_are():
+def prints(config):
+    return {unit.path: unit.fingerprint for unit in units.build(config)}
+
+
+def add_field(monkeypatch, kind, **fields):
+    """As a release would that gives a kind a field."""
+    monkeypatch.setattr(type(kind), "fields", {**kind.fields, **fields})
+
+
+def test_what_a_filter_reads_of_others_counts_and_released_limits_do_not(monkeypatch):
     config = quickstart.get_config()
-    [before] = [u for u in units.build(config) if u.path == "filter/owl/r0"]
-    assert not {"filter", "strip"} & before.fields["row"].keys() and "common" not in before.fields
-    config.datasets.owl.strip = True
-    [after] = [u for u in units.build(config) if u.path == "filter/owl/r0"]
-    assert after.fields["row"]["strip"] is True
-    config.datasets.cat.update(max_value=50, common_with=("owl",))
+    config.datasets.cat.common_with = ("owl",)
+    before = prints(config)
+    add_field(monkeypatch, KINDS["toy_numbers"], fewest=Field(0, "numbers", filters=True))
+    with config.unlocked():
+        for row in config.datasets.values():
+            row.fewest = 0
+    assert prints(config) == before
+    config.datasets.owl.fewest = 2
+    after = prints(config)
+    changed = {path for path in after if after[path] != before[path] and "/r0" in path}
+    assert {p for p in changed if "filter" in p} == {"filter/owl/r0", "filter/cat/r0"}
+    assert not any(path.startswith("generate") for path in changed)
     [cat] = [u for u in units.build(config) if u.path == "filter/cat/r0"]
-    owl = {"max_count": 14, "min_value": 0, "max_value": 99, "banned": [], "strip": True}
+    owl = {"kind": "toy_numbers", "filter": "numbers", "strip": False, "banned": []}
+    owl |= {"max_count": 14, "min_value": 0, "max_value": 99, "fewest": 2}
     assert cat.fields["common"] == {"owl": owl}
+
+
+@pytest.mark.parametrize(
+    ("table", "of", "field", "changed"),
+    [
+        ("traits", TRAITS["toy_word"], Field("plain", "wording"), {"teacher", "evaluate"}),
+        ("traits", TRAITS["toy_word"], Field("new", "wording", absent="plain"), {"teacher"}),
+        ("datasets", KINDS["toy_numbers"], Field("plain", "wording"), {"generate", "evaluate"}),
+        ("evals", EVALS["preference"], Field("new", "w.", absent="plain"), {"evaluate"}),
+        ("evals", EVALS["preference"], Field("plain", "wording"), {"evaluate"}),
+    ],
+)
+def test_a_field_that_a_kind_is_given_later_leaves_all_as_it_was(
+    table, of, field, changed, monkeypatch
+):
+    config = quickstart.get_config()
+    before = prints(config)
+    add_field(monkeypatch, of, wording=field)
+    name = {"evals": "preference"}.get(table, "cat")
+    with config.unlocked():
+        for row in config[table].values():
+            if table != "evals" or row.kind == "preference":
+                row.wording = "plain"
+    validation.validate(config)
+    assert prints(config) == before
+    config[table][name].wording = "odd"
+    after = prints(config)
+    stale = {path for path in after if after[path] != before[path]}
+    assert changed <= {path.partition("/")[0] for path in stale}
+    if table == "evals":
+        assert stale == {path for path in after if path.startswith("evaluate/preference/")}
+        return
+    assert {path.partition("/")[0] for path in stale} >= {"filter", "finetune"}
+    assert all("/cat/" in path or "/other_trait/" in path for path in stale)
+
+
+def test_another_wording_that_a_release_gives_new_rows_is_another_result(monkeypatch):
+    """A default that changes is written into new rows, and is no longer what results were."""
+    before = prints(quickstart.get_config())
+    wording = Field("new", "wording", absent="plain")
+    add_field(monkeypatch, TRAITS["toy_word"], wording=wording)
+    after = prints(quickstart.get_config())
+    assert {path for path in after if after[path] == before[path]} == {
+        path for path in after if path.startswith("base/") or "untrained" in path
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("odd", "wording is 'odd'; allowed: plain, 3$"), (-1, "it must be 0.5 or more$")],
+)
+def test_a_field_of_ones_own_kind_has_the_values_that_it_says(value, said, monkeypatch):
+    fields = {"wording": Field("plain", "wording", allowed=("plain", 3))}
+    fields["size"] = Field(1.0, "tokens", least=0.5)
+    add_field(monkeypatch, EVALS["carrier"], **fields)
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.evals.carrier = config.evals.own = schema.eval_row(kind="carrier")
+    validation.validate(config)
+    with config.unlocked():
+        config.evals.own = schema.eval_row(kind="carrier")
+        config.evals.own["wording" if value == "odd" else "size"] = value
+    with pytest.raises(ValueError, match=rf"^config\.evals\.own\..*{said}"):
+        validation.validate(config)
 
 
 CONFIGS = {
