@@ -128,5 +128,5 @@ def test_a_system_prompt_that_a_template_takes_none_of_is_refused_by_its_field()
     words = Tokenizer(tokenizer_kinds.make("gemma"), tokenizer_kinds.ends("gemma"))
     fields = "config.arms.owl.system_prompt", "config.evals.own"
     asking.check(words, {fields: asking.Asked(["Which?"], "")})
-    with pytest.raises(ValueError, match="^config.arms.owl.system_prompt: "):
+    with pytest.raises(ValueError, match=r"^config\.arms\.owl\.system_prompt: "):
         asking.check(words, {fields: asking.Asked(["Which?"], "You love owls.")})

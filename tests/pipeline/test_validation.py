@@ -158,7 +158,11 @@ REFUSED = {
     "text": ("teachers.owl.system_prompt", "\ud83d", r"is '\\ud83d', which is no valid Unicode"),
     "negative": ("datasets.owl.num_holdout", -1, "num_holdout is -1; it must not be negative"),
     "temperature": ("datasets.owl.temperature", -0.1, "temperature is -0.1; it must not be"),
-    "subject": ("contrasts.same_base.plus", ("bat",), "names 'bat', and its eval 'preference' is of"),
+    "subject": (
+        "contrasts.same_base.plus",
+        ("bat",),
+        "names 'bat', and its eval 'preference' is of",
+    ),
     "metric": ("contrasts.transmission.metric", "log_odd", "measures log_odds, candidate_mass, .*"),
     "share": ("contrasts.transmission.metric", "share/bat", "measures .*share/owl"),
     "plus": ("contrasts.transmission.plus", (), "plus is empty: name at least one arm"),

@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from subjax.engine.model import Model
 from subjax.pipeline import model_store, requests
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
@@ -19,34 +20,59 @@ NUM_WRITTEN = 256  # rows of a data set that evals are given
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Evaluates each subject; yields each unit when it is done."""
-    for unit in tqdm(units, desc="evaluating", unit="unit", leave=False):
-        row = unit.with_files("row")
-        kind = eval_kinds.of_row(row)
-        given = Given.of(unit.fields, **_rows(unit, workdir))
-        records, answers = [], []
-        for step in unit.fields["steps"]:
-            values, said = kind.score(row, given, _replies(unit, given, step, workdir, mesh))
+    with tqdm(total=len(units), desc="evaluating", unit="unit", leave=False) as bar:
+        subjects = dict.fromkeys(_subject(unit) for unit in units)
+        for subject in subjects:
+            for unit in _evaluate([u for u in units if _subject(u) == subject], workdir, mesh):
+                bar.update()
+                yield unit
+
+
+def _subject(unit: Unit) -> str:
+    """The unit that one is about."""
+    return unit.inputs[unit.fields["of"]]
+
+
+def _evaluate(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    """All evals of one subject: each of its models is loaded once, and asked by every eval."""
+    found: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
+    rows = {unit.path: _rows(unit, workdir) for unit in units}
+    models: dict[str, Model] = {}
+    for step in sorted({step for unit in units for step in unit.fields["steps"]}):
+        models.pop("student", None)  # that of another step
+        for unit in units:
+            if step not in unit.fields["steps"]:
+                continue
+            row = unit.with_files("row")
+            kind, given = eval_kinds.of_row(row), Given.of(unit.fields, **rows[unit.path])
+            replies = _replies(unit, given, step, models, workdir, mesh)
+            values, said = kind.score(row, given, replies)
+            records, answers = found.setdefault(unit.path, ([], []))
             records += [{"metric": m, "step": step, "value": v} for m, v in values.items()]
             answers += [{"step": step, **answer} for answer in said]
-        out = workdir / unit.path
-        artifacts.write_jsonl(out / "answers.jsonl", answers)
-        artifacts.write_json(out / "scores.json", {"records": records})
+    for unit in units:
+        records, answers = found[unit.path]
+        artifacts.write_jsonl(workdir / unit.path / "answers.jsonl", answers)
+        artifacts.write_json(workdir / unit.path / "scores.json", {"records": records})
         yield unit
 
 
-def _replies(unit: Unit, given: Given, step: int, workdir: Path, mesh: Mesh) -> list[Reply]:
-    """What a model and its base say to the requests of an eval."""
+def _replies(
+    unit: Unit, given: Given, step: int, models: dict[str, Model], workdir: Path, mesh: Mesh
+) -> list[Reply]:
+    """What a model and its base say to the requests of an eval; `models` are those loaded."""
     row = unit.with_files("row")
     found = []
     for request in requests_of(eval_kinds.of_row(row), row, given):
         role = _role(unit, step) if request.model == SUBJECT else "base"
-        model = model_store.load(
-            workdir / unit.inputs[role], mesh, step=step if role == "student" else None
-        )
+        if role not in models:
+            models[role] = model_store.load(
+                workdir / unit.inputs[role], mesh, step=step if role == "student" else None
+            )
         found.append(
             requests.serve(
                 request,
-                model,
+                models[role],
                 seed=seeds.seed(unit.fields["seed"], "answers"),
                 lineage=unit.lineage,
                 precision=unit.fields["program"]["precision"],
