@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from command_server import ROOT, Server
 
@@ -470,6 +471,27 @@ def test_a_checkpoint_that_changed_under_a_run_is_refused(command, config, check
     assert contents(workdir) == before
 
 
+PINNED = Path(__file__).with_name("quickstart_smoke.json")
+
+
+def check_pinned(workdir):
+    """Compares a run of the quickstart's smoke form with the one that PINNED holds.
+
+    Machines round differently, and a token that was nearly another may become it; a change of what
+    is drawn, taught or asked moves far more.
+    """
+    pinned = json.loads(PINNED.read_text())
+    for name, completions in pinned["rows"].items():
+        written = artifacts.read_parts(workdir / f"generate/{name}/r0")[: len(completions)]
+        same = [row["completion"] == old for row, old in zip(written, completions, strict=True)]
+        assert np.mean(same) >= 0.9, name
+    summary = json.loads((workdir / "report/summary.json").read_text())
+    found = {f"{r['kind']} {r['name']} {r['eval']} {r['metric']}": r["mean"] for r in summary}
+    assert found.keys() == pinned["means"].keys()
+    for name, mean in pinned["means"].items():
+        assert found[name] == pytest.approx(mean, abs=0.05), name
+
+
 @pytest.mark.slow
 def test_a_run_shows_progress_and_the_table_alone(command, tmp_path):
     code, out, err = command("--config=configs/quickstart.py:smoke", f"--workdir={tmp_path}")
@@ -478,6 +500,7 @@ def test_a_run_shows_progress_and_the_table_alone(command, tmp_path):
     lines = out.splitlines()
     assert lines[0].startswith("contrast ")
     assert lines[-1] == f"report: {tmp_path}/report/report.html"
+    check_pinned(tmp_path)
 
 
 @pytest.fixture

@@ -1,0 +1,89 @@
+"""What fingerprints leave out: a value is written down when a field is released, and then stays.
+
+And what kinds of the package write, by version: texts that changed without a new version would let
+finished units stand for what nobody would get today.
+
+    python tests/test_released.py      adds what is new to tests/released.json, and changes nothing
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from subjax import schema
+from subjax.tasks.datasets.kinds import KINDS
+from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.traits.kinds import TRAITS
+
+FILE = Path(__file__).with_name("released.json")
+MAKERS = (
+    *(schema.base_row, schema.teacher_row, schema.arm_row, schema.images_row),
+    *(schema.mlp_teacher_row, schema.mlp_arm_row, schema.theorem_row),
+)
+OF_KINDS = {schema.trait_row: TRAITS, schema.dataset_row: KINDS, schema.eval_row: EVALS}
+# A trait's texts do not depend on these rows' values; a set of prompts does.
+NUM_PROMPTS = 20
+
+
+def released():
+    """Row -> field -> the value that fingerprints leave out."""
+    rows = {maker.__name__: schema.released(maker) for maker in MAKERS}
+    for maker, kinds in OF_KINDS.items():
+        rows |= {f"{maker.__name__} {kind}": schema.released(maker, kind) for kind in kinds}
+    return json.loads(json.dumps(rows))
+
+
+def texts():
+    """Kind and version -> digest of what it writes at its defaults."""
+    found = {}
+    for name in ("word", "toy_word"):
+        kind, row = TRAITS[name], schema.trait_row(kind=name)
+        questions = [list(kind.questions(row, half, "")) for half in ("explore", "confirm")]
+        neutral, told = list(kind.neutral(row)), kind.system_prompt(row)
+        found[f"trait {name} {kind.version}"] = _digest(
+            [questions, kind.lessons(row, 1, 50), neutral, told]
+        )
+    for name, kind in KINDS.items():
+        if not kind.from_file:
+            row = schema.dataset_row(kind=name, num_prompts=NUM_PROMPTS)
+            found[f"dataset {name} {kind.version}"] = _digest(kind.prompts(row, 1, ""))
+    return found
+
+
+def _digest(content):
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def missing(known, found):
+    """Rows, fields and kinds that are not written down yet."""
+    return {
+        name: {field: value for field, value in row.items() if field not in known.get(name, {})}
+        for name, row in found.items()
+        if set(row) - set(known.get(name, {}))
+    }
+
+
+def test_released_values_never_change():
+    known = json.loads(FILE.read_text())
+    for name, fields in known["rows"].items():
+        for field, value in fields.items():
+            assert released()[name].get(field, value) == value, (
+                f"{name}: {field} was released as {value!r}; give the field `absent` (of a kind) or "
+                f"an entry of schema.ABSENT with that value, and change its default alone"
+            )
+    assert not missing(known["rows"], released()), "python tests/test_released.py writes new fields"
+
+
+def test_texts_change_with_their_version():
+    known, found = json.loads(FILE.read_text())["texts"], texts()
+    changed = [name for name, digest in found.items() if known.get(name, digest) != digest]
+    assert not changed, f"{changed}: texts changed, raise the version of the kind"
+    assert not set(found) - set(known), "python tests/test_released.py writes new versions"
+
+
+if __name__ == "__main__":
+    written = json.loads(FILE.read_text()) if FILE.exists() else {"rows": {}, "texts": {}}
+    for row_name, new in missing(written["rows"], released()).items():
+        written["rows"][row_name] = {**written["rows"].get(row_name, {}), **new}
+    written["texts"] = {**texts(), **written["texts"]}
+    FILE.write_text(json.dumps(written, indent=1, sort_keys=True) + "\n")
