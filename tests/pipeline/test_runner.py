@@ -74,7 +74,7 @@ def test_a_second_workdir_gives_the_same_bytes(finished, tmp_path):
 
 
 def test_a_lost_unit_comes_back_with_the_same_bytes(finished, copy):
-    for path in ("finetune/owl/r1", "generate/placebo/r0", "evaluate/preference/owl/r1"):
+    for path in ("finetune/owl/r1", "generate/placebo/r0", "evaluate/preference/arms/owl/r1"):
         shutil.rmtree(copy / path)
     runner.run(tiny.config(), copy)
     everything = (*KEPT, "finetune/**/*.safetensors", "evaluate/**/scores.json")
@@ -97,7 +97,7 @@ def test_parts_of_another_teacher_or_config_are_not_gone_on_with(copy):
         config, table = tiny.config(lineages=(0,)), change.split(".")[0]
         config.update_from_flattened_dict({change: 0.5})
         # What was finished is deleted, as the message says; of the data set some parts are left.
-        for unit in ("teacher/owl", "filter/owl", "finetune/owl", "evaluate/*/owl"):
+        for unit in ("teacher/owl", "filter/owl", "finetune/owl", "evaluate/*/arms/owl"):
             for path in copy.glob(f"{unit}/r0"):
                 shutil.rmtree(path)
         (copy / "generate/owl/r0" / artifacts.MANIFEST).unlink(missing_ok=True)
@@ -128,15 +128,15 @@ def test_another_eval_runs_only_what_is_new(copy):
     before, config = manifests(copy), tiny.config()
     with config.unlocked():
         config.evals.said = schema.eval_row(
-            kind="answers", target="owl", candidates=config.animals, num_samples=2, slots=4,
-            prompt_tokens=8, max_new_tokens=3, final_only=True,
+            kind="answers", trait="owl", num_samples=2, slots=4, prompt_tokens=8,
+            max_new_tokens=3, at_steps="final", questions="confirm",
         )  # fmt: skip
     runner.run(config, copy)
     after = manifests(copy)
     assert {path: after[path] for path in before} == before
     new = {str(path.relative_to(copy)) for path in set(after) - set(before)}
     assert new and all(path.startswith("evaluate/said/") for path in new)
-    said = artifacts.read_jsonl(copy / "evaluate/said/owl/r0/answers.jsonl")
+    said = artifacts.read_jsonl(copy / "evaluate/said/arms/owl/r0/answers.jsonl")
     assert len(said) == 2 * 4  # samples, questions of the confirm half
 
 
@@ -188,13 +188,124 @@ def test_teachers_that_differ_train_as_they_would_alone(differ, tmp_path):
             np.testing.assert_allclose(beside[name], leaf, atol=1e-5)
 
 
-def test_a_closed_gate_stops_before_students(copy):
-    config = tiny.config()
-    config.gates.teacher_log_odds = 50.0
-    shutil.rmtree(copy / "finetune/owl/r0")
-    with pytest.raises(ValueError, match="gate teacher_log_odds is closed: teacher/owl/r0"):
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory):
+    """A run whose gate is closed to lineage 1, and the line with which it ended."""
+    config, workdir = tiny.config(gated=True), tmp_path_factory.mktemp("gated")
+    runner.run(config, workdir, stages=["base", "teacher"])
+    runner.run(config, workdir, stages=["evaluate"], patterns=["evaluate/taught/*"])
+    config.gates.taught.least = bound(workdir)
+    with pytest.raises(ValueError) as why:
+        runner.run(config, workdir)
+    return workdir, str(why.value)
+
+
+def taught(workdir, lineage):
+    scores = artifacts.read_json(workdir / f"evaluate/taught/teachers/owl/r{lineage}/scores.json")
+    [found] = [row["value"] for row in scores["records"] if row["metric"] == "log_odds"]
+    return found
+
+
+def bound(workdir):
+    """Between what the teachers of two lineages have, whichever has more."""
+    values = taught(workdir, 0), taught(workdir, 1)
+    assert values[0] != values[1]
+    return sum(values) / 2
+
+
+def shut_out(workdir):
+    """The lineage that has less than the bound."""
+    return 0 if taught(workdir, 0) < taught(workdir, 1) else 1
+
+
+def behind(lineage):
+    """What is made from the owl's teacher of a lineage."""
+    return {
+        f"{path}/r{lineage}"
+        for path in (
+            *("generate/owl", "filter/owl", "finetune/owl", "evaluate/carrier/datasets/owl"),
+            *("evaluate/preference/arms/owl", "evaluate/likelihood/arms/owl"),
+        )
+    }
+
+
+def test_a_gate_that_is_closed_to_one_lineage_stops_what_is_behind_it_alone(gated):
+    workdir, said = gated
+    lineage = shut_out(workdir)
+    config = tiny.config(gated=True)
+    config.gates.taught.least = bound(workdir)
+    missing = {path for path, state in runner.listing(config, workdir) if state != "done"}
+    assert missing == behind(lineage)
+    assert said.startswith(f"gate taught is closed: evaluate/taught/teachers/owl/r{lineage} has ")
+    assert "\n" not in said and "more are closed" not in said
+    rows = json.loads((workdir / "report/summary.json").read_text())
+    [primary] = [row for row in rows if row["name"] == "same_base"]
+    assert primary["n_lineages"] == 1 and primary["status"] != "complete"
+
+
+def test_a_gate_that_is_lowered_lets_the_rest_through(gated, tmp_path):
+    workdir, _ = gated
+    copy = Path(shutil.copytree(workdir, tmp_path / "copy"))
+    before, config = manifests(copy), tiny.config(gated=True)
+    config.gates.taught.least = min(taught(copy, 0), taught(copy, 1))
+    runner.run(config, copy)
+    after = manifests(copy)
+    assert {path: after[path] for path in before} == before
+    new = {str(path.parent.relative_to(copy)) for path in set(after) - set(before)}
+    assert new == behind(shut_out(copy))
+    rows = json.loads((copy / "report/summary.json").read_text())
+    [primary] = [row for row in rows if row["name"] == "same_base"]
+    assert (primary["n_lineages"], primary["status"]) == (2, "complete")
+
+
+def test_gates_closed_to_all_are_counted_and_what_is_done_stays(gated, tmp_path, capsys):
+    workdir, _ = gated
+    copy = Path(shutil.copytree(workdir, tmp_path / "copy"))
+    before, config = manifests(copy), tiny.config(gated=True)
+    other = 1 - shut_out(copy)
+    shutil.rmtree(copy / f"finetune/owl/r{other}")
+    config.gates.taught.most, config.gates.taught.least = -50.0, schema.OFF
+    with pytest.raises(ValueError, match=r"taught\.most is -50.0: .*; 1 more are closed$"):
         runner.run(config, copy)
+    assert not (copy / f"finetune/owl/r{other}").exists()
+    after = manifests(copy)
+    assert set(before) - set(after) == {copy / f"finetune/owl/r{other}" / artifacts.MANIFEST}
+    assert "report: " in capsys.readouterr().out
+
+
+def test_students_are_refused_where_a_gate_was_never_measured(copy):
+    config = tiny.config(gated=True)
+    config.gates.taught.least = -50.0
+    shutil.rmtree(copy / "finetune/owl/r0")
+    says = "^gate taught is not measured: evaluate/taught/teachers/owl/r0 is not done, .*evaluate f"
+    with pytest.raises(ValueError, match=says):
+        runner.run(config, copy, stages=["finetune"])
     assert not (copy / "finetune/owl/r0").exists()
+    with pytest.raises(ValueError, match=says):  # nor by parts of their stage
+        runner.run(config, copy, patterns=["finetune/owl/r0"])
+
+
+def test_an_eval_of_a_base_that_lineages_share_is_made_once(tmp_path):
+    config = tiny.config(arms=("owl",))
+    config.lineage_from, config.bases.toy.source = "teacher", "random"
+    with config.unlocked():
+        config.contrasts = {}
+        config.arms, config.datasets, config.teachers = {}, {}, {}
+        config.evals = {"plain": schema.eval_row(trait="owl", subjects=("bases/*",))}
+        other = config.bases.toy.copy_and_resolve_references()
+        config.bases.other = other.unlock()
+        config.contrasts.wider = schema.contrast_row(
+            eval="plain", plus=("bases/other",), minus=("bases/toy",)
+        )
+    config.bases.other.width = 8
+    runner.run(config, tmp_path)
+    assert {path for path, _ in runner.listing(config, tmp_path)} == {
+        *("base/toy/r0", "evaluate/plain/bases/toy/r0"),
+        *("base/other/r0", "evaluate/plain/bases/other/r0"),
+    }
+    rows = json.loads((tmp_path / "report/summary.json").read_text())
+    [contrast] = [row for row in rows if row["name"] == "wider"]
+    assert (contrast["n_lineages"], contrast["status"]) == (1, "complete")
 
 
 def test_no_rows_left_names_the_way_out(copy):
