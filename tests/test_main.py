@@ -36,6 +36,13 @@ def get_config(arg=""):
 """
 
 
+def with_rows(*lines):
+    """That config with more rows."""
+    more = "".join(f"        {line}\n" for line in lines)
+    unlocked = "    from subjax import schema\n    with made.unlocked():\n"
+    return CONFIG.replace("    return made\n", f"{unlocked}{more}    return made\n")
+
+
 def planned():
     """The units of that config."""
     scope = {}
@@ -123,7 +130,8 @@ FLAGS = {
     "no such unit": ("--units=teacher/bat/*", "--units=teacher/bat/* matches no unit", "--list"),
     "no lineages": ("--config.lineages=()", "config.lineages () must be distinct and not empty"),
     "negative lineage": ("--config.lineages=(-1,)", "config.lineages (-1,) must lie in 0 to"),
-    "target": ("--config.evals.preference.target=bat", "target 'bat' is not among", "add it"),
+    "target": ("--config.traits.owl.target=bat", "target is 'bat', which is not among", "add it"),
+    "trait": ("--config.evals.preference.trait=bat", "trait is 'bat'; config.traits has <own>, "),
     "late probe": ("--config.arms.owl.probe_steps=(0,11)", "owl.probe_steps [11]", "drop them"),
     "early probe": ("--config.arms.owl.probe_steps=(-1,)", "owl.probe_steps [-1]", "drop them"),
     "zero": ("--config.mesh.fsdp=0", "config.mesh.fsdp is 0; it must be at least 1"),
@@ -154,19 +162,6 @@ FLAGS = {
         *("--config.bases.toy.source=hf --config.bases.toy.path=nobody/nothing",),
         *("base 'nobody/nothing'", "check the network"),
     ),
-    "overlap": (
-        "--config.bases.toy.source=random --config.animals=('owl','owlet')",
-        *("config.animals: ", "'owl' begin those of 'owlet'", "drop one"),
-    ),
-    "overlap in an eval": (
-        "--config.bases.toy.source=random --config.evals.preference.candidates=('owl','owlet')",
-        *("config.evals.preference.candidates: ", "'owl' begin those of 'owlet'", "drop one"),
-    ),
-    "one candidate": (
-        "--config.evals.preference.candidates=('owl',)",
-        *("evals.preference.candidates is ('owl',)", "add others"),
-    ),
-    "one animal": ("--config.animals=('owl',)", "config.animals is ('owl',)", "add others"),
     "warm-up": (
         "--config.arms.owl.train.steps=5",
         *("arms.owl.train.warmup_steps is 5, and its steps are 5", "lower warmup_steps"),
@@ -175,10 +170,11 @@ FLAGS = {
         "--config.datasets.owl.prompt_tokens=3",
         *("config.datasets.owl.prompt_tokens is 3, but a prompt has", "raise it"),
     ),
-    "unknown word": (
-        "--config.evals.preference.candidates=('owl','bat')",
-        *("config.evals.preference.candidates: ", "bat", "words that this tokenizer knows"),
-    ),
+}
+WORDS = {
+    "overlap": ("('owl','owlet')", "config.evals.own.trait: ", "'owl' begin those of 'owlet'"),
+    "one candidate": ("('owl',)", "config.traits.own has the candidates ('owl',)", "add others"),
+    "unknown word": ("('owl','bat')", "config.evals.own.", "bat", "words that this tokenizer know"),
 }
 
 
@@ -192,6 +188,21 @@ def test_a_url_of_no_bucket_is_no_work_directory(url, command, config):
 def test_a_wrong_flag_is_one_line_before_anything_is_written(case, command, config, workdir):
     flags, *parts = FLAGS[case]
     said = complaint(command(config, f"--workdir={workdir}", *flags.split(" ")))
+    assert all(part in said for part in parts), said
+    assert not workdir.exists() or [p.name for p in workdir.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_candidates_that_cannot_be_compared_are_one_line(case, command, tmp_path, workdir):
+    words, *parts = WORDS[case]
+    (tmp_path / "config.py").write_text(
+        with_rows(
+            f"made.traits.own = schema.trait_row(candidates={words})",
+            'made.evals.own = schema.eval_row(trait="own")',
+        )
+    )
+    source = "--config.bases.toy.source=" + ("toy" if case == "unknown word" else "random")
+    said = complaint(command(f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}", source))
     assert all(part in said for part in parts), said
     assert not workdir.exists() or [p.name for p in workdir.iterdir()] == [".lock"]
 
@@ -225,19 +236,28 @@ def test_a_wrong_config_file_is_one_line(case, command, tmp_path, workdir):
 def test_a_question_that_is_too_long_is_found_before_anything_is_trained(
     command, tmp_path, workdir
 ):
-    asked = 'kind="answers", target="owl", candidates=made.animals, prompt_tokens=2'
-    (tmp_path / "config.py").write_text(
-        CONFIG.replace(
-            "    return made\n",
-            "    from subjax import schema\n"
-            "    with made.unlocked():\n"
-            f"        made.evals.said = schema.eval_row({asked})\n"
-            "    return made\n",
-        )
-    )
+    asked = 'kind="answers", trait="owl", prompt_tokens=2'
+    text = with_rows(f"made.evals.said = schema.eval_row({asked})")
+    (tmp_path / "config.py").write_text(text)
     said = complaint(command(f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"))
     assert re.fullmatch(r"config\.evals\.said\.prompt_tokens is 2, .* \d tokens: raise it", said)
     assert not (workdir / "base").exists()
+
+
+def test_a_closed_gate_is_one_line_behind_the_report(command, tmp_path, workdir):
+    """In a run of the teachers' evals alone, whose gates are of what is behind, it is none."""
+    gated = CONFIG.replace("tiny.config(", "tiny.config(gated=True, ")
+    (tmp_path / "config.py").write_text(gated)
+    argv = (f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}")
+    argv += ("--config.gates.taught.most=-50.0",)
+    alone = ("--stages=base,teacher,evaluate", "--units=base/*,teacher/*,evaluate/taught/*")
+    assert command(*argv, *alone)[0] == 0
+    said = complaint(result := command(*argv))
+    assert said.startswith("gate taught is closed: evaluate/taught/teachers/owl/r0 has -")
+    assert "config.gates.taught.most is -50.0: strengthen" in said
+    assert result[1].splitlines()[-1] == f"report: {workdir}/report/report.html"
+    done = {path.parent.relative_to(workdir) for path in workdir.rglob(artifacts.MANIFEST)}
+    assert Path("finetune/placebo/r0") in done and Path("generate/owl/r0") not in done
 
 
 def test_a_device_without_memory_left_is_the_users_to_mend(command, tmp_path, workdir):

@@ -68,8 +68,8 @@ def test_released_values_never_change():
     for name, fields in known["rows"].items():
         for field, value in fields.items():
             assert released()[name].get(field, value) == value, (
-                f"{name}: {field} was released as {value!r}; give the field `absent` (of a kind) or "
-                f"an entry of schema.ABSENT with that value, and change its default alone"
+                f"{name}: {field} was released as {value!r}; give the field `absent` (of a kind) "
+                "or an entry of schema.ABSENT with that value, and change its default alone"
             )
     assert not missing(known["rows"], released()), "python tests/test_released.py writes new fields"
 

@@ -320,7 +320,8 @@ def _contrast_rows(results: Results, contrast: Contrast) -> list[SummaryRow]:
     values = contrast_values(results, contrast)
     incomplete = any(_unfinished(results, contrast.eval, arm) for arm in contrast.weights)
     shared = _row(contrast.name, "contrast", contrast.eval, contrast.metric, values)
-    shared["status"] = _status(len(results.lineages), values, incomplete)
+    wanted = max(_wanted(results, contrast.eval, arm) for arm in contrast.weights)
+    shared["status"] = _status(wanted, values, incomplete)
     lineages = list(values.values())
     p = stats.sign_flip_test(lineages) if lineages else math.nan
     rows = [{**shared, "test": "sign_flip", "p": p, "family": contrast.family}]
@@ -334,12 +335,16 @@ def _contrast_rows(results: Results, contrast: Contrast) -> list[SummaryRow]:
 def _arm_row(results: Results, eval_name: str, arm: str, metric: str) -> SummaryRow:
     values = final_values(results, eval_name, arm, metric)
     row = _row(arm, kind_of(arm), eval_name, metric, values)
-    # Lineages may share a teacher, a base or a data set: of such there is one.
-    wanted = len(results.lineages)
-    if kind_of(arm) != "arm":
-        wanted = len(results.scores[eval_name, arm])
+    wanted = _wanted(results, eval_name, arm)
     row["status"] = _status(wanted, values, _unfinished(results, eval_name, arm))
     return row
+
+
+def _wanted(results: Results, eval_name: str, arm: str) -> int:
+    """How many values there should be; lineages may share a teacher, a base or a data set."""
+    if kind_of(arm) == "arm":
+        return len(results.lineages)
+    return len(results.scores.get((eval_name, arm), {}))
 
 
 def kind_of(subject: str) -> str:
