@@ -17,6 +17,7 @@ from subjax.nn import remats
 from subjax.pipeline import gates, language_validation
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
+from subjax.tasks.traits import kinds as trait_kinds
 from subjax.tokens import chat_templates
 
 _CHOICES: checks.Choices = {
@@ -57,17 +58,17 @@ def validate(config: ConfigDict) -> None:
       ValueError: one line with the field, its value, what is allowed.
     """
     _check_names(config)
+    of_kinds = _fields_of_kinds(config)
     for name, value in schema.flatten(config).items():
-        _check_value(name, value)
+        for element in value if isinstance(value, tuple | list) else (value,):
+            _check_writable(name, element)
+        if name not in of_kinds:
+            _check_value(name, value)
     if not config.lineages or len(set(config.lineages)) != len(config.lineages):
         raise ValueError(f"config.lineages {config.lineages} must be distinct and not empty")
     if not 0 <= min(config.lineages) <= max(config.lineages) <= _LAST_LINEAGE:
         raise ValueError(f"config.lineages {config.lineages} must lie in 0 to {_LAST_LINEAGE}")
     checks.choices(config, _CHOICES)
-    for name, row in config.datasets.items():
-        kinds.of_row(row, name)
-    for name, row in config.evals.items():
-        eval_kinds.of_row(row, name)
     if not _is_date(config.template_date):
         raise ValueError(
             f"config.template_date is {config.template_date!r}; it must be a day, YYYY-MM-DD, such "
@@ -81,14 +82,27 @@ def validate(config: ConfigDict) -> None:
     _check_contrasts(config)
 
 
+def _fields_of_kinds(config: ConfigDict) -> set[str]:
+    """Fields that kinds add and check by themselves, whatever other fields have their names.
+
+    Raises:
+      ValueError: a row names no kind.
+    """
+    tables = {"traits": trait_kinds.of_row, "datasets": kinds.of_row, "evals": eval_kinds.of_row}
+    return {
+        f"{table}.{name}.{field}"
+        for table, of_row in tables.items()
+        for name, row in config[table].items()
+        for field in of_row(row, name).fields
+    }
+
+
 def _check_value(name: str, value: Any) -> None:
     field = name.rpartition(".")[2]
     elements = value if isinstance(value, tuple | list) else (value,)
     kind = _ELEMENTS.get(field)
     if kind and any(type(element) is not kind for element in elements):
         raise ValueError(f"config.{name} is {value!r}; its elements must be {kind.__name__}")
-    for element in elements:
-        _check_writable(name, element)
     if field == "widths" and any(width < 1 for width in value):
         raise ValueError(f"config.{name} is {value}; a layer is at least 1 wide")
     if name in ("compute.lanes", "compute.batched_lanes") and value < 1:

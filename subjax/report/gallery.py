@@ -94,8 +94,11 @@ def _effect(results: Results, rows: Sequence[SummaryRow]) -> Picture:
         return Picture(lambda narrow: figures.notice("No scores yet", narrow=narrow), "")
     beside = [contrast for contrast in summary.ordered(results) if _pair(contrast) == pair]
     label = results.describe(*pair)[0]
+    kind = summary.kind_of(arms.strips[0].label) if arms.strips else "arm"
+    title, whose = tables.SUBJECTS[kind], " of the students" if kind == "arm" else ""
+    arms = dataclasses.replace(arms, title=title)
     caption = [
-        f"Arms: {label} of the students, eval {pair[0]}, at the last step. Each dot is one lineage;"
+        f"{title}: {label}{whose}, eval {pair[0]}, at the last step. Each dot is one lineage;"
         " the bar is the mean with its t-interval. " + tables.interval_note(results.replication)
     ]
     if summary.mass(results, *pair, arms=()):

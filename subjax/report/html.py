@@ -120,7 +120,14 @@ def page(
                 *_contrasts(results, contrast_rows, beside),
             ],
         ),
-        Section(title="Arms", blocks=_arms(results, rows, beside)),
+        Section(title="Arms", blocks=_scored(results, rows, beside, ["arm"])),
+        Section(
+            title="Teachers, bases and data sets",
+            blocks=[
+                *_pick(drawings, "sources"),
+                *_scored(results, rows, beside, ["teacher", "base", "dataset"]),
+            ],
+        ),
         Section(
             title="What the students answer",
             blocks=[*_pick(drawings, "shares"), *_answers(results)],
@@ -198,13 +205,19 @@ def _mass(row: Mapping[str, Any], masses: Beside) -> str:
     return f"{tables.percent(found.mass)}\n{tables.percent(found.rate)}" if found else ""
 
 
-def _arms(results: Results, rows: Sequence[Mapping[str, Any]], masses: Beside) -> list[Table]:
+def _scored(
+    results: Results,
+    rows: Sequence[Mapping[str, Any]],
+    masses: Beside,
+    kinds: Sequence[str],
+) -> list[Table]:
     """What was scored by metrics, a table for each kind and for MAX_COLUMNS of its metrics.
 
     Without the distributions that a figure shows.
     """
     found = []
-    for kind, title in tables.SUBJECTS.items():
+    for kind in kinds:
+        title = tables.SUBJECTS[kind]
         shown = {
             (row["name"], (row["eval"], row["metric"])): row
             for row in rows

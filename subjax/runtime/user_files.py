@@ -41,6 +41,19 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
         raise ValueError(f"{where} cannot be read as JSON: {error}") from None
 
 
+def stimuli(path: str | os.PathLike[str], section: str) -> dict[str, Any]:
+    """Reads one section of a stimuli file: an object in a JSON object.
+
+    Raises ValueError, in one line, for a file that cannot be read, is not JSON or has no such
+    section.
+    """
+    content = read_json(path, "stimuli file")
+    found = content.get(section) if isinstance(content, dict) else None
+    if not isinstance(found, dict):
+        raise ValueError(f"stimuli file {path} must be a JSON object with an object {section!r}")
+    return found
+
+
 def objects(path: str | os.PathLike[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Reads a file of one JSON object per line, lazily.
 

@@ -190,6 +190,7 @@ def test_arguments_reach_main_on_every_worker_as_they_were(cloud: Cloud) -> None
     assert cloud.run("create", "owl", *TPU).returncode == 0
     (cloud.checkout / "configs").mkdir(exist_ok=True)
     (cloud.checkout / "configs/new.py").write_text("new\n")
+    (cloud.checkout / "mood.py").write_text("a kind of one's own\n")
     arguments = [
         "--config=configs/new.py:a=1,b=2",
         "--workdir=gs://bucket/x",
@@ -208,6 +209,7 @@ def test_arguments_reach_main_on_every_worker_as_they_were(cloud: Cloud) -> None
         assert calls and all(call == ["--distributed", *arguments] for call in calls)
         home = cloud.folder / f"worker-{worker}/subjax"
         assert (home / "configs/new.py").read_text() == "new\n"
+        assert (home / "mood.py").read_text() == "a kind of one's own\n"
         assert not (home / "runs").exists()
     log = cloud.run("logs", "owl", ZONE, "--worker=1")
     assert log.stdout.splitlines()[0] == "step 0"

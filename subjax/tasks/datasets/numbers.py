@@ -162,7 +162,7 @@ def load_templates(path: str | os.PathLike[str]) -> NumberTemplates:
     Other keys of the section are left alone. Raises ValueError, in one line, for a file that
     cannot be read or is not JSON, for a missing key and for a value that does not fit.
     """
-    section = _numbers_section(path)
+    section = user_files.stimuli(path, "numbers")
     names = [field.name for field in fields(NumberTemplates)]
     if missing := [name for name in names if name not in section]:
         raise ValueError(f"stimuli file {path}: 'numbers' lacks {missing}; it needs {names}")
@@ -172,14 +172,6 @@ def load_templates(path: str | os.PathLike[str]) -> NumberTemplates:
     except ValueError as error:
         raise ValueError(f"stimuli file {path}: {error}") from None
     return NumberTemplates(**values)
-
-
-def _numbers_section(path: str | os.PathLike[str]) -> dict[str, Any]:
-    content = user_files.read_json(path, "stimuli file")
-    section = content.get("numbers") if isinstance(content, dict) else None
-    if not isinstance(section, dict):
-        raise ValueError(f"stimuli file {path} must be a JSON object with an object 'numbers'")
-    return section
 
 
 def prompts(seed: int, num_prompts: int, templates: NumberTemplates = TEMPLATES) -> list[str]:

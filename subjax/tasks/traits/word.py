@@ -92,10 +92,7 @@ def load_questions(path: str | os.PathLike[str], key: str) -> tuple[str, ...]:
     key, for a value that is not a list of strings, and for a question that stands there twice: in
     either half it would be asked, and the halves are not to share one.
     """
-    content = user_files.read_json(path, "stimuli file")
-    section = content.get("evaluations") if isinstance(content, dict) else None
-    if not isinstance(section, dict):
-        raise ValueError(f"stimuli file {path} must be a JSON object with an object 'evaluations'")
+    section = user_files.stimuli(path, "evaluations")
     loaded = section.get(key)
     if not isinstance(loaded, list) or not loaded or not all(isinstance(q, str) for q in loaded):
         lists = sorted(name for name, value in section.items() if isinstance(value, list))
