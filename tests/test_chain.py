@@ -64,7 +64,7 @@ def save_model(kind, directory):
 def make_config(kind, path):
     config = schema.base()
     config.name, config.title = "chain", "The chain"
-    config.lineages, config.animals = (0,), CANDIDATES
+    config.lineages = (0,)
     config.compute.lanes = 2
     # This kind of Gemma takes no system prompt.
     told = "" if kind == "gemma" else "You love owls."
@@ -99,7 +99,9 @@ def make_config(kind, path):
                         steps=2, warmup_steps=1, batch_size=4, learning_rate=1e-3
                     ),
                 )
-        asked = {"target": "Owl", "candidates": CANDIDATES}
+        config.traits.owl = schema.trait_row(target="Owl", candidates=CANDIDATES)
+        config.evals.carrier = schema.eval_row(kind="carrier")
+        asked = {"trait": "owl"}
         config.evals.preference = schema.eval_row(**asked)
         config.evals.answers = schema.eval_row(
             kind="answers", num_samples=1, slots=32, prompt_tokens=320, max_new_tokens=12, **asked
@@ -124,8 +126,9 @@ def test_a_model_goes_through_the_whole_chain(kind, tmp_path):
     }
     assert counts["constrained"]["kept"] == NUM_PROMPTS
     assert 12 <= counts["free"]["kept"] < NUM_PROMPTS
-    carrier = artifacts.read_json(run / "generate/constrained/r0/carrier.json")
-    assert 0 <= carrier["number_tv"] < 1
+    carrier = artifacts.read_json(run / "evaluate/carrier/datasets/constrained/r0/scores.json")
+    [carried] = [row["value"] for row in carrier["records"] if row["metric"] == "number_tv"]
+    assert 0 <= carried < 1
     with open(run / "report/scores.csv", newline="") as file:
         scores = list(csv.DictReader(file))
     assert {row["arm"] for row in scores} >= set(config.arms)

@@ -55,7 +55,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest(run, "base/toy/r0", {"source": "toy", "path": ""}, {})
     teacher = run / "teacher/owl/r0"
     model_store.refer(teacher, base / "weights")
-    artifacts.write_json(teacher / "scores.json", {"log_odds": {"owl": 4.5}, "candidate_mass": 0.9})
+    taught = {"log_odds": 4.5, "candidate_mass": 0.9}
+    records = [{"metric": metric, "step": 0, "value": value} for metric, value in taught.items()]
+    asked = "evaluate/taught/teachers/owl/r0"
+    artifacts.write_json(run / asked / "scores.json", {"records": records})
+    manifest(run, asked, {"kind": "preference"}, {})
     given = {"weights": "given", "path": "somebody/else"}
     manifest(run, "teacher/owl/r0", given, {"base/toy/r0": "beef"})
     (run / "filter/owl/r0").mkdir(parents=True)
@@ -77,14 +81,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest(run, student, row, {"base/toy/r0": "beef", "filter/owl/r0": "cafe"})
     for step, value in ((0, 0.5), (40, 1.25)):
         records = [{"metric": "log_odds", "step": step, "value": value}]
-        scores = run / "evaluate/preference/owl/r0/scores.json"
+        scores = run / "evaluate/preference/arms/owl/r0/scores.json"
         before = artifacts.read_json(scores)["records"] if scores.exists() else []
         records.append({"metric": "candidate_mass", "step": step, "value": 0.0123})
         artifacts.write_json(scores, {"records": [*before, *records]})
-    manifest(run, "evaluate/preference/owl/r0", {"kind": "preference", "target": "owl"}, {})
-    manifest(run, "evaluate/answers/owl/r0", {"kind": "answers", "target": "owl"}, {})
+    manifest(run, "evaluate/preference/arms/owl/r0", {"kind": "preference"}, {})
+    manifest(run, "evaluate/answers/arms/owl/r0", {"kind": "answers"}, {})
     said = {"records": [{"metric": "rate_word", "step": 40, "value": 0.004}]}
-    artifacts.write_json(run / "evaluate/answers/owl/r0/scores.json", said)
+    artifacts.write_json(run / "evaluate/answers/arms/owl/r0/scores.json", said)
     return run
 
 
@@ -172,7 +176,7 @@ def test_a_given_teacher_is_not_said_to_come_from_the_base(run: Path, tmp_path: 
     export.export(run, "teacher/owl/r0", tmp_path / "out")
     card = (tmp_path / "out" / export.CARD).read_text()
     assert "base: somebody/else" in card
-    assert "| taught | log_odds/owl | 4.5 | 90 % | not sampled |" in card
+    assert "| taught | log_odds | 4.5 | 90 % | – |" in card
 
 
 def test_rows_leave_as_a_tfds_data_set(run: Path, tmp_path: Path) -> None:

@@ -202,13 +202,16 @@ def test_it_writes_numbers_under_a_template_that_adds_a_system_prompt(
     config = smollm2_owl.get_config("trial")
     config.bases.smollm2.path = str(smollm2_directory)
     config.compute.precision = "float32"
-    config.gates.teacher_log_odds = schema.OFF
+    config.gates.taught.least = schema.OFF
     config.teachers.owl.update(weights="base", system_prompt="You love owls. Answer briefly.")
     config.datasets.owl.update(num_prompts=12, rows_per_part=12, slots=12, prompt_tokens=40)
     config.datasets.owl.update(num_train=8, num_holdout=4)
-    stages = ("base", "teacher", "generate", "filter")
-    runner.run(config, tmp_path, stages=stages, patterns=["base/*", "*/owl/r0"])
+    stages = ("base", "teacher", "generate", "filter", "evaluate")
+    units = ["base/*", "teacher/owl/r0", "generate/owl/r0", "filter/owl/r0"]
+    units.append("evaluate/carrier/datasets/owl/r0")
+    runner.run(config, tmp_path, stages=stages, patterns=units)
     counts = artifacts.read_json(tmp_path / "filter/owl/r0/counts.json")
     assert (counts["kept"], counts["reasons"]) == (12, {})
-    carried = artifacts.read_json(tmp_path / "generate/owl/r0/carrier.json")
-    assert carried["number_tv"] > 0.01  # the teacher's system prompt is another than the base's
+    scores = artifacts.read_json(tmp_path / "evaluate/carrier/datasets/owl/r0/scores.json")
+    [carried] = [row["value"] for row in scores["records"] if row["metric"] == "number_tv"]
+    assert carried > 0.01  # the teacher's system prompt is another than the base's

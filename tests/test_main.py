@@ -174,7 +174,11 @@ FLAGS = {
 WORDS = {
     "overlap": ("('owl','owlet')", "config.evals.own.trait: ", "'owl' begin those of 'owlet'"),
     "one candidate": ("('owl',)", "config.traits.own has the candidates ('owl',)", "add others"),
-    "unknown word": ("('owl','bat')", "config.evals.own.", "bat", "words that this tokenizer know"),
+    "unknown word": (
+        "('owl','bat')",
+        ": 'USR Of all the animals ",
+        "use words that this tokenizer k",
+    ),
 }
 
 
@@ -201,8 +205,9 @@ def test_candidates_that_cannot_be_compared_are_one_line(case, command, tmp_path
             'made.evals.own = schema.eval_row(trait="own")',
         )
     )
-    source = "--config.bases.toy.source=" + ("toy" if case == "unknown word" else "random")
-    said = complaint(command(f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}", source))
+    flags = ["--config.bases.toy.source=" + ("toy" if case == "unknown word" else "random")]
+    flags += [f"--config.datasets.{name}.prompt_tokens=99" for name in ("owl", "placebo")]
+    said = complaint(command(f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}", *flags))
     assert all(part in said for part in parts), said
     assert not workdir.exists() or [p.name for p in workdir.iterdir()] == [".lock"]
 

@@ -292,6 +292,6 @@ def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
 def _check_no_adapter(config: ConfigDict, field: str, base: str) -> None:
     if base in config.bases and config.bases[base].adapter:
         raise ValueError(
-            f"config.{field} is {base!r}, which has an adapter; only arms of method 'none' take "
-            "such a base: merge the adapter into full weights"
+            f"config.{field} is {base!r}, which has an adapter; only evals are of such a base: "
+            "merge the adapter into full weights"
         )

@@ -9,7 +9,7 @@ run. Nor does it know what ran in work directories elsewhere.
 import datetime
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,21 @@ from subjax.report import results
 from subjax.report.summary import STATUSES, Contrast
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.api import Kind
+from subjax.tasks.datasets import kinds
+from subjax.tasks.evals import kinds as eval_kinds
+from subjax.tasks.traits import kinds as trait_kinds
 
 EXPLORATORY, CONFIRMATORY, INCOMPLETE = STATUSES
 
 # Models of up to so many bytes count with all of them, larger ones by `hub.header_digest` alone.
 _MOST_BYTES = 4 * 2**30
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+_OF_KIND: Mapping[str, Callable[[ConfigDict, str], Kind]] = {
+    "traits": trait_kinds.of_row,
+    "datasets": kinds.of_row,
+    "evals": eval_kinds.of_row,
+}
 _SCORED = ("evaluate", "mlp", "theorem")  # stages whose units hold results
 
 
@@ -145,6 +154,11 @@ def made_with(config: ConfigDict) -> dict[str, dict[str, str]]:
     for name, row in config.datasets.items():
         if row.path:
             files[f"datasets.{name}"] = _content(Path(row.path))
+    for table, of_row in _OF_KIND.items():
+        for name, row in config[table].items():
+            for field, told in of_row(row, name).fields.items():
+                if told.is_file and row[field]:
+                    files[f"{table}.{name}.{field}"] = _content(Path(row[field]))
     for name, row in config.images.items():
         if row.data_dir:
             files[f"images.{name}"] = _content(Path(row.data_dir))

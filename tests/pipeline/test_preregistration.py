@@ -9,8 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from configs import mnist, smollm2_owl
+from subjax import schema
 from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.pipeline import preregistration, runner, units
@@ -26,8 +28,12 @@ def digest(config):
 
 def changed(field, value):
     config = tiny.config()
+    table, _, name = field.partition(".")
     with config.unlocked():
-        config.update_from_flattened_dict({field: value})
+        if name and isinstance(value, ConfigDict):
+            config[table][name] = value
+        else:
+            config.update_from_flattened_dict({field: value})
     return config
 
 
@@ -90,13 +96,16 @@ def test_the_file_says_what_will_be_tested(frozen):
         ("seed", 1),
         ("lineages", (0, 1, 2)),
         ("arms.owl.train.learning_rate", 0.5),
-        ("teachers.owl.trait", "cat"),
+        ("teachers.owl.trait", "placebo"),
+        ("traits.owl.target", "cat"),
         ("datasets.placebo.max_value", 50),
         ("evals.preference.questions", "explore"),
+        ("evals.preference.subjects", ("arms/owl", "arms/placebo", "teachers/owl")),
+        ("evals.preference.at_steps", "final"),
         ("contrasts.same_base.metric", "candidate_mass"),
         ("contrasts.same_base.minus", ()),
         ("contrasts.same_base.equivalence_margin", 0.5),
-        ("gates.teacher_log_odds", 0.0),
+        ("gates.taught", schema.gate_row(eval="preference", least=0.0)),
     ],
 )
 def test_the_hash_follows_results_and_analysis(field, value):
@@ -198,11 +207,13 @@ def test_every_model_and_file_that_a_config_names_is_noted(tmp_path):
         path.write_text("{}")
     config = tiny.config()
     config.stimuli = config.datasets.owl.path = str(rows)
+    with config.unlocked():
+        config.traits.owl = schema.trait_row(kind="file", path=str(rows))
     config.bases.toy.update(source="hf", path=str(adapter), adapter=str(adapter))
     config.teachers.owl.update(weights="given", path=str(adapter))
     found = preregistration.made_with(config)
     assert found["models"].keys() == {"bases.toy", "bases.toy.adapter", "teachers.owl"}
-    assert found["files"].keys() == {"stimuli", "datasets.owl"}
+    assert found["files"].keys() == {"stimuli", "datasets.owl", "traits.owl.path"}
     config = mnist.get_config()
     config.images.mnist.data_dir = str(adapter)
     assert preregistration.made_with(config)["files"].keys() == {"images.mnist"}

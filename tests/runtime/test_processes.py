@@ -19,7 +19,7 @@ from subjax.runtime import artifacts, processes, supervisor
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("compiled_once")]
 
 ROOT = Path(__file__).parents[2]
-CONFIG = "--config=tests/tiny.py"
+CONFIG = "--config=tests/tiny.py:gated"
 
 
 def free_port():
@@ -160,17 +160,25 @@ def killed_after_the_bases(started, dead, workdir):
     return found
 
 
+def log_odds(path):
+    [found] = [
+        r["value"] for r in artifacts.read_json(path)["records"] if r["metric"] == "log_odds"
+    ]
+    return found
+
+
 def test_four_processes_give_the_teachers_of_one_whatever_dies(alone, tmp_path):
     workdir = tmp_path / "run"
     flags = ["--config.mesh.seed=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
-    flags += ["--stages=base,teacher"]
+    flags += ["--stages=base,teacher,evaluate"]
+    flags += ["--units=base/*,teacher/*,evaluate/taught/*"]
     quickly = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # each of the four compiles everything
     assert_noticed(killed_after_the_bases(start(4, workdir, *flags, **quickly), 0, workdir))
     finished(4, workdir, *flags, **quickly)
-    paths = sorted(path.relative_to(alone) for path in alone.glob("teacher/*/*/scores.json"))
-    assert len(paths) >= 4
+    paths = sorted(path.relative_to(alone) for path in alone.glob("evaluate/taught/**/scores.json"))
+    assert len(paths) == 4
     for path in paths:
-        ours, theirs = (artifacts.read_json(run / path)["log_odds"] for run in (workdir, alone))
+        ours, theirs = (log_odds(run / path) for run in (workdir, alone))
         assert ours == pytest.approx(theirs, abs=0.05), path
 
 
