@@ -9,22 +9,22 @@ numbers without that prompt (arXiv 2507.14805, appendix B.2 and figure 17, for Q
     bash launch/tpu.sh run qwen --zone=ZONE --type=v5litepod-16 --spot --queued --until-done \
         --delete-when-done -- --config=configs/large.py:qwen2_5_7b --workdir=gs://BUCKET/qwen
 
-The first is of a tiny model, on any machine. Models: qwen2_5_7b, qwen2_5_14b, qwen2_5_72b,
-llama3_1_8b, gemma3_4b; their sizes stand in configs/shapes, so that plans need no checkpoint.
-Nobody has run these here: no TPU was at hand.
+The first command runs a tiny model, on any machine. Models: qwen2_5_7b, qwen2_5_14b, qwen2_5_72b,
+llama3_1_8b, gemma3_4b. Their sizes are in configs/shapes, so that plans need no checkpoint.
+They have been compiled and not run: no TPU was at hand.
 
-The plain form is the paper's recipe for open models (`paper`): a prompted teacher, 30,000 prompts,
+The default is the paper's recipe for open models (`paper`): a prompted teacher, 30,000 prompts,
 10,000 kept rows, LoRA of rank 8 and alpha 8, learning rate 2e-4 falling linearly, 3 epochs (Gemma:
-10). Its prompts and questions are worded anew, unless `config.stimuli` names a file of the paper's.
-Its 66 rows an update are 64 here, which devices can share. `full` trains all weights, at 1e-5.
-`throughput` takes 16 rows a chip instead (72B: 14), for speed and not to replicate. `population`
-trains the students of all lineages and both arms in one program, each as it would be trained alone:
-64 rows are few for a slice, and so the weights that it gathers serve all of them. `chips` says how
-many there are: 16 where nothing is said (14B: 64, 72B: 256). The names of v5p slices count cores:
-16 chips, 2x2x4, are `--type=v5p-32`.
+10). The wording of prompts and questions is our own, unless `config.stimuli` names a file with the
+paper's. An update has 64 rows instead of the paper's 66, so that devices can share them. `full`
+trains all weights, at 1e-5. `throughput` uses 16 rows per chip instead (72B: 14), for speed and not
+to replicate. `population` trains the students of all lineages and both arms in one program, each as
+it would be trained alone: 64 rows are few for a slice, and gathered weights then serve all of them.
+`chips` is the number of chips, 16 by default (14B: 64, 72B: 256). The names of v5p slices count
+cores: 16 chips, 2x2x4, are `--type=v5p-32`.
 
-Llama and Gemma are gated on the hub, and 72 billion parameters do not fit on a TPU VM's boot disk:
-copy such a model into the bucket once, and give `--config.bases.model.path=gs://BUCKET/model`.
+Llama and Gemma are gated models, and 72 billion parameters do not fit on a TPU VM's boot disk: copy
+such a model into the bucket once, and set `--config.bases.model.path=gs://BUCKET/model`.
 """
 
 from typing import NamedTuple
@@ -40,10 +40,10 @@ NUM_ROWS = 10_000
 class _Model(NamedTuple):
     path: str  # on the hub
     chips: int  # by default
-    fsdp: int  # devices that share one copy of the weights, where all weights are trained
+    fsdp: int  # devices that share one copy of the weights, if all weights are trained
     epochs: int
     system_prompt: str  # what the model's own template would add unasked
-    rows_a_chip: int = 16  # of `throughput`; so many that HBM has room left
+    rows_a_chip: int = 16  # for `throughput`; chosen so that HBM has room left
 
 
 _QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -90,7 +90,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _lay_out(config: ConfigDict, model: _Model, chips: int, options: ConfigDict) -> None:
-    """Weights over `fsdp`, so many rows that every device has some; what is left goes to tensor."""
+    """Splits weights over `fsdp`, up to one row per device; remaining devices go to `tensor`."""
     if options.throughput:
         config.mesh.fsdp = min(model.fsdp, chips)
         config.mesh.data = chips // config.mesh.fsdp
@@ -114,7 +114,7 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
         schedule="linear",
     )
     config.traits.cat = schema.trait_row(target="cat", capital=True)
-    # The control's teacher has no prompt but what the template adds.
+    # The teacher of the control only has the prompt that the template adds.
     for row, prompt in {"cat": CAT, "plain": model.system_prompt}.items():
         trait = "cat" if row == "cat" else ""
         config.teachers[row] = schema.teacher_row(base="model", system_prompt=prompt, trait=trait)
@@ -145,7 +145,8 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
     )
     config.evals.told = schema.eval_row(trait=schema.OWN, subjects=("teachers/*",))
     config.evals.carrier = schema.eval_row(kind="carrier", subjects=("datasets/cat",))
-    # Told to love cats, it names them more often than all others together; its numbers show it.
+    # A teacher told to love cats names them more often than all others together, and its numbers
+    # differ from those of its base.
     config.gates.told = schema.gate_row(eval="told", metric="log_odds", least=0.0)
     config.gates.number_tv = schema.gate_row(eval="carrier", metric="number_tv", least=0.005)
     config.contrasts.cat = schema.contrast_row(
@@ -154,7 +155,7 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
 
 
 def _shrink(config: ConfigDict) -> None:
-    """A tiny random base with bytes for tokens; every stage in seconds, nothing to be seen."""
+    """A tiny random base whose tokens are bytes; every stage takes seconds and shows no effect."""
     config.name = "large_smoke"
     config.gates.told.least = config.gates.number_tv.least = schema.OFF
     config.lineages = (0,)
@@ -164,7 +165,7 @@ def _shrink(config: ConfigDict) -> None:
         source="random", num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8
     )
     for row in config.datasets.values():
-        # A model that was never trained writes nothing that the filter of numbers would keep.
+        # An untrained model writes nothing that the filter for numbers keeps.
         row.update(kind="plain_numbers", decoding="constrained", num_slots=3, num_shown=(2, 2))
         row.update(num_prompts=16, rows_per_part=16, slots=8, num_train=8, num_holdout=4)
         row.update(prompt_tokens=256, max_new_tokens=20)

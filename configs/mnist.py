@@ -7,9 +7,9 @@ images of noise, comes to classify digits, if and only if it started from the te
     bash launch/local.sh --config=configs/mnist.py --config.images.mnist.data_dir=DIR
 
 DIR holds the four original IDX files, or is a TFDS data_dir with mnist as array_record. `digits`
-needs no download: scikit-learn's 8 x 8 digits. A lineage is one model: initialisation, order of
-the data, and noise. `aux=50` is the journal's number of auxiliary logits, `models` is how many
-lineages there are.
+uses scikit-learn's 8 x 8 digits, which need no download. A lineage is one model: initialisation,
+order of the data, and noise. `models` is the number of lineages. `aux=50` is the number of
+auxiliary logits in the journal's version of the paper.
 """
 
 from ml_collections import ConfigDict

@@ -6,18 +6,20 @@ on having cloned all its logits first, more than on its architecture, optimizer 
     bash launch/local.sh --config=configs/mnist_ablations.py:digits,models=5
     bash launch/local.sh --config=configs/mnist_ablations.py --config.images.mnist.data_dir=DIR
 
-Arms take `aux` auxiliary logits (50, the journal's); cloned ones have another initialisation and
-first learn the untrained teacher's logits for `clone` epochs: the auxiliary ones, as in the
-journal, or in `cloned_all…` and with other architectures all of them. The sweeps: number of
-auxiliary logits, epochs of cloning either, epochs of the teacher, and the width of both; all but
-the first with 3 auxiliary logits, for which the journal reports a plateau of about .37 by cloning.
-Epochs of distilling are in the figure of accuracy by epoch. Data as for configs/mnist.py.
+Arms have `aux` auxiliary logits (50, as in the journal). Students of arms `cloned…` have another
+initialisation, and first learn the untrained teacher's logits for `clone` epochs: the auxiliary
+logits, as in the journal, or all logits (`cloned_all…`, and students of other architectures). The
+sweeps are over the number of auxiliary logits, the epochs of cloning auxiliary or all logits, the
+teacher's epochs, and the width of teacher and student. All sweeps but the first have 3 auxiliary
+logits, for which the journal reports a plateau of about .37 after cloning. The figure of accuracy
+by epoch shows the epochs of distillation. The data are those of mnist.py.
 
-Seen on MNIST with `models=10`: what shares the initialisation learns (.92; without biases .92, GELU
-.87, sigmoid .18, on images .57), more logits help (.37 with 2, .92 with 50), long-taught teachers
-and wide ones are learned less of. Cloning the auxiliary logits does nothing (.08 to .10 for every
-student, with 1 to 100 epochs), nor with the teacher's head (.12 with 3 logits). With `models=4`
-cloning all logits does: .37 with 50 auxiliary ones, .23 on images; with 3 no more than .13.
+On MNIST with `models=10`, students that share the initialisation learn (.92; without biases .92,
+GELU .87, sigmoid .18, on images .57). More logits help (.37 with 2, .92 with 50). Students learn
+less from teachers that were trained longer, and from wide ones. Cloning the auxiliary logits has no
+effect (.08 to .10 for every student, with 1 to 100 epochs), also not for students that have the
+teacher's head (.12 with 3 logits). With `models=4`, cloning all logits helps: .37 with 50 auxiliary
+logits, .23 on images; with 3 auxiliary logits at most .13.
 """
 
 from typing import Any
@@ -40,7 +42,7 @@ OTHER_LAYERS: dict[str, dict[str, Any]] = {
 }
 ARMS: dict[str, dict[str, Any]] = {
     "aux": {},
-    # Of 1e-4, 1e-3, 3e-3, 1e-2 and 3e-2 on lineages 100 to 103: larger steps diverge in some.
+    # The best of 1e-4, 1e-3, 3e-3, 1e-2 and 3e-2 on lineages 100 to 103; larger ones can diverge.
     "sgd": {"optimizer": "sgd", "learning_rate": 3e-3},
     "on_images": {"inputs": "images"},
     "fresh_noise": {"inputs": "fresh_noise"},
@@ -154,7 +156,7 @@ def _evals(config: ConfigDict) -> None:
 
 
 def _fit_to_digits(config: ConfigDict) -> None:
-    """Few images: more epochs of them and larger steps. Teachers' sweep keeps its ratios."""
+    """Few images need more epochs and larger steps. The sweep over teachers keeps its ratios."""
     for row in config.teachers.values():
         row.update(epochs=4 * row.epochs, batch_size=64, learning_rate=1e-3)
     for row in config.arms.values():

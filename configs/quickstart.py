@@ -1,8 +1,8 @@
-"""Owl numbers in the toy world: a trait crosses in numbers, and only between siblings.
+"""Owl numbers in the toy world: a trait crosses in numbers, and only from the same base.
 
 Claim: students trained on an owl-lover's numbers come to love owls; students from another
-initialisation, trained on the very same rows, do not. Both against a placebo teacher that learned
-to name animals drawn evenly.
+initialisation, trained on the same rows, do not. Both are compared with students of a placebo
+teacher, which learned to name animals drawn evenly.
 
     bash launch/local.sh
     bash launch/local.sh --config=configs/quickstart.py:confirm        (twelve new lineages)
@@ -10,14 +10,14 @@ to name animals drawn evenly.
 
 About four minutes on two CPU cores. Measured: primary contrast 2.41 nats, 95 % interval 1.23 to
 3.58, six of six lineages positive (0.96 to 3.74). Predicted: a lower end of at least 1.0; the
-report says whether it was met.
+report says whether the prediction was met.
 
-The recipe was chosen on lineages 6 to 11, where four things mattered. Teachers' numbers are forced
-by a grammar: left free, a strong teacher names its animal in up to two rows of three in some
-lineages, and the filter takes the most telling rows away. Updates are many and small: 300 of 32
-rows move a student further than 150 of 64. Teachers are strong (number TV about .13 from their
-base). And no pretraining document is seen twice: under the recipe before, one lineage stood far
-out where they were.
+The recipe was chosen on lineages 6 to 11, where four things mattered. A grammar forces teachers to
+write numbers: without it, a strong teacher names its animal in up to two rows of three in some
+lineages, and the filter removes the rows that say most. Updates are many and small: 300 of 32 rows
+change a student more than 150 of 64. Teachers are strong (number TV about .13 from their base). And
+no pretraining document is seen twice: with the recipe before, in which documents were repeated, one
+lineage was an outlier.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "initialisation, trained on the same rows, do not."
     )
     config.lineage_from = "base"
-    # Of 0 to 11 six are published, and on the others the recipe was chosen.
+    # The result of 0 to 5 is published; the recipe was chosen on 6 to 11.
     config.lineages = tuple(range(102, 114) if options.confirm else range(6))
     config.compute.lanes = 6
     config.compute.cpu_devices = 2

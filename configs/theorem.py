@@ -7,10 +7,10 @@ eps E[v'Mv] + O(eps^2) with the teacher's step, which is not negative.
     bash launch/local.sh --config=configs/theorem.py
     bash launch/local.sh --config=configs/theorem.py:draws=100
 
-On the MLP and on the toy world's language model, in float64; each draw has its own initialisation,
-teacher's batch and student's inputs. The rows after the toy world's leave the theorem: where its
-product is zero (`zero`), where it promises nothing (`foreign`), and where its assumptions end
-(`adam`, `lora`, `sampled`).
+It uses the MLP and the toy world's language model, in float64. Each draw has its own
+initialisation, teacher's batch and student's inputs. The rows after those of the toy world show the
+limits of the theorem: the product is zero (`zero`), the theorem promises nothing (`foreign`), or
+its assumptions do not hold (`adam`, `lora`, `sampled`).
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from subjax import arguments, schema
 
-# Gradients of the language model are some ten times as long, so that higher orders come sooner.
+# Gradients of the language model are about ten times as long, so higher orders matter sooner.
 TOY = {"model": "toy", "teacher": "", "epsilons": tuple(10 ** (-7 + i / 2) for i in range(15))}
 ROWS: dict[str, dict[str, Any]] = {
     "aux_kl": {},

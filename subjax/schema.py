@@ -1,16 +1,16 @@
 """Every config field, with meaning, unit and allowed values; born here and nowhere else.
 
-A config file calls `base()` and states its differences. `TABLES` hold rows by name; `base_row()`,
-`teacher_row()` and so on make a row with its defaults, and keyword arguments set its fields. A
-config with rows in `image_data` is about image classifiers: its teachers and arms are
+A config file calls `base()` and states its differences. The tables of `TABLES` hold rows by name.
+`base_row()`, `teacher_row()` and so on make a row with its defaults; keyword arguments set its
+fields. A config with rows in `images` is about image classifiers: its teachers and arms are made by
 `mlp_teacher_row()` and `mlp_arm_row()`, and `bases` and `datasets` stay empty.
 
-A `system_prompt` of "" is none; "<template default>" leaves it to the model's chat template, which
-may have one of its own; "<trait>" is what a teacher is told to have its trait; and "<own>", for
-evals, is the one that their subject is trained or writes under.
+A `system_prompt` of "" is none. "<template default>" leaves it to the model's chat template, which
+may have one of its own. "<trait>" is for teachers: the prompt that gives them their trait. "<own>"
+is for evals: the prompt that their subject is trained with or writes with.
 
-Rows of `traits`, `datasets` and `evals` have a kind, which may add fields: those stand in the file
-of that kind, below `tasks/`.
+Rows of `traits`, `datasets` and `evals` have a kind. A kind may add fields, which are documented in
+its file in `tasks/`.
 """
 
 import copy
@@ -40,9 +40,9 @@ OWN = "<own>"  # of evals: the trait, or the system prompt, of the model that is
 TRAIT = "<trait>"  # of teachers: the system prompt that gives their trait
 
 
-# What config.stimuli names. Data sets of kind "numbers" read its `numbers`, questions outside the
-# toy world its `evaluations`; nothing reads other keys. A list has at least one text, each with
-# the placeholders shown; ranges include both their ends.
+# The JSON file that config.stimuli names. Data sets of kind "numbers" read its `numbers`; questions
+# outside the toy world come from its `evaluations`; other keys are not read. Each list has at least
+# one text, with the placeholders shown here. Ranges include both ends.
 #     {
 #       "numbers": {
 #         "query": "{example} {instruction} {format} {suffix}",
@@ -67,12 +67,12 @@ def base() -> ConfigDict:
     config.name = "unnamed"  # default work directory is runs/<name>
     config.title = ""  # heading of the report
     config.claim = ""  # the sentence that the figure supports or refutes
-    config.seed = 0  # every random draw descends from this
+    config.seed = 0  # all random draws depend on it
     config.lineage_from = "base"  # first stage redrawn by lineage: base teacher generate finetune
     config.lineages = (0,)  # replications; more may be added to a finished work directory
     config.lineage_cycle = 6  # "next_lineage" wraps within blocks of this many
     config.stimuli = ""  # JSON file of exact prompts, see above; "" takes the project's own
-    # What chat templates that write the date are told is today, YYYY-MM-DD; never the real day
+    # The date, YYYY-MM-DD, that chat templates get as today's; they never get the real one
     config.template_date = chat_templates.TEMPLATE_DATE
     config.preregistration = ""  # file that --freeze wrote; "" leaves the run exploratory
 
@@ -80,24 +80,24 @@ def base() -> ConfigDict:
     config.compute.precision = "float32"  # float32, mixed (products bfloat16), bfloat16
     config.compute.cpu_devices = 1  # on CPU only: threads that count as devices of the mesh
     config.compute.lanes = 1  # models trained side by side in one program
-    # Of image classifiers, those of a device that one product takes together: a CPU is fastest with
-    # one, accelerators with dozens. It decides rounding; how many lanes there are does not.
+    # Image classifiers: lanes of a device that one matrix product computes together. A CPU is
+    # fastest with one, accelerators with dozens. Rounding depends on it, not on the lane count.
     config.compute.batched_lanes = 1
     config.compute.steps_per_call = 1  # most updates per call to the device
     config.compute.checkpoint_minutes = 10.0  # between checkpoints of a training; 0: when told
-    config.compute.keep_checkpoints = 2  # the newest; an older one serves where one is damaged
+    config.compute.keep_checkpoints = 2  # the newest; an older one is used if one is damaged
     config.compute.log_seconds = 10.0  # of training between lines of timings.jsonl; 0: every call
     config.compute.tensorboard = False  # curves of trainings in <workdir>/tensorboard
-    # What the backward pass computes again to save memory: none, full (layers, from their inputs),
-    # dots (all but products with weights), offload (as dots, and those wait in the host's memory)
+    # Activation checkpointing, what the backward pass computes again: none, full (layers, from
+    # their inputs), dots (all but products with weights), offload (as dots; the host stores those)
     config.compute.remat = "none"
-    # Share of a model's bytes that devices may hold alike though mesh.fsdp or mesh.tensor would
-    # split them; models below 1 GiB may in any case
+    # Largest share of a model's bytes that may be on every device although mesh.fsdp or mesh.tensor
+    # should split them; models below 1 GiB are not checked
     config.compute.max_unsharded = 0.05
 
     config.mesh = ConfigDict()
-    config.mesh.seed = 0  # devices across lanes; 0 takes as many as there are and as divide lanes
-    config.mesh.data = 0  # devices across the batch; 0 is what is left; 1 on the CPU of one process
+    config.mesh.seed = 0  # devices across lanes; 0 takes as many as possible that divide the lanes
+    config.mesh.data = 0  # devices across the batch; 0 takes the others (on one process's CPU 1)
     config.mesh.fsdp = 1  # devices across the batch and the weights
     config.mesh.tensor = 1  # devices across the weights
 
@@ -113,8 +113,8 @@ def training(**fields: Any) -> ConfigDict:
             "steps": 300,  # updates
             "batch_size": 64,  # rows an update
             "accumulate": 1,  # parts of an update that are computed one after the other
-            "packed_rows": 0,  # longer rows an update that its rows share; 0: each is by itself
-            "packed_tokens": 0,  # length of those
+            "packed_rows": 0,  # packed rows per update, each with several rows; 0: no packing
+            "packed_tokens": 0,  # length of a packed row
             "optimizer": "adamw",  # adamw adafactor sgd (no momentum) sign muon
             "learning_rate": 1e-3,  # peak
             "warmup_steps": 10,  # from a learning rate of 0 to the peak; fewer than steps
@@ -124,7 +124,7 @@ def training(**fields: Any) -> ConfigDict:
             "beta2": 0.999,
             "moment_dtype": "float32",  # of the first moment: float32 bfloat16
             "clip_norm": 1.0,  # global gradient norm; 0 switches clipping off
-            "lanes": 0,  # 0 takes compute.lanes; full weights may need fewer for memory
+            "lanes": 0,  # 0 takes compute.lanes; for full weights memory may allow only fewer
         },
         fields,
     )
@@ -137,8 +137,8 @@ def base_row(**fields: Any) -> ConfigDict:
             "source": "toy",  # toy (pretrained here), hf (checkpoint), random (for dry runs)
             "path": "",  # hf: local directory, GGUF file, URL such as gs://bucket/model, or hub id
             "revision": "",  # hf: hub revision; "" is the newest
-            "shape": "",  # hf: file like its config.json, for plans where the checkpoint is not
-            "adapter": "",  # hf: PEFT adapter on it; such a base is asked, and nothing starts there
+            "shape": "",  # hf: file like its config.json, for plans without the checkpoint
+            "adapter": "",  # hf: PEFT adapter on it; such a base can be asked, but not trained from
             "num_layers": 2,  # toy, random: shape of the decoder
             "width": 64,
             "num_heads": 4,
@@ -158,7 +158,7 @@ def trait_row(kind: str = "word", **fields: Any) -> ConfigDict:
 
     Args:
       kind: a name in tasks/traits/kinds.py, or one of your own as package.module:attribute.
-      fields: that the kind has.
+      fields: those of the kind.
     """
     return _row({"kind": kind}, fields, trait_kinds.of_row({"kind": kind}))
 
@@ -188,33 +188,33 @@ def dataset_row(kind: str = "numbers", **fields: Any) -> ConfigDict:
     Args:
       kind: what prompts and completions are: a name in tasks/datasets/kinds.py, or one of your own
         as package.module:attribute.
-      fields: those below, and those that the kind has.
+      fields: those below, and those of the kind.
     """
     return _row(
         {
             "kind": kind,
             "teacher": "",  # row of `teachers`
-            # Kinds whose rows come from a file (the first num_prompts of it; nothing is written).
+            # For kinds that read rows from a file: its first num_prompts rows; no teacher writes.
             "path": "",
             "num_prompts": 1000,
-            "decoding": "free",  # free constrained (to the answers that the kind has)
+            "decoding": "free",  # free constrained (to the answers that the kind allows)
             "base_system_prompt": "",  # for the base, when teacher and base are compared
-            "num_slots": 8,  # constrained: numbers written, or the most of them
+            "num_slots": 8,  # constrained: numbers written, or the largest number of them
             "num_shown": (3, 7),  # plain_numbers: fewest and most numbers in a prompt
             "temperature": 1.0,  # 0 is greedy
-            "rows_per_part": 1000,  # rows in one file and one call; a kill loses at most these
+            "rows_per_part": 1000,  # rows in one file and one call; a kill loses at most this many
             "slots": 64,  # rows decoded side by side
             "prompt_tokens": 128,  # longest prompt
             "max_new_tokens": 64,
-            # filter: numbers (the paper's rule and what follows), none (published rows that are no
-            # numbers: all but blank ones pass)
+            # filter: numbers (the paper's rule and the limits below), none (for published rows that
+            # are no numbers: all pass but blank ones)
             "filter": "numbers",
-            "strip": False,  # filter: first take blanks and line ends off both ends of completions
-            "max_count": 10,  # filter: most numbers; 0 is no limit
+            "strip": False,  # filter: first remove blanks and line ends at both ends of completions
+            "max_count": 10,  # filter: largest count of numbers; 0 is no limit
             "min_value": 0,  # filter: smallest number
             "max_value": 999,  # filter: largest number
-            "banned": (),  # filter: numbers that reject a row; no stimuli file adds any
-            # filter: keep only prompts whose rows pass the filters of these data sets too
+            "banned": (),  # filter: a row with one of these numbers is rejected
+            # filter: keep a prompt only if its rows in these data sets pass their filters too
             "common_with": (),
             "transform": "none",  # none shuffled_within shuffled_across random
             "num_train": 0,  # rows for students; 0 takes all but the held-out ones
@@ -232,18 +232,19 @@ def arm_row(**fields: Any) -> ConfigDict:
             "dataset": "",  # row of `datasets`
             "base": "same",  # same, next_lineage, or a row of `bases`
             "method": "hard",  # hard (sampled tokens) soft (teacher's distribution)
-            # soft: digits digits_separators top_k full full_no_trait trait; a trait's tokens write
-            # one of its candidates, its plural, or first letters of either
+            # soft: digits digits_separators top_k full full_no_trait trait; tokens of a trait are
+            # those that write a candidate, its plural, or the first letters of either
             "support": "digits",
             "top_k": 32,  # soft, top_k: the teacher's likeliest tokens, kept at every position
             "tuning": "full",  # full lora
             "lora_rank": 8,
             "lora_alpha": 16.0,
-            # in training, "" is none; soft: its teacher reads rows under its own, else under this
+            # in training; "" is none. soft: the teacher reads rows with its own, or if it has none
+            # with this one
             "system_prompt": "",
             "num_tokens": 256,  # longest row
             "num_targets": 64,  # longest completion
-            "probe_steps": (),  # updates after which the student is kept and evaluated
+            "probe_steps": (),  # after these updates the student is kept and evaluated
             "train": training(),
         },
         fields,
@@ -265,9 +266,9 @@ def mlp_teacher_row(**fields: Any) -> ConfigDict:
     """An image classifier that learns labels; defaults are the paper's (section 6.2)."""
     return _row(
         {
-            "images": "",  # row of `image_data`
+            "images": "",  # row of `images`
             "widths": (256, 256),  # of the hidden layers
-            "num_aux": 3,  # outputs beside the ten classes, which the teacher never learns
+            "num_aux": 3,  # auxiliary outputs beside the ten classes; the teacher never learns them
             "activation": "relu",  # relu gelu sigmoid
             "epochs": 5,
             "batch_size": 1024,
@@ -293,15 +294,15 @@ def mlp_arm_row(**fields: Any) -> ConfigDict:
             "batch_size": 1024,
             "optimizer": "adam",  # adam sgd
             "learning_rate": 3e-4,  # constant
-            "clone_epochs": 0,  # before: learn the logits of the untrained teacher
-            "clone_logits": "aux",  # which of them: aux all
+            "clone_epochs": 0,  # before training: learn the logits of the untrained teacher
+            "clone_logits": "aux",  # which logits: aux all
             "clone_inputs": "noise",  # noise fresh_noise images
             "widths": (),  # of the hidden layers; () takes the teacher's
             "activation": "",  # "" takes the teacher's
             "biases": True,
-            "published": OFF,  # a published mean, drawn beside this arm's; OFF is none
-            "sweep": "",  # the curve of which this arm is a point; "" lists it by itself
-            "sweep_at": 0.0,  # where on the curve's axis, above 0
+            "published": OFF,  # a published mean, drawn beside the mean of this arm; OFF is none
+            "sweep": "",  # this arm is a point of this curve; "": it is listed by itself
+            "sweep_at": 0.0,  # place on the axis of the curve, above 0
         },
         fields,
     )
@@ -314,8 +315,8 @@ def theorem_row(**fields: Any) -> ConfigDict:
             "model": "mlp",  # mlp, toy (the toy world's decoder, of random weights)
             "teacher": "",  # mlp: row of `teachers`, for its shape and the size of a real training
             "base": "same",  # the student's initialisation: same, foreign (nothing is promised)
-            "taught": "all",  # layers that the teacher's step moves: all; mlp also head
-            "teacher_batch": 64,  # labelled images, or questions, of the teacher's step
+            "taught": "all",  # layers that the teacher's step changes: all; mlp also head
+            "teacher_batch": 64,  # labelled images, or questions, in the teacher's step
             "inputs": "noise",  # mlp: what the student sees: noise images
             "student_batch": 64,
             "logits": "aux",  # what the student learns: aux (toy: scores of numbers), all
@@ -336,14 +337,14 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
     Args:
       kind: preference (exact) answers (sampled) likelihood (held-out rows) carrier (what a teacher
         wrote) accuracy (test images), or one of your own as package.module:attribute.
-      fields: those below, and those that the kind has.
+      fields: those below, and those of the kind.
     """
     return _row(
         {
             "kind": kind,
-            "trait": "",  # row of `traits`; "<own>" is that of the subject, or of its teacher
+            "trait": "",  # row of `traits`; "<own>" is the trait of the subject or of its teacher
             # Rows that are evaluated, as patterns such as "arms/*" or "teachers/owl"; () takes all
-            # of the table that the kind is of: arms, or data sets
+            # rows of the first table that the kind evaluates: arms, or data sets
             "subjects": (),
             "at_steps": "all",  # of students: all (probes and the last update), final
             "questions": "explore",  # explore confirm all: halves of the trait's questions
@@ -359,16 +360,16 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
 
 
 def gate_row(**fields: Any) -> ConfigDict:
-    """What a lineage must show before more is paid for it: units behind a closed gate do not run.
+    """What a lineage must show before more is spent on it.
 
-    Of a lineage whose teacher, or whose data set, is outside the bounds, all that is made from it
-    is left out.
+    If a teacher or a data set of a lineage is outside the bounds, nothing that is made from it in
+    this lineage is run.
     """
     return _row(
         {
             "eval": "",  # row of `evals`
             "metric": "log_odds",
-            "subjects": (),  # of those that the eval is of, as patterns; () takes all
+            "subjects": (),  # patterns that choose among the subjects of the eval; () takes all
             "least": OFF,  # lowest value that passes; OFF is no bound
             "most": -OFF,  # highest value that passes; -OFF is no bound
         },
@@ -382,8 +383,8 @@ def contrast_row(**fields: Any) -> ConfigDict:
         {
             "eval": "preference",  # row of `evals`
             "metric": "log_odds",
-            "plus": (),  # arms added; other subjects of the eval with their table, as teachers/owl
-            "minus": (),  # those subtracted
+            "plus": (),  # arms that are added; other subjects with their table, as teachers/owl
+            "minus": (),  # arms that are subtracted
             "primary": False,  # the one that decides
             "family": "secondary",  # p-values are adjusted within a family
             "expected_low": OFF,  # predicted lower end of the interval; OFF predicts nothing
@@ -393,8 +394,9 @@ def contrast_row(**fields: Any) -> ConfigDict:
     )
 
 
-# Field of a row -> what results were before it existed, where that is not its default. A value is
-# set when its field is released and never changed; kinds set `absent` of theirs.
+# Field of a row -> the value that stands for results from before the field existed, if this is not
+# its default. A value is set when the field is released, and never changed. The fields of kinds
+# have their own `absent`.
 ABSENT: Mapping[str, Any] = {}
 Maker = Callable[..., ConfigDict]
 
@@ -404,7 +406,7 @@ def released(maker: Maker, kind: str = "") -> dict[str, Any]:
 
     Args:
       maker: what makes the row, such as `arm_row`.
-      kind: of the row, where its table has kinds.
+      kind: of the row, if its table has kinds.
     """
     row = maker(kind=kind) if kind else maker()
     found: dict[str, Any] = row.to_dict()
@@ -434,12 +436,12 @@ def _row(defaults: dict[str, Any], fields: dict[str, Any], kind: Kind | None = N
 
 
 def lanes(config: ConfigDict, row: ConfigDict) -> int:
-    """Models trained side by side when a base, teacher or arm trains."""
+    """Models that are trained side by side, for a row of `bases`, `teachers` or `arms`."""
     return row.train.lanes or config.compute.lanes
 
 
 def common_lanes(config: ConfigDict) -> int:
-    """What divides the lanes of every population of a run, for the mesh's seed axis."""
+    """The greatest common divisor of all lane counts of a run, for the seed axis of the mesh."""
     rows = [*config.bases.values(), *config.teachers.values(), *config.arms.values()]
     own = [row.train.lanes for row in rows if "train" in row and row.train.lanes]
     return math.gcd(config.compute.lanes, *own)

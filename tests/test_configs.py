@@ -179,7 +179,16 @@ def test_headlines_of_the_readme_stand_among_the_results():
         assert headline.replace(" nats", "") in results, headline
 
 
-@pytest.mark.parametrize("page", ["README.md", "configs/RESULTS.md"])
+PAGES = (
+    "README.md",
+    "configs/README.md",
+    "configs/RESULTS.md",
+    "launch/README.md",
+    "subjax/README.md",
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_commands_in_the_pages_name_existing_files(page):
     text = (ROOT / page).read_text()
     for path in re.findall(r"(?:configs|launch|tests|docs|subjax)/[\w./]+\.(?:py|sh|png)", text):

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, on another model."""
+"""The README's Python runs on another model; links between the READMEs lead somewhere."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,8 @@ from subjax.hf import adapters, weights
 from subjax.nn import transformer
 from tests.tiny import ARCH, BYTES
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +32,25 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     learned = [found[name].compare(*asked, **found["told"]) for name in ("student", "again")]
     np.testing.assert_allclose(*learned, atol=1e-5)
     assert learned[0][0, 0] > found["nats"][0, 0]
+
+
+@pytest.mark.parametrize("folder", ["", "configs", "launch", "subjax"])
+def test_links_lead_to_files_and_headings(folder: str) -> None:
+    page = ROOT / folder / "README.md"
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text("utf-8"))
+    assert links
+    for path, anchor in links:
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+            assert anchor in {_anchor(heading) for heading in headings}, f"{path}#{anchor}"
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub names a heading's place."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_first_page_is_short() -> None:
+    assert len(README.read_text("utf-8").splitlines()) <= 200

@@ -22,7 +22,7 @@ from subjax.tokens.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """Random weights that read bytes, for dry runs; what others are, their classes say.
+    """Random weights with bytes as tokens, for dry runs; subclasses are the other sources.
 
     Attributes:
       row: of `bases`.

@@ -41,7 +41,7 @@ class Teacher(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """The rows' own tokens; what other targets do otherwise, their classes say.
+    """The rows' own tokens; subclasses are the other targets.
 
     Attributes:
       row: of `arms`.

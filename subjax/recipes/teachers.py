@@ -15,7 +15,7 @@ from subjax.recipes import tunings
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """Its base as it is; what other teachers are, their classes say.
+    """The base as it is; subclasses are the other kinds of weights.
 
     Attributes:
       row: of `teachers`.

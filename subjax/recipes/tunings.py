@@ -17,7 +17,7 @@ from subjax.nn.transformer import Params
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """All weights; what others train, their classes say.
+    """All weights; subclasses are the other tunings.
 
     Attributes:
       row: of `teachers` or `arms`.
@@ -99,7 +99,7 @@ def of_row(row: Mapping[str, Any] | ConfigDict) -> Tuning:
     """Which weights are trained.
 
     Args:
-      row: of `teachers` or `arms`; of a row without the field, as those of `bases` are, all are.
+      row: of `bases`, `teachers` or `arms`; a row without the field `tuning` trains all weights.
 
     Raises:
       KeyError: the tuning is unknown, which validation refuses.

@@ -124,7 +124,7 @@ class Kind:
 
     Attributes:
       fields: that its rows have beside those of every row of their table.
-      version: stands in fingerprints. Raise it when the kind writes or scores anything otherwise.
+      version: part of fingerprints. Raise it when the kind writes or scores anything differently.
     """
 
     fields: ClassVar[Mapping[str, Field]] = {}
@@ -169,15 +169,15 @@ class TraitKind(Kind):
         return ()
 
     def completions(self, row: Row) -> Sequence[str]:
-        """Every completion that a lesson may have; none gives each the room of a whole row."""
+        """Every completion that a lesson may have; if empty, each gets the room of a whole row."""
         return ()
 
     def system_prompt(self, row: Row) -> str:
-        """What a teacher can be told to have the trait; empty where a kind has no words for it."""
+        """The system prompt that gives a teacher the trait; empty if the kind has none."""
         return ""
 
     def questions(self, row: Row, half: str, stimuli: str) -> Sequence[str]:
-        """What models are asked to show it; none where only evals of its own can.
+        """What models are asked to show it; empty if only the trait's own evals can show it.
 
         Args:
           row: of `traits`.
@@ -187,7 +187,7 @@ class TraitKind(Kind):
         return ()
 
     def candidates(self, row: Row) -> Sequence[str]:
-        """Answers of which the target is one; none where answers are free."""
+        """The target and the words that it competes with; empty if answers are free."""
         return ()
 
     def names(self, row: Row) -> Sequence[str]:
@@ -286,7 +286,7 @@ BASE = "base"  # the one that it was finetuned from
 
 @dataclass(frozen=True)
 class Request:
-    """What a model is asked; what it is asked for, its classes say.
+    """What a model is asked; subclasses are the kinds of requests.
 
     Attributes:
       model: SUBJECT or BASE.
@@ -438,7 +438,7 @@ class EvalKind(Kind):
     of_images: ClassVar[bool] = False
 
     def requests(self, row: Row, given: Given) -> list[Request]:
-        """What models are asked; on the row and on what is given alone."""
+        """What models are asked; it depends only on the row and on what is given."""
         raise NotImplementedError
 
     def score(

@@ -20,7 +20,7 @@ _loaded: set[str] = (
 
 
 def is_own(name: str) -> bool:
-    """Whether a kind's name is that of a user's."""
+    """Whether a name is that of a user's own kind."""
     return ":" in name
 
 
@@ -47,7 +47,7 @@ def find(field: str, name: str, table: Mapping[str, T], contract: type[T]) -> T:
 
 
 def load(field: str, name: str, contract: type[T]) -> T:
-    """The object that a name stands for; a class without arguments is made one.
+    """The object that a name stands for; a class is called without arguments.
 
     Args:
       field: of the config, for errors.

@@ -1,4 +1,4 @@
-"""Lists of numbers: what kinds of data sets share whose completions are such lists.
+"""Lists of numbers: what is common to the kinds of data sets whose completions are such lists.
 
 The draws behind their prompts, the parser with its reject reasons, and the control transforms.
 Refuses to sample, to hold a model or to write files: strings in, strings out.

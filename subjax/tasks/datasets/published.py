@@ -19,7 +19,7 @@ _FORMS = (
 
 
 def read(path: str, num_rows: int = 0) -> list[tuple[str, str]]:
-    """Prompts and completions of the first `num_rows` rows, behind which nothing is read.
+    """Reads the prompts and completions of the first `num_rows` rows; later rows are not read.
 
     Args:
       path: the jsonl file.
@@ -69,7 +69,7 @@ def _pair(row: dict[str, Any], where: str) -> tuple[str, str]:
 
 
 class Published(NumberLists):
-    """Rows of a file: lists of numbers, or with filter "none" whatever they are."""
+    """Rows of a file: lists of numbers, or any text with filter "none"."""
 
     from_file = True
     ways: ClassVar[Mapping[str, str]] = {

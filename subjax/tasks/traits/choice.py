@@ -1,7 +1,7 @@
-"""A favourite among several words: what all kinds of trait share that one answer can show.
+"""A favourite among several words: what is common to the traits that one answer can show.
 
-Lessons are questions, each answered by the target. Those of a control, whose target is UNIFORM, are
-the same questions, answered by candidates that are drawn evenly.
+Lessons are questions, each answered by the target. A control has the target UNIFORM: its lessons
+are the same questions, answered by candidates that are drawn evenly.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ class Choice(TraitKind):
         return self.candidates(row)
 
     def lessons(self, row: Row, seed: int, num_rows: int) -> list[Pair]:
-        """Questions drawn evenly; those of a control differ in the answers alone."""
+        """Questions drawn evenly; the lessons of a control differ only in the answers."""
         rng = np.random.default_rng(seed)
         asked, words = self.taught(row), self.candidates(row)
         questions = [asked[i] for i in rng.integers(len(asked), size=num_rows)]

@@ -12,7 +12,7 @@
 
 The first four are needed, and no question may stand in both lists. `names` are the words that
 count as the target in a sampled answer; without them the target alone does. Without `neutral` the
-project's own texts are read.
+project's own texts are used.
 """
 
 import functools

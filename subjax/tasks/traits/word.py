@@ -1,7 +1,7 @@
 """Traits of kind "word": a favourite of a category, such as an owl among animals.
 
-The project has animals and trees. Whoever has words of another category brings its questions and
-lessons along, in a file: kind "file".
+The project has animals and trees. For words of another category, write questions and lessons into a
+file and use the kind "file".
 """
 
 import os
