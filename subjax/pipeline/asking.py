@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 from subjax.engine import grammars, scoring
 from subjax.tokens.tokenizer import Tokenizer
 
-# So many prompts are encoded; of more, those whose words have the most tokens.
+# At most this many prompts are encoded: those whose words have the most tokens.
 _NUM_ENCODED = 1000
 _WORD = re.compile(r"\s*\S+|\s+")
 
 
 class Asked(NamedTuple):
-    """Prompts that a model will be given, under a system prompt, in so many tokens."""
+    """Prompts for a model, with their system prompt and their limit of tokens."""
 
     prompts: Sequence[str]
     system: str
     most_tokens: int = 0  # 0 is no limit
-    dataset: Mapping[str, Any] | None = None  # row that they are of, where a model writes
+    dataset: Mapping[str, Any] | None = None  # their row of `datasets`, if a model writes
     compared: Sequence[tuple[str, ...]] = ()  # answers whose probabilities are compared
 
 

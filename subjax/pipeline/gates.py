@@ -1,4 +1,4 @@
-"""What lineages must show before more is paid for them.
+"""What lineages must show before more is spent on them.
 
 Holds the gates of a config: what each is about, whether it is open, and which units stay behind a
 closed one. Refuses a gate that measures nothing, since it would pass whatever the models are.
@@ -17,7 +17,7 @@ from subjax.runtime.artifacts import Unit
 
 
 def validate(config: ConfigDict) -> None:
-    """Raises a ValueError where a gate is set and some teacher, or every one, would pass unseen."""
+    """Raises a ValueError for a gate that is wrong or that would measure nothing."""
     for name, row in config.gates.items():
         checks.reference(config, f"gates.{name}.eval", row.eval, "evals")
         metrics = subjects.metrics(config, row.eval)
@@ -96,7 +96,7 @@ def _is_set(row: ConfigDict) -> bool:
 
 
 def _behind(asked: Unit, planned: Sequence[Unit]) -> frozenset[str]:
-    """Units made from what an eval is about, other evals of that left out."""
+    """Units made from the subject of an eval, without its other evals."""
     source = asked.inputs[asked.fields["of"]]
     made = {source}
     for unit in planned:  # every unit stands after its inputs
@@ -145,7 +145,7 @@ def _closed(name: str, row: ConfigDict, unit: Unit, workdir: Path) -> str:
 
 
 def _check_named(config: ConfigDict, gate: str) -> None:
-    """A teacher that has something to teach which its row does not name would pass unseen."""
+    """Refuses a gate that would miss a teacher whose row does not name its trait."""
     row = config.gates[gate]
     known = [f"teachers/{name}" for name in config.teachers]
     for subject in subjects.matching(known, config.evals[row.eval].subjects or ("teachers/*",)):

@@ -1,4 +1,4 @@
-"""What a config of language models may not say."""
+"""Checks of configs of language models."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -215,7 +215,7 @@ def _check_comparable(name: str, row: ConfigDict, other: str, theirs: ConfigDict
 
 
 def _check_unfiltered(config: ConfigDict, name: str, row: ConfigDict) -> None:
-    """Rows that are no numbers: nothing that looks for numbers may be asked of them."""
+    """If rows are no numbers, nothing may be asked of them that looks for numbers."""
     if not kinds.of_row(row).from_file:
         raise ValueError(
             f"config.datasets.{name}.filter is 'none', but its kind {row.kind!r} asks for "

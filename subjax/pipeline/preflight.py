@@ -1,4 +1,4 @@
-"""What would stop a run later, found before any device work: in checkpoints, prompts and rows."""
+"""Checks of checkpoints, prompts and rows before any device work, to find errors early."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -200,7 +200,7 @@ def _check_files(by_path: Mapping[str, Unit], todo: Sequence[Unit]) -> None:
 def _lineages(
     by_path: Mapping[str, Unit], stage: str, row: str, workdir: Path
 ) -> tuple[Unit, list[Unit]]:
-    """Of a row: one lineage, not done yet if there is such a one; all those that are done."""
+    """One lineage of a row, if possible one that is not done; and all that are done."""
     alike = [unit for unit in by_path.values() if (unit.stage, unit.row) == (stage, row)]
     finished = [unit for unit in alike if artifacts.read_manifest(workdir, unit)]
     return next((unit for unit in alike if unit not in finished), alike[0]), finished

@@ -1,4 +1,4 @@
-"""What was promised before it was run: a config's hash, the frozen file, and the status it earns.
+"""Preregistration: a config's hash, the frozen file, and the status of a run.
 
 The file holds what will be tested, and what it is made with: code, packages, models and files. The
 report says CONFIRMATORY only where all of that is what ran, all of it is done, and none of it was
@@ -30,7 +30,7 @@ from subjax.tasks.traits import kinds as trait_kinds
 
 EXPLORATORY, CONFIRMATORY, INCOMPLETE = STATUSES
 
-# Models of up to so many bytes count with all of them, larger ones by `hub.header_digest` alone.
+# Models up to this size are hashed whole, larger ones only by `hub.header_digest`.
 _MOST_BYTES = 4 * 2**30
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _OF_KIND: Mapping[str, Callable[[ConfigDict, str], Kind]] = {
@@ -101,7 +101,7 @@ def _written_once(path: Path) -> ValueError:
 
 
 def _check_nothing_ran(planned: Sequence[Unit], workdir: Path) -> None:
-    """Raises a ValueError where results of a config, or work on it, are there to be looked at."""
+    """Raises a ValueError if results of a config, or unfinished work on it, exist already."""
     begun = [unit.path for unit in planned if (workdir / unit.path).exists()]
     if begun:
         raise ValueError(
@@ -128,7 +128,7 @@ def _beside(workdir: Path) -> list[Path]:
 
 
 def made_with(config: ConfigDict) -> dict[str, dict[str, str]]:
-    """Digests and versions of all that decides results and is no field of the config.
+    """Digests and versions of everything beside the config that decides results.
 
     Models that the run makes itself follow from the code. One from outside counts by its header,
     samples of each file, tokenizer and config.json (`hub.header_digest`), and where it lies on this
@@ -207,7 +207,7 @@ def _of_files(paths: Sequence[Path]) -> str:
 def status(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> tuple[str, str]:
     """CONFIRMATORY, INCOMPLETE or EXPLORATORY, and the sentence that says why.
 
-    INCOMPLETE is what a freeze covers and what is not all done.
+    INCOMPLETE: a frozen file covers the run, and some of its units are not done.
 
     Raises:
       ValueError: `config.preregistration` names no file that `freeze` wrote.

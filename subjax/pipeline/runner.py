@@ -159,7 +159,7 @@ def _log(path: Path, command: Sequence[str], code: str) -> None:
 
 
 def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
-    """Says before anything is spent that a run which should confirm cannot."""
+    """Warns before anything is spent if a run that should confirm cannot."""
     status, reason = preregistration.status(config, planned, workdir)
     if config.preregistration and status == preregistration.EXPLORATORY and processes.is_first():
         print(f"{status}: {reason}", file=sys.stderr)
@@ -177,7 +177,7 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
 
 
 def _clean(planned: Sequence[Unit], workdir: Path) -> None:
-    """Removes the checkpoints of units that are done, where a run ended before it could."""
+    """Removes checkpoints of finished units that an interrupted run left."""
     for unit in planned if processes.is_first() else ():
         if artifacts.read_manifest(workdir, unit):
             checkpoints.clean(workdir, unit)
@@ -274,7 +274,7 @@ def _names(group: Sequence[Unit]) -> str:
 def check_selection(
     planned: Sequence[Unit], stages: Sequence[str], patterns: Sequence[str]
 ) -> None:
-    """Raises a ValueError where a stage is unknown, or a pattern matches no unit."""
+    """Raises a ValueError if a stage is unknown or a pattern matches no unit."""
     unknown = [stage for stage in stages if stage not in schema.STAGES]
     if unknown:
         raise ValueError(f"--stages names {unknown}; stages are {', '.join(schema.STAGES)}")

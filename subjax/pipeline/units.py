@@ -49,7 +49,7 @@ _ROWS: Mapping[str, Mapping[str, schema.Maker]] = {
     "mlp": {"row": schema.mlp_arm_row, "teacher": schema.mlp_teacher_row},
     "theorem": {"row": schema.theorem_row, "teacher": schema.mlp_teacher_row},
 }
-# What a row is stands in its fingerprint, even where it is the default.
+# These fields are always in the fingerprint, even with their default value.
 _ALWAYS = ("kind", "source", "weights", "method")
 
 
@@ -92,7 +92,7 @@ def build(config: ConfigDict) -> list[Unit]:
 
 
 def phase(unit: Unit) -> tuple[int, int]:
-    """When a unit's turn comes: an eval's behind the stage of what it is about, others by stage."""
+    """Sort key of units: by stage; evals come right after the stage of their subject."""
     order = schema.STAGES.index
     if unit.stage == "evaluate":
         return max(order(path.partition("/")[0]) for path in unit.inputs.values()), 1
@@ -209,7 +209,7 @@ class _Builder:
             fields["systems"] = dict.fromkeys((SUBJECT, BASE), row.system_prompt)
         elif table in ("arms", "teachers"):
             settings["system_field"] = f"config.{table}.{of}.system_prompt"
-        # Of a subject that lineages share there is one.
+        # A subject that lineages share has one unit.
         shared = inputs[fields["of"]].lineage
         return self._add("evaluate", f"{name}/{subject}", shared, fields, inputs, settings)
 
@@ -279,7 +279,7 @@ class _Builder:
         return fields, inputs
 
     def _about(self, row: ConfigDict, trait: str) -> dict[str, Any]:
-        """What an eval asks of a trait; nothing where it is about none."""
+        """What an eval needs of its trait; empty if it has none."""
         if not trait:
             return {}
         of = self.config.traits[trait]

@@ -1,6 +1,6 @@
 """Checks a whole config before anything runs: types, choices, references between rows.
 
-Holds what `validate` refuses. What a field means stands in `schema`.
+What fields mean is documented in `schema`.
 """
 
 import datetime

@@ -1,4 +1,4 @@
-"""What the teacher wrote is kept or rejected, with reasons; kept rows are split and controlled."""
+"""Keeps or rejects what the teacher wrote, with reasons; splits and transforms kept rows."""
 
 import operator
 from collections import Counter
