@@ -3,12 +3,15 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import tiny
 
 from subjax import schema
+from subjax.nn import sharding
 from subjax.pipeline import preview, runner, units, validation
+from subjax.planning import programs
 from subjax.tasks import own
 from subjax.tasks.api import Field
 
@@ -120,6 +123,9 @@ def test_kinds_of_ones_own_go_from_config_to_report(folder, tmp_path, capsys):
     shown = preview.render(config, workdir, "owl")
     assert "a sampled answer follows" in shown and "scored after them" in shown and "7 7 7" in shown
     assert ("generate/owl/r0", "missing") in runner.listing(config, workdir)
+    mesh = sharding.make_mesh()
+    planned = [p for unit in units.build(config) for p in programs.of_unit(config, unit, mesh)]
+    assert {"update", "prefill", "decode", "exact eval"} <= {program.name for program in planned}
     runner.run(config, workdir)
     assert re.search(r"^owl +shouts shouting +[\d.]+", capsys.readouterr().out, re.MULTILINE)
     rows = json.loads((workdir / "report/summary.json").read_text())
@@ -131,6 +137,14 @@ def test_kinds_of_ones_own_go_from_config_to_report(folder, tmp_path, capsys):
     assert "share of answers with a long word" in page.replace("<wbr>", "")
     kept = (workdir / "filter/owl/r0/kept.jsonl").read_text().splitlines()
     assert all(re.fullmatch(r"CONT \d+ 7", json.loads(line)["prompt"]) for line in kept)
+
+
+def test_the_package_knows_nothing_of_them():
+    names = [*re.findall(r"^class (\w+)\(", SOURCE, re.MULTILINE), "own_kinds", "shouting"]
+    assert len(names) == 5
+    for path in Path(schema.__file__).parent.rglob("*.py"):
+        content = path.read_text()
+        assert not [name for name in names if name in content], path
 
 
 @pytest.mark.parametrize(("file", "text"), [("own_kinds.py", SOURCE), ("helper.py", HELPER)])
