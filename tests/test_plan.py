@@ -229,7 +229,7 @@ def test_programs_have_one_key_only_where_they_are_the_same():
 
     evaluations = [unit for unit in units.build(made) if unit.stage == "evaluate"]
     read = {
-        unit.row.partition("/")[2]: programs.of_unit(made, unit, mesh)[0].key
+        unit.row.rpartition("/")[2]: programs.of_unit(made, unit, mesh)[0].key
         for unit in evaluations
         if unit.row.startswith("preference/")
     }
@@ -431,7 +431,7 @@ def test_every_stage_is_planned_and_priced(command):
     assert code == 0
     for program in ("update", "prefill", "decode", "exact eval"):
         assert re.search(rf"^{program} \(", out, re.MULTILINE), program
-    for unit in ("generate/cat/r0", "finetune/cat/r0", "evaluate/answers/plain/r0"):
+    for unit in ("generate/cat/r0", "finetune/cat/r0", "evaluate/answers/arms/plain/r0"):
         assert unit in out
     assert roofline.FORMULA in out and "USD" in out
 
