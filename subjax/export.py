@@ -24,9 +24,9 @@ from ml_collections import ConfigDict
 
 from subjax.hf import adapters, hub
 from subjax.nn import sharding
-from subjax.pipeline import model_store
+from subjax.pipeline import experiments, model_store
 from subjax.recipes import bases, teachers
-from subjax.report import results, tables
+from subjax.report import tables
 from subjax.runtime import (
     artifacts,
     errors,
@@ -148,7 +148,8 @@ def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapte
         if rows.is_file():
             digest = hashlib.sha256(rows.read_bytes()).hexdigest()
             parts.append(f"- trained on {len(artifacts.read_jsonl(rows))} rows, sha256 {digest}")
-    replication = results.replication(ConfigDict(config))
+    config_dict = ConfigDict(config)
+    replication = experiments.of(config_dict).replication(config_dict)
     parts.append(
         f"- one of {len(config['lineages'])} lineages, each with its {replication}: the scores "
         "below are of this model alone, and differ between lineages"

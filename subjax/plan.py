@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from subjax import schema
 from subjax.nn import lora, sharding, transformer
-from subjax.pipeline import runner, units, validation
+from subjax.pipeline import experiments, runner, units, validation
 from subjax.planning import aot, compiling, measure, placement, programs, roofline, token_counts
 from subjax.planning.compiling import Entry
 from subjax.planning.roofline import Chip
@@ -136,9 +136,10 @@ def run_here(config: ConfigDict, workdir: Path) -> None:
 def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
     """Unfinished units of the requested stages; prints a line if there are none."""
     validation.validate(config)
-    if config.images:
-        raise ValueError(f"{config.name} is about image classifiers, which need no plan")
-    planned, stages = units.build(config), _STAGES.value
+    experiment = experiments.of(config)
+    if not experiment.is_planned:
+        raise ValueError(f"{config.name} is about {experiment.name}, which need no plan")
+    planned, stages = experiment.build(config), _STAGES.value
     runner.check_selection(planned, stages, ())
     runner.check_stale(planned, workdir)
     todo = [
@@ -156,8 +157,10 @@ def _groups(todo: Sequence[Unit]) -> list[list[Unit]]:
     """Groups of units, as in a run."""
     return [
         group
-        for stage in runner.STAGES
-        for group in runner.groups([unit for unit in todo if unit.stage == stage], todo)
+        for stage in experiments.LANGUAGE_MODELS.stages
+        for group in experiments.LANGUAGE_MODELS.groups(
+            [unit for unit in todo if unit.stage == stage], todo
+        )
     ]
 
 

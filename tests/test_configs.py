@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from subjax import schema
-from subjax.pipeline import units, validation
+from subjax.pipeline import experiments, units, validation
 from subjax.report import results
 from subjax.tasks import animals, texts
 from subjax.tasks.datasets import numbers
@@ -48,7 +48,7 @@ def test_a_config_is_valid_locked_and_has_units_in_order(name, form):
     validation.validate(config)
     assert config.is_locked
     seen = set()
-    for unit in units.build(config):
+    for unit in experiments.of(config).build(config):
         assert set(unit.inputs.values()) <= seen
         seen.add(unit.path)
     assert any(path.startswith(("evaluate/", "mlp/", "theorem/")) for path in seen)
@@ -57,7 +57,8 @@ def test_a_config_is_valid_locked_and_has_units_in_order(name, form):
 def of_forms(name, *, confirm):
     """Every lineage that units of the forms of a config are of."""
     forms = [form for form in FORMS[name] if (form == "confirm") == confirm]
-    made = [unit for form in forms for unit in units.build(get_config(name, form))]
+    configs = [get_config(name, form) for form in forms]
+    made = [unit for config in configs for unit in experiments.of(config).build(config)]
     return {unit.lineage for unit in made if unit.stage == "evaluate"}
 
 
@@ -99,7 +100,8 @@ def test_the_default_half_of_questions_is_the_one_to_explore():
     ],
 )
 def test_what_a_lineage_redraws_is_what_its_units_do(name, form, own):
-    assert results.replication(get_config(name, form)).startswith(own)
+    config = get_config(name, form)
+    assert experiments.of(config).replication(config).startswith(own)
 
 
 REDRAWN = {
@@ -124,7 +126,7 @@ def test_what_is_made_before_lineages_begin_or_comes_from_outside_is_not_redrawn
         rows = config[table[:-2]].values() if table.endswith("*") else [config]
         for row in rows:
             row.update_from_flattened_dict({name if table.endswith("*") else field: value})
-    assert results.replication(config).partition("; foreign")[0] == said
+    assert experiments.of(config).replication(config).partition("; foreign")[0] == said
 
 
 @pytest.mark.parametrize(

@@ -268,12 +268,12 @@ def test_a_closed_gate_is_one_line_behind_the_report(command, tmp_path, workdir)
 def test_a_device_without_memory_left_is_the_users_to_mend(command, tmp_path, workdir):
     (tmp_path / "config.py").write_text(f"""{CONFIG}
 import jax
-from subjax.pipeline import runner
+from subjax.pipeline import experiments
 
 def run(units, workdir, mesh):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\\nx")
 
-runner.STAGES["base"] = run
+experiments.LANGUAGE_MODELS.stages["base"] = run
 """)
     said = complaint(command(f"--config={tmp_path / 'config.py'}", f"--workdir={workdir}"))
     assert said.startswith("the memory of a device is full: lower batch_size")

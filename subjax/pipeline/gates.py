@@ -11,6 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from subjax import checks, schema, subjects
+from subjax.pipeline import experiments
 from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
@@ -33,7 +34,7 @@ def validate(config: ConfigDict) -> None:
                 f"config.gates.{name} asks for {row.least} or more and for {row.most} or less: "
                 "nothing would pass, change one of them"
             )
-        if config.images:
+        if not experiments.of(config).has_gates:
             raise ValueError(
                 f"config.gates.{name} measures no image classifier: its row cannot stand beside "
                 "config.images, take it out"

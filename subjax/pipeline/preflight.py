@@ -5,10 +5,9 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from subjax.images import mlp_training
 from subjax.nn import transformer
-from subjax.pipeline import asking, lessons
-from subjax.pipeline.stages import base, filter, finetune, generate, teacher
+from subjax.pipeline import asking
+from subjax.pipeline.stages import base, filter, finetune, generate, lessons, teacher
 from subjax.planning import placement
 from subjax.recipes import teachers
 from subjax.runtime import artifacts
@@ -36,15 +35,9 @@ def check(
     Raises:
       ValueError: a checkpoint is damaged, not supported, or not the one that the run began with;
         too much of a base is left unsharded; candidates overlap; a prompt, a lesson of a teacher
-        or a row of a file does not fit; lanes cannot be batched.
+        or a row of a file does not fit.
     """
     by_path = {unit.path: unit for unit in planned}
-    for lanes, batched in {
-        (unit.fields["lanes"], unit.fields["batched_lanes"])
-        for unit in todo
-        if "batched_lanes" in unit.fields
-    }:
-        mlp_training.check_lanes(lanes, batched, mesh)
     _check_files(by_path, todo)
     taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
     reading = [*taught, *todo]

@@ -17,8 +17,7 @@ from ml_collections import ConfigDict
 
 from subjax import schema
 from subjax.hf import hub
-from subjax.pipeline import units, validation
-from subjax.recipes import bases, teachers
+from subjax.pipeline import experiments, validation
 from subjax.report import results
 from subjax.report.summary import STATUSES, Contrast
 from subjax.runtime import artifacts
@@ -38,7 +37,6 @@ _OF_KIND: Mapping[str, Callable[[ConfigDict, str], Kind]] = {
     "datasets": kinds.of_row,
     "evals": eval_kinds.of_row,
 }
-_SCORED = ("evaluate", "mlp", "theorem")  # stages whose units hold results
 
 
 def config_hash(config: ConfigDict, planned: Sequence[Unit]) -> str:
@@ -70,11 +68,11 @@ def freeze(config: ConfigDict, path: Path, workdir: Path, *, command: Sequence[s
         config names cannot be read.
     """
     validation.validate(config)
-    planned = units.build(config)
+    planned = experiments.of(config).build(config)
     primary = _primary(config)
     if path.exists():
         raise _written_once(path)
-    _check_nothing_ran(planned, workdir)
+    _check_nothing_ran(config, planned, workdir)
     frozen = {
         "config": config.name,
         "config_hash": config_hash(config, planned),
@@ -100,7 +98,7 @@ def _written_once(path: Path) -> ValueError:
     )
 
 
-def _check_nothing_ran(planned: Sequence[Unit], workdir: Path) -> None:
+def _check_nothing_ran(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     """Raises a ValueError if results of a config, or unfinished work on it, exist already."""
     begun = [unit.path for unit in planned if (workdir / unit.path).exists()]
     if begun:
@@ -109,9 +107,11 @@ def _check_nothing_ran(planned: Sequence[Unit], workdir: Path) -> None:
             f"({len(begun)} of {len(planned)} units): give config.lineages that nobody has run, "
             "and another --workdir"
         )
+    experiment = experiments.of(config)
+    scored = [unit for unit in planned if experiment.scored_as(config, unit)]
     for beside in _beside(workdir):
-        for unit in planned:
-            manifest = artifacts.read_manifest(beside, unit) if unit.stage in _SCORED else None
+        for unit in scored:
+            manifest = artifacts.read_manifest(beside, unit)
             if manifest and manifest["fingerprint"] == unit.fingerprint:
                 raise ValueError(
                     f"--freeze comes before the run, but {unit.path} of this config is done in "
@@ -140,28 +140,15 @@ def made_with(config: ConfigDict) -> dict[str, dict[str, str]]:
     Raises:
       ValueError: a model or file that the config names cannot be read.
     """
-    models, files = {}, {}
-    for name, row in config.bases.items():
-        if bases.of_row(row).outside:
-            models[f"bases.{name}"] = _model(row.path, row.revision)
-            if row.adapter:
-                models[f"bases.{name}.adapter"] = _model(row.adapter)
-    for name, row in config.teachers.items():
-        if not config.images and teachers.of_row(row).outside:
-            models[f"teachers.{name}"] = _model(row.path)
-    if config.stimuli:
-        files["stimuli"] = _content(Path(config.stimuli))
-    for name, row in config.datasets.items():
-        if row.path:
-            files[f"datasets.{name}"] = _content(Path(row.path))
+    experiment = experiments.of(config)
+    models = {name: _model(*where) for name, where in experiment.models(config).items()}
+    named = {"stimuli": config.stimuli, **experiment.files(config)}
     for table, of_row in _OF_KIND.items():
         for name, row in config[table].items():
             for field, told in of_row(row, name).fields.items():
-                if told.is_file and row[field]:
-                    files[f"{table}.{name}.{field}"] = _content(Path(row[field]))
-    for name, row in config.images.items():
-        if row.data_dir:
-            files[f"images.{name}"] = _content(Path(row.data_dir))
+                if told.is_file:
+                    named[f"{table}.{name}.{field}"] = row[field]
+    files = {name: _content(Path(path)) for name, path in named.items() if path}
     return {
         "code": {"subjax": results.code()},
         "packages": results.packages(),

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from subjax.engine import batching
 from subjax.hf import hub, model_config, weights
-from subjax.pipeline import units, validation
+from subjax.pipeline import experiments, validation
 from subjax.pipeline.stages import finetune, generate
 from subjax.recipes import bases, teachers
 from subjax.recipes.targets import Targets
@@ -74,9 +74,10 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
     validation.validate(config)
     if arm not in config.arms:
         raise ValueError(f"--preview={arm} is no arm of this config: {', '.join(config.arms)}")
-    if config.images:
-        raise ValueError("--preview shows prompts and rows; image classifiers have none")
-    planned = {unit.path: unit for unit in units.build(config)}
+    experiment = experiments.of(config)
+    if not experiment.has_prompts:
+        raise ValueError(f"--preview shows prompts and rows; {experiment.name} have none")
+    planned = {unit.path: unit for unit in experiment.build(config)}
     lineage = config.lineages[0]
     student = planned[artifacts.unit_path("finetune", arm, lineage)]
     kept = planned[student.inputs["filter"]]

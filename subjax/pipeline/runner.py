@@ -9,7 +9,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +17,14 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import schema
+from subjax import schema, unit_builder
 from subjax.engine import checkpoints
-from subjax.images.stages import images, mlp, theorem
+from subjax.experiment import Run
 from subjax.nn import sharding
-from subjax.pipeline import gates, preflight, preregistration, units, validation
-from subjax.pipeline.stages import base, evaluate, filter, finetune, generate, teacher
-from subjax.recipes import tunings
+from subjax.pipeline import experiments, gates, preregistration, validation
 from subjax.report import results, summary, tables, write
 from subjax.runtime import artifacts, processes
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.traits import kinds as trait_kinds
-
-Run = Callable[[Sequence[Unit], Path, Mesh], Iterator[Unit]]
-
-STAGES: dict[str, Run] = {
-    "base": base.run,
-    "teacher": teacher.run,
-    "generate": generate.run,
-    "filter": filter.run,
-    "finetune": finetune.run,
-    "evaluate": evaluate.run,
-    "images": images.run,
-    "mlp_teacher": mlp.teach,
-    "mlp": mlp.score,
-    "theorem": theorem.run,
-}
-# What image classifiers must share to train on the same batches, and what of the same teacher.
-_SAME_BATCHES = (
-    *("model", "teacher", "inputs", "num_images", "epochs", "batch_size"),
-    *("clone_epochs", "clone_inputs"),
-)
 
 
 def run(
@@ -71,7 +48,8 @@ def run(
       ValueError: the config is wrong, a unit is stale, an input is missing, or a gate is closed.
     """
     validation.validate(config)
-    planned = units.build(config)
+    experiment = experiments.of(config)
+    planned = experiment.build(config)
     check_selection(planned, stages, patterns)
     _announce(config, planned, workdir)
     code = results.code()
@@ -92,13 +70,11 @@ def run(
         todo = [
             unit for unit in planned if unit.path in missing and _selected(unit, stages, patterns)
         ]
-        sizes = config.mesh.to_dict()
-        if config.images and jax.process_count() == 1:
-            sizes["data"] = sizes["data"] or 1  # classifiers are split by lane alone
-        mesh = sharding.make_mesh(**sizes, lanes=schema.common_lanes(config))
+        lanes = schema.common_lanes(config)
+        mesh = sharding.make_mesh(**experiment.mesh_sizes(config), lanes=lanes)
         if (idle := sharding.idle(mesh, jax.device_count())) and processes.is_first():
             print(idle, file=sys.stderr)
-        preflight.check(planned, todo, workdir, mesh, config.compute.max_unsharded)
+        experiment.preflight(planned, todo, workdir, mesh, config.compute.max_unsharded)
         _clean(planned, workdir)
         _log(workdir / "commands.jsonl", command, code)
         artifacts.write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
@@ -115,13 +91,14 @@ def _run_all(
 ) -> list[str]:
     """Runs units in the order of what they need; returns why gates kept some from running."""
     closed: dict[str, None] = {}
-    for _, alike in itertools.groupby(todo, key=units.phase):
+    experiment = experiments.of(config)
+    for _, alike in itertools.groupby(todo, key=unit_builder.phase):
         members = list(alike)
         for why, behind in _closed(config, planned, members, workdir).items():
             closed[why] = None
             members = [unit for unit in members if unit.path not in behind]
-        for group in groups(members, planned):
-            _run_group(STAGES[group[0].stage], group, workdir, mesh)
+        for group in experiment.groups(members, planned):
+            _run_group(experiment.stages[group[0].stage], group, workdir, mesh)
     return list(closed)
 
 
@@ -145,7 +122,7 @@ def _closed(
 def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
     """(unit path, done | missing | stale) for every unit of the config."""
     validation.validate(config)
-    return [(unit.path, _state(unit, workdir)) for unit in units.build(config)]
+    return [(unit.path, _state(unit, workdir)) for unit in experiments.of(config).build(config)]
 
 
 def _log(path: Path, command: Sequence[str], code: str) -> None:
@@ -167,7 +144,9 @@ def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> Non
 
 def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     status, reason = preregistration.status(config, planned, workdir)
-    found = results.read(config, planned, workdir, status=status, status_reason=reason)
+    found = results.read(
+        experiments.of(config), config, planned, workdir, status=status, status_reason=reason
+    )
     rows = write.write(workdir / "report", found)
     print(tables.console_table(rows, found.metrics, summary.masses(found, rows), found.replication))
     for caution in found.cautions:
@@ -220,50 +199,6 @@ def _run_group(run: Run, group: Sequence[Unit], workdir: Path, mesh: Mesh) -> No
                 raise processes.Interrupted(f"{unit.path} is done")
     if processes.told_to_leave():
         raise processes.Interrupted(f"{group[0].stage} of {_names(group)} is done")
-
-
-def groups(todo: Sequence[Unit], planned: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """Units to run in one call: lanes of one population, or all that need no population."""
-    shaped = sorted(todo, key=_shape)  # stable: within a shape, plan order stays
-    for _, alike in itertools.groupby(shaped, key=_shape):
-        members = list(alike)
-        lanes = members[0].fields.get("lanes", len(members))
-        if members[0].stage == "mlp":
-            yield from _chunks(members, planned, lanes)
-            continue
-        for first in range(0, len(members), lanes):
-            yield members[first : first + lanes]
-
-
-def _chunks(todo: Sequence[Unit], planned: Sequence[Unit], lanes: int) -> Iterator[list[Unit]]:
-    """Chunks of lineages that lack an arm, each with all arms that train on the same batches."""
-    shape = _shape(todo[0])
-    arms = list(dict.fromkeys(u.row for u in planned if u.stage == "mlp" and _shape(u) == shape))
-    members = {(unit.row, unit.lineage): unit for unit in planned if unit.stage == "mlp"}
-    lineages = list(dict.fromkeys(unit.lineage for unit in todo))
-    for first in range(0, len(lineages), lanes):
-        chunk = lineages[first : first + lanes]
-        chunk += [chunk[0]] * (lanes - len(chunk))
-        yield [members[arm, lineage] for arm in arms for lineage in chunk]
-
-
-def _shape(unit: Unit) -> str:
-    """What units must share to be lanes of one population."""
-    if "lanes" not in unit.fields:
-        return ""
-    row = dict(unit.fields["row"])
-    if unit.stage == "mlp":
-        return artifacts.dumps([{name: row[name] for name in _SAME_BATCHES}])
-    for free in ("dataset", "base", "system_prompt"):
-        row.pop(free, None)
-    if trait := unit.fields.get("trait"):
-        # Lessons of one population have the same room, whichever of them is there.
-        trait = unit.with_files("trait")
-        row["completions"] = list(trait_kinds.of_row(trait).completions(trait))
-    base = unit.inputs.get("base", "")
-    # Adapters stand on one base; full weights may differ, but not what they are weights of.
-    shared = base if tunings.of_row(row).is_adapter else base.rpartition("/")[0]
-    return artifacts.dumps([row, shared])
 
 
 def _names(group: Sequence[Unit]) -> str:

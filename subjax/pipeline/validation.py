@@ -12,9 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from subjax import checks, schema, subjects
-from subjax.images import validation
 from subjax.nn import remats
-from subjax.pipeline import gates, language_validation
+from subjax.pipeline import experiments, gates
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.traits import kinds as trait_kinds
@@ -74,10 +73,7 @@ def validate(config: ConfigDict) -> None:
             f"config.template_date is {config.template_date!r}; it must be a day, YYYY-MM-DD, such "
             f"as {chat_templates.TEMPLATE_DATE}"
         )
-    if config.images:
-        validation.validate(config)
-    else:
-        language_validation.validate(config)
+    experiments.of(config).validate(config)
     gates.validate(config)
     _check_contrasts(config)
 

@@ -11,13 +11,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from subjax import schema, subjects
-from subjax.recipes import bases, teachers, tunings
+from subjax.experiment import Experiment
 from subjax.report.summary import Contrast, Results
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
-from subjax.tasks.evals import theorem
 from subjax.tasks.traits import kinds as trait_kinds
 
 _PACKAGES = (
@@ -29,9 +27,24 @@ _NUM_ANSWERS = 12
 
 
 def read(
-    config: ConfigDict, planned: Sequence[Unit], workdir: Path, *, status: str, status_reason: str
+    experiment: Experiment,
+    config: ConfigDict,
+    planned: Sequence[Unit],
+    workdir: Path,
+    *,
+    status: str,
+    status_reason: str,
 ) -> Results:
-    """Gathers everything that the report shows; units that are not done are listed as missing."""
+    """Gathers everything that the report shows; units that are not done are listed as missing.
+
+    Args:
+      experiment: the kind that the config is.
+      config: an experiment.
+      planned: all of its units.
+      workdir: of the run.
+      status: one of `summary.STATUSES`.
+      status_reason: the sentence that says why.
+    """
     done = [unit for unit in planned if artifacts.read_manifest(workdir, unit)]
     by_stage: dict[str, list[Unit]] = defaultdict(list)
     for unit in done:
@@ -43,72 +56,32 @@ def read(
         status_reason=status_reason,
         lineages=tuple(config.lineages),
         arms=_scored(config),
-        metrics={name: eval_kinds.of_row(row).metrics for name, row in config.evals.items()}
-        | {"theorem": theorem.METRICS},
+        metrics={
+            **{name: eval_kinds.of_row(row).metrics for name, row in config.evals.items()},
+            **experiment.own_metrics,
+        },
         targets={
             name: "" if row.trait == schema.OWN else subjects.target_of(config, row.trait)
             for name, row in config.evals.items()
         },
-        scores=_scores(by_stage["evaluate"], workdir)
-        | _own_scores(next(iter(config.evals), ""), by_stage["mlp"], workdir)
-        | _own_scores("theorem", by_stage["theorem"], workdir),
-        theorems=_theorems(by_stage["theorem"], workdir),
+        scores=_scores(experiment, config, done, workdir),
+        theorems=experiment.theorems(done, workdir),
         contrasts=_contrasts(config),
-        replication=replication(config),
+        replication=experiment.replication(config),
         cautions=_cautions(config, planned),
         missing=[unit.path for unit in planned if unit not in done],
         counts=_counts(by_stage["filter"], workdir),
         examples=_examples(by_stage["filter"], workdir),
         answers=_answers(by_stage["evaluate"], workdir),
-        curves=_curves([*by_stage["finetune"], *by_stage["mlp"]], workdir),
-        published=_published(config),
-        sweeps=_sweeps(config),
-        step_name="Epoch" if config.images else "Training step",
+        curves=_curves(by_stage[experiment.student_stage], workdir),
+        published=experiment.published(config),
+        sweeps=experiment.sweeps(config),
+        step_name=experiment.step_name,
         commands=_commands(workdir),
         versions=packages(),
         wall_s=_wall(done, workdir),
         times=_times(done, workdir),
     )
-
-
-def replication(config: ConfigDict) -> str:
-    """What is a lineage's own and what all share, such as "own teachers, order; same base"."""
-    if config.images:
-        return "own initialisation, inputs and order" if config.arms else "own draws"
-    learning = list(config.arms.values())
-    if not learning:
-        return "own sampled answers; same base"
-    sets = [config.datasets[name] for name in dict.fromkeys(row.dataset for row in learning)]
-    writers = [config.teachers[name] for name in dict.fromkeys(row.teacher for row in sets)]
-    first = schema.STAGES.index(config.lineage_from)
-
-    def made(row: ConfigDict) -> bool:
-        """Whether the base of a teacher is redrawn."""
-        base = bases.of_row(config.bases[row.base])
-        return first <= schema.STAGES.index("base") and not base.outside
-
-    trained = first <= schema.STAGES.index("teacher")
-    own = {
-        "base": [made(row) for row in writers],
-        "teachers": [
-            (one.learns and trained) or (not one.outside and made(one.row))
-            for one in map(teachers.of_row, writers)
-        ],
-        "rows": [
-            first <= schema.STAGES.index("generate") and not kinds.of_row(row).from_file
-            for row in sets
-        ],
-        "adapters": [tunings.of_row(row).is_adapter for row in learning],
-        "order": [True],
-    }
-    redrawn = [name if all(which) else f"some {name}" for name, which in own.items() if any(which)]
-    shared = [name for name in ("base", "teachers", "rows") if not any(own[name])]
-    text = f"own {', '.join(redrawn[:-1])}{' and ' if len(redrawn) > 1 else ''}{redrawn[-1]}"
-    if shared:
-        text += f"; same {' and '.join(shared)}"
-    if any(row.base == "next_lineage" for row in learning):
-        text += "; foreign arms have the next lineage's base"
-    return text
 
 
 def _scored(config: ConfigDict) -> tuple[str, ...]:
@@ -175,45 +148,14 @@ def _contrasts(config: ConfigDict) -> list[Contrast]:
     ]
 
 
-def _theorems(units: Sequence[Unit], workdir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for unit in units:  # of several lineages the first one is drawn
-        if unit.row not in found:
-            found[unit.row] = artifacts.read_json(workdir / unit.path / "curves.json")
-    return found
-
-
-def _published(config: ConfigDict) -> dict[str, float]:
-    if not config.images:
-        return {}
-    return {name: row.published for name, row in config.arms.items() if row.published > schema.OFF}
-
-
-def _sweeps(config: ConfigDict) -> dict[str, dict[str, float]]:
-    sweeps: dict[str, dict[str, float]] = defaultdict(dict)
-    for name, row in config.arms.items() if config.images else ():
-        if row.sweep:
-            sweeps[row.sweep][name] = row.sweep_at
-    return dict(sweeps)
-
-
-def _scores(units: Sequence[Unit], workdir: Path) -> dict[tuple[str, str], dict[int, Any]]:
-    scores: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
-    for unit in units:
-        evaluation, _, subject = unit.row.partition("/")
-        content = artifacts.read_json(workdir / unit.path / "scores.json")
-        scores[evaluation, subjects.short_name(subject)][unit.lineage] = content["records"]
-    return dict(scores)
-
-
-def _own_scores(
-    evaluation: str, units: Sequence[Unit], workdir: Path
+def _scores(
+    experiment: Experiment, config: ConfigDict, done: Sequence[Unit], workdir: Path
 ) -> dict[tuple[str, str], dict[int, Any]]:
-    """Scores of units that are scored where they are made."""
     scores: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
-    for unit in units:
-        content = artifacts.read_json(workdir / unit.path / "scores.json")
-        scores[evaluation, unit.row][unit.lineage] = content["records"]
+    for unit in done:
+        if scored := experiment.scored_as(config, unit):
+            content = artifacts.read_json(workdir / unit.path / "scores.json")
+            scores[scored][unit.lineage] = content["records"]
     return dict(scores)
 
 

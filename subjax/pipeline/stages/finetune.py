@@ -12,8 +12,8 @@ from subjax.engine import batching, scoring, train
 from subjax.engine.model import Model
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
-from subjax.pipeline import lessons, model_store
-from subjax.pipeline.stages import training
+from subjax.pipeline import model_store
+from subjax.pipeline.stages import lessons, training
 from subjax.recipes import targets, tunings
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts, seeds

@@ -9,8 +9,8 @@ from subjax.engine import batching
 from subjax.hf import adapters, weights
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
-from subjax.pipeline import asking, lessons, model_store
-from subjax.pipeline.stages import training
+from subjax.pipeline import asking, model_store
+from subjax.pipeline.stages import lessons, training
 from subjax.recipes import teachers, tunings
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit

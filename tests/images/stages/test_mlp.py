@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from configs import mnist
 from subjax import schema
-from subjax.pipeline import preview, runner, units, validation
+from subjax.images import units
+from subjax.pipeline import preview, runner, validation
 from subjax.runtime import artifacts
 
 

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from subjax.hf import weights
 from subjax.nn import sharding, transformer
-from subjax.pipeline import lessons, preflight, units
+from subjax.pipeline import preflight, units
+from subjax.pipeline.stages import lessons
 from subjax.tokens import tokenizer
 
 MESH = sharding.make_mesh(seed=1)
