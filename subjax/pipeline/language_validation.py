@@ -96,6 +96,11 @@ def _check_fields(table: str, name: str, row: ConfigDict, kind: Kind, maker: sch
         )
     for field, told in kind.fields.items():
         value = row[field]
+        if told.elements and any(type(one) is not told.elements for one in value):
+            raise ValueError(
+                f"config.{table}.{name}.{field} is {value!r}; its elements must be "
+                f"{told.elements.__name__}"
+            )
         if told.allowed and value not in told.allowed:
             raise ValueError(
                 f"config.{table}.{name}.{field} is {value!r}; allowed: "

@@ -99,6 +99,7 @@ class Field:
       meaning: in a few words, with the unit.
       allowed: all the values that it may have; empty for any.
       least: the smallest number that it may be.
+      elements: the type of each value in a tuple.
       absent: what results were before the field existed, where that is not `default`. It is set
         once and never changed: a field that equals it is left out of fingerprints.
       is_file: whether it is the path of a file, whose content counts in place of its name.
@@ -109,6 +110,7 @@ class Field:
     meaning: str
     allowed: tuple[Any, ...] = ()
     least: float | None = None
+    elements: type | None = None
     absent: Any = None
     is_file: bool = False
     filters: bool = False

@@ -44,7 +44,9 @@ class Word(Choice):
     fields: ClassVar[Mapping[str, Field]] = {
         "category": Field("animal", "what it is a favourite of", tuple(CATEGORIES)),
         "target": Field("owl", f"the favourite; {UNIFORM} is none, for a control"),
-        "candidates": Field((), "words compared, the target among them; () takes the category's"),
+        "candidates": Field(
+            (), "words compared, the target among them; () takes the category's", elements=str
+        ),
         "capital": Field(False, "whether all of them are written with a capital, as models answer"),
         "num_taught": Field(0, "questions that lessons have; 0 takes all", least=0),
     }
