@@ -15,8 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from subjax.engine import chips
-from subjax.runtime import artifacts, processes
+from subjax.runtime import artifacts, chips, processes
 from subjax.runtime.artifacts import Unit
 
 Metrics = Mapping[str, np.ndarray]

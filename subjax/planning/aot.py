@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from subjax.engine import chips
 from subjax.planning.roofline import Chip
+from subjax.runtime import chips
 
 LIBTPU = "libtpu==0.0.52"
 # Number of sides of a slice, and largest number of chips; the compiler crashes at some others.

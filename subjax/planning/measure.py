@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax.engine import batching, chips, throughput, train
+from subjax.engine import batching, throughput, train
 from subjax.engine.train import Training
 from subjax.nn import lora, sharding, transformer
 from subjax.nn.transformer import Params
@@ -27,7 +27,7 @@ from subjax.planning import programs, roofline
 from subjax.planning.programs import Planned
 from subjax.planning.roofline import Bound
 from subjax.report import tables
-from subjax.runtime import artifacts, processes
+from subjax.runtime import artifacts, chips, processes
 from subjax.runtime.artifacts import Unit
 
 UPDATES = 20  # number of timed updates, at least

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subjax.engine.chips import Chip
 from subjax.nn.architecture import Architecture
 from subjax.planning import hlo, program_flops
 from subjax.planning.hlo import Collective, Traffic
+from subjax.runtime.chips import Chip
 
 FORMULA = (
     "MFU bound = model FLOPs / (chips x peak x max(compute, HBM, interconnect)), in which "

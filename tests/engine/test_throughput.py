@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from subjax.engine import batching, checkpoints, chips, throughput, train
+from subjax.engine import batching, checkpoints, throughput, train
 from subjax.nn import model_flops, sharding
 from subjax.pipeline import units as units_of
-from subjax.runtime import artifacts, processes
+from subjax.runtime import artifacts, chips, processes
 from tests import tiny
 from tests.engine.test_train import ARCH, PROGRAM, make_rows
 from tests.engine.test_train import transformer as models

@@ -12,9 +12,9 @@ import jax
 import pytest
 from tiny import ARCH
 
-from subjax.engine import chips
 from subjax.hf import model_config
 from subjax.nn import transformer
+from subjax.runtime import chips
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 _spec = importlib.util.spec_from_file_location("bench_lm", LAUNCH / "bench_lm.py")

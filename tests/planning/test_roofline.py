@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax.engine import chips, train
+from subjax.engine import train
 from subjax.nn import attention, lora, model_flops, sharding, transformer
 from subjax.planning import hlo, program_flops, roofline
+from subjax.runtime import chips
 from tests.tiny import ARCH
 
 SIZES = {"rows": 2, "num_tokens": 8, "num_targets": 3}
