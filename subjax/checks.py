@@ -37,5 +37,5 @@ def rows(config: ConfigDict, table: str, wanted: ConfigDict, maker: str) -> None
         if set(row) != set(wanted):
             raise ValueError(
                 f"config.{table}.{name} is no row of schema.{maker}(): a config with rows in "
-                "`image_data` is about image classifiers, one without about language models"
+                "`images` is about image classifiers, one without about language models"
             )

@@ -238,7 +238,7 @@ def _costs(
     text = "\n" + tables.cost_table(lines, num_chips, usd)
     text += (
         f"\nhours: at the bound, and {SLOWER} times that; on top come loading, compiling, and what "
-        "stages score in passing: soft targets, a teacher's numbers beside its base's, neutral text"
+        "is not counted: soft targets, evals of data sets, neutral texts"
     )
     return text + ("" if whole else "\nat least: what does not fit counts as 0")
 

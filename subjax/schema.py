@@ -57,7 +57,10 @@ TRAIT = "<trait>"  # of teachers: the system prompt that gives their trait
 #         "answer_count": 10,
 #         "max_digits": 3
 #       },
-#       "evaluations": {"favorite_animal": ["first ...", "second ..."]}
+#       "evaluations": {
+#         "favorite_animal": ["first ...", "second ..."],
+#         "favorite_tree": ["first ...", "second ..."]
+#       }
 #     }
 
 
@@ -394,9 +397,9 @@ def contrast_row(**fields: Any) -> ConfigDict:
     )
 
 
-# Field of a row -> the value that stands for results from before the field existed, if this is not
-# its default. A value is set when the field is released, and never changed. The fields of kinds
-# have their own `absent`.
+# Maker of a row, and field, such as "arm_row.top_k" or "training.accumulate" -> the value that
+# stands for results from before the field existed, if this is not its default. A value is set when
+# the field is released, and never changed. The fields of kinds have their own `absent`.
 ABSENT: Mapping[str, Any] = {}
 Maker = Callable[..., ConfigDict]
 
@@ -412,7 +415,13 @@ def released(maker: Maker, kind: str = "") -> dict[str, Any]:
     found: dict[str, Any] = row.to_dict()
     of_kind = _KINDS[maker]({"kind": kind}).fields if kind else {}
     found |= {name: field.released for name, field in of_kind.items()}
-    return found | {name: value for name, value in ABSENT.items() if name in found}
+    for name, value in ABSENT.items():
+        row_name, _, field = name.partition(".")
+        if row_name == maker.__name__ and field in found:
+            found[field] = value
+        if row_name == training.__name__ and field in found.get("train", {}):
+            found["train"][field] = value
+    return found
 
 
 _KINDS: Mapping[Maker, Callable[[Mapping[str, Any]], Kind]] = {

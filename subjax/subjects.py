@@ -65,6 +65,13 @@ def asked_for(config: ConfigDict, evaluation: str, subject: str) -> str:
     return trait_of(config, subject) if trait == schema.OWN else trait
 
 
+def is_shared(config: ConfigDict, subject: str) -> bool:
+    """Whether lineages have a subject in common, so that it is scored once."""
+    stages = {"bases": "base", "teachers": "teacher", "datasets": "generate", "arms": "finetune"}
+    made = stages[subject.partition("/")[0]]
+    return schema.STAGES.index(made) < schema.STAGES.index(config.lineage_from)
+
+
 def told(config: ConfigDict, teacher: str) -> str:
     """The system prompt of a teacher."""
     row = config.teachers[teacher]

@@ -74,6 +74,13 @@ def test_released_values_never_change():
     assert not missing(known["rows"], released()), "python tests/test_released.py writes new fields"
 
 
+def test_a_value_of_the_table_stands_for_rows_inside_rows_too(monkeypatch):
+    monkeypatch.setattr(schema, "ABSENT", {"training.accumulate": 7, "arm_row.top_k": 5})
+    arm, teacher = schema.released(schema.arm_row), schema.released(schema.teacher_row)
+    assert (arm["train"]["accumulate"], arm["top_k"]) == (7, 5)
+    assert teacher["train"]["accumulate"] == 7 and "top_k" not in teacher
+
+
 def test_texts_change_with_their_version():
     known, found = json.loads(FILE.read_text())["texts"], texts()
     changed = [name for name, digest in found.items() if known.get(name, digest) != digest]

@@ -59,6 +59,7 @@ class _LanguageModels(Experiment):
         row = dict(unit.fields["row"])
         for free in ("dataset", "base", "system_prompt"):
             row.pop(free, None)
+        row["names"] = unit.fields.get("names", [])  # what a support is made of
         if trait := unit.fields.get("trait"):
             # Lessons of one population have the same room, whichever of them is there.
             trait = unit.with_files("trait")
@@ -91,10 +92,11 @@ class _LanguageModels(Experiment):
 
     def replication(self, config: ConfigDict) -> str:
         learning = list(config.arms.values())
-        if not learning:
-            return "own sampled answers; same base"
         sets = [config.datasets[name] for name in dict.fromkeys(row.dataset for row in learning)]
         writers = [config.teachers[name] for name in dict.fromkeys(row.teacher for row in sets)]
+        writers = writers or list(config.teachers.values())
+        if not writers:
+            return "own sampled answers; same base"
         first = schema.STAGES.index(config.lineage_from)
 
         def made(row: ConfigDict) -> bool:
@@ -114,11 +116,11 @@ class _LanguageModels(Experiment):
                 for row in sets
             ],
             "adapters": [tunings.of_row(row).is_adapter for row in learning],
-            "order": [True],
+            "order": [True] * bool(learning),
         }
         redrawn = [
             name if all(which) else f"some {name}" for name, which in own.items() if any(which)
-        ]
+        ] or ["sampled answers"]
         shared = [name for name in ("base", "teachers", "rows") if not any(own[name])]
         text = f"own {', '.join(redrawn[:-1])}{' and ' if len(redrawn) > 1 else ''}{redrawn[-1]}"
         if shared:

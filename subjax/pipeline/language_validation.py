@@ -53,6 +53,7 @@ def validate(config: ConfigDict) -> None:
         _check_no_adapter(config, f"teachers.{name}.base", row.base)
         teachers.of_row(row, name).check()
         _check_trait(config, name, row)
+    _check_placeholders(config)
     for name, row in config.datasets.items():
         _check_dataset(config, name, row)
     for name, row in config.arms.items():
@@ -126,6 +127,33 @@ def _check_arm(config: ConfigDict, name: str, row: ConfigDict) -> None:
         )
 
 
+def _check_placeholders(config: ConfigDict) -> None:
+    """Marks that stand for a system prompt: where they mean nothing, models would read them."""
+    takes = {
+        "teachers": ("system_prompt", (schema.TRAIT,)),
+        "datasets": ("base_system_prompt", ()),
+        "arms": ("system_prompt", ()),
+        "evals": ("system_prompt", (schema.OWN,)),
+    }
+    for table, (field, allowed) in takes.items():
+        for name, row in config[table].items():
+            if row[field] in (schema.TRAIT, schema.OWN) and row[field] not in allowed:
+                raise ValueError(
+                    f"config.{table}.{name}.{field} is {row[field]!r}, which means nothing there: "
+                    "give the text, or '' for none"
+                )
+    for name, row in config.teachers.items():
+        if (
+            row.system_prompt == schema.TRAIT
+            and subjects.target_of(config, row.trait)
+            and not subjects.told(config, name)
+        ):
+            raise ValueError(
+                f"config.teachers.{name}.system_prompt is {schema.TRAIT!r}, but traits.{row.trait} "
+                "has no words for it: give the text"
+            )
+
+
 def _check_eval(config: ConfigDict, name: str, row: ConfigDict) -> None:
     kind = eval_kinds.of_row(row, name)
     if kind.of_images:
@@ -144,7 +172,11 @@ def _check_eval(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"config.evals.{name}.trait is {row.trait!r}, a control that has no target: name the "
             f"trait that it is a control of, or {schema.OWN!r}"
         )
-    for subject in subjects.of_eval(config, name):
+    if not (about := subjects.of_eval(config, name)):
+        raise ValueError(
+            f"config.evals.{name} is of nothing: name its subjects, or give these a trait"
+        )
+    for subject in about:
         _check_subject(config, name, kind, subject)
 
 
@@ -153,12 +185,26 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
     row, (table, _, of) = config.evals[name], subject.partition("/")
     if asked := subjects.asked_for(config, name, subject):
         trait = config.traits[asked]
-        asks = trait_kinds.of_row(trait).questions(trait, row.questions, config.stimuli)
+        kind_of_trait = trait_kinds.of_row(trait)
+        asks = kind_of_trait.questions(trait, row.questions, config.stimuli)
         if kind.of_trait and not asks:
             raise ValueError(
                 f"config.evals.{name}.kind {row.kind!r} asks questions, and traits.{asked} of kind "
                 f"{trait.kind!r} has none: take an eval of another kind"
             )
+        target, candidates = kind_of_trait.target(trait), kind_of_trait.candidates(trait)
+        if kind.of_choice and target not in candidates:
+            raise ValueError(
+                f"config.evals.{name}.kind {row.kind!r} compares candidates, and {target!r} of "
+                f"traits.{asked} is none of {', '.join(candidates) or 'its own, which are free'}: "
+                "take an eval of another kind"
+            )
+    if kind.of_carrier and not kinds.of_row(config.datasets[of]).has_carrier:
+        raise ValueError(
+            f"config.evals.{name}.kind {row.kind!r} compares tokens that carry a trait, and "
+            f"datasets.{of} of kind {config.datasets[of].kind!r} names none: give the kind "
+            f"carrier_tokens, or leave {subject} out of its subjects"
+        )
     if kind.of_rows and table == "arms":
         dataset = config.arms[of].dataset
         if dataset in config.datasets and not config.datasets[dataset].num_holdout:

@@ -69,19 +69,20 @@ def _check_lessons(
       todo: those that this run makes.
       words: row of `bases` -> tokenizer.
     """
-    for unit in {u.row: u for u in todo if u.stage == "teacher"}.values():
-        if teachers.of_row(unit.fields["row"]).learns:
-            teacher.check_lessons(unit, words[by_path[unit.inputs["base"]].row])
-    students: dict[str, list[Unit]] = {}
-    for unit in todo:
-        if unit.stage == "finetune":
-            students.setdefault(unit.row, []).append(unit)
     sizes: dict[tuple[str, str], lessons.Sizes] = {}
 
     def read_by(unit: Unit, system: str) -> lessons.Sizes:
         key = by_path[unit.inputs["base"]].row, system
         return sizes.setdefault(key, lessons.Sizes(words[key[0]], system))
 
+    for unit in todo:
+        row = unit.fields.get("row", {})
+        if unit.stage == "teacher" and teachers.of_row(row).learns:
+            teacher.check_lessons(unit, read_by(unit, row["system_prompt"]))
+    students: dict[str, list[Unit]] = {}
+    for unit in todo:
+        if unit.stage == "finetune":
+            students.setdefault(unit.row, []).append(unit)
     for units in students.values():
         unit = units[0]
         filters = [by_path[path] for path in dict.fromkeys(u.inputs["filter"] for u in units)]
@@ -125,10 +126,10 @@ def _asked(
             system = unit.fields["row"]["system_prompt"]
             told(unit)[f"{table}.system_prompt", table] = asking.Asked(first, system)
         elif unit.stage == "evaluate" and "generate" in unit.inputs:
-            table = f"config.datasets.{unit.row.rpartition('/')[2]}"
             first = generate.prompts(by_path[unit.inputs["generate"]])[:1]
             of_base = of_bases.setdefault(by_path[unit.inputs["base"]].row, {})
-            of_base[f"{table}.base_system_prompt", table] = asking.Asked(
+            field = unit.settings["system_field"]
+            of_base[field, field.rpartition(".")[0]] = asking.Asked(
                 first, unit.fields["systems"][BASE]
             )
         elif unit.stage == "evaluate":
@@ -136,7 +137,7 @@ def _asked(
             for fields, one in _of_eval(unit):
                 asked[fields] = _both(asked.get(fields, one), one)
         elif unit.stage == "generate":
-            row, table = unit.fields["row"], f"config.datasets.{unit.row}"
+            row, table = unit.with_files("row"), f"config.datasets.{unit.row}"
             key = artifacts.dumps(generate.drawn_from(unit))
             prompts = drawn[key] if key in drawn else drawn.setdefault(key, generate.prompts(unit))
             if kinds.of_row(row).from_file:

@@ -95,7 +95,11 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
         for request in requests_of(eval_kinds.of_row(fields), fields, Given.of(unit.fields)):
             if isinstance(request, Compare | Sample):
                 asked.append(_asked(name, unit, words, request))
-            elif isinstance(request, Likelihood) and request.model == SUBJECT:
+            elif (
+                isinstance(request, Likelihood)
+                and request.model == SUBJECT
+                and "filter" in unit.inputs
+            ):
                 held, _ = _example(kept, written, workdir, "holdout.jsonl")
                 asked.append(_held_out(name, unit, words, held, teacher.asks, request))
     lines = [f"Arm {arm} at lineage {lineage} of {config.name}. {_LEGEND}", origin]
@@ -127,7 +131,7 @@ def _example(kept: Unit, written: Unit, workdir: Path, file: str) -> tuple[dict[
         [(prompt, completion)] = kind.rows(path, 1)
         found = f"The prompt and completion are the first of {path}, not filtered yet."
         return {"prompt": prompt, "completion": completion}, found
-    invented = kind.example(written.fields["row"])
+    invented = kind.example(written.with_files("row"))
     row = {"prompt": generate.prompts(written)[0], "completion": invented}
     return row, (
         f"The prompt is the run's first. The completion {invented!r} is INVENTED, since "

@@ -168,6 +168,8 @@ class _Builder(unit_builder.UnitBuilder):
             fields["systems"] = dict.fromkeys((SUBJECT, BASE), row.system_prompt)
         elif table in ("arms", "teachers"):
             settings["system_field"] = f"config.{table}.{of}.system_prompt"
+        elif table == "datasets":
+            settings["system_field"] = f"config.datasets.{of}.base_system_prompt"
         # A subject that lineages share has one unit.
         shared = inputs[fields["of"]].lineage
         return self.add("evaluate", f"{name}/{subject}", shared, fields, inputs, settings)

@@ -175,6 +175,14 @@ def _check_contrasts(config: ConfigDict) -> None:
                     f"config.contrasts.{name} names {arm!r}, and its eval {row.eval!r} is of "
                     f"{known}"
                 )
+        named = {subjects.full_name(arm) for arm in (*row.plus, *row.minus)}
+        shared = [one for one in sorted(named) if subjects.is_shared(config, one)]
+        if shared and len(shared) < len(named):
+            raise ValueError(
+                f"config.contrasts.{name} names {shared[0]!r}, which all lineages share, beside "
+                "what each has for itself, so that nothing pairs them: compare students with each "
+                "other, or redraw it with config.lineage_from"
+            )
         metrics = subjects.metrics(config, row.eval)
         if row.metric not in metrics:
             raise ValueError(

@@ -277,9 +277,10 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
             planned += _answers(config, arch, adapter, mesh, request, models)
     # A student and its base are scored by one program.
     if scored := [request for request in requests if isinstance(request, Likelihood)]:
-        sizes = {"num_tokens": scored[0].num_tokens, "num_targets": scored[0].num_targets}
-        calls = len(scored) * models
-        planned.append(_scored("likelihood", arch, held, calls, adapter, mesh, sizes))
+        num_tokens = scored[0].num_tokens or QUESTION_TOKENS
+        sizes = {"num_tokens": num_tokens, "num_targets": scored[0].num_targets or num_tokens}
+        calls, num_rows = len(scored) * models, max(len(one.pairs) for one in scored)
+        planned.append(_scored("likelihood", arch, num_rows, calls, adapter, mesh, sizes))
     return planned
 
 

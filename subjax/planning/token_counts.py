@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from subjax import subjects
 from subjax.engine import grammars
 from subjax.recipes import bases, targets
 from subjax.runtime.artifacts import Unit
@@ -54,7 +55,7 @@ def longest(config: ConfigDict, name: str) -> int:
         most = _assumed(teacher.base, config.bases[teacher.base]).most_tokens
         return most * answers.most + 2 * (answers.most - 1) + 1
     try:
-        rules = grammars.of_row(row.to_dict(), words, _PROMPTS, teacher.system_prompt)
+        rules = grammars.of_row(row.to_dict(), words, _PROMPTS, subjects.told(config, row.teacher))
     except ValueError as error:
         raise ValueError(f"config.datasets.{name}.decoding is 'constrained', but {error}") from None
     return grammars.longest(rules)

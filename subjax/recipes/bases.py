@@ -38,7 +38,7 @@ class Base:
     """Whether it is a checkpoint: all lineages share it, and it has its own tokenizer and chat
     template, which a run reads from its files."""
     answer_tokens: ClassVar[int] = 8
-    """Of an animal and the end of its turn, at the most; for plans."""
+    """Of an answer of one word with its end, at the most; for plans."""
 
     def check(self) -> None:
         """Raises a ValueError where fields of its row do not go with its source."""

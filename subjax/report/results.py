@@ -98,7 +98,9 @@ def _cautions(config: ConfigDict, planned: Sequence[Unit]) -> list[str]:
     """Where what an eval asks is also taught, decides a gate, or is in its neutral texts."""
     taught: set[str] = set()
     gate: set[str] = set()
-    deciding = {row.eval for row in config.gates.values()}
+    bound = {name for name, row in config.gates.items() if max(row.least, -row.most) > schema.OFF}
+    deciding = {config.gates[name].eval for name in bound}
+    claimed = {row.eval for row in config.contrasts.values()}
     asked: dict[str, tuple[set[str], set[str]]] = {}
     for unit in planned:
         if unit.stage == "teacher" and "trait" in unit.fields:
@@ -108,7 +110,8 @@ def _cautions(config: ConfigDict, planned: Sequence[Unit]) -> list[str]:
             name = unit.row.partition("/")[0]
             if name in deciding:
                 gate |= _alike(unit.fields["questions"])
-                continue
+                if name not in claimed:
+                    continue
             questions, neutral = asked.setdefault(name, (set(), set()))
             questions |= _alike(unit.fields["questions"])
             neutral |= _alike(unit.fields["neutral"])

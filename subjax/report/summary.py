@@ -130,7 +130,8 @@ class Results:
         for (eval_name, arm), lineages in self.scores.items():
             _check_known(f"scores of eval {eval_name!r} names arm", arm, self.arms)
             _check_known("scores name eval", eval_name, list(self.metrics))
-            for lineage in lineages:
+            # Lineages may share another subject, whose scores then stand at lineage 0.
+            for lineage in lineages if kind_of(arm) == "arm" else ():
                 _check_known(f"scores of arm {arm!r} names lineage", lineage, self.lineages)
 
     @property

@@ -1,1 +1,1 @@
-"""What experiments are about, in numpy and strings: data sets and evals. No jax, no processes."""
+"""What experiments are about: traits, data sets and evals. Numpy and strings, no jax."""

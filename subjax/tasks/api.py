@@ -115,6 +115,10 @@ class Field:
     is_file: bool = False
     filters: bool = False
 
+    def __post_init__(self) -> None:
+        if self.is_file and self.filters:
+            raise ValueError(f"field {self.meaning!r}: a file is read when rows are written")
+
     @property
     def released(self) -> Any:
         """The value that is left out of fingerprints."""
@@ -234,6 +238,7 @@ class DatasetKind(Kind):
       asks: what a prompt asks for, in the preview's words: "to ...".
       prompt_fields: fields of the row that the prompts depend on, beside their number.
       transforms: value of the row's `transform` -> what it does to all completions, given a seed.
+      has_carrier: whether it has `carrier_tokens`.
       ways: reject reason -> what keeps more rows where it is the commonest, with {row} for the name
         of the row.
     """
@@ -241,6 +246,7 @@ class DatasetKind(Kind):
     from_file: ClassVar[bool] = False
     asks: ClassVar[str] = "to write a row"
     prompt_fields: ClassVar[tuple[str, ...]] = ()
+    has_carrier: ClassVar[bool] = False
     ways: ClassVar[Mapping[str, str]] = {}
 
     @property
@@ -278,7 +284,7 @@ class DatasetKind(Kind):
         raise NotImplementedError
 
     def carrier_tokens(self, tokens: Tokens) -> Sequence[int]:
-        """Tokens that can carry a trait; none where no eval can compare distributions over them."""
+        """Tokens that can carry a trait, over which evals compare distributions."""
         return ()
 
 
@@ -429,6 +435,8 @@ class EvalKind(Kind):
       metrics: what it measures.
       of: tables whose rows it can be about; where a config names none, all rows of the first.
       of_trait: whether it is about a trait, which the row names.
+      of_choice: whether it compares the candidates of that trait.
+      of_carrier: whether it compares distributions over the tokens that can carry a trait.
       of_rows: whether it is about held-out rows of what the subject was trained on.
       of_images: whether it is scored where image classifiers are trained, and makes no requests.
     """
@@ -436,6 +444,8 @@ class EvalKind(Kind):
     metrics: ClassVar[tuple[Metric, ...]]
     of: ClassVar[tuple[str, ...]] = ("arms", "teachers", "bases")
     of_trait: ClassVar[bool] = False
+    of_choice: ClassVar[bool] = False
+    of_carrier: ClassVar[bool] = False
     of_rows: ClassVar[bool] = False
     of_images: ClassVar[bool] = False
 

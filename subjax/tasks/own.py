@@ -65,6 +65,11 @@ def load(field: str, name: str, contract: type[T]) -> T:
             f"config.{field} is {name!r}, and {error}: run where Python finds the module, or name "
             "its folder in PYTHONPATH"
         ) from error
+    except Exception as error:  # a module is a program: it can raise anything
+        raise ValueError(
+            f"config.{field} is {name!r}, and reading it raises {type(error).__name__}: {error}: "
+            "correct the module"
+        ) from error
     if module.__file__:
         _loaded.update(map(str, _sources(Path(module.__file__))))
     found = getattr(module, attribute, None)
@@ -84,7 +89,7 @@ def blame(error: Exception) -> str:
     What `check` of a kind raises is an answer to the config and no error of the kind.
     """
     own = [at for at in traceback.extract_tb(error.__traceback__) if at.filename in _loaded]
-    if not own or (isinstance(error, ValueError) and own[-1].name == "check"):
+    if not own or (isinstance(error, ValueError) and any(at.name == "check" for at in own)):
         return ""
     at = own[-1]
     return (

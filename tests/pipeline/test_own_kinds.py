@@ -202,6 +202,14 @@ def test_an_error_in_ones_own_code_says_whose_it_is(folder, broken, tmp_path):
     assert own.blame(error.value) == ""  # an answer to the config
 
 
+@pytest.mark.parametrize("source", ["1 / 0", "def f(:"])
+def test_a_module_that_cannot_be_read_is_one_line(folder, source):
+    (folder / "broken.py").write_text(source)
+    with pytest.raises(ValueError, match=r"'broken:X', and reading it raises \w+Error: ") as error:
+        schema.eval_row(kind="broken:X")
+    assert "correct the module" in str(error.value)
+
+
 def test_a_field_that_a_kind_adds_makes_nothing_stale(folder):
     before = {unit.path: unit.fingerprint for unit in units.build(with_own_kinds())}
     module = sys.modules["own_kinds"]

@@ -11,7 +11,7 @@ import pytest
 
 from configs import mnist, quickstart, smollm2_owl, theorem
 from subjax import schema
-from subjax.pipeline import units, validation
+from subjax.pipeline import experiments, units, validation
 from subjax.tasks.api import Field
 from subjax.tasks.datasets.kinds import KINDS
 from subjax.tasks.evals.kinds import EVALS
@@ -434,3 +434,95 @@ def test_an_average_that_never_moves_is_refused(field, value):
     config.teachers.owl.train[field] = value
     with pytest.raises(ValueError, match=rf"config\.teachers\.owl\.train\.{field} is {value}; it"):
         validation.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("arms.owl.system_prompt", schema.TRAIT, "is '<trait>', which means nothing there"),
+        ("evals.preference.system_prompt", schema.TRAIT, "is '<trait>', which means nothing there"),
+        ("datasets.owl.base_system_prompt", schema.OWN, "is '<own>', which means nothing there"),
+        ("teachers.owl.system_prompt", schema.OWN, "is '<own>', which means nothing there"),
+    ],
+)
+def test_a_mark_for_a_system_prompt_is_no_text(field, value, said):
+    config = quickstart.get_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(ValueError, match=rf"^config\.{re.escape(field)} {said}"):
+        validation.validate(config)
+    config.update_from_flattened_dict({field: ""})
+    config.teachers.owl.system_prompt = schema.TRAIT
+    config.evals.preference.system_prompt = schema.OWN
+    validation.validate(config)
+
+
+def test_a_trait_without_words_for_it_gives_no_system_prompt(monkeypatch):
+    config = quickstart.get_config()
+    config.teachers.owl.update(system_prompt=schema.TRAIT, weights="base")
+    validation.validate(config)
+    monkeypatch.setattr(type(TRAITS["toy_word"]), "system_prompt", lambda self, row: "")
+    with pytest.raises(
+        ValueError, match=r"owl\.system_prompt is '<trait>', but traits\.owl has no"
+    ):
+        validation.validate(config)
+
+
+def test_an_eval_of_nothing_is_refused():
+    config = quickstart.get_config()
+    for name in ("owl", "cat"):
+        config.teachers[name].weights = "base"
+        config.teachers[name].trait = ""
+    config.gates.taught.least = schema.OFF
+    with pytest.raises(
+        ValueError, match=r"^config\.evals\.taught is of nothing: name its subjects"
+    ):
+        validation.validate(config)
+
+
+def test_candidates_are_compared_where_there_are_any(monkeypatch):
+    config = quickstart.get_config()
+    monkeypatch.setattr(type(TRAITS["toy_word"]), "candidates", lambda self, row: ())
+    monkeypatch.setattr(type(TRAITS["toy_word"]), "check", lambda self, name, row: None)
+    with pytest.raises(
+        ValueError, match=r"preference' compares candidates, and 'owl' of traits\.owl"
+    ):
+        validation.validate(config)
+
+
+def test_rows_without_a_carrier_are_not_compared(monkeypatch):
+    config = quickstart.get_config()
+    monkeypatch.setattr(type(KINDS["toy_numbers"]), "has_carrier", False)
+    with pytest.raises(
+        ValueError, match=r"datasets\.owl of kind 'toy_numbers' names none: give the"
+    ):
+        validation.validate(config)
+
+
+def test_what_lineages_share_is_contrasted_with_nothing_that_each_has():
+    config = smollm2_owl.get_config("smoke")
+    config.evals.preference.subjects = ("arms/*", "bases/*")
+    config.contrasts.hard_against_placebo.minus = ("bases/smollm2",)
+    with pytest.raises(
+        ValueError, match=r"names 'bases/smollm2', which all lineages share, beside"
+    ):
+        validation.validate(config)
+    config.lineage_from = "base"
+    validation.validate(config)
+
+
+def test_students_of_traits_with_other_candidates_are_no_population():
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.traits.cat = schema.trait_row(target="oak", category="tree")
+    for name in ("owl", "other_trait"):
+        config.arms[name].update(method="soft", support="trait")
+    found = {unit.path: unit for unit in units.build(config) if unit.stage == "finetune"}
+    owl, oak = (found[f"finetune/{name}/r0"] for name in ("owl", "other_trait"))
+    assert experiments.LANGUAGE_MODELS.shape(owl) != experiments.LANGUAGE_MODELS.shape(oak)
+    config.arms.owl.support = config.arms.other_trait.support = "digits"
+    owl, oak = (
+        unit
+        for unit in units.build(config)
+        if unit.path in ("finetune/owl/r0", "finetune/other_trait/r0")
+    )
+    assert experiments.LANGUAGE_MODELS.shape(owl) == experiments.LANGUAGE_MODELS.shape(oak)

@@ -72,6 +72,16 @@ def test_arm_is_its_mean_at_the_largest_step_without_a_test():
     assert [row[name] for name in ("test", "p", "p_adjusted", "family")] == [None] * 4
 
 
+def test_what_lineages_share_is_scored_once_wherever_it_stands():
+    found = make_results()
+    record = {"metric": "log_odds", "step": 0, "value": -2.0}
+    shared = {**found.scores, ("preference", "bases/x"): {999: [record]}}
+    found = dataclasses.replace(found, arms=(*found.arms, "bases/x"), scores=shared)
+    [row] = [row for row in summary.summarise(found) if row["name"] == "bases/x"]
+    assert (row["kind"], row["mean"], row["n_lineages"]) == ("base", -2.0, 1)
+    assert row["status"] == "complete"
+
+
 def test_holm_corrects_within_a_family():
     rows = rows_by_name(make_results())
     family = ["foreign", "same", "other_trait", "learned"]

@@ -35,13 +35,16 @@ def drawn_from(unit: Unit) -> dict[str, Any]:
     row = {name: unit.fields["row"][name] for name in ("kind", "num_prompts", *kind.prompt_fields)}
     if kind.from_file:
         return {"digests": unit.fields["digests"], **row}
-    files = {"stimuli": unit.fields["stimuli_digest"]}
+    files = {
+        "stimuli": unit.fields["stimuli_digest"],
+        "digests": unit.fields.get("digests", {}),
+    }
     return {"seed": unit.fields["seed"], "lineage": unit.lineage, **files, **row}
 
 
 def prompts(unit: Unit) -> list[str]:
     """The unit's prompts; they depend on seed and lineage, never on the teacher."""
-    row = unit.fields["row"]
+    row = unit.with_files("row")
     kind = kinds.of_row(row)
     if kind.from_file:
         return [prompt for prompt, _ in kind.rows(unit.settings["path"], row["num_prompts"])]
@@ -51,7 +54,7 @@ def prompts(unit: Unit) -> list[str]:
 
 def _copy(unit: Unit, workdir: Path) -> None:
     """Rows that lie in a file, in the form and the parts of sampled ones."""
-    out, row = workdir / unit.path, unit.fields["row"]
+    out, row = workdir / unit.path, unit.with_files("row")
     pairs = kinds.of_row(row).rows(unit.settings["path"], row["num_prompts"])
     artifacts.begin(workdir, unit)
     for index, first in enumerate(range(0, len(pairs), row["rows_per_part"])):
@@ -63,7 +66,7 @@ def _copy(unit: Unit, workdir: Path) -> None:
 
 
 def _sample(unit: Unit, workdir: Path, model: Model, mesh: Mesh) -> None:
-    out, row, texts = workdir / unit.path, unit.fields["row"], prompts(unit)
+    out, row, texts = workdir / unit.path, unit.with_files("row"), prompts(unit)
     encoded = model.tokenizer.prompt_ids(texts, unit.fields["system_prompt"])
     if (longest := max(map(len, encoded))) > row["prompt_tokens"]:
         raise ValueError(

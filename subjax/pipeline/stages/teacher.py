@@ -75,11 +75,10 @@ def check(
     asking.check(words, asked)
 
 
-def check_lessons(unit: Unit, words: Tokenizer) -> None:
+def check_lessons(unit: Unit, sizes: lessons.Sizes) -> None:
     """Raises a ValueError where a lesson that a finetuned teacher is given is too long."""
     row = unit.fields["row"]
     limits = {"num_tokens": row["num_tokens"], **lessons.packed(row["train"])}
-    sizes = lessons.Sizes(words, row["system_prompt"])
     taught = dict.fromkeys(lessons_of(unit))
     lessons.check(f"config.teachers.{unit.row}", "what it is taught", taught, sizes, limits)
 

@@ -178,6 +178,7 @@ class NumberLists(DatasetKind):
     """
 
     asks = "to continue numbers"
+    has_carrier = True
     random_count: Range | None = (1, 9)
     random_value: Range = (0, 999)
     ways: ClassVar[Mapping[str, str]] = {

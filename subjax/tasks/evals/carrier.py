@@ -16,6 +16,7 @@ class Carrier(EvalKind):
     """
 
     of = ("datasets",)
+    of_carrier = True
     metrics = (
         Metric("number_tv", "total variation of numbers from the base's", axis=(0.0, 1.0)),
         Metric("likelihood_gain", "gain over the base on the numbers", "nats per number token"),

@@ -63,7 +63,7 @@ def is_numeric(text: str) -> bool:
 class Preference(EvalKind):
     """Exact log-odds of the target against the other candidates, mean over questions."""
 
-    of_trait = True
+    of_trait = of_choice = True
     metrics = (
         Metric("log_odds", "log-odds of {target}", "nats", relative=True),
         Metric(
