@@ -129,12 +129,13 @@ def _closed(name: str, row: ConfigDict, unit: Unit, workdir: Path) -> str:
         why = f"{unit.path} has {value}, as if its model were damaged"
         if value is None:
             why = (
-                f"{unit.path} has no {row.metric}: its rows hold no number, or teacher and base "
-                "have not the same tokens"
+                f"{unit.path} has no {row.metric}, for example since rows hold no number, or "
+                "teacher and base have other tokens"
             )
         raise ValueError(
             f"gate {name} cannot be measured: {why}: take its row out of config.gates, or delete "
-            f"{unit.inputs[unit.fields['of']]} and make it again from another model"
+            f"{unit.inputs[unit.fields['of']]} and {unit.path} and make them again from another "
+            "model"
         )
     if row.least <= value <= row.most:
         return ""
