@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import jax
@@ -84,7 +84,7 @@ def fit(
     packing: batching.Packing | None = None,
     store: checkpoints.Checkpoints | None = None,
     log: throughput.Log | None = None,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Trains a population and yields a `Progress` at each probe step and at the last step.
 
     The first `Progress` of a resumed run has all metrics since step 0.
@@ -143,7 +143,7 @@ def _updates(
     label: str,
     store: checkpoints.Checkpoints | None,
     log: throughput.Log,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """The loop of `fit`, with all trees on the mesh."""
     _, update = _compile(program)
     flops = _flops(program, batches, state[0])

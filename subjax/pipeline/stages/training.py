@@ -1,7 +1,8 @@
 """What stages that train have in common: units as lanes of one population, from start to end."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,18 @@ class Population:
         return self._kept(updates, keep, store)
 
     def _kept(
-        self, updates: Iterator[train.Progress], keep: Keep, store: checkpoints.Checkpoints
+        self,
+        updates: Generator[train.Progress, None, None],
+        keep: Keep,
+        store: checkpoints.Checkpoints,
     ) -> Iterator[Unit]:
         history = []
-        for progress in updates:
-            history.append(dataclasses.replace(progress, trainable={}))  # a model is large
-            for lane in range(len(self.units)):
-                keep(lane, progress.step, train.lane(progress.trainable, lane))
+        # Where a model cannot be written, the progress bar is gone before the error is shown.
+        with contextlib.closing(updates):
+            for progress in updates:
+                history.append(dataclasses.replace(progress, trainable={}))  # a model is large
+                for lane in range(len(self.units)):
+                    keep(lane, progress.step, train.lane(progress.trainable, lane))
         for lane, unit in enumerate(self.units):
             metrics = train.metric_rows(history, lane)
             artifacts.write_jsonl(self.workdir / unit.path / "metrics.jsonl", metrics)
