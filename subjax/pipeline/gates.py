@@ -117,7 +117,7 @@ def _closed(name: str, row: ConfigDict, unit: Unit, workdir: Path) -> str:
     if not manifest or manifest["fingerprint"] != unit.fingerprint:
         raise ValueError(
             f"gate {name} is not measured: {unit.path} is not done, and units behind the gate were "
-            "asked for: run with --units={unit.path} first"
+            f"asked for: run with --units={unit.path} first"
         )
     records = artifacts.read_json(workdir / unit.path / "scores.json")["records"]
     last = max((record["step"] for record in records), default=0)

@@ -172,10 +172,9 @@ def _check_eval(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"config.evals.{name}.trait is {row.trait!r}, a control that has no target: name the "
             f"trait that it is a control of, or {schema.OWN!r}"
         )
-    if not (about := subjects.of_eval(config, name)):
-        raise ValueError(
-            f"config.evals.{name} is of nothing: name its subjects, or give these a trait"
-        )
+    about = subjects.of_eval(config, name)
+    if not about and row.trait != schema.OWN:  # which leaves out those that have none
+        raise ValueError(f"config.evals.{name} is of nothing: name its subjects, or drop the row")
     for subject in about:
         _check_subject(config, name, kind, subject)
 

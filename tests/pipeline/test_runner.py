@@ -277,7 +277,9 @@ def test_students_are_refused_where_a_gate_was_never_measured(copy):
     config = tiny.config(gated=True)
     config.gates.taught.least = -50.0
     shutil.rmtree(copy / "finetune/owl/r0")
-    says = "^gate taught is not measured: evaluate/taught/teachers/owl/r0 is not done, .*evaluate f"
+    says = (
+        "^gate taught is not measured: evaluate/taught/teachers/owl/r0 is not done, .*--units=eval"
+    )
     with pytest.raises(ValueError, match=says):
         runner.run(config, copy, stages=["finetune"])
     assert not (copy / "finetune/owl/r0").exists()

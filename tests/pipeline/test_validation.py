@@ -469,14 +469,13 @@ def test_a_trait_without_words_for_it_gives_no_system_prompt(monkeypatch):
 
 def test_an_eval_of_nothing_is_refused():
     config = quickstart.get_config()
-    for name in ("owl", "cat"):
-        config.teachers[name].weights = "base"
-        config.teachers[name].trait = ""
-    config.gates.taught.least = schema.OFF
-    with pytest.raises(
-        ValueError, match=r"^config\.evals\.taught is of nothing: name its subjects"
-    ):
+    config.arms, config.contrasts = {}, {}
+    with pytest.raises(ValueError, match=r"^config\.evals\.preference is of nothing: name its"):
         validation.validate(config)
+    with config.unlocked():
+        del config.evals["likelihood"]
+    config.evals.preference.subjects = ("bases/toy",)
+    validation.validate(config)
 
 
 def test_candidates_are_compared_where_there_are_any(monkeypatch):
