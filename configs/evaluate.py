@@ -51,5 +51,6 @@ def _shrink(config: ConfigDict) -> None:
     for row in config.bases.values():
         row.update(source="random", path="")
         row.update(width=16, num_heads=2, num_kv_heads=1, head_dim=8, ffn_width=32)
+    config.evals.answers.prompt_tokens = 192
     for row in config.evals.values():
-        row.update(questions="explore", prompt_tokens=192)
+        row.questions = "explore"

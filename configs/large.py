@@ -164,13 +164,25 @@ def _shrink(config: ConfigDict) -> None:
     config.bases.model = schema.base_row(
         source="random", num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8
     )
-    for row in config.datasets.values():
+    for name, row in config.datasets.items():
         # An untrained model writes nothing that the filter for numbers keeps.
-        row.update(kind="plain_numbers", decoding="constrained", num_slots=3, num_shown=(2, 2))
-        row.update(num_prompts=16, rows_per_part=16, slots=8, num_train=8, num_holdout=4)
-        row.update(prompt_tokens=256, max_new_tokens=20)
+        config.datasets[name] = schema.dataset_row(
+            kind="plain_numbers",
+            teacher=row.teacher,
+            decoding="constrained",
+            num_slots=3,
+            num_shown=(2, 2),
+            base_system_prompt=row.base_system_prompt,
+            num_prompts=16,
+            rows_per_part=16,
+            slots=8,
+            prompt_tokens=256,
+            max_new_tokens=20,
+            num_train=8,
+            num_holdout=4,
+        )
     for row in config.arms.values():
         row.update(num_tokens=256, num_targets=24)
         row.train.update(steps=2, warmup_steps=1, batch_size=4)
-    for row in (config.evals.preference, config.evals.answers):
-        row.update(num_samples=1, prompt_tokens=256, slots=32, questions="confirm")
+    config.evals.preference.questions = "confirm"
+    config.evals.answers.update(num_samples=1, prompt_tokens=256, slots=32, questions="confirm")

@@ -190,5 +190,4 @@ def _shrink(config: ConfigDict) -> None:
         row.probe_steps = (0, 1)
         row.num_tokens = 128
         row.train.update(steps=2, warmup_steps=1, batch_size=4)
-    for row in config.evals.values():
-        row.update(num_samples=1, prompt_tokens=176, slots=32)
+    config.evals.answers.update(num_samples=1, prompt_tokens=176, slots=32)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax.tasks.api import Kind
+from subjax.tasks.api import FREE, Kind
 from subjax.tasks.datasets import kinds as dataset_kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.traits import kinds as trait_kinds
@@ -196,27 +196,16 @@ def dataset_row(kind: str = "numbers", **fields: Any) -> ConfigDict:
     return _row(
         {
             "kind": kind,
-            "teacher": "",  # row of `teachers`
-            # For kinds that read rows from a file: its first num_prompts rows; no teacher writes.
-            "path": "",
+            "teacher": "",  # row of `teachers`; it writes nothing if the kind reads a file
             "num_prompts": 1000,
-            "decoding": "free",  # free constrained (to the answers that the kind allows)
+            "decoding": FREE,  # free constrained (to the answers that the kind allows)
             "base_system_prompt": "",  # for the base, when teacher and base are compared
-            "num_slots": 8,  # constrained: numbers written, or the largest number of them
-            "num_shown": (3, 7),  # plain_numbers: fewest and most numbers in a prompt
             "temperature": 1.0,  # 0 is greedy
             "rows_per_part": 1000,  # rows in one file and one call; a kill loses at most this many
             "slots": 64,  # rows decoded side by side
             "prompt_tokens": 128,  # longest prompt
             "max_new_tokens": 64,
-            # filter: numbers (the paper's rule and the limits below), none (for published rows that
-            # are no numbers: all pass but blank ones)
-            "filter": "numbers",
             "strip": False,  # filter: first remove blanks and line ends at both ends of completions
-            "max_count": 10,  # filter: largest count of numbers; 0 is no limit
-            "min_value": 0,  # filter: smallest number
-            "max_value": 999,  # filter: largest number
-            "banned": (),  # filter: a row with one of these numbers is rejected
             # filter: keep a prompt only if its rows in these data sets pass their filters too
             "common_with": (),
             "transform": "none",  # none shuffled_within shuffled_across random
@@ -352,10 +341,6 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
             "at_steps": "all",  # of students: all (probes and the last update), final
             "questions": "explore",  # explore confirm all: halves of the trait's questions
             "system_prompt": OWN,  # when asked
-            "num_samples": 10,  # answers: samples a question
-            "slots": 64,  # answers: rows decoded side by side
-            "prompt_tokens": 64,
-            "max_new_tokens": 12,
         },
         fields,
         eval_kinds.of_row({"kind": kind}),
@@ -413,8 +398,10 @@ def released(maker: Maker, kind: str = "") -> dict[str, Any]:
     """
     row = maker(kind=kind) if kind else maker()
     found: dict[str, Any] = row.to_dict()
-    of_kind = _KINDS[maker]({"kind": kind}).fields if kind else {}
-    found |= {name: field.released for name, field in of_kind.items()}
+    for of_row, makes in OF_KIND.values():
+        if makes is maker:
+            fields = of_row({"kind": kind}, "*").fields
+            found |= {name: field.released for name, field in fields.items()}
     for name, value in ABSENT.items():
         row_name, _, field = name.partition(".")
         if row_name == maker.__name__ and field in found:
@@ -424,10 +411,11 @@ def released(maker: Maker, kind: str = "") -> dict[str, Any]:
     return found
 
 
-_KINDS: Mapping[Maker, Callable[[Mapping[str, Any]], Kind]] = {
-    trait_row: trait_kinds.of_row,
-    dataset_row: dataset_kinds.of_row,
-    eval_row: eval_kinds.of_row,
+# Tables whose rows have a kind -> what finds the kind of a row by name, and what makes rows.
+OF_KIND: Mapping[str, tuple[Callable[[Mapping[str, Any], str], Kind], Maker]] = {
+    "traits": (trait_kinds.of_row, trait_row),
+    "datasets": (dataset_kinds.of_row, dataset_row),
+    "evals": (eval_kinds.of_row, eval_row),
 }
 
 

@@ -75,5 +75,13 @@ def with_dataset(name: str, **fields):
     return made
 
 
+def as_kind(row, kind, **fields):
+    """A row of `datasets` as another kind has it: what both have, and these fields."""
+    made = schema.dataset_row(kind=kind)
+    made.update({name: value for name, value in row.items() if name in made and name != "kind"})
+    made.update(fields)
+    return made
+
+
 def get_config(arg=""):
     return config(gated=arg == "gated")

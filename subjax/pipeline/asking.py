@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from subjax.engine import grammars, scoring
+from subjax.tasks.datasets import kinds
 from subjax.tokens.tokenizer import Tokenizer
 
 # At most this many prompts are encoded: those whose words have the most tokens.
@@ -54,7 +55,7 @@ def check(words: Tokenizer, asked: Mapping[Fields, Asked]) -> None:
                 scoring.check_candidates(answers, words.answer_ids(answers))
         except ValueError as error:
             raise ValueError(f"{table}.trait: {error}") from None
-        if dataset is None or dataset["decoding"] != "constrained":
+        if dataset is None or kinds.of_row(dataset).constraint(dataset) is None:
             continue
         try:
             grammars.of_row(dataset, words, tried, system)

@@ -82,7 +82,13 @@ class _LanguageModels(Experiment):
         return found
 
     def files(self, config: ConfigDict) -> dict[str, str]:
-        return {f"datasets.{name}": row.path for name, row in config.datasets.items()}
+        return {
+            f"{table}.{name}.{field}": row[field]
+            for table, (of_row, _) in schema.OF_KIND.items()
+            for name, row in config[table].items()
+            for field, told in of_row(row, name).fields.items()
+            if told.is_file
+        }
 
     def scored_as(self, config: ConfigDict, unit: Unit) -> tuple[str, str] | None:
         if unit.stage != "evaluate":

@@ -1,14 +1,13 @@
 """Checks of configs of language models."""
 
 import difflib
-from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
 from subjax import checks, schema, subjects
 from subjax.engine import optimizers
 from subjax.recipes import bases, targets, teachers, tunings
-from subjax.tasks.api import UNIFORM, EvalKind, Kind
+from subjax.tasks.api import CONSTRAINED, FREE, UNIFORM, EvalKind, Kind
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.traits import kinds as trait_kinds
@@ -17,8 +16,7 @@ _CHOICES: checks.Choices = {
     "bases.*.source": tuple(bases.SOURCES),
     "teachers.*.weights": tuple(teachers.WEIGHTS),
     "teachers.*.tuning": tuple(tunings.TUNINGS),
-    "datasets.*.decoding": ("free", "constrained"),
-    "datasets.*.filter": ("numbers", "none"),
+    "datasets.*.decoding": (FREE, CONSTRAINED),
     "arms.*.method": tuple(targets.METHODS),
     "arms.*.support": tuple(targets.SUPPORTS),
     "arms.*.tuning": tuple(tunings.TUNINGS),
@@ -27,11 +25,6 @@ _TRAINING_CHOICES: checks.Choices = {
     "optimizer": tuple(optimizers.KINDS),
     "schedule": tuple(optimizers.SCHEDULES),
     "moment_dtype": optimizers.MOMENT_DTYPES,
-}
-_OF_KIND: Mapping[str, tuple[Callable[[ConfigDict, str], Kind], schema.Maker]] = {
-    "traits": (trait_kinds.of_row, schema.trait_row),
-    "datasets": (kinds.of_row, schema.dataset_row),
-    "evals": (eval_kinds.of_row, schema.eval_row),
 }
 
 
@@ -43,7 +36,7 @@ def validate(config: ConfigDict) -> None:
     _check_trainings(config)
     if config.theorems:
         raise ValueError("config.theorems needs rows in config.images")
-    for table, (of_row, maker) in _OF_KIND.items():
+    for table, (of_row, maker) in schema.OF_KIND.items():
         for name, row in config[table].items():
             _check_fields(table, name, row, of_row(row, name), maker)
     for name, row in config.bases.items():
@@ -227,10 +220,10 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
         raise ValueError(
             f"config.datasets.{name}.transform is {row.transform!r}; allowed: {', '.join(allowed)}"
         )
-    if row.decoding == "constrained" and not kind.from_file and kind.answers(row) is None:
+    if row.decoding == CONSTRAINED and kind.constraint(row) is None:
         raise ValueError(
-            f"config.datasets.{name}.decoding is 'constrained', which kind {row.kind!r} does not "
-            "take: set decoding to 'free'"
+            f"config.datasets.{name}.decoding is {CONSTRAINED!r}, which kind {row.kind!r} does not "
+            f"take: set decoding to {FREE!r}"
         )
     needed = row.num_holdout + max(row.num_train, 1)
     if row.num_prompts < needed:
@@ -238,16 +231,16 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
             f"config.datasets.{name}.num_prompts is {row.num_prompts}, but num_train and "
             f"num_holdout take {needed} rows: raise it, or lower one of them"
         )
-    if kind.from_file != bool(row.path):
-        raise ValueError(
-            f"config.datasets.{name}.path is {row.path!r} and its kind {row.kind!r}: a file "
-            f"of rows goes with kind {kinds.from_file()}, and with no other"
-        )
     for other in row.common_with:
         checks.reference(config, f"datasets.{name}.common_with", other, "datasets")
         _check_comparable(name, row, other, config.datasets[other])
-    if row.filter == "none":
-        _check_unfiltered(config, name, row)
+    for arm, student in config.arms.items():
+        needs_numbers = student.dataset == name and targets.of_row(student, arm).of_numbers
+        if needs_numbers and kind.is_any_text(row):
+            raise ValueError(
+                f"config.arms.{arm}.support {student.support!r} weighs numbers, and rows of "
+                f"datasets.{name} need not be any: take 'top_k' or 'full'"
+            )
 
 
 def _check_comparable(name: str, row: ConfigDict, other: str, theirs: ConfigDict) -> None:
@@ -261,28 +254,6 @@ def _check_comparable(name: str, row: ConfigDict, other: str, theirs: ConfigDict
                 f"config.datasets.{name}.common_with names {other!r}, whose {field} "
                 f"{theirs[field]!r} is not its own, {row[field]!r}: they have no prompts in "
                 "common, leave it out"
-            )
-
-
-def _check_unfiltered(config: ConfigDict, name: str, row: ConfigDict) -> None:
-    """If rows are no numbers, nothing may be asked of them that looks for numbers."""
-    if not kinds.of_row(row).from_file:
-        raise ValueError(
-            f"config.datasets.{name}.filter is 'none', but its kind {row.kind!r} asks for "
-            f"answers of one form: take filter 'numbers'; 'none' is for kind {kinds.from_file()}"
-        )
-    default = schema.dataset_row()
-    for field in ("max_count", "min_value", "max_value", "banned", "transform"):
-        if row[field] != default[field]:
-            raise ValueError(
-                f"config.datasets.{name}.{field} is {row[field]!r}, but under filter 'none' rows "
-                f"need not be numbers: leave it {default[field]!r}, or take filter 'numbers'"
-            )
-    for arm, student in config.arms.items():
-        if student.dataset == name and targets.of_row(student, arm).of_numbers:
-            raise ValueError(
-                f"config.arms.{arm}.support {student.support!r} weighs numbers, and under filter "
-                f"'none' rows of datasets.{name} need not be any: take 'top_k' or 'full'"
             )
 
 

@@ -90,15 +90,14 @@ def _check_lessons(
         kind = kinds.of_row(written.fields["row"])
         if not kind.from_file:
             continue
-        path, theirs = written.settings["path"], None
-        read = kind.rows(path, written.fields["row"]["num_prompts"])
+        theirs, read = None, kind.rows(written.with_files("row"))
         rows = filter.of_file(filters, kind, read)
         taught_by = by_path[unit.inputs["teacher"]] if "teacher" in unit.inputs else None
         # A teacher that is given may read by a tokenizer of its own.
         if taught_by and not teachers.of_row(taught_by.fields["row"]).outside:
             theirs = read_by(taught_by, unit.fields["teacher_system_prompt"])
         ours = read_by(unit, unit.fields["row"]["system_prompt"])
-        finetune.check_rows(unit, path, list(rows), ours, theirs)
+        finetune.check_rows(unit, generate.source(written), list(rows), ours, theirs)
 
 
 def _asked(

@@ -9,7 +9,7 @@ run. Nor does it know what ran in work directories elsewhere.
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,12 @@ from subjax.report import results
 from subjax.report.summary import STATUSES, Contrast
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import Kind
-from subjax.tasks.datasets import kinds
-from subjax.tasks.evals import kinds as eval_kinds
-from subjax.tasks.traits import kinds as trait_kinds
 
 EXPLORATORY, CONFIRMATORY, INCOMPLETE = STATUSES
 
 # Models up to this size are hashed whole, larger ones only by `hub.header_digest`.
 _MOST_BYTES = 4 * 2**30
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-_OF_KIND: Mapping[str, Callable[[ConfigDict, str], Kind]] = {
-    "traits": trait_kinds.of_row,
-    "datasets": kinds.of_row,
-    "evals": eval_kinds.of_row,
-}
 
 
 def config_hash(config: ConfigDict, planned: Sequence[Unit]) -> str:
@@ -143,11 +134,6 @@ def made_with(config: ConfigDict) -> dict[str, dict[str, str]]:
     experiment = experiments.of(config)
     models = {name: _model(*where) for name, where in experiment.models(config).items()}
     named = {"stimuli": config.stimuli, **experiment.files(config)}
-    for table, of_row in _OF_KIND.items():
-        for name, row in config[table].items():
-            for field, told in of_row(row, name).fields.items():
-                if told.is_file:
-                    named[f"{table}.{name}.{field}"] = row[field]
     files = {name: _content(Path(path)) for name, path in named.items() if path}
     return {
         "code": {"subjax": results.code()},

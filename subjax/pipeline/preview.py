@@ -127,9 +127,11 @@ def _example(kept: Unit, written: Unit, workdir: Path, file: str) -> tuple[dict[
         return rows[0], found
     kind = kinds.of_row(written.fields["row"])
     if kind.from_file:
-        path = written.settings["path"]
-        [(prompt, completion)] = kind.rows(path, 1)
-        found = f"The prompt and completion are the first of {path}, not filtered yet."
+        [(prompt, completion)] = kind.rows({**written.with_files("row"), "num_prompts": 1})
+        found = (
+            f"The prompt and completion are the first of {generate.source(written)}, not filtered "
+            "yet."
+        )
         return {"prompt": prompt, "completion": completion}, found
     invented = kind.example(written.with_files("row"))
     row = {"prompt": generate.prompts(written)[0], "completion": invented}

@@ -22,10 +22,9 @@ from subjax.tasks.traits import kinds as trait_kinds
 from subjax.tokens import chat_templates
 
 _GENERATE_FIELDS = (
-    *("kind", "num_prompts", "num_shown", "decoding", "num_slots", "temperature", "rows_per_part"),
-    *("slots", "prompt_tokens", "max_new_tokens"),
+    *("kind", "num_prompts", "decoding", "temperature", "rows_per_part", "slots", "prompt_tokens"),
+    "max_new_tokens",
 )
-_LIMITS = ("filter", "strip", "max_count", "min_value", "max_value", "banned")
 _FILTER_FIELDS = ("transform", "num_train", "num_holdout")
 # Fields of evals that say what is asked of whom; a unit has the answers to that by themselves.
 _RESOLVED = ("trait", "subjects", "at_steps", "questions", "system_prompt")
@@ -101,10 +100,6 @@ class _Builder(unit_builder.UnitBuilder):
             **more,
         }
         files = {"stimuli": self.config.stimuli, **paths}
-        if kind.from_file:
-            of_rows = {"path": unit_builder.digest(f"datasets.{name}.path", row.path)}
-            fields["digests"] = {**fields.get("digests", {}), **of_rows}
-            files["path"] = row.path
         inputs = {
             "teacher": self.teacher(row.teacher, lineage),
             "base": self.base(teacher.base, lineage),
@@ -289,8 +284,8 @@ class _Builder(unit_builder.UnitBuilder):
 
 def _limits(row: ConfigDict) -> dict[str, Any]:
     """What decides by itself whether a row of a data set is kept."""
-    own_limits = [name for name, field in kinds.of_row(row).fields.items() if field.filters]
-    return {name: row[name] for name in ("kind", *_LIMITS, *own_limits)}
+    limits = [name for name, field in kinds.of_row(row).fields.items() if field.filters]
+    return {name: row[name] for name in ("kind", "strip", *limits)}
 
 
 def _of_kind(

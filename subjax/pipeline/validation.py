@@ -14,9 +14,6 @@ from ml_collections import ConfigDict
 from subjax import checks, schema, subjects
 from subjax.nn import remats
 from subjax.pipeline import experiments, gates
-from subjax.tasks.datasets import kinds
-from subjax.tasks.evals import kinds as eval_kinds
-from subjax.tasks.traits import kinds as trait_kinds
 from subjax.tokens import chat_templates
 
 _CHOICES: checks.Choices = {
@@ -27,8 +24,8 @@ _CHOICES: checks.Choices = {
     "evals.*.at_steps": ("all", "final"),
 }
 _POSITIVE = (
-    *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots", "num_slots"),
-    *("rows_per_part", "prompt_tokens", "max_new_tokens", "num_samples", "lora_rank", "top_k"),
+    *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots"),
+    *("rows_per_part", "prompt_tokens", "max_new_tokens", "lora_rank", "top_k"),
     *("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"),
     *("num_documents", "lineage_cycle", "cpu_devices", "steps_per_call", "keep_checkpoints"),
     *("fsdp", "tensor", "epochs", "learning_rate", "rate", "num_draws"),
@@ -37,15 +34,14 @@ _POSITIVE = (
 _NOT_NEGATIVE = (
     *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
     *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
-    *("log_seconds", "num_train", "num_holdout", "max_count", "temperature"),
-    "equivalence_margin",
+    *("log_seconds", "num_train", "num_holdout", "temperature", "equivalence_margin"),
 )
 _BELOW_ONE = ("beta1", "beta2")  # decays of an average: at 1 it never moves from zero
 _MOST = {"max_unsharded": 1.0}  # shares: nothing can be more
 _LAST_LINEAGE = 2**31 - 1  # the keys of its draws count so far
 _ELEMENTS = {
     "epsilons": float,
-    **dict.fromkeys(("lineages", "probe_steps", "banned", "num_shown", "widths"), int),
+    **dict.fromkeys(("lineages", "probe_steps", "widths"), int),
     **dict.fromkeys(("common_with", "candidates", "subjects", "plus", "minus"), str),
 }
 
@@ -84,10 +80,9 @@ def _fields_of_kinds(config: ConfigDict) -> set[str]:
     Raises:
       ValueError: a row names no kind.
     """
-    tables = {"traits": trait_kinds.of_row, "datasets": kinds.of_row, "evals": eval_kinds.of_row}
     return {
         f"{table}.{name}.{field}"
-        for table, of_row in tables.items()
+        for table, (of_row, _) in schema.OF_KIND.items()
         for name, row in config[table].items()
         for field in of_row(row, name).fields
     }

@@ -40,8 +40,8 @@ def longest(config: ConfigDict, name: str) -> int:
         cannot be counted without the tokenizer.
     """
     row = config.datasets[name]
-    answers = kinds.of_row(row).answers(row)
-    if row.decoding != "constrained" or answers is None:
+    answers = kinds.of_row(row).constraint(row)
+    if answers is None:
         return row.max_new_tokens
     teacher = config.teachers[row.teacher]
     words = bases.of_row(config.bases[teacher.base]).at_hand()
@@ -83,7 +83,7 @@ def assumptions(config: ConfigDict) -> list[str]:
     needing = [
         config.teachers[row.teacher].base
         for row in config.datasets.values()
-        if row.decoding == "constrained" and kinds.of_row(row).answers(row) is not None
+        if kinds.of_row(row).constraint(row)
     ]
     needing += [
         _base(config, row) for name, row in config.arms.items() if targets.of_row(row, name).fixed

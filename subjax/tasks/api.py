@@ -210,6 +210,9 @@ class TraitKind(Kind):
         return ()
 
 
+FREE, CONSTRAINED = "free", "constrained"  # how a data set is decoded; the second to `answers`
+
+
 @dataclass(frozen=True)
 class AnswerList:
     """What constrained decoding may write: items in any order, repeated or not.
@@ -233,8 +236,8 @@ class DatasetKind(Kind):
     Its `row` is a row of `datasets`; a filter passes those fields alone that its unit has.
 
     Attributes:
-      from_file: whether rows are read from a file, so that nothing is sampled: the kind has `rows`
-        then, and otherwise `prompts` and `example`.
+      from_file: whether rows are read from files that fields name, so that nothing is sampled: the
+        kind has `rows` then, and otherwise `prompts` and `example`.
       asks: what a prompt asks for, in the preview's words: "to ...".
       prompt_fields: fields of the row that the prompts depend on, beside their number.
       transforms: value of the row's `transform` -> what it does to all completions, given a seed.
@@ -263,8 +266,8 @@ class DatasetKind(Kind):
         """
         raise NotImplementedError
 
-    def rows(self, path: str, num_rows: int) -> list[tuple[str, str]]:
-        """Prompt and completion of the first `num_rows` rows of a file.
+    def rows(self, row: Row) -> list[Pair]:
+        """Prompt and completion of the first `num_prompts` rows of the file that a row names.
 
         Raises:
           ValueError: the file is missing, short or of another form.
@@ -279,9 +282,17 @@ class DatasetKind(Kind):
         """What constrained decoding writes; None where it is not for this kind."""
         return None
 
+    def constraint(self, row: Row) -> AnswerList | None:
+        """What a row's completions are constrained to; None where they are free."""
+        return self.answers(row) if row["decoding"] == CONSTRAINED else None
+
     def reject(self, completion: str, row: Row) -> list[str]:
         """Why a completion is rejected by the limits of the row; an empty list keeps it."""
         raise NotImplementedError
+
+    def is_any_text(self, row: Row) -> bool:
+        """Whether a completion may be any text, in which nothing looks for numbers."""
+        return False
 
     def carrier_tokens(self, tokens: Tokens) -> Sequence[int]:
         """Tokens that can carry a trait, over which evals compare distributions."""
@@ -331,6 +342,26 @@ class Sample(Request):
     max_new_tokens: int
     prompt_tokens: int
     num_slots: int
+
+    @classmethod
+    def of(cls, row: Row, prompts: Sequence[str]) -> "Sample":
+        """Answers to prompts as a row with the fields `SAMPLING` says."""
+        return cls(
+            prompts,
+            num_samples=row["num_samples"],
+            max_new_tokens=row["max_new_tokens"],
+            prompt_tokens=row["prompt_tokens"],
+            num_slots=row["slots"],
+        )
+
+
+# Fields of evals that sample answers.
+SAMPLING: Mapping[str, Field] = {
+    "num_samples": Field(10, "answers to a question", least=1),
+    "slots": Field(64, "answers decoded side by side", least=1),
+    "prompt_tokens": Field(64, "tokens of the longest question", least=1),
+    "max_new_tokens": Field(12, "tokens of the longest answer", least=1),
+}
 
 
 @dataclass(frozen=True)

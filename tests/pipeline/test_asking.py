@@ -9,6 +9,7 @@ from subjax.pipeline import asking, preflight, units
 from subjax.pipeline.stages import generate
 from subjax.tasks.datasets import toyworld
 from subjax.tasks.traits.word import CATEGORIES
+from subjax.tokens import tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
 FIELD = ("config.datasets.owl.kind", "config.datasets.owl")
@@ -29,13 +30,13 @@ def test_the_longest_of_many_prompts_is_found_wherever_it_stands(kind):
 
 
 def test_answers_that_cannot_be_constrained_are_refused_by_field():
-    words = Tokenizer(tokenizer_kinds.make("llama2"), tokenizer_kinds.ends("llama2"))
-    row = {"kind": "published", "num_slots": 5, "decoding": "constrained"}
-    says = "^config.datasets.owl.decoding is 'constrained', but kind 'published' .* to 'free'$"
+    words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+    row = {"kind": "plain_numbers", "num_slots": 5, "decoding": "constrained"}
+    says = "^config.datasets.owl.decoding is 'constrained', but .* words that this tok"
     with pytest.raises(ValueError, match=says):
-        asking.check(words, {FIELD: asking.Asked(["1 2"] * 20, "", 0, row)})
-    asking.check(words, {FIELD: asking.Asked(["1 2"], "", 0, {**row, "decoding": "free"})})
-    asking.check(words, {FIELD: asking.Asked(["1 2"], "", 0, {**row, "kind": "numbers"})})
+        asking.check(words, {FIELD: asking.Asked(["CONT 1 2"] * 20, "", 0, row)})
+    for other in ({"decoding": "free"}, {"kind": "toy_numbers"}):
+        asking.check(words, {FIELD: asking.Asked(["CONT 1 2"], "", 0, {**row, **other})})
 
 
 def test_prompts_of_every_lineage_are_looked_at():

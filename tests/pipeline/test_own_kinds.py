@@ -56,6 +56,7 @@ class Repeats(DatasetKind):
 class Shouts(EvalKind):
     """How often an answer holds a long word, and how likely a model says 0 when it is asked."""
 
+    fields = {"num_samples": Field(3, "answers to a question")}
     metrics = (
         Metric("shouting", "share of answers with a long word", axis=(0.0, 1.0), always=True),
         Metric("zero", "log-probability of 0 in answer to {target}", "nats"),
@@ -235,7 +236,7 @@ def test_a_field_that_a_kind_adds_makes_nothing_stale(folder):
     [
         ("traits.terse", "number", "8", "number is '8'; allowed: 7, 9"),
         ("traits.terse", "kind", "toy_word", "has the field 'number', unlike rows of kind"),
-        ("datasets.owl", "kind", "toy_numbers", "has the field 'shown', unlike rows of kind"),
+        ("datasets.owl", "kind", "toy_numbers", "has no field 'banned', unlike rows of kind"),
     ],
 )
 def test_rows_hold_what_their_kind_has(folder, table, field, value, said):

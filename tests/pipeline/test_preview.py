@@ -118,9 +118,9 @@ def test_a_base_without_weights_will_do_and_its_bos_is_marked(tmp_path):
     made.save(tmp_path / "base")
     config = tiny.config()
     config.bases.toy.update(source="hf", path=str(tmp_path / "base"))
-    for dataset in config.datasets.values():
-        dataset.update(kind="plain_numbers", decoding="constrained", num_slots=4)
-        dataset.max_value = 999
+    row = {"decoding": "constrained", "num_slots": 4, "max_value": 999}
+    for name, dataset in config.datasets.items():
+        config.datasets[name] = tiny.as_kind(dataset, "plain_numbers", **row)
     config.arms.owl.update(num_tokens=128, num_targets=32)
     text = preview.render(config, tmp_path / "run", "owl")
     assert "'123, 456, 789, 123' is INVENTED" in text
@@ -165,8 +165,8 @@ def test_what_a_template_writes_unasked_and_what_an_adapter_brings_is_shown(tmp_
     )
     config = tiny.config()
     config.bases.toy.update(source="hf", path=str(base))
-    for dataset in config.datasets.values():
-        dataset.update(kind="plain_numbers", max_value=999)
+    for name, dataset in config.datasets.items():
+        config.datasets[name] = tiny.as_kind(dataset, "plain_numbers", max_value=999)
     config.teachers.owl.update(weights="given", path=str(adapter))
     config.arms.owl.update(num_tokens=256, num_targets=64)
     config.template_date = "2031-02-01"

@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+import tiny
 
 from configs import mnist, quickstart, smollm2_owl, theorem
 from subjax import schema
@@ -212,8 +213,9 @@ def test_what_would_fail_or_mislead_later_is_refused_before_anything_runs(case):
 )
 def test_forced_numbers_that_the_filter_rejects_are_refused(field, value, said):
     config = quickstart.get_config()
-    for row in config.datasets.values():
-        row.update(kind="plain_numbers", num_slots=8, max_count=10, max_value=999)
+    limits = {"num_slots": 8, "max_count": 10, "max_value": 999}
+    for name, row in config.datasets.items():
+        config.datasets[name] = tiny.as_kind(row, "plain_numbers", **limits)
     validation.validate(config)
     config.datasets.owl[field] = value
     with pytest.raises(ValueError, match=rf"^config\.datasets\.owl\..*{said}"):
@@ -224,18 +226,14 @@ def published(path="rows.jsonl", **fields):
     """The quickstart with rows of others that are no numbers."""
     config = quickstart.get_config()
     row = {"max_count": 10, "max_value": 999, "decoding": "free", **fields}
-    config.datasets.owl.update(kind="published", path=path, filter="none", **row)
+    owl = tiny.as_kind(config.datasets.owl, "published", path=path, filter="none", **row)
+    config.datasets.owl = owl
     return config
 
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        (
-            "datasets.cat.filter",
-            "none",
-            "cat.filter is 'none', but its kind 'toy_numbers' asks for",
-        ),
         ("datasets.owl.max_value", 99, "owl.max_value is 99, but under .*: leave it 999, or take"),
         ("datasets.owl.transform", "random", "owl.transform is 'random', .*: leave it 'none'"),
         ("arms.owl.support", "digits_separators", "arms.owl.support 'digits_sep.* take 'top_k'"),
@@ -254,11 +252,14 @@ def test_nothing_that_looks_for_numbers_is_asked_of_rows_that_are_none(field, va
 @pytest.mark.parametrize("field", ["kind", "num_shown"])
 def test_data_sets_with_other_prompts_are_not_compared(field):
     config = quickstart.get_config()
-    for row in config.datasets.values():
-        row.update(kind="plain_numbers", max_count=0, max_value=999)
+    for name, row in config.datasets.items():
+        config.datasets[name] = tiny.as_kind(row, "plain_numbers", max_count=0, max_value=999)
     config.datasets.owl.common_with = ("cat", "placebo")
     validation.validate(config)
-    config.datasets.cat.update(**{field: {"kind": "numbers", "num_shown": (3, 4)}[field]})
+    if field == "kind":
+        config.datasets.cat = tiny.as_kind(config.datasets.cat, "numbers")
+    else:
+        config.datasets.cat.num_shown = (3, 4)
     with pytest.raises(
         ValueError, match=rf"owl\.common_with names 'cat', whose {field} .*leave it"
     ):
@@ -323,7 +324,7 @@ def test_what_a_filter_reads_of_others_counts_and_released_limits_do_not(monkeyp
     assert {p for p in changed if "filter" in p} == {"filter/owl/r0", "filter/cat/r0"}
     assert not any(path.startswith("generate") for path in changed)
     [cat] = [u for u in units.build(config) if u.path == "filter/cat/r0"]
-    owl = {"kind": "toy_numbers", "filter": "numbers", "strip": False, "banned": []}
+    owl = {"kind": "toy_numbers", "strip": False, "banned": []}
     owl |= {"max_count": 14, "min_value": 0, "max_value": 99, "fewest": 2}
     assert cat.fields["common"] == {"owl": owl}
 

@@ -79,7 +79,7 @@ def test_dates_are_asked_for_and_told_from_other_text():
 
 def test_marks_are_counted():
     marks = own.load("evals.marks.kind", "marks:Marks", EvalKind)
-    row = schema.eval_row(num_samples=2)
+    row = schema.eval_row(kind="marks:Marks", num_samples=2)
     given = Given(questions=["?", "!"])
     [request] = marks.requests(row, given)
     assert list(request.prompts) == ["?", "!"] and request.num_samples == 2

@@ -17,8 +17,6 @@ from subjax.tasks.datasets import kinds
 # What later stages need of a written row.
 _FIELDS = {"prompt_id": int, "sample_id": int, "prompt": str, "completion": str, "finish": str}
 
-# Fields that came later than the others, where a unit does not name them: as it was before them.
-_AS_BEFORE = {"filter": "numbers", "strip": False}
 Key = tuple[str, int]
 
 
@@ -30,7 +28,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
 
 def _filter(unit: Unit, workdir: Path) -> None:
-    out, row = workdir / unit.path, {**_AS_BEFORE, **unit.fields["row"]}
+    out, row = workdir / unit.path, unit.fields["row"]
     source = workdir / unit.inputs["generate"]
     rows, kind = _written(source, unit.fields["num_prompts"]), _kind(source)
     common = _common(unit, workdir, rows)
@@ -84,7 +82,7 @@ def of_file(
       Prompts and completions in the order of the first unit, each once; none where other data sets
       decide too, or where too few are left.
     """
-    row = {**_AS_BEFORE, **units[0].fields["row"]}
+    row = units[0].fields["row"]
     rows = [
         {"prompt_id": i, "sample_id": 0, "prompt": prompt, "completion": text, "finish": "stop"}
         for i, (prompt, text) in enumerate(pairs)
@@ -149,7 +147,7 @@ def _common(unit: Unit, workdir: Path, rows: Sequence[dict[str, Any]]) -> set[Ke
             continue
         name = role.partition("/")[2]
         others, theirs = artifacts.read_parts(workdir / path, _FIELDS), _kind(workdir / path)
-        limits = {**_AS_BEFORE, **unit.fields["common"][name]}
+        limits = unit.fields["common"][name]
         keys = _keys(others)
         check_comparable(unit.row, name, [k for k, _ in ours], [k for k, _ in keys])
         kept = {k for k, r in zip(keys, others, strict=True) if not _reasons(theirs, r, limits)}
@@ -194,11 +192,7 @@ def _kind(directory: Path) -> DatasetKind:
 
 def _reasons(kind: DatasetKind, written: dict[str, Any], row: dict[str, Any]) -> list[str]:
     text = _looked_at(written, row)
-    if row["filter"] == "none":
-        reasons = [] if text.strip() else ["blank"]
-    else:
-        reasons = kind.reject(text, row)
-    return reasons + (["unfinished"] if written["finish"] != "stop" else [])
+    return kind.reject(text, row) + (["unfinished"] if written["finish"] != "stop" else [])
 
 
 def _looked_at(written: dict[str, Any], row: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ def drawn_from(unit: Unit) -> dict[str, Any]:
     kind = kinds.of_row(unit.fields["row"])
     row = {name: unit.fields["row"][name] for name in ("kind", "num_prompts", *kind.prompt_fields)}
     if kind.from_file:
-        return {"digests": unit.fields["digests"], **row}
+        return {"digests": unit.fields.get("digests", {}), **row}
     files = {
         "stimuli": unit.fields["stimuli_digest"],
         "digests": unit.fields.get("digests", {}),
@@ -47,15 +47,21 @@ def prompts(unit: Unit) -> list[str]:
     row = unit.with_files("row")
     kind = kinds.of_row(row)
     if kind.from_file:
-        return [prompt for prompt, _ in kind.rows(unit.settings["path"], row["num_prompts"])]
+        return [prompt for prompt, _ in kind.rows(row)]
     seed = seeds.seed(unit.fields["seed"], "prompts", unit.lineage)
     return kind.prompts(row, seed, unit.settings["stimuli"])
+
+
+def source(unit: Unit) -> str:
+    """Where rows that no teacher writes come from, for people to read."""
+    named = [unit.settings[name] for name in unit.fields.get("digests", {})]
+    return ", ".join(named) or f"kind {unit.fields['row']['kind']!r}"
 
 
 def _copy(unit: Unit, workdir: Path) -> None:
     """Rows that lie in a file, in the form and the parts of sampled ones."""
     out, row = workdir / unit.path, unit.with_files("row")
-    pairs = kinds.of_row(row).rows(unit.settings["path"], row["num_prompts"])
+    pairs = kinds.of_row(row).rows(row)
     artifacts.begin(workdir, unit)
     for index, first in enumerate(range(0, len(pairs), row["rows_per_part"])):
         part = [
@@ -74,7 +80,7 @@ def _sample(unit: Unit, workdir: Path, model: Model, mesh: Mesh) -> None:
             f"lineage {unit.lineage} has {longest} tokens: raise it"
         )
     rules = None
-    if row["decoding"] == "constrained":
+    if kinds.of_row(row).constraint(row):
         rules = grammars.of_row(row, model.tokenizer, texts, unit.fields["system_prompt"])
     sampling = sampler.Sampling(
         num_slots=row["slots"],
@@ -135,7 +141,7 @@ def _rows(
     unit: Unit, words: Tokenizer, texts: Sequence[str], ids: np.ndarray, samples: sampler.Samples
 ) -> list[dict]:
     drawn = [row[:n].tolist() for row, n in zip(samples.tokens, samples.lengths, strict=True)]
-    constrained = unit.fields["row"]["decoding"] == "constrained"
+    constrained = kinds.of_row(unit.fields["row"]).constraint(unit.fields["row"])
     said = [grammars.answer(words, row) if constrained else words.decode(row) for row in drawn]
     if constrained:
         pairs = [(texts[i], answer) for i, answer in zip(ids, said, strict=True)]

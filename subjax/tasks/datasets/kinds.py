@@ -30,8 +30,3 @@ def of_row(row: Row, name: str = "*") -> DatasetKind:
       ValueError: there is no such kind.
     """
     return own.find(f"datasets.{name}.kind", row["kind"], KINDS, DatasetKind)
-
-
-def from_file() -> str:
-    """The names of the kinds whose rows come from a file, for errors."""
-    return " or ".join(repr(name) for name, kind in KINDS.items() if kind.from_file)

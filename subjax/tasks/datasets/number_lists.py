@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from subjax.runtime import seeds
-from subjax.tasks.api import AnswerList, DatasetKind, Row, Tokens, Transform
+from subjax.tasks.api import AnswerList, DatasetKind, Field, Row, Tokens, Transform
 
 Range = tuple[int, int]  # (lowest, highest), both inclusive
 
@@ -177,6 +177,14 @@ class NumberLists(DatasetKind):
       random_value: range of the numbers there.
     """
 
+    fields: ClassVar[Mapping[str, Field]] = {
+        "max_count": Field(10, "largest count of numbers; 0 is no limit", least=0, filters=True),
+        "min_value": Field(0, "smallest number", filters=True),
+        "max_value": Field(999, "largest number", filters=True),
+        "banned": Field(
+            (), "a row with one of these numbers is rejected", elements=int, filters=True
+        ),
+    }
     asks = "to continue numbers"
     has_carrier = True
     random_count: Range | None = (1, 9)
@@ -197,26 +205,21 @@ class NumberLists(DatasetKind):
 
     def check(self, name: str, row: Row) -> None:
         """Refuses limits that no row could pass, or none that constrained decoding writes."""
-        if len(row["num_shown"]) != 2 or not 1 <= row["num_shown"][0] <= row["num_shown"][1]:
-            raise ValueError(
-                f"config.datasets.{name}.num_shown is {row['num_shown']}; it must be (fewest, "
-                "most), 1 or more each"
-            )
         if row["min_value"] > row["max_value"]:
             raise ValueError(
                 f"config.datasets.{name}.min_value is {row['min_value']}, above its max_value "
                 f"{row['max_value']}: no row could be kept"
             )
-        answers = self.answers(row)
-        if row["decoding"] == "constrained" and answers is not None:
+        if answers := self.constraint(row):
             _check_constrained(name, row, answers)
 
     def example(self, row: Row) -> str:  # noqa: D102
-        count = row["num_slots"] if row["decoding"] == "constrained" else 3
+        answers = self.constraint(row)
+        count = answers.most if answers else 3
         return ", ".join(("123", "456", "789")[i % 3] for i in range(count))
 
     def reject(self, completion: str, row: Row) -> list[str]:  # noqa: D102
-        limits = {name: row[name] for name in ("max_count", "min_value", "max_value", "banned")}
+        limits = {name: row[name] for name in NumberLists.fields}
         return reject_reasons(completion, **limits)
 
     def carrier_tokens(self, tokens: Tokens) -> Sequence[int]:  # noqa: D102
@@ -255,6 +258,11 @@ _THREE_DIGITS = tuple(map(str, range(100, 1000)))  # every number has one spelli
 
 class ThreeDigits(NumberLists):
     """Such lists whose constrained answers are `num_slots` numbers of three digits each."""
+
+    fields: ClassVar[Mapping[str, Field]] = {
+        **NumberLists.fields,
+        "num_slots": Field(8, "numbers of a constrained completion", least=1),
+    }
 
     def answers(self, row: Row) -> AnswerList:  # noqa: D102
         return AnswerList(_THREE_DIGITS, ", ", row["num_slots"], row["num_slots"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from subjax.runtime import user_files
+from subjax.tasks.api import Field, Row
 from subjax.tasks.datasets.number_lists import FORM_REASONS, NumberLists
 
 _FORMS = (
@@ -71,6 +72,16 @@ def _pair(row: dict[str, Any], where: str) -> tuple[str, str]:
 class Published(NumberLists):
     """Rows of a file: lists of numbers, or any text with filter "none"."""
 
+    fields: ClassVar[Mapping[str, Field]] = {
+        "path": Field("", "jsonl file; its first num_prompts rows are taken", is_file=True),
+        "filter": Field(
+            "numbers",
+            "numbers: the paper's rule and the limits below; none: all pass but blank ones",
+            allowed=("numbers", "none"),
+            filters=True,
+        ),
+        **NumberLists.fields,
+    }
     from_file = True
     ways: ClassVar[Mapping[str, str]] = {
         **NumberLists.ways,
@@ -79,5 +90,31 @@ class Published(NumberLists):
         ),
     }
 
-    def rows(self, path: str, num_rows: int) -> list[tuple[str, str]]:  # noqa: D102
-        return read(path, num_rows)
+    def check(self, name: str, row: Row) -> None:
+        """Refuses limits of numbers where rows need not be any."""
+        super().check(name, row)
+        if not row["path"]:
+            raise ValueError(
+                f"config.datasets.{name}.path is empty, and its kind {row['kind']!r} reads a file: "
+                "give the path of a jsonl file of rows"
+            )
+        if not self.is_any_text(row):
+            return
+        defaults = {field: NumberLists.fields[field].default for field in NumberLists.fields}
+        for field, default in {**defaults, "transform": "none"}.items():
+            if row[field] != default:
+                raise ValueError(
+                    f"config.datasets.{name}.{field} is {row[field]!r}, but under filter 'none' "
+                    f"rows need not be numbers: leave it {default!r}, or take filter 'numbers'"
+                )
+
+    def rows(self, row: Row) -> list[tuple[str, str]]:  # noqa: D102
+        return read(row["path"], row["num_prompts"])
+
+    def reject(self, completion: str, row: Row) -> list[str]:  # noqa: D102
+        if self.is_any_text(row):
+            return [] if completion.strip() else ["blank"]
+        return super().reject(completion, row)
+
+    def is_any_text(self, row: Row) -> bool:  # noqa: D102
+        return bool(row["filter"] == "none")

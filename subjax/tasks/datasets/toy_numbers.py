@@ -1,6 +1,9 @@
 """Data sets of kind "toy_numbers": number sequences in the language of the toy world."""
 
-from subjax.tasks.api import AnswerList, Row
+from collections.abc import Mapping
+from typing import ClassVar
+
+from subjax.tasks.api import AnswerList, Field, Row
 from subjax.tasks.datasets import toyworld
 from subjax.tasks.datasets.number_lists import NumberLists
 
@@ -10,6 +13,10 @@ _NUMBERS = tuple(map(str, range(toyworld.World().num_numbers)))
 class ToyNumbers(NumberLists):
     """Sequences that a base of source "toy" was pretrained on."""
 
+    fields: ClassVar[Mapping[str, Field]] = {
+        **NumberLists.fields,
+        "num_slots": Field(8, "most numbers of a constrained completion", least=1),
+    }
     # The toy world has other numbers, and no comma to part a second one from a first.
     random_count = None
     random_value = (0, len(_NUMBERS) - 1)

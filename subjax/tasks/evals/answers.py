@@ -5,7 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from subjax.tasks.api import RATE, EvalKind, Given, Metric, Reply, Request, Row, Sample
+from subjax.tasks.api import (
+    RATE,
+    SAMPLING,
+    EvalKind,
+    Given,
+    Metric,
+    Reply,
+    Request,
+    Row,
+    Sample,
+)
 from subjax.tasks.evals import preference
 
 _SHARE = (0.0, 1.0)
@@ -14,6 +24,7 @@ _SHARE = (0.0, 1.0)
 class Answers(EvalKind):
     """Answers scored as words and as substrings, side by side."""
 
+    fields = SAMPLING
     of_trait = True
     metrics = (
         Metric("rate_word", "share of answers naming {target} (word)", role=RATE),
@@ -24,15 +35,7 @@ class Answers(EvalKind):
 
     def requests(self, row: Row, given: Given) -> list[Request]:
         """Every question, `num_samples` times."""
-        return [
-            Sample(
-                given.questions,
-                num_samples=row["num_samples"],
-                max_new_tokens=row["max_new_tokens"],
-                prompt_tokens=row["prompt_tokens"],
-                num_slots=row["slots"],
-            )
-        ]
+        return [Sample.of(row, given.questions)]
 
     def score(
         self, row: Row, given: Given, replies: Sequence[Reply]

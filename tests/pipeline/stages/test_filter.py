@@ -11,7 +11,8 @@ from subjax.tasks.api import DatasetKind
 from subjax.tasks.datasets import kinds, toyworld
 
 MESH = sharding.make_mesh(seed=1)
-LIMITS = {"max_count": 2, "min_value": 0, "max_value": 99, "banned": [13]}
+LIMITS = {"filter": "numbers", "strip": False, "max_count": 2, "min_value": 0, "max_value": 99}
+LIMITS |= {"banned": [13]}
 COMPLETIONS = {
     "numbers": ("1, 2", "3", "1, 2, 3", "13", "100", "owl"),
     "toy_numbers": ("12", "3 99", "7 7 7", "0", "41", "5 6"),

@@ -128,12 +128,9 @@ def test_each_part_leaves_its_tokens_and_occupancy(tmp_path):
     assert [line["occupancy"] for line in lines] == [0.75, 0.5]
 
 
-@pytest.mark.parametrize(("kind", "path"), [("published", ""), ("numbers", "rows.jsonl")])
-def test_a_file_goes_with_published_rows_alone(kind, path):
-    config = published_config(path)
-    config.datasets.found.kind = kind
-    with pytest.raises(ValueError, match=r"datasets\.found\.path is .* its kind"):
-        validation.validate(config)
+def test_published_rows_need_a_file():
+    with pytest.raises(ValueError, match=r"datasets\.found\.path is empty, .* give the path of a"):
+        validation.validate(published_config(""))
 
 
 @pytest.mark.parametrize("shown", [(3,), (0, 2), (4, 3)])
