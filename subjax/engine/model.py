@@ -83,10 +83,12 @@ class Model:
         prompt_tokens: int = 4096,
         num_slots: int | None = None,
         precision: str = "float32",
+        only: Sequence[int] | None = None,
     ) -> list[list[str]]:
         """Draws answers.
 
         An answer's key depends on seed, lineage, the place of its prompt and its own place alone.
+        So several calls that answer `only` some of the prompts draw what one call draws.
 
         Args:
           prompts: what the user says.
@@ -99,9 +101,10 @@ class Model:
           prompt_tokens: longest prompt that is allowed; shorter ones take less memory.
           num_slots: answers decoded side by side; None: as many as there are, at most 64.
           precision: a name of `precision.PRECISIONS`.
+          only: places of the prompts that are answered; None: all.
 
         Returns:
-          The answers of each prompt.
+          The answers of each prompt, or of those at the places of `only`.
 
         Raises:
           ValueError: a prompt is too long, or has a word that the tokenizer does not know; n,
@@ -113,10 +116,11 @@ class Model:
                 "must be 1 or more, the last 0 or more"
             )
         encoded = self.tokenizer.prompt_ids(prompts, system)
-        places = np.repeat(np.arange(len(prompts)), n)
-        samples_of = np.tile(np.arange(n), len(prompts))
+        asked = np.arange(len(prompts)) if only is None else np.asarray(only)
+        places, samples_of = np.repeat(asked, n), np.tile(np.arange(n), len(asked))
+        # Of all prompts, like the room that is fitted: floats depend on both in their last bits.
         sampling = sampler.Sampling(
-            num_slots=min(len(places), _MOST_SLOTS) if num_slots is None else num_slots,
+            num_slots=min(len(prompts) * n, _MOST_SLOTS) if num_slots is None else num_slots,
             prompt_tokens=prompt_tokens,
             max_new_tokens=max_new_tokens,
             temperature=temperature,

@@ -58,6 +58,10 @@ def test_answers_depend_on_seed_and_places_alone(model):
     assert [len(of_prompt) for of_prompt in answers] == [3, 3]
     assert len({answer for of_prompt in answers for answer in of_prompt}) > 1
     assert model.sample(PROMPTS[:1], n=2, num_slots=6, **how) == [answers[0][:2]]
+    assert [model.sample(PROMPTS, n=3, only=[i], **how) for i in (1, 0)] == [
+        [answers[1]],
+        [answers[0]],
+    ]
     assert model.sample(PROMPTS, n=3, seed=1, **how) != answers
     assert model.sample(PROMPTS, n=3, lineage=1, **how) != answers
     greedy = model.sample(PROMPTS, n=2, temperature=0.0, **how)
