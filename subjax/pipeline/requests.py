@@ -1,5 +1,7 @@
 """What evals ask of models, computed: each kind of request by the model's own method."""
 
+from collections.abc import Sequence
+
 from subjax.engine.model import Model
 from subjax.tasks.api import (
     Compare,
@@ -11,8 +13,28 @@ from subjax.tasks.api import (
     TextLikelihood,
 )
 
+_ANSWERS = 1000  # that a part may have, since a kill loses as many
+_FILLS = 8  # or as many as fill the slots so often, since these run empty at the end of each part
 
-def serve(request: Request, model: Model, *, seed: int, lineage: int, precision: str) -> Reply:
+
+def parts(request: Sample) -> list[range]:
+    """The places of the prompts that are answered together; the request alone decides them."""
+    most = max(_ANSWERS, _FILLS * request.num_slots)
+    size = max(most // max(request.num_samples, 1), 1)
+    places = range(len(request.prompts))
+    # No prompts are a part too, for the sampler to refuse.
+    return [places[first : first + size] for first in range(0, max(len(places), 1), size)]
+
+
+def serve(
+    request: Request,
+    model: Model,
+    *,
+    seed: int,
+    lineage: int,
+    precision: str,
+    only: Sequence[int] | None = None,
+) -> Reply:
     """Asks a model, and gives what its classes in `tasks.api` say.
 
     Args:
@@ -21,6 +43,7 @@ def serve(request: Request, model: Model, *, seed: int, lineage: int, precision:
       seed: of sampled answers, uint32.
       lineage: which replication they are of.
       precision: of sampling and of distributions; other probabilities are exact, in float32.
+      only: places of the prompts to which answers are sampled; None: all.
 
     Raises:
       ValueError: answers that are compared cannot be told apart by their tokens.
@@ -42,6 +65,7 @@ def serve(request: Request, model: Model, *, seed: int, lineage: int, precision:
                 prompt_tokens=request.prompt_tokens,
                 num_slots=request.num_slots,
                 precision=precision,
+                only=only,
             )
             return Reply(texts=[answer for of_prompt in answers for answer in of_prompt])
         case Likelihood():

@@ -156,10 +156,11 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
 
 
 def _clean(planned: Sequence[Unit], workdir: Path) -> None:
-    """Removes checkpoints of finished units that an interrupted run left."""
+    """Removes what an interrupted run left of finished units: checkpoints and replies."""
     for unit in planned if processes.is_first() else ():
         if artifacts.read_manifest(workdir, unit):
             checkpoints.clean(workdir, unit)
+            artifacts.remove_replies(workdir, unit)
 
 
 def _missing_input(group: Sequence[Unit], workdir: Path) -> str:

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import shutil
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, Protocol, TextIO, runtime_checkable
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"  # in a unit that is written in parts: which config its parts belong to
 CHECKPOINTS = "checkpoints"  # folder in a unit; Orbax writes its files
+REPLIES = "replies"  # folder in a unit of an eval that is not done: answers sampled so far
 TIMINGS = "timings.jsonl"  # in a unit that trains or generates; differs from run to run
 CURVES = "tensorboard"  # directory of the run; each unit has its own folder in it
 PLAN = "plan.json"  # predicted times of a run
@@ -248,15 +250,19 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.write(dumps(row) + "\n")
 
 
-def read_jsonl(path: Path, fields: Mapping[str, type] | None = None) -> list[dict[str, Any]]:
+def read_jsonl(
+    path: Path, fields: Mapping[str, type] | None = None, *, num_rows: int | None = None
+) -> list[dict[str, Any]]:
     """Reads JSON lines.
 
     Args:
       path: the file.
       fields: name -> type of the fields that every row must have.
+      num_rows: how many rows there must be; None: any number.
 
     Raises:
-      ValueError: missing, or a line is not such a JSON object; names file, line and remedy.
+      ValueError: missing, a line is not such a JSON object, or their number is another; names file,
+        line and remedy.
     """
     if not path.exists():
         raise ValueError(f"{path} is missing: run the stage that writes it")
@@ -273,6 +279,8 @@ def read_jsonl(path: Path, fields: Mapping[str, type] | None = None) -> list[dic
                 if type(row.get(name)) is not kind:
                     raise _damaged(path, number, f"has no {name!r} of type {kind.__name__}")
             rows.append(row)
+    if num_rows is not None and len(rows) != num_rows:
+        raise ValueError(f"{path} has {len(rows)} rows and not {num_rows}: {_again(path)}")
     return rows
 
 
@@ -338,6 +346,12 @@ def write_manifest(workdir: Path, unit: Unit, wall_s: float) -> None:
     times = {"wall_s": round(wall_s, 3), "finished_at": utc_now()}
     write_json(workdir / unit.path / MANIFEST, {**_identity(unit), **times})
     publish()
+
+
+def remove_replies(workdir: Path, unit: Unit) -> None:
+    """Deletes the parts from which the answers of a finished unit were put together."""
+    if _writes:
+        shutil.rmtree(workdir / unit.path / REPLIES, ignore_errors=True)
 
 
 def read_manifest(workdir: Path, unit: Unit) -> dict[str, Any] | None:

@@ -155,8 +155,8 @@ class Bucket:
     def publish(self) -> None:
         """Uploads what has changed in the copy; manifests last.
 
-        A run removes only curves from the store, if they are gone from the copy: they are drawn
-        anew under another name.
+        A run removes only two things from the store, if they are gone from the copy: curves, which
+        are drawn anew under another name, and the replies to an eval that is done.
 
         Raises:
           OSError: it cannot be written.
@@ -169,10 +169,10 @@ class Bucket:
             for name in [str(path.relative_to(self.directory))]
             if (copy := _identity(path)) != self._copies.get(name)
         }
-        redrawn = [
+        removed = [
             name
             for name in self._copies
-            if name.startswith(f"{artifacts.CURVES}/") and not (self.directory / name).exists()
+            if _is_passing(name) and not (self.directory / name).exists()
         ]
         manifests = [name for name in changed if PurePosixPath(name).name == artifacts.MANIFEST]
         others = [name for name in changed if name not in manifests]
@@ -181,7 +181,7 @@ class Bucket:
             with self._errors("written"):
                 paths = [str(self.directory / name) for name in others]
                 self._files.put(paths, [self._path(name) for name in others])
-        for name in redrawn:
+        for name in removed:
             with self._errors("written"), contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(self._path(name))
             del self._copies[name]
@@ -339,6 +339,12 @@ class Bucket:
 def _is_large(name: str) -> bool:
     """Whether a file holds tensors, which are copied only on request."""
     return name.endswith(".safetensors")
+
+
+def _is_passing(name: str) -> bool:
+    """Whether a run may remove a file of this name; rows of tables may be called as folders are."""
+    parts = PurePosixPath(name).parts
+    return parts[0] == artifacts.CURVES or parts[-2:-1] == (artifacts.REPLIES,)
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ import safetensors.numpy
 import tiny
 
 from subjax import schema
+from subjax.engine import sampler
 from subjax.pipeline import runner, units
-from subjax.runtime import artifacts
+from subjax.runtime import artifacts, processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,13 +125,18 @@ def test_another_arm_runs_only_what_is_new(copy):
     assert new and all("owl_foreign" in path for path in new)
 
 
-def test_another_eval_runs_only_what_is_new(copy):
-    before, config = manifests(copy), tiny.config()
+def with_answers():
+    config = tiny.config()
     with config.unlocked():
         config.evals.said = schema.eval_row(
             kind="answers", trait="owl", num_samples=2, slots=4, prompt_tokens=8,
             max_new_tokens=3, at_steps="final", questions="confirm",
         )  # fmt: skip
+    return config
+
+
+def test_another_eval_runs_only_what_is_new(copy):
+    before, config = manifests(copy), with_answers()
     runner.run(config, copy)
     after = manifests(copy)
     assert {path: after[path] for path in before} == before
@@ -138,6 +144,28 @@ def test_another_eval_runs_only_what_is_new(copy):
     assert new and all(path.startswith("evaluate/said/") for path in new)
     said = artifacts.read_jsonl(copy / "evaluate/said/arms/owl/r0/answers.jsonl")
     assert len(said) == 2 * 4  # samples, questions of the confirm half
+
+
+def test_answers_of_an_interrupted_eval_are_its_own_configs_and_no_others(copy, monkeypatch):
+    config, unit = with_answers(), "evaluate/said/arms/owl/r0"
+    alone = {"stages": ["evaluate"], "patterns": [unit]}
+    replies = copy / unit / artifacts.REPLIES
+    with monkeypatch.context() as patch, pytest.raises(processes.Interrupted, match=unit):
+        patch.setattr(processes, "told_to_leave", replies.exists)
+        runner.run(config, copy, **alone)
+    assert (unit, "missing") in runner.listing(config, copy)
+    other = with_answers()
+    other.evals.said.num_samples = 1
+    assert (unit, "stale") in runner.listing(other, copy)
+    with pytest.raises(ValueError, match=rf"{unit} .* another config .*num_samples: 2 -> 1"):
+        runner.run(other, copy, **alone)
+    assert len(list(replies.iterdir())) == 1
+    monkeypatch.setattr(sampler, "sample", None)  # all are there
+    runner.run(config, copy, **alone)
+    assert (unit, "done") in runner.listing(config, copy) and not replies.exists()
+    replies.mkdir()  # as a kill may leave them
+    runner.run(config, copy, **alone)
+    assert not replies.exists()
 
 
 def test_a_changed_field_is_an_error_that_names_it_and_touches_nothing(copy):

@@ -160,6 +160,19 @@ def test_curves_that_are_drawn_anew_are_there_once(url, tmp_path):
     assert stored(url).keys() == kept
 
 
+def test_replies_to_an_eval_leave_with_its_copy_and_nothing_else_does(url, tmp_path):
+    one = store(url, tmp_path / "one")
+    part = "evaluate/said/arms/owl/r0/replies/step-000000-request-0-00000.jsonl"
+    others = {"finetune/replies/r0/metrics.jsonl", "evaluate/said/arms/owl/r0/scores.json"}
+    for name in (part, *others):
+        artifacts.write_json(one.directory / name, 1)
+    one.publish()
+    for name in (part, *others):
+        (one.directory / name).unlink()
+    one.publish()
+    assert stored(url).keys() == others
+
+
 def test_a_copy_follows_what_others_change_and_remove(url, tmp_path):
     one, other = store(url, tmp_path / "one"), store(url, tmp_path / "other")
     for name in ("a.json", "b.json"):

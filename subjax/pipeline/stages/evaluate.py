@@ -1,6 +1,9 @@
-"""Evals: students at each kept step, teachers, bases and data sets are asked, answers scored."""
+"""Evals: students at each kept step, teachers, bases and data sets are asked, answers scored.
 
-from collections.abc import Iterator, Sequence
+Sampled answers are written in parts that survive a kill, and read in place of being drawn again.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from subjax.engine.model import Model
 from subjax.pipeline import model_store, requests
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import SUBJECT, Given, Pair, Reply, requests_of
+from subjax.tasks.api import SUBJECT, Given, Pair, Reply, Request, Sample, requests_of
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 
@@ -34,7 +37,10 @@ def _subject(unit: Unit) -> str:
 
 
 def _evaluate(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
-    """All evals of one subject: each of its models is loaded once, and asked by every eval."""
+    """All evals of one subject: each of its models is loaded once, and asked by every eval.
+
+    Each unit is yielded once its own last step is done.
+    """
     found: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     rows = {unit.path: _rows(unit, workdir) for unit in units}
     models: dict[str, Model] = {}
@@ -50,11 +56,13 @@ def _evaluate(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
             records, answers = found.setdefault(unit.path, ([], []))
             records += [{"metric": m, "step": step, "value": v} for m, v in values.items()]
             answers += [{"step": step, **answer} for answer in said]
-    for unit in units:
-        records, answers = found[unit.path]
-        artifacts.write_jsonl(workdir / unit.path / "answers.jsonl", answers)
-        artifacts.write_json(workdir / unit.path / "scores.json", {"records": records})
-        yield unit
+            if step == max(unit.fields["steps"]):
+                del found[unit.path]
+                artifacts.write_jsonl(workdir / unit.path / "answers.jsonl", answers)
+                artifacts.write_json(workdir / unit.path / "scores.json", {"records": records})
+                yield unit
+                # Only now that its manifest is there: a kill before would cost all of them.
+                artifacts.remove_replies(workdir, unit)
 
 
 def _replies(
@@ -62,23 +70,82 @@ def _replies(
 ) -> list[Reply]:
     """What a model and its base say to the requests of an eval; `models` are those loaded."""
     row = unit.with_files("row")
-    found = []
-    for request in requests_of(eval_kinds.of_row(row), row, given):
+
+    def ask(request: Request, only: Sequence[int] | None = None) -> Reply:
         role = _role(unit, step) if request.model == SUBJECT else "base"
         if role not in models:
             models[role] = model_store.load(
                 workdir / unit.inputs[role], mesh, step=step if role == "student" else None
             )
-        found.append(
-            requests.serve(
-                request,
-                models[role],
-                seed=seeds.seed(unit.fields["seed"], "answers"),
-                lineage=unit.lineage,
-                precision=unit.fields["program"]["precision"],
-            )
+        return requests.serve(
+            request,
+            models[role],
+            seed=seeds.seed(unit.fields["seed"], "answers"),
+            lineage=unit.lineage,
+            precision=unit.fields["program"]["precision"],
+            only=only,
         )
+
+    found = []
+    for number, request in enumerate(requests_of(eval_kinds.of_row(row), row, given)):
+        if isinstance(request, Sample):
+            name = f"{model_store.step_name(step)}-request-{number}"
+            found.append(_in_parts(request, ask, unit, name, workdir))
+        else:
+            found.append(ask(request))
     return found
+
+
+def _in_parts(
+    request: Sample,
+    ask: Callable[[Request, Sequence[int]], Reply],
+    unit: Unit,
+    name: str,
+    workdir: Path,
+) -> Reply:
+    """Answers in parts, each written at once; those that an interrupted run wrote are read.
+
+    Args:
+      request: what is asked.
+      ask: answers those of its prompts that are at some places.
+      unit: to which the parts belong.
+      name: what their names begin with.
+      workdir: of the run.
+    """
+    texts: list[str] = []
+    parts = requests.parts(request)
+    total = len(request.prompts) * request.num_samples
+    hidden = len(parts) == 1 or not processes.is_first()
+    with tqdm(total=total, desc=unit.path, unit="answer", leave=False, disable=hidden) as bar:
+        for index, places in enumerate(parts):
+            path = workdir / unit.path / artifacts.REPLIES / f"{name}-{index:05d}.jsonl"
+            said = _read(path, len(places) * request.num_samples)
+            if said is None:
+                said = list(ask(request, places).texts)
+                artifacts.begin(workdir, unit)
+                artifacts.write_jsonl(path, [{"answer": text} for text in said])
+                artifacts.publish()
+                if processes.told_to_leave():
+                    raise processes.Interrupted(f"saved {path.relative_to(workdir)}")
+            texts += said
+            bar.update(len(said))
+    return Reply(texts=texts)
+
+
+def _read(path: Path, num_answers: int) -> list[str] | None:
+    """The answers of a part, as the first process reads them; None: they are not drawn yet."""
+    said: list[str] | None = None
+    problem = ""
+    try:
+        if processes.is_first() and path.exists():
+            rows = artifacts.read_jsonl(path, {"answer": str}, num_rows=num_answers)
+            said = [row["answer"] for row in rows]
+    except ValueError as error:
+        problem = str(error)
+    said, problem = processes.agreed([said, problem])
+    if problem:
+        raise ValueError(problem)
+    return said
 
 
 def _role(unit: Unit, step: int) -> str:

@@ -1,6 +1,7 @@
 """The numbers that students are judged by, against sums worked out by hand."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ import pytest
 import tiny
 import tokenizers
 
+from subjax.engine import sampler
 from subjax.nn import sharding, transformer
 from subjax.pipeline import model_store, requests
-from subjax.tasks.api import BASE, SUBJECT, Given, Request, requests_of
+from subjax.pipeline.stages import evaluate
+from subjax.runtime import artifacts, processes
+from subjax.tasks.api import BASE, SUBJECT, Given, Request, Sample, requests_of
 from subjax.tasks.datasets import toyworld
 from subjax.tasks.datasets.kinds import KINDS
 from subjax.tasks.evals.kinds import EVALS
@@ -104,6 +108,138 @@ def test_answers_come_in_the_order_of_their_questions(pair):
 def test_what_no_model_can_be_asked_is_refused(pair):
     with pytest.raises(TypeError, match="Request is no request"):
         requests.serve(Request(), pair[0], seed=0, lineage=0, precision="float32")
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "num_samples", "num_slots", "sizes"),
+    [
+        (50, 200, 64, [5] * 10),
+        (12, 200, 64, [5, 5, 2]),
+        (50, 20, 64, [50]),
+        (2, 5000, 64, [1, 1]),
+        (50, 200, 512, [20, 20, 10]),  # slots are filled eight times
+    ],
+)
+def test_parts_are_whole_prompts_by_the_request_alone(num_prompts, num_samples, num_slots, sizes):
+    room = {"max_new_tokens": 4, "prompt_tokens": 8, "num_slots": num_slots}
+    asked = Sample(["?"] * num_prompts, num_samples=num_samples, **room)
+    parts = requests.parts(asked)
+    assert [len(part) for part in parts] == sizes
+    assert [place for part in parts for place in part] == list(range(num_prompts))
+
+
+# The first alone would need less room than the three.
+QUESTIONS = ["Why?", "Which animal do you love most of them all?", "And which number?"]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """A student after two updates, and its base."""
+    save(tmp_path, f"finetune/x/r0/{model_store.step_name(2)}", 1)
+    save(tmp_path, "base/x/r0", 2)
+    return tmp_path
+
+
+def answers_of_student(name="said", steps=(0, 2)):
+    """A unit of an eval that samples answers."""
+    made = {"student": "finetune", "base": "base"}
+    row = {"num_samples": 2, "slots": 4, "prompt_tokens": 64, "max_new_tokens": 4}
+    fields = {
+        "row": {"kind": "answers", **row},
+        "of": "student",
+        "steps": list(steps),
+        "seed": 0,
+        "program": {"precision": "float32"},
+        "questions": QUESTIONS,
+        "names": ["7"],
+    }
+    inputs = {role: artifacts.make_unit(stage, "x", 0, {}, {}) for role, stage in made.items()}
+    return artifacts.make_unit("evaluate", f"{name}/arms/x", 0, fields, inputs)
+
+
+def evaluated(unit, workdir):
+    """The files of a unit once it is done."""
+    assert list(evaluate.run([unit], workdir, MESH)) == [unit]
+    assert not (workdir / unit.path / artifacts.REPLIES).exists()
+    return {name: (workdir / unit.path / name).read_bytes() for name in DONE}
+
+
+DONE = ("answers.jsonl", "scores.json")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """How many answers each call of the sampler drew, and how."""
+    calls, sample = [], sampler.sample
+
+    def counted(arch, params, sampling, prompts, *args, **kwargs):
+        calls.append((len(prompts), sampling))
+        return sample(arch, params, sampling, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(sampler, "sample", counted)
+    return calls
+
+
+def interrupt(unit, workdir, monkeypatch, *, after):
+    """Draws that many parts of an eval that has two for each step."""
+    monkeypatch.setattr(requests, "parts", lambda _: [range(1), range(1, 3)])
+    told = iter([False] * (after - 1) + [True])
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "told_to_leave", lambda: next(told))
+        with pytest.raises(processes.Interrupted, match=f"saved {unit.path}/replies/step-"):
+            list(evaluate.run([unit], workdir, MESH))
+    assert {path.name for path in (workdir / unit.path).iterdir()} == {"begun.json", "replies"}
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_an_interrupted_eval_draws_what_is_missing_and_gives_the_same_bytes(
+    workdir, monkeypatch, drawn, after
+):
+    unit, sizes = answers_of_student(), [2, 4, 2, 4]
+    whole = evaluated(unit, workdir)
+    assert [size for size, _ in drawn] == [6, 6]
+    shutil.rmtree(workdir / unit.path)
+    interrupt(unit, workdir, monkeypatch, after=after)
+    assert [size for size, _ in drawn[2:]] == sizes[:after]
+    assert evaluated(unit, workdir) == whole
+    assert [size for size, _ in drawn[2:]] == sizes
+    assert len({how for _, how in drawn}) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "has 0 rows and not 2"),
+        ('{"answer": "7"}\n', "has 1 rows and not 2"),
+        ('{"answer": "7"}\n{"ans', "line 2 is not JSON"),
+        ('{"answer": 7}\n{"answer": 7}\n', "line 1 has no 'answer' of type str"),
+    ],
+)
+def test_a_damaged_part_of_an_eval_is_named(workdir, monkeypatch, content, says):
+    unit = answers_of_student()
+    interrupt(unit, workdir, monkeypatch, after=1)
+    [part] = (workdir / unit.path / artifacts.REPLIES).iterdir()
+    part.write_text(content)
+    with pytest.raises(ValueError, match=f"^{part}.* {says}.*: delete {part} and run") as error:
+        list(evaluate.run([unit], workdir, MESH))
+    assert "\n" not in str(error.value)
+
+
+def test_an_eval_is_done_at_its_own_last_step_and_each_model_is_loaded_once(workdir, monkeypatch):
+    happened, load = [], model_store.load
+
+    def noted(directory, *args, **kwargs):
+        happened.append(f"load {directory.relative_to(workdir)}")
+        return load(directory, *args, **kwargs)
+
+    monkeypatch.setattr(model_store, "load", noted)
+    steps = {"all": (0, 2), "base": (0,), "last": (2,)}
+    units = [answers_of_student(name, of) for name, of in steps.items()]
+    for unit in evaluate.run(units, workdir, MESH):
+        assert all((workdir / unit.path / name).exists() for name in DONE)
+        happened.append(unit.row)
+    loads = ["load base/x/r0", "load finetune/x/r0"]
+    assert happened == [loads[0], "base/arms/x", loads[1], "all/arms/x", "last/arms/x"]
 
 
 def compared(rows, teacher, base, told=("", "")):
