@@ -1,5 +1,6 @@
 """Benchmarks: subjax against PyTorch as ratios within one run; a language model on this machine.
 
+    python launch/bench.py compare --model=DIR           # language models; see bench_compare.py
     python launch/bench.py mlp                           # 10 models, the paper's students, 2 epochs
     python launch/bench.py mlp --models=20 --epochs=1
     python launch/bench.py load --model=DIR              # see bench_load.py
@@ -26,6 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_compare
 import bench_lm
 import bench_load
 import numpy as np
@@ -53,7 +55,11 @@ def main() -> None:
     load.add_argument("--scratch", help="where the random weights go for a while")
     load.add_argument("--side", nargs="+", help="one measurement alone, print JSON")
     bench_lm.add_commands(tasks)
+    bench_compare.add_command(tasks)
     options = parser.parse_args()
+    if options.what == "compare":
+        bench_compare.run(options)
+        return
     if options.what in bench_lm.SIDES:
         bench_lm.run(options)
         return

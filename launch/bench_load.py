@@ -106,7 +106,7 @@ def _result(child: subprocess.Popen[str]) -> dict[str, float]:
     return json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
 
 
-def _load(directory: str, address: str = "", rank: str = "0") -> dict[str, float]:
+def load(directory: str, address: str = "", rank: str = "0") -> dict[str, float]:
     import jax
 
     from subjax.hf import weights
@@ -119,7 +119,7 @@ def _load(directory: str, address: str = "", rank: str = "0") -> dict[str, float
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     start = jax.make_array_from_callback((), everywhere, lambda index: np.zeros((), np.float32))
     jax.jit(lambda x: x + 1, out_shardings=everywhere)(start).block_until_ready()
-    found = _watched(lambda: jax.block_until_ready(weights.load(directory, mesh=mesh)[1]))
+    found = watched(lambda: jax.block_until_ready(weights.load(directory, mesh=mesh)[1]))
     arrays = jax.tree.leaves(found.pop("loaded"))
     return found | {"bytes": float(sum(array.nbytes for array in arrays))}
 
@@ -128,7 +128,7 @@ def _load_file(directory: str) -> dict[str, float]:
     import safetensors.numpy
 
     paths = sorted(Path(directory).glob("*.safetensors"))
-    found = _watched(lambda: [safetensors.numpy.load_file(path) for path in paths])
+    found = watched(lambda: [safetensors.numpy.load_file(path) for path in paths])
     loaded = found.pop("loaded")
     return found | {"bytes": float(sum(a.nbytes for file in loaded for a in file.values()))}
 
@@ -162,16 +162,16 @@ def _write(directory: str, gigabytes: str) -> dict[str, float]:
     return {}
 
 
-def _watched(load: Callable[[], Any]) -> dict[str, Any]:
-    """Result of `load`, its seconds, and the growth of resident memory to its peak."""
+def watched(read: Callable[[], Any]) -> dict[str, Any]:
+    """Result of `read`, its seconds, and the growth of resident memory to its peak."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before, start = _status("VmRSS"), time.perf_counter()
-    loaded = load()
+    before, start = status("VmRSS"), time.perf_counter()
+    loaded = read()
     seconds = time.perf_counter() - start
-    return {"loaded": loaded, "seconds": seconds, "growth": _status("VmHWM") - before}
+    return {"loaded": loaded, "seconds": seconds, "growth": status("VmHWM") - before}
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     """A line of the process's status, converted to bytes."""
     found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
     if found is None:
@@ -180,7 +180,7 @@ def _status(name: str) -> int:
 
 
 SIDES: dict[str, Callable[..., dict[str, float]]] = {
-    "load": _load,
+    "load": load,
     "load_file": _load_file,
     "write": _write,
 }

@@ -1,0 +1,216 @@
+"""The subjax side of `bench.py compare`, with the functions that runs use.
+
+    python launch/bench_subjax.py subjax PART MODE WORK      # one measurement; prints JSON
+
+MODE is `float32`, or `fastest`: the precision `mixed`. WORK is the file of `bench_compare.py`,
+which says what each part does; each part does it twice and times both. The first time compiles.
+"""
+
+import functools
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import bench_load
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # subjax, where it is not installed
+
+import jax
+import jax.numpy as jnp
+
+import subjax
+from subjax.engine import batching, sampler, scoring, throughput, token_sampling, train
+from subjax.engine.model import Model
+from subjax.nn import lora
+from subjax.runtime import artifacts
+
+PRECISIONS = {"float32": "float32", "fastest": "mixed"}
+LONGEST_PROMPT = 4096
+RATE = 1e-5
+
+
+def _sampled(
+    work: dict[str, Any], mode: str, prompts: Sequence[Sequence[int]], n: int, new_tokens: int
+) -> dict[str, Any]:
+    model = _model(work)
+    sampling = sampler.Sampling(
+        num_slots=work["slots"],
+        prompt_tokens=LONGEST_PROMPT,
+        max_new_tokens=new_tokens,
+        temperature=1.0,
+        eos_ids=tuple(work["eos"]),
+        precision=PRECISIONS[mode],
+    )
+    sampling = sampler.fitted(sampling, prompts)
+    places = np.repeat(np.arange(len(prompts)), n)
+    samples_of = jnp.array(np.tile(np.arange(n), len(prompts)))
+
+    def call(seed: int) -> list[int]:
+        drawn = sampler.sample(
+            model.arch,
+            model.params,
+            sampling,
+            [prompts[i] for i in places],
+            token_sampling.row_keys(seed, 0, jnp.array(places), samples_of),
+            mesh=model.mesh,
+        )
+        return drawn.lengths.tolist()
+
+    return _timed(call, "lengths")
+
+
+def _sampler(work: dict[str, Any], mode: str) -> dict[str, Any]:
+    return _sampled(work, mode, work["prompts"], 1, work["new_tokens"])
+
+
+def _preference(work: dict[str, Any], mode: str) -> dict[str, Any]:
+    return _sampled(work, mode, work["questions"], work["answers"], work["answer_tokens"])
+
+
+def _exact(work: dict[str, Any], mode: str) -> dict[str, Any]:
+    model = _model(work)
+
+    def call(seed: int) -> list[list[float]]:
+        del seed
+        return scoring.candidate_log_probs(
+            model.arch,
+            model.params,
+            work["questions"],
+            work["candidates"],
+            mesh=model.mesh,
+            precision=PRECISIONS[mode],
+        ).tolist()
+
+    return _timed(call, "log_probs")
+
+
+def _timed(call: Callable[[int], Any], name: str) -> dict[str, Any]:
+    """Calls with two seeds; the result is the second call's."""
+    seconds = []
+    for seed in range(2):
+        start = time.perf_counter()
+        result = call(seed)
+        seconds.append(time.perf_counter() - start)
+    return {"first_call_s": seconds[0], "seconds": seconds[1], name: result}
+
+
+def _train(work: dict[str, Any], mode: str, *, rank: int) -> dict[str, Any]:
+    model = _model(work)
+    examples = [(ids, start) for ids, start in work["rows"]]
+    rows = batching.make_rows(
+        examples,
+        num_tokens=max(len(ids) for ids, _ in examples),
+        num_targets=max(len(ids) - start for ids, start in examples),
+        pad_id=model.tokenizer.pad_id,
+    )
+    start, frozen, scale = model.params, {}, 0.0
+    if rank:
+        start, frozen = lora.init(model.arch, jax.random.key(0), rank=rank), model.params
+        scale = lora.scale(2 * rank, rank)
+    steps = len(work["batches"])
+    program = train.Program(
+        model.arch,
+        train.Optimizer(RATE, schedule="constant"),
+        steps,
+        lora_scale=scale,
+        precision=PRECISIONS[mode],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        [last] = train.fit(
+            program,
+            train.stack([start]),
+            frozen,
+            [rows],
+            seeds=[work["seed"]],
+            batch_size=work["batch_size"],
+            probe_steps=(),
+            steps_per_call=steps // 2,
+            mesh=model.mesh,
+            label="training",
+            log=throughput.Log([Path(folder)], every_s=0),
+        )
+        first, second = artifacts.read_jsonl(Path(folder) / artifacts.TIMINGS)
+    return {
+        "first_call_s": first["seconds"],
+        "seconds": second["seconds"],
+        "first_loss": float(last.metrics["loss"][0, 0]),
+        "trained": sum(leaf.size for leaf in jax.tree.leaves(start)),
+    }
+
+
+def _load(work: dict[str, Any], mode: str) -> dict[str, Any]:
+    found = bench_load.load(work["model"])
+    return {name: found[name] for name in ("seconds", "growth")}
+
+
+def _start(work: dict[str, Any], mode: str) -> dict[str, Any]:
+    """Timed by the one who starts this process."""
+    _model(work).sample(
+        [work["first_prompt"]],
+        system=work["system"],
+        max_new_tokens=1,
+        precision=PRECISIONS[mode],
+    )
+    return {}
+
+
+def _roofline(work: dict[str, Any], mode: str) -> dict[str, Any]:
+    """FLOP/s of a large product in each dtype, and bytes a second that a copy reads and writes."""
+    size, found = work["matmul_size"], {}
+    multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    for name in ("float32", "bfloat16"):
+        a, b = (jax.random.normal(jax.random.key(i), (size, size), name) for i in range(2))
+        seconds = _best(lambda a=a, b=b: jax.block_until_ready(multiply(a, b)))
+        found[name] = 2 * size**3 / seconds
+    # Into memory that is there already, as torch's copy_: new pages cost more than the copy.
+    copy = jax.jit(lambda source, to: to.at[:].set(source), donate_argnums=1)
+    source, held = (jnp.full(work["copy_bytes"] // 4, i, jnp.float32) for i in range(2))
+
+    def again() -> None:
+        nonlocal held
+        held = jax.block_until_ready(copy(source, held))
+
+    found["copy"] = 2 * work["copy_bytes"] / _best(again)
+    return found
+
+
+def _best(call: Callable[[], Any]) -> float:
+    """Seconds of the fastest of several calls: a limit is what the machine can do."""
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _model(work: dict[str, Any]) -> Model:
+    return subjax.load(work["model"])
+
+
+PARTS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
+    "roofline": _roofline,
+    "sampler": _sampler,
+    "exact": _exact,
+    "sampled": _preference,
+    "lora": lambda work, mode: _train(work, mode, rank=work["lora_rank"]),
+    "full": functools.partial(_train, rank=0),
+    "load": _load,
+    "start": _start,
+}
+
+
+def measure(part: str, mode: str, work: dict[str, Any]) -> dict[str, Any]:
+    """One measurement: seconds, what was computed, and the process's peak memory."""
+    return PARTS[part](work, mode) | {"peak_bytes": bench_load.status("VmHWM")}
+
+
+if __name__ == "__main__":
+    print(
+        json.dumps(measure(*sys.argv[2:4], json.loads(Path(sys.argv[4]).read_text()))), flush=True
+    )
