@@ -131,9 +131,9 @@ LINES = (
     Line("load, time", "load", "subjax", "torch", "s", _seconds),
     Line("load, memory", "load", "subjax", "torch", "x bytes of the files", _growth),
     Line("start to first token", "start", "subjax", "torch", "s", _seconds),
-    # In subjax's column stands the PyTorch side, so that 1 or more is as it should be.
+    # 1 or more is as it should be.
     Line(
-        "check: PyTorch side against `generate`",
+        "check: PyTorch side, in subjax's column, against `generate`",
         "sampler",
         "torch",
         "torch_generate",
@@ -241,6 +241,11 @@ def make_work(options: Any) -> dict[str, Any]:
         system = words.template.added_system and tokenizer.TEMPLATE_DEFAULT
         names = _apart(words, [animal.capitalize() for animal in animals.ANIMALS])
         names = names[: options.candidates]
+        if len(names) < options.candidates or options.questions > len(animals.QUESTIONS):
+            raise SystemExit(
+                f"there are {len(animals.QUESTIONS)} questions, and {len(names)} candidates that "
+                "this tokenizer tells apart: ask for fewer"
+            )
         candidates = words.answer_ids(names)
         scoring.check_candidates(names, candidates)
         num_rows = 2 * options.updates * options.batch_size
@@ -387,16 +392,9 @@ def _numbers(
         "spread": [(max(f) - min(f)) / m for f, m in zip(figures, medians, strict=True)],
         "first_call_s": [_median(side, "first_call_s") for side in sides],
         "peak_bytes": [_median(side, "peak_bytes") for side in sides],
-        "tokens_per_row": [
-            float(np.mean([np.mean(one["lengths"]) for one in side]))
-            if "lengths" in side[0]
-            else None
-            for side in sides
-        ],
+        "tokens_per_row": [_median(_tokens_per_row(side), "tokens") for side in sides],
         "share": [
-            float(np.median([_share(line, mode, work, arch, limits, one) or 0 for one in side]))
-            or None
-            for side in sides
+            _median(_shares(line, mode, work, arch, limits, side), "share") for side in sides
         ],
     }
     times = ours / theirs if line.is_rate else theirs / ours
@@ -407,6 +405,10 @@ def _median(side: Sequence[Found], name: str) -> float | None:
     return float(np.median([one[name] for one in side])) if name in side[0] else None
 
 
+def _tokens_per_row(side: Sequence[Found]) -> list[dict[str, float]]:
+    return [{"tokens": np.mean(one["lengths"])} if "lengths" in one else {} for one in side]
+
+
 def _limits(found: Sequence[Found]) -> dict[str, float]:
     """The most that either library reached in the roofline, of all rounds."""
     rooflines = [one for one in found if one["part"] == "roofline"]
@@ -414,19 +416,22 @@ def _limits(found: Sequence[Found]) -> dict[str, float]:
     return {"fastest": max(most["float32"], most["bfloat16"]), **most}
 
 
-def _share(
+def _shares(
     line: Line,
     mode: str,
     work: dict[str, Any],
     arch: Any,
     limits: Mapping[str, float],
-    found: Found,
-) -> float | None:
+    side: Sequence[Found],
+) -> list[dict[str, float]]:
+    """Share of the machine's limit, where there is one."""
     if line.figure is _growth or line.part == "start":
-        return None
+        return [{} for _ in side]
     if line.part == "load":
-        return work["file_bytes"] / found["seconds"] / limits["copy"]
-    return flops(line.part, arch, work, found) / found["seconds"] / limits[mode]
+        return [{"share": work["file_bytes"] / one["seconds"] / limits["copy"]} for one in side]
+    return [
+        {"share": flops(line.part, arch, work, one) / one["seconds"] / limits[mode]} for one in side
+    ]
 
 
 def flops(part: str, arch: Any, work: dict[str, Any], found: Found) -> float:

@@ -278,6 +278,8 @@ def test_a_comparison_that_cannot_be_made_says_why_in_one_line(model, monkeypatc
     assert said("--modes=int8") == "--modes: 'int8' is none of float32, fastest"
     assert said("--rounds=0") == "--rounds=0: at least 1"
     assert said(f"--out={tmp_path}/a/b.json").endswith("there is no such directory")
+    assert said("--questions=61").startswith("there are 60 questions, and 3 candidates ")
+    assert said("--candidates=11").endswith("that this tokenizer tells apart: ask for fewer")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert said() == "compare needs torch: pip install -r requirements-dev.txt"
 
