@@ -164,7 +164,7 @@ def run(options: Any) -> None:
     sides = dict(SIDES)
     if has_vllm := bool(importlib.util.find_spec("vllm")):
         sides["sampler"] += ("vllm",)
-    work = make_work(options)
+    work, load = make_work(options), os.getloadavg()[0]
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "work.json"
@@ -177,11 +177,11 @@ def run(options: Any) -> None:
                 check_agreement(found)
     lines = table_lines(work, found)
     print(markdown(lines))
-    print("\n" + "\n".join(_notes(options, found, has_vllm)))
+    print("\n" + "\n".join(_notes(options, found, load, has_vllm)))
     if options.out:
         kept = {"model": work["model"], "rounds": options.rounds}
         kept |= {"sizes": {name: getattr(options, name) for name in SIZES}}
-        kept |= {"machine": machine(), "lines": lines, "measurements": found}
+        kept |= {"machine": machine(), "load_before": load, "lines": lines, "measurements": found}
         Path(options.out).write_text(json.dumps(kept, indent=1) + "\n")
 
 
@@ -521,8 +521,12 @@ def _pair(values: Sequence[float | None], form: str) -> str:
     return " / ".join("–" if value is None else format(value, form) for value in values)
 
 
-def _notes(options: Any, found: Sequence[Found], has_vllm: bool) -> Iterator[str]:
+def _notes(options: Any, found: Sequence[Found], load: float, has_vllm: bool) -> Iterator[str]:
     """What stands below the table: the roofline, the sizes, the machine."""
+    # Threads of torch wait for each other busily: beside another process it may take ten times as
+    # long, where subjax takes twice as long.
+    if load > 0.5:
+        yield f"WARNING: the machine was busy before (load {load:.1f}), so these figures say little"
     for side in SIDES["roofline"]:
         own = _limits([one for one in found if one["side"] == side and one["part"] == "roofline"])
         yield (

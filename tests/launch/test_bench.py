@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -196,10 +197,12 @@ def table(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_in_the_fastest_mode_nothing_has_to_agree(model, in_this_process, capsys):
+def test_in_the_fastest_mode_nothing_has_to_agree(model, in_this_process, monkeypatch, capsys):
+    monkeypatch.setattr(os, "getloadavg", lambda: (3.0, 0.0, 0.0))
     compared(model, "--parts=exact,load", "--modes=fastest")
     text = capsys.readouterr().out
     assert [row[1] for row in table(text)[2:]] == ["bfloat16 / mixed"] * 3
+    assert "WARNING: the machine was busy before (load 3.0)" in text
     assert "whether both sides compute the same was not checked" in text
 
 
