@@ -1,10 +1,10 @@
 """The one sampler: prefill once per distinct prompt, then a jitted token loop with slot refill.
 
-The distinct prompts of a call are prefilled first, `num_slots` at a time. Decoding then runs in a
-single `while_loop` on the device: each slot holds one row, and the slots of finished rows take the
-next rows (a copy of the keys and values of their prompts) without a transfer to the host. A row's
-tokens depend on its prompt, its key, its temperature and the number of slots, never on its slot or
-its neighbours.
+The distinct prompts of a call are read first (`prefill`). Decoding then runs in a single
+`while_loop` on the device: each slot holds one row, and the slots of finished rows take the next
+rows (a copy of the keys and values of their prompts) without a transfer to the host. A row's tokens
+depend on its prompt, its key, its temperature and the number of slots, never on its slot or its
+neighbours; the last bits of its floats may depend on which prompts are read together.
 """
 
 import dataclasses
@@ -16,15 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
-from subjax.engine import slots, token_sampling
+from subjax.engine import prefill, slots, token_sampling
 from subjax.nn import activation_sharding, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 
-# A smaller prompt length than this saves nothing.
-_LEAST_ROOM = 16
+# FLOPs that empty slots must waste for another program to pay: some seconds of a CPU, in which it
+# compiles.
+_WORTH_A_PROGRAM = 2e11
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Sampling:
 
     Attributes:
       num_slots: rows decoded side by side.
-      prompt_tokens: longest prompt, in tokens; shorter ones are padded to it, see `fitted`.
+      prompt_tokens: longest prompt, in tokens: the token loop has so much room, see `fitted`.
       max_new_tokens: a row ends here at the latest.
       temperature: 1.0 samples the model's distribution, 0.0 is greedy.
       eos_ids: tokens that end a row.
       precision: a name of `precision.PRECISIONS`.
+      prefix_tokens: tokens that all prompts begin with, which are read once.
     """
 
     num_slots: int
@@ -46,18 +48,20 @@ class Sampling:
     temperature: float
     eos_ids: tuple[int, ...]
     precision: str = "float32"
+    prefix_tokens: int = 0
 
 
 def fitted(sampling: Sampling, prompts: Sequence[Sequence[int]]) -> Sampling:
-    """The same sampling with the smallest sufficient `prompt_tokens`.
+    """The same sampling with the smallest sufficient `prompt_tokens`, and the prompts' prefix.
 
-    It is rounded up to a power of two, so that few programs serve prompts of all lengths. Pass all
-    prompts of a unit, not only those of one call: the last bits of a row's floats depend on
-    `prompt_tokens`, and its bytes must not depend on how a unit is split into calls.
+    Pass all prompts of a unit, not only those of one call, so that a program serves all calls.
     """
-    longest = max(map(len, prompts), default=0)
-    room = max(1 << max(longest - 1, 0).bit_length(), _LEAST_ROOM)
-    return dataclasses.replace(sampling, prompt_tokens=min(room, sampling.prompt_tokens))
+    room = prefill.room(max(map(len, prompts), default=1))
+    return dataclasses.replace(
+        sampling,
+        prompt_tokens=min(room, sampling.prompt_tokens),
+        prefix_tokens=prefill.shared_tokens(prompts),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,50 +117,87 @@ def sample(
       top_log_probs: K, number of likeliest tokens to return at each position; 0: none.
 
     Raises:
-      ValueError: a prompt that is empty or longer than `prompt_tokens`; more likeliest tokens than
-        there are; a grammar or temperatures that do not fit the rows; temperatures below 0.
+      ValueError: a prompt that is empty or longer than `prompt_tokens`, or that begins otherwise
+        than the others within `prefix_tokens`; more likeliest tokens than there are; a grammar or
+        temperatures that do not fit the rows; temperatures below 0.
     """
-    tokens, lengths, prompt = _distinct(sampling, prompts)
+    mesh = sharding.lane_mesh(mesh)
+    reading = prefill.arrange(
+        prompts,
+        # In whole blocks of slots, so that one program serves calls of any size.
+        num_rows=len(prompts) + -len(prompts) % sampling.num_slots,
+        prompt_tokens=sampling.prompt_tokens,
+        prefix_tokens=sampling.prefix_tokens,
+        mesh=mesh,
+    )
     _check_grammar(arch, sampling, grammar, len(prompts), top_log_probs)
     own = token_sampling.checked_temperatures(temperatures, len(prompts))
     start = None if grammar is None else grammar.start
     # Start states go with the padded rows, so that one program serves any number of rows.
     rules = None if grammar is None else grammar._replace(start=grammar.start[:0])
-    mesh = sharding.lane_mesh(mesh)
-    tokens, lengths, prompt, keys, rules, own, start = sharding.replicate(
-        (tokens, lengths, prompt, keys, rules, own, start), mesh
+    place, lengths, keys, rules, own, start = sharding.replicate(
+        (reading.place, reading.lengths, keys, rules, own, start), mesh
     )
     with jax.set_mesh(mesh):
-        hidden, cache = _prefilled(arch, sampling, params, adapter, tokens, lengths)
-        rows = slots.Rows(prompt, *slots.padded((keys, own, start), len(prompt)))
-        out = _decode(
+        read = prefill.read(
             arch,
-            sampling,
-            (log_probs, top_log_probs),
             params,
             adapter,
-            slots.Prompts(hidden, cache, lengths),
-            rows,
-            rules,
-            np.int32(len(prompts)),
+            reading,
+            prompt_tokens=sampling.prompt_tokens,
+            mesh=mesh,
+            precision=sampling.precision,
         )
-    return _samples(sampling, len(prompts), *sharding.to_host(out))
+        rows = slots.Rows(place, lengths, *slots.padded((keys, own, start), len(place)))
+        wanted = log_probs, top_log_probs
+        state = _begun(sampling, wanted, read, rows)
+        counts = _slot_counts(arch, sampling, mesh)
+        for num_slots, fewer in zip(counts, [*counts[1:], 0], strict=True):
+            if num_slots < sampling.num_slots:
+                state = _narrowed(state, num_slots)
+            state = _decode(
+                *(arch, sampling, wanted, params, adapter, read, rows, rules),
+                np.int32(len(prompts)),
+                np.int32(fewer),
+                state,
+            )
+            if fewer and not sharding.to_host(state[0].row >= 0).any():
+                break
+    return _samples(sampling.eos_ids, len(prompts), *sharding.to_host(state[1:]))
+
+
+def _slot_counts(arch: Architecture, sampling: Sampling, mesh: Mesh) -> list[int]:
+    """Slots at first, and then fewer and fewer as rows run out, where that pays.
+
+    A CPU takes half of the time for half of the slots; accelerators spend it on reading weights,
+    which are the same for few rows. Each count is another program to compile.
+    """
+    counts = [sampling.num_slots]
+    if mesh.devices.flat[0].platform != "cpu":
+        return counts
+    of_slot = 2.0 * transformer.num_params(arch) * sampling.max_new_tokens
+    shares = int(mesh.shape["data"] * mesh.shape["fsdp"])
+    while (half := counts[-1] // 2) * of_slot >= _WORTH_A_PROGRAM and half >= counts[0] // 8:
+        if counts[-1] % 2 or half % shares:
+            break
+        counts.append(half)
+    return counts
 
 
 def _samples(
-    sampling: Sampling,
+    eos_ids: Sequence[int],
     num_rows: int,
     drawn: token_sampling.Drawn,
     counts: np.ndarray,
-    steps: np.ndarray,
+    slot_steps: np.ndarray,
 ) -> Samples:
     """Makes `Samples` of the results of `_decode` on the host, without padding rows."""
     drawn, counts = jax.tree.map(lambda leaf: leaf[:num_rows], (drawn, counts))
     last_tokens = drawn.tokens[np.arange(num_rows), counts - 1]
     return Samples(
         lengths=counts,
-        stopped=np.isin(last_tokens, sampling.eos_ids),
-        occupancy=float(counts.sum() / max(int(steps) * sampling.num_slots, 1)),
+        stopped=np.isin(last_tokens, eos_ids),
+        occupancy=float(counts.sum() / max(int(slot_steps), 1)),
         **drawn._asdict(),
     )
 
@@ -185,42 +226,37 @@ def traced(
     params, adapter = sharding.abstract(
         weights, sharding.params_spec(weights, mesh, lanes=False), mesh
     )
-    num_slots, whole = sampling.num_slots, sharding.WHOLE
-    num_rooms = num_slots * _num_blocks(sampling, num_prompts, num_rows)
-    padded = num_rows + -num_rows % num_slots
+    padded = num_rows + -num_rows % sampling.num_slots
 
-    def ints(*shape: int) -> Any:
-        return sharding.abstract(jax.ShapeDtypeStruct(shape, jnp.int32), whole, mesh)
+    def whole(leaf: Any) -> Any:
+        return sharding.abstract(leaf, sharding.WHOLE, mesh)
 
     with jax.set_mesh(mesh):
-        read = functools.partial(_prefill, arch, sampling)
-        prefill = _prefill.trace(
+        reading, prompts = prefill.traced(
             arch,
-            sampling,
             params,
             adapter,
-            ints(num_slots, sampling.prompt_tokens),
-            ints(num_slots),
+            num_prompts=num_prompts,
+            num_rows=padded,
+            prompt_tokens=sampling.prompt_tokens,
+            prefix_tokens=sampling.prefix_tokens,
+            precision=sampling.precision,
+            mesh=mesh,
         )
-        # Input of the loop: the prefill results of all prompts.
-        tokens = ints(num_rooms, sampling.prompt_tokens)
-        shapes = jax.eval_shape(read, params, adapter, tokens, ints(num_rooms))
-        hidden, cache = sharding.abstract(
-            shapes, activation_sharding.cache_spec(shapes, mesh), mesh
-        )
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), padded))
-        decode = _decode.trace(
-            arch,
-            sampling,
-            (False, 0),
-            params,
-            adapter,
-            slots.Prompts(hidden, cache, ints(num_rooms)),
-            slots.Rows(ints(padded), sharding.abstract(keys, whole, mesh)),
-            None,
-            jax.ShapeDtypeStruct((), jnp.int32),
-        )
-    return prefill, decode
+        ints = whole(jax.ShapeDtypeStruct((padded,), jnp.int32))
+        keys = whole(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), padded)))
+        rows, number = slots.Rows(ints, ints, keys), jax.ShapeDtypeStruct((), jnp.int32)
+
+        # With its first state: a run keeps that apart, so as to go on with fewer slots.
+        def loop(
+            params: Params, adapter: Params | None, prompts: Any, rows: Any, number: Any
+        ) -> Any:
+            state = _begun(sampling, (False, 0), prompts, rows)
+            how = (arch, sampling, (False, 0), params, adapter, prompts, rows, None)
+            return _decode(*how, number, jnp.int32(0), state)[1:]
+
+        decode = jax.jit(loop).trace(params, adapter, prompts, rows, number)
+    return reading, decode
 
 
 def _check_grammar(
@@ -238,88 +274,11 @@ def _check_grammar(
         raise ValueError(f"top_log_probs={num_top} must be 0 to {most}, the tokens there are")
 
 
-def _distinct(
-    sampling: Sampling, prompts: Sequence[Sequence[int]]
-) -> tuple[Int[np.ndarray, "P T"], Int[np.ndarray, " R"], Int[np.ndarray, " N"]]:
-    """The distinct prompts in whole blocks of slots, and which of them each row continues.
-
-    Returns:
-      Tokens of the prompts; lengths of the R prompts for which the loop has room, at least P; the
-      prompt of each row, in whole blocks too, so that one program serves calls of any size.
-    """
-    longest = max((len(prompt) for prompt in prompts), default=0)
-    shortest = min((len(prompt) for prompt in prompts), default=0)
-    if shortest < 1 or longest > sampling.prompt_tokens:
-        raise ValueError(
-            f"prompts of {shortest} to {longest} tokens; the config allows 1 to "
-            f"{sampling.prompt_tokens}: raise prompt_tokens"
-        )
-    places: dict[tuple[int, ...], int] = {}
-    of_rows = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
-    num_slots = sampling.num_slots
-    tokens = np.zeros((-(-len(places) // num_slots) * num_slots, sampling.prompt_tokens), np.int32)
-    lengths = np.ones(num_slots * _num_blocks(sampling, len(places), len(prompts)), np.int32)
-    for ids, place in places.items():
-        tokens[place, : len(ids)] = ids
-        lengths[place] = len(ids)
-    return tokens, lengths, np.array(of_rows + [0] * (-len(prompts) % num_slots), np.int32)
+# State of the token loop: slots; draws of all rows; their counts; steps of slots so far.
+_State = tuple[slots.Slots, token_sampling.Drawn, Int[Array, " N"], Int[Array, ""]]
 
 
-def _num_blocks(sampling: Sampling, num_prompts: int, num_rows: int) -> int:
-    """Blocks of slots with room for the distinct prompts of a call.
-
-    A power of two, or as many as the rows fill, so that few programs serve all numbers of prompts.
-    """
-    needed, most = (-(-count // sampling.num_slots) for count in (num_prompts, num_rows))
-    return min(1 << (needed - 1).bit_length(), most)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _prefill(
-    arch: Architecture,
-    sampling: Sampling,
-    params: Params,
-    adapter: Params | None,
-    tokens: Int[Array, "B T"],
-    lengths: Int[Array, " B"],
-) -> tuple[Float[Array, "B D"], Any]:
-    """The hidden state that predicts each prompt's next token, and the keys and values."""
-    hidden, (keys, values) = transformer.prefill(
-        arch, params, tokens, adapter=adapter, precision=sampling.precision
-    )
-    last = hidden[jnp.arange(len(tokens)), lengths - 1]
-    return activation_sharding.constrain_cache((last, transformer.decode_cache(keys, values)))
-
-
-def _prefilled(
-    arch: Architecture,
-    sampling: Sampling,
-    params: Params,
-    adapter: Params | None,
-    tokens: Int[Array, "P T"],
-    lengths: Int[Array, " R"],
-) -> tuple[Array, Any]:
-    """`_prefill` for all prompts, block by block, padded to R prompts."""
-    num_slots = sampling.num_slots
-    parts = [
-        _prefill(
-            arch, sampling, params, adapter, tokens[i : i + num_slots], lengths[i : i + num_slots]
-        )
-        for i in range(0, len(tokens), num_slots)
-    ]
-    # The padding may hold any prompts; no row uses them.
-    parts += parts[-1:] * (len(lengths) // num_slots - len(parts))
-    return _joined(parts)
-
-
-@jax.jit
-def _joined(parts: list[tuple[Array, Any]]) -> tuple[Array, Any]:
-    """Concatenates blocks of prompts."""
-    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    return activation_sharding.constrain_cache(joined)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=10)
 def _decode(
     arch: Architecture,
     sampling: Sampling,
@@ -330,10 +289,12 @@ def _decode(
     rows: slots.Rows,
     rules: token_sampling.Grammar | None,
     num_rows: Int[Array, ""],
-) -> tuple[token_sampling.Drawn, Int[Array, " N"], Int[Array, ""]]:
-    """Decodes rows 0..num_rows; returns [N, new] draws, their counts, and the number of steps.
+    fewest: Int[Array, ""],
+    state: _State,
+) -> _State:
+    """Decodes rows 0..num_rows, until none is left and no more than `fewest` slots hold one.
 
-    `wanted`: whether to return log-probs, and how many of the likeliest tokens.
+    `wanted`: whether to return log-probs, and how many of the likeliest tokens. `state` is donated.
     """
     padded = len(rows.prompt)
     layers = transformer.decode_layers(params, adapter, precision=sampling.precision)
@@ -343,7 +304,7 @@ def _decode(
     log_probs, num_top = wanted
     own = rows.temperatures
 
-    def body(state: Any) -> Any:
+    def body(state: _State) -> _State:
         held, out, counts, steps = state
         held = slots.refill(held, prompts, rows, num_rows)
         row, step, hidden, cache, next_row, place = held
@@ -364,25 +325,26 @@ def _decode(
         out = jax.tree.map(lambda kept, new: kept.at[index, step].set(new, mode="drop"), out, drawn)
         counts = counts.at[index].set(step + 1, mode="drop")
         ended = jnp.isin(token, eos) | (step + 1 >= sampling.max_new_tokens)
-        position = jnp.where(active, prompts.lengths[rows.prompt[row]] + step, 0)
+        position = jnp.where(active, rows.lengths[row] + step, 0)
         hidden, cache = transformer.decode_step(
             arch, params, layers, token, position, cache, precision=sampling.precision
         )
         hidden, cache = activation_sharding.constrain_cache((hidden, cache))
         row = jnp.where(active & ~ended, row, -1)
         step = jnp.where(ended, 0, step + 1)
-        return slots.Slots(row, step, hidden, cache, next_row, place), out, counts, steps + 1
+        held = slots.Slots(row, step, hidden, cache, next_row, place)
+        return held, out, counts, steps + len(row)
 
-    def unfinished(state: Any) -> Array:
-        return jnp.any(state[0].row >= 0) | (state[0].next_row < num_rows)
+    def unfinished(state: _State) -> Array:
+        return (jnp.sum(state[0].row >= 0) > fewest) | (state[0].next_row < num_rows)
 
-    state = _start(sampling, wanted, prompts, rows)
-    return jax.lax.while_loop(unfinished, body, state)[1:]
+    return jax.lax.while_loop(unfinished, body, state)
 
 
-def _start(
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _begun(
     sampling: Sampling, wanted: tuple[bool, int], prompts: slots.Prompts, rows: slots.Rows
-) -> tuple[slots.Slots, token_sampling.Drawn, Int[Array, " N"], Int[Array, ""]]:
+) -> _State:
     """State of the token loop before its first step: free slots, no draws, counts 0, step 0."""
     padded, (log_probs, num_top) = len(rows.prompt), wanted
     out = token_sampling.empty(
@@ -392,3 +354,9 @@ def _start(
     length = sampling.prompt_tokens + sampling.max_new_tokens
     held = slots.empty(sampling.num_slots, length, prompts, rows)
     return held, out, counts, jnp.int32(0)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _narrowed(state: _State, num_slots: int) -> _State:
+    """The same rows in fewer slots, which are enough for them."""
+    return slots.narrowed(state[0], num_slots), *state[1:]

@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from subjax.engine import batching, token_sampling
-from subjax.nn import activation_sharding, losses, sharding, transformer
+from subjax.engine import batching, prefill, token_sampling
+from subjax.nn import activation_sharding, functional, losses, sharding, transformer
 from subjax.nn.architecture import Architecture
+from subjax.nn.blocks import KeyValues
 from subjax.nn.transformer import Params
 
 AT_ONCE = 64  # rows per call
@@ -95,8 +96,9 @@ def candidate_log_probs(
 ) -> Float[np.ndarray, "contexts candidates"]:
     """Log p(candidate | context), summed over the candidate's tokens, in nats.
 
-    A context is evaluated once; its keys and values then serve every distinct proper prefix of a
-    candidate, so all candidates of one token together cost one row per context.
+    What all contexts begin with is read once, and then each context; its keys and values then serve
+    every distinct proper prefix of a candidate, so that all candidates of one token together cost
+    one row per context.
 
     Args:
       arch: shapes of the model.
@@ -110,10 +112,12 @@ def candidate_log_probs(
     """
     prefixes = sorted({tuple(c[:i]) for c in candidates for i in range(len(c))})
     support = sorted({token for candidate in candidates for token in candidate})
-    longest = max(len(context) for context in contexts)
+    begin = prefill.shared_tokens(contexts)
+    behind = [context[begin:] for context in contexts]
+    longest = max(map(len, behind))
     # Lengths in steps of 16 keep the number of compiled programs small.
     rows = batching.make_rows(
-        [([*context, support[0]], len(context)) for context in contexts],
+        [([*context, support[0]], len(context)) for context in behind],
         num_tokens=-(-(longest + 1) // 16) * 16,
         num_targets=1,
         pad_id=support[0],
@@ -121,10 +125,12 @@ def candidate_log_probs(
     depth = max(len(prefix) for prefix in prefixes)
     padded = np.array([[*p, *[support[0]] * (depth - len(p))] for p in prefixes], int)
     ends = np.array([len(prefix) for prefix in prefixes])
-    ids = np.array(support)
-    with jax.set_mesh(sharding.lane_mesh(mesh)):
+    ids, mesh = np.array(support), sharding.lane_mesh(mesh)
+    with jax.set_mesh(mesh):
+        shared = contexts[0][:begin]
+        past = prefill.prefix(arch, params, adapter, shared, mesh=mesh, precision=precision)
         scores = [
-            _continuations(arch, precision, params, adapter, batch, padded, ends, ids)
+            _continuations(arch, precision, params, adapter, past, batch, padded, ends, ids)
             for batch in _batches(rows, batch_size, mesh)
         ]
     table = np.concatenate([sharding.to_host(score) for score in scores])[: len(rows)]
@@ -179,7 +185,7 @@ def traced(
         prefixes = jax.ShapeDtypeStruct((num_prefixes, prefix_tokens), jnp.int32)
         ends, support = (jax.ShapeDtypeStruct((n,), jnp.int32) for n in (num_prefixes, 16))
         return _continuations.trace(
-            arch, precision, params, adapter, batch, prefixes, ends, support
+            arch, precision, params, adapter, None, batch, prefixes, ends, support
         )
 
 
@@ -284,6 +290,7 @@ def _continuations(
     precision: str,
     params: Params,
     adapter: Params | None,
+    past: KeyValues | None,
     batch: Params,
     prefixes: Int[Array, "P M"],
     ends: Int[Array, " P"],
@@ -291,14 +298,16 @@ def _continuations(
 ) -> Float[Array, "B P K"]:
     """Log p of the tokens of `support` after a context and each prefix, cut at its end."""
     hidden, cache = transformer.prefill(
-        arch, params, batch["tokens"], adapter=adapter, precision=precision
+        arch, params, batch["tokens"], adapter=adapter, precision=precision, past=past
     )
-    depth = prefixes.shape[1]
+    position, depth = batch["positions"][:, 0], prefixes.shape[1]
+    if past is not None:
+        cache = jax.tree.map(jax.vmap(functional.behind), past, cache)
+        position = position + past[0].shape[3]
     keys, values = (jnp.pad(kv, [(0, 0)] * 3 + [(0, depth), (0, 0)]) for kv in cache)
     caches = transformer.decode_cache(keys, values)
     layers = transformer.decode_layers(params, adapter, precision=precision)
     head = token_sampling.output_matrix(transformer.head(arch, params, precision=precision), None)
-    position = batch["positions"][:, 0]
     context = losses.at_positions(hidden, batch["positions"])[:, 0]
 
     def after(prefix: tuple[Int[Array, " M"], Int[Array, ""]]) -> Float[Array, "B K"]:

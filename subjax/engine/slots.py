@@ -10,17 +10,20 @@ from subjax.nn import activation_sharding
 
 
 class Prompts(NamedTuple):
-    """Prefill results of every distinct prompt."""
+    """Prefill results of every distinct prompt, in blocks of those that were read together.
 
-    hidden: Float[Array, "R D"]  # predicts the first token
-    cache: Any  # keys and values [R, K, T, H] or [R, K, L, T, H], see `transformer.decode_cache`
-    lengths: Int[Array, " R"]
+    Blocks are an axis of their own, so that writing one moves no other between devices.
+    """
+
+    hidden: Float[Array, "blocks B D"]  # predicts the first token
+    cache: Any  # keys and values [blocks, B, ...] of blocks as in `transformer.decode_cache`
 
 
 class Rows(NamedTuple):
     """Every row before its first token."""
 
-    prompt: Int[Array, " N"]  # index of the row's prompt
+    prompt: Int[Array, " N"]  # place of the row's prompt: block times B, plus place in the block
+    lengths: Int[Array, " N"]  # of its prompt
     keys: Key[Array, " N"]
     temperatures: Float[Array, " N"] | None = None  # None: all rows have the same
     start: Int[Array, " N"] | None = None  # first state in the grammar
@@ -50,12 +53,12 @@ def empty(num_slots: int, length: int, prompts: Prompts, rows: Rows) -> Slots:
     """Free slots, S of them, for rows of a length T + new."""
 
     def room(leaf: Array) -> Array:
-        return jnp.zeros((num_slots, *leaf.shape[1:-2], length, leaf.shape[-1]), leaf.dtype)
+        return jnp.zeros((num_slots, *leaf.shape[2:-2], length, leaf.shape[-1]), leaf.dtype)
 
     return Slots(
         row=jnp.full(num_slots, -1),
         step=jnp.zeros(num_slots, int),
-        hidden=jnp.zeros_like(prompts.hidden, shape=(num_slots, prompts.hidden.shape[1])),
+        hidden=jnp.zeros_like(prompts.hidden, shape=(num_slots, prompts.hidden.shape[-1])),
         cache=activation_sharding.constrain_cache(jax.tree.map(room, prompts.cache)),
         next_row=jnp.int32(0),
         state=None if rows.start is None else jnp.zeros_like(rows.start, shape=num_slots),
@@ -96,7 +99,7 @@ def _take(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) 
     free = jnp.nonzero(slots.row < 0, size=part, fill_value=num_slots)[0]
     slot = jnp.where(row < num_rows, free, num_slots)  # index num_slots is dropped
     known = jnp.minimum(row, len(rows.prompt) - 1)
-    source = rows.prompt[known]
+    source = jnp.divmod(rows.prompt[known], prompts.hidden.shape[1])
 
     def copy(new: Array, old: Array) -> Array:
         # Prompts may be on any device: all-gather these few, and each device keeps its slots' rows.
@@ -113,3 +116,15 @@ def _take(slots: Slots, prompts: Prompts, rows: Rows, num_rows: Int[Array, ""]) 
             lambda start, old: old.at[slot].set(start[known], mode="drop"), rows.start, slots.state
         ),
     )
+
+
+def narrowed(slots: Slots, num_slots: int) -> Slots:
+    """The rows of slots in fewer slots, of which there must be enough."""
+    kept = jnp.argsort(slots.row < 0)[:num_slots]  # stable: those with a row come first, in order
+
+    def leaf(array: Array) -> Array:
+        return array[kept] if array.ndim else array
+
+    few = jax.tree.map(leaf, slots)
+    hidden, cache = activation_sharding.constrain_cache((few.hidden, few.cache))
+    return few._replace(hidden=hidden, cache=cache)

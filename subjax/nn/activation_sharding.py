@@ -65,6 +65,17 @@ def constrain_cache(tree: Any) -> Any:
     return _constrain(tree, cache_spec)
 
 
+def constrain_blocks(tree: Any) -> Any:
+    """The same where the rows stand in blocks, [blocks, B, ...]: each block by `cache_spec`."""
+    return _constrain(tree, blocks_spec)
+
+
+def blocks_spec(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """PartitionSpec of every leaf of `constrain_blocks`."""
+    block = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+    return jax.tree.map(lambda spec: P(None, *spec), cache_spec(block, mesh))
+
+
 def decoding_spec(params: Any, mesh: Mesh | AbstractMesh) -> Any:
     """PartitionSpec of every leaf of a parameter or adapter tree in a token loop.
 

@@ -86,8 +86,12 @@ class Attention(nnx.Module):
         write_at: Int[Array, " B"] | None,
         lora: Params,
         attend: attention.Attend | None,
+        past: KeyValues | None,
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """Attends to this call's own keys, or to a cache after writing one position into it."""
+        """Attends to this call's own keys, or to a cache after writing one position into it.
+
+        With `past` (keys and values [1, K, P, H] of what all rows begin with) to those too.
+        """
         q, k, v = self._heads(x, lora, decoding=cache is not None)
         q = functional.rotate(q, view)
         # Heads before positions: decoding reads the cache without a transpose.
@@ -96,12 +100,15 @@ class Attention(nnx.Module):
             rows = jnp.arange(len(x))
             k = cache[0].at[rows, :, write_at].set(k[:, :, 0].astype(cache[0].dtype))
             v = cache[1].at[rows, :, write_at].set(v[:, :, 0].astype(cache[1].dtype))
+        own = k, v
+        if past is not None:
+            k, v = (functional.behind(old, new) for old, new in zip(past, own, strict=True))
         how = (self.arch, q, k, v, view.mask, precisions.passes(self.o.operands))
         y = attend(q, k, v) if attend else functional.attend(*how)
         y = y.reshape(*x.shape[:2], -1)
         if cache is not None:
             y = activation_sharding.spread(activation_sharding.resting(y))
-        return self.o(y, lora.get("o")), (k, v)
+        return self.o(y, lora.get("o")), own
 
     def _heads(self, x: Array, lora: Params, *, decoding: bool) -> tuple[Array, Array, Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H], before rotation."""
@@ -166,11 +173,12 @@ class Block(nnx.Module):
         cache: KeyValues | None = None,
         write_at: Array | None = None,
         attend: attention.Attend | None = None,
+        past: KeyValues | None = None,
     ) -> tuple[Array, KeyValues]:
-        """Maps the residual stream [B, T, D]; also returns the keys and values attended to."""
+        """Maps the residual stream [B, T, D]; also returns its keys and values, or the cache."""
         arch = self.arch
         seen = self.attn_norm(x) if arch.norm_before else x
-        y, keyvalues = self.attn(seen, view, cache, write_at, lora.get("attn", {}), attend)
+        y, keyvalues = self.attn(seen, view, cache, write_at, lora.get("attn", {}), attend, past)
         attended = x + (self.attn_post_norm(y) if arch.norm_after else y)
         if cache is not None:
             attended = activation_sharding.gathered(attended)

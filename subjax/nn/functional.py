@@ -118,6 +118,11 @@ def rotate(x: Float[Array, "B T N H"], view: View) -> Float[Array, "B T N H"]:
     return jnp.concatenate([*(part.astype(x.dtype) for part in turned), still], axis=-1)
 
 
+def behind(prefix: Float[Array, "1 K P H"], x: Float[Array, "B K T H"]) -> Array:
+    """Keys or values of rows behind those of a prefix that all rows share, [B, K, P + T, H]."""
+    return jnp.concatenate([jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:])), x], axis=2)
+
+
 def attend(
     arch: Architecture,
     q: Float[Array, "B T N H"],

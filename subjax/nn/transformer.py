@@ -115,10 +115,15 @@ def prefill(
     adapter: Params | None = None,
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
+    past: KeyValues | None = None,
 ) -> tuple[Float[Array, "B T D"], KeyValues]:
-    """`forward` that also returns keys and values, each [L, B, K, T, H]."""
+    """`forward` that also returns keys and values, each [L, B, K, T, H].
+
+    With `past`, keys and values [L, 1, K, P, H] of P tokens that all rows begin with, `tokens` are
+    what follows these.
+    """
     return _scan_layers(
-        arch, params, tokens, None, adapter, residual_add, precision, keep_cache=True
+        arch, params, tokens, None, adapter, residual_add, precision, keep_cache=True, past=past
     )
 
 
@@ -253,13 +258,15 @@ def _scan_layers(
     precision: str,
     remat: str | bool = "none",
     keep_cache: bool = False,
+    past: KeyValues | None = None,
 ) -> tuple[Array, Any]:
     (dtype, operands), length = precisions.PRECISIONS[precision], tokens.shape[1]
     at = jnp.arange(length)[None] if segments is None else functional.segment_positions(segments)
-    views = functional.views(arch, at, length, segments)
+    begin = 0 if past is None else past[0].shape[3]
+    views = functional.views(arch, begin + at, begin + length, segments)
 
-    def layer(x: Array, xs: tuple[Params, Params, Array | None, Array | None]) -> tuple[Array, Any]:
-        weights, lora, added, local = xs
+    def layer(x: Array, xs: Any) -> tuple[Array, Any]:
+        weights, lora, added, local, before = xs
         # Without this constraint jax 0.10 on CPU has given wrong gradients on 3-axis meshes.
         x = activation_sharding.constrain_batch(x)
         # Two calls: a frozen base needs no gradient.
@@ -268,9 +275,12 @@ def _scan_layers(
             activation_sharding.gathered_weights(lora),
         )
         near = any(arch.local) if local is None else local
-        attend = attention.causal(arch, length, operands, near=near, segments=segments)
-        seen = _view(views, near)
-        x, keyvalues = blocks.block(arch, operands, weights)(x, seen, lora=lora, attend=attend)
+        attend = None
+        if before is None:
+            attend = attention.causal(arch, length, operands, near=near, segments=segments)
+        x, keyvalues = blocks.block(arch, operands, weights)(
+            x, _view(views, near), lora=lora, attend=attend, past=before
+        )
         if added is not None:
             x = x + added.astype(dtype)[None, None]
         return x, keyvalues if keep_cache else None
@@ -278,7 +288,7 @@ def _scan_layers(
     x, lora = _embed(arch, params, tokens, dtype), (adapter or {}).get("layers", {})
     # A few layers run a third faster unrolled on CPU; more would only compile longer.
     unroll = arch.num_layers if arch.num_layers <= 4 else 1
-    xs = (params["layers"], lora, residual_add, _local(arch))
+    xs = (params["layers"], lora, residual_add, _local(arch), past)
     x, kept = jax.lax.scan(remats.wrapped(layer, remat), x, xs, unroll=unroll)
     return functional.norm(arch, x, **params["final_norm"]), kept
 

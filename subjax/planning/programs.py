@@ -12,9 +12,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax.engine import batching, sampler, scoring, train
+from subjax.engine import batching, prefill, sampler, scoring, train
 from subjax.engine.slots import part_size
-from subjax.nn import model_flops, transformer
+from subjax.nn import model_flops, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.planning import token_counts
 from subjax.recipes import bases, targets, teachers, tunings
@@ -238,21 +238,22 @@ def _sampling(
         now = dataclasses.replace(sampling, num_slots=slots)
         return sampler.traced(arch, now, **counts, mesh=mesh, adapter=adapter)
 
-    def read(slots: int) -> float:
+    def read(rows: int) -> float:
         # Scores are made by the loop.
-        return model_flops.forward(arch, rows=slots, num_tokens=prompt_tokens, num_targets=0)
+        return model_flops.forward(arch, rows=rows, num_tokens=prompt_tokens, num_targets=0)
 
     def write(slots: int) -> float:
         sizes = {"rows": rows_per_call, "new_tokens": new_tokens}
         return model_flops.decode(arch, prompt_tokens=prompt_tokens, **sizes)
 
     loops = new_tokens * -(-rows_per_call // slots)
-    tokens = slots * prompt_tokens
-    blocks = -(-prompts_per_call // slots) * calls
+    block = prefill.block_size(prompts_per_call, prompt_tokens, sharding.lane_mesh(mesh))
+    blocks, tokens = -(-prompts_per_call // block) * calls, block * prompt_tokens
     written = rows_per_call * new_tokens
     return [
         Planned(
-            "prefill", key, arch, lambda n: traced(n)[0], read, slots, tokens, num_rows, blocks
+            *("prefill", key, arch, lambda _: traced(slots)[0], read, block, tokens, num_rows),
+            blocks,
         ),
         Planned(
             *("decode", key, arch, lambda n: traced(n)[1], write, slots, written, num_rows, calls),

@@ -313,7 +313,8 @@ def scored(arch, shape):
     rows, _ = make_batch()
     how = {"mesh": mesh, "adapter": adapter}
     contexts = [
-        row[:length].tolist() for row, length in zip(rows.tokens, rows.lengths, strict=True)
+        [*[7] * 9, *row[:length].tolist()]  # which all begin alike
+        for row, length in zip(rows.tokens, rows.lengths, strict=True)
     ]
     candidates = [[5], [6, 7], [6, 8, 9], [10, 7]]
     ids, top = scoring.top_log_probs(arch, params, rows, 4, **how)
@@ -370,11 +371,12 @@ def drawn(precision, num_slots, shape):
     """Rows of up to 48 tokens that end themselves, so that slots are refilled."""
     mesh = make_mesh(shape)
     ids = np.arange(NUM_ROWS) % 97
-    prompts = [[2 + (i * j) % 61 for j in range(1, 2 + i % 5)] for i in ids.tolist()]
+    begin = [7] * 9
+    prompts = [[*begin, *(2 + (i * j) % 61 for j in range(1, 2 + i % 5))] for i in ids.tolist()]
     return sampler.sample(
         ARCH,
         sharding.place(transformer.init(ARCH, jax.random.key(3)), mesh, lanes=False),
-        sampler.Sampling(num_slots, 6, 48, 1.0, (1,), precision),
+        sampler.Sampling(num_slots, 16, 48, 1.0, (1,), precision, len(begin)),
         prompts,
         token_sampling.row_keys(0, 0, jnp.array(ids), jnp.arange(NUM_ROWS) // 97),
         mesh=mesh,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax.engine import sampler, token_sampling
+from subjax.engine import prefill, sampler, token_sampling
 from subjax.nn import sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -78,15 +78,47 @@ def test_other_slot_counts_give_the_same_tokens(params):
         assert rows(draw(params, range(23), num_slots=num_slots)) == whole
 
 
-def test_samples_of_a_prompt_share_its_prefill_and_not_their_tokens(params, monkeypatch):
-    read = []
-    prefill = sampler._prefill
+def blocks_read(monkeypatch):
+    """Rows and tokens of each block of prompts that is read from now on."""
+    read, block = [], prefill._block_read
     monkeypatch.setattr(
-        sampler, "_prefill", lambda *args: [read.append(len(args[-1])), prefill(*args)][1]
+        prefill, "_block_read", lambda *args: [read.append(args[6].shape), block(*args)][1]
     )
+    return read
+
+
+@pytest.mark.parametrize(
+    ("shared", "rooms"),
+    [(0, (16, 32, 32)), (7, (16, 32, 32)), (8, (16, 24, 24)), (20, (16, 32, 32))],
+)
+def test_what_prompts_begin_with_is_read_once(params, monkeypatch, shared, rooms):
+    monkeypatch.setattr(prefill, "_AT_ONCE", 8 * 16)
+    read = blocks_read(monkeypatch)
+    prompts = [[3] * shared + [4 + i % 9, *[5] * (i % 24)] for i in range(21)]
+    prompts[7] = prompts[8]
+    allowed = sampler.Sampling(8, 100, 5, 1.0, (EOS,))
+    fitted = sampler.fitted(allowed, prompts)
+    assert fitted.prefix_tokens == (shared if shared >= 8 else 0)
+
+    def drawn(sampling):
+        keys = token_sampling.row_keys(0, 0, jnp.arange(21), jnp.zeros(21, int))
+        found = sampler.sample(ARCH, params, sampling, prompts, keys, mesh=sharding.make_mesh())
+        return rows(found)
+
+    once = drawn(fitted)
+    # By length, eight at a time: the shorter ones take less room.
+    assert read == [(8, room) for room in rooms]
+    assert once == drawn(dataclasses.replace(fitted, prefix_tokens=0, prompt_tokens=64))
+    if shared:
+        with pytest.raises(ValueError, match="prompts differ in their first 21 tokens, or have no"):
+            drawn(dataclasses.replace(fitted, prefix_tokens=21))
+
+
+def test_samples_of_a_prompt_share_its_prefill_and_not_their_tokens(params, monkeypatch):
+    read = blocks_read(monkeypatch)
     ids, samples = [4, 3, 4, 4, 7, 3, 4, 9, 8, 4, 4, 3], [0, 1, 3, 2, 0, 0, 1, 0, 0, 5, 4, 2]
     together = rows(draw(params, ids, samples))
-    assert read == [4, 4]  # blocks of slots: five distinct prompts
+    assert read == [(8, 6)]  # five distinct prompts, in one block of one of few sizes
     assert len({tuple(row) for row in together}) > 8
     for i, sample, row in zip(ids, samples, together, strict=True):
         assert rows(draw(params, [i], [sample])) == [row]
@@ -158,6 +190,25 @@ def test_rows_end_at_eos_or_at_the_limit(params):
         assert stopped or len(row) == 30
     assert samples.stopped.any()
     assert 0 < samples.occupancy <= 1
+
+
+@pytest.mark.parametrize("rules", [None, by_position([5, 6], [7], [8, EOS])])
+def test_the_last_rows_stand_in_fewer_slots(params, monkeypatch, rules):
+    how = {"num_slots": 16, "new": 30, "grammar": rules}
+    whole = draw(params, range(23), **how)
+    monkeypatch.setattr(sampler, "_WORTH_A_PROGRAM", 0)
+    found = draw(params, range(23), **how)
+    assert rows(found) == rows(whole)
+    assert found.occupancy > 1.1 * whole.occupancy
+
+
+def test_slots_become_fewer_where_that_saves_more_than_a_program_costs():
+    mesh, sampling = sharding.make_mesh(), sampler.Sampling(64, 128, 60, 1.0, (EOS,))
+    assert sampler._slot_counts(ARCH, sampling, mesh) == [64]
+    large = dataclasses.replace(ARCH, num_layers=30, width=576, ffn_width=1536)
+    assert sampler._slot_counts(large, sampling, mesh) == [64, 32]
+    odd = dataclasses.replace(sampling, num_slots=50)
+    assert sampler._slot_counts(large, odd, mesh) == [50, 25]
 
 
 def test_frequencies_are_those_of_the_model(params):
@@ -234,7 +285,7 @@ def test_keys_name_the_row(params):
 
 
 @pytest.mark.parametrize(
-    ("longest", "room"), [(1, 16), (16, 16), (17, 32), (33, 64), (65, 100), (100, 100), (101, 100)]
+    ("longest", "room"), [(1, 16), (16, 16), (17, 32), (33, 64), (65, 96), (97, 100), (101, 100)]
 )
 def test_room_for_prompts_is_little_more_than_they_need(longest, room):
     allowed = sampler.Sampling(4, 100, 4, 1.0, (EOS,))

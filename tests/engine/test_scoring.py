@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax.engine import batching, scoring
+from subjax.engine import batching, prefill, scoring
 from subjax.nn import sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -21,7 +21,7 @@ def params():
 
 
 def log_p(params, context, answer):
-    filled = [0] * (16 - len(context) - len(answer))  # one shape, which is compiled once
+    filled = [0] * (32 - len(context) - len(answer))  # one shape, which is compiled once
     ids = jnp.array([[*context, *answer, *filled]])
     scores = jax.nn.log_softmax(
         transformer.logits(ARCH, params, transformer.forward(ARCH, params, ids))[0], axis=-1
@@ -29,8 +29,10 @@ def log_p(params, context, answer):
     return sum(float(scores[len(context) + i - 1, token]) for i, token in enumerate(answer))
 
 
-def test_candidates_of_any_length_are_summed_log_probabilities(params):
-    contexts = [[2, 3, 4], [5, 6], [7] * 11]
+@pytest.mark.parametrize("shared", [0, 9])
+def test_candidates_of_any_length_are_summed_log_probabilities(params, shared):
+    contexts = [[*range(shared), *behind] for behind in ([2, 3, 4], [5, 6], [7] * 11)]
+    assert prefill.shared_tokens(contexts) == shared  # read once
     candidates = [[8], [9, 10], [9, 11, 12], [13, 10]]
     scores = scoring.candidate_log_probs(
         ARCH, params, contexts, candidates, mesh=MESH, batch_size=4

@@ -70,6 +70,19 @@ def test_decoding_with_a_cache_equals_the_whole_row(num_layers, period, tokens):
         np.testing.assert_allclose(hidden, whole[:, position], atol=1e-4)
 
 
+@pytest.mark.parametrize("period", [1, 3], ids=["alike", "every third looks everywhere"])
+def test_rows_behind_a_prefix_that_all_share_are_read_as_whole_rows_are(period, params, tokens):
+    local = tuple(bool(i % period) for i in range(ARCH.num_layers)) if period > 1 else ()
+    arch, shared = dataclasses.replace(ARCH, local=local, window=3), 4
+    rows = tokens.at[:, :shared].set(tokens[0, :shared])
+    expected, (keys, values) = transformer.prefill(arch, params, rows)
+    _, past = transformer.prefill(arch, params, rows[:1, :shared])
+    hidden, found = transformer.prefill(arch, params, rows[:, shared:], past=past)
+    np.testing.assert_allclose(hidden, expected[:, shared:], atol=1e-5)
+    for whole, behind in zip((keys, values), found, strict=True):
+        np.testing.assert_allclose(behind, whole[:, :, :, shared:], atol=1e-5)
+
+
 @pytest.mark.parametrize("policy", [True, "full", "dots", "offload"])
 def test_remat_changes_memory_and_not_values(params, tokens, policy):
     def loss(params, remat):
