@@ -39,7 +39,7 @@ class Program:
     distils: bool = False
     excluded: tuple[int, ...] = ()
     precision: str = "float32"
-    remat: str | bool = "none"
+    remat: str = "none"
     accumulate: int = 1
 
     @classmethod

@@ -42,14 +42,11 @@ def projected(y: Array) -> Array:
     return checkpoint_name(y, _PROJECTION)
 
 
-def wrapped(layer: Callable[..., Any], name: str | bool) -> Callable[..., Any]:
+def wrapped(layer: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A layer with activation checkpointing, by a name of `REMATS`.
 
-    False and True, the values in older manifests, are "none" and "full". If `fsdp` splits weights,
-    "none" still all-gathers them again in the backward pass.
+    If `fsdp` splits weights, "none" still all-gathers them again in the backward pass.
     """
-    if isinstance(name, bool):
-        name = "full" if name else "none"
     mesh = jax.sharding.get_abstract_mesh()
     if name == "none" and not mesh.empty and mesh.shape["fsdp"] > 1:
         return _all_but_gathered(layer)

@@ -85,7 +85,7 @@ def forward(
     adapter: Params | None = None,
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
-    remat: str | bool = "none",
+    remat: str = "none",
 ) -> Float[Array, "B T D"]:
     """Runs right-padded rows through all layers, each row (or segment) from position 0.
 
@@ -256,7 +256,7 @@ def _scan_layers(
     adapter: Params | None,
     residual_add: Array | None,
     precision: str,
-    remat: str | bool = "none",
+    remat: str = "none",
     keep_cache: bool = False,
     past: KeyValues | None = None,
 ) -> tuple[Array, Any]:
