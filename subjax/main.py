@@ -13,16 +13,14 @@ from pathlib import Path
 
 import absl.logging
 from absl import app, flags
-from ml_collections import config_flags
 
 from subjax.nn import sharding
 from subjax.pipeline import preregistration, preview, runner
-from subjax.runtime import errors, object_store, processes, storage, supervisor
+from subjax.runtime import command_line, errors, object_store, processes, storage, supervisor
 from subjax.tasks import own
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "configs/x.py or configs/x.py:argument")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "", "where results go, gs:// too; default runs/<config name>"
+_ABOUT = command_line.ConfigFlags(
+    flags.FLAGS, workdir="where results go, gs:// too; default runs/<config name>"
 )
 _STAGES = flags.DEFINE_list("stages", [], "run only these stages")
 _UNITS = flags.DEFINE_list("units", [], "run only units whose path matches one of these globs")
@@ -42,7 +40,7 @@ def main(argv: list[str]) -> None:
         processes.leave(1, f"unexpected argument {argv[1]!r}: flags start with --")
     if _DISTRIBUTED.value:
         supervisor.stand_by()
-    name = _WORKDIR.value or f"runs/{_CONFIG.value.name}"
+    name = _ABOUT.workdir
     workdir = Path(name)
     try:
         with object_store.opened(name) as workdir:
@@ -71,7 +69,7 @@ def main(argv: list[str]) -> None:
 
 
 def _run(workdir: Path) -> None:
-    config = _CONFIG.value
+    config = _ABOUT.config
     if _LIST.value:
         for path, state in runner.listing(config, workdir):
             print(f"{state:8} {path}")
@@ -94,23 +92,13 @@ def _run(workdir: Path) -> None:
     runner.run(config, workdir, stages=_STAGES.value, patterns=_UNITS.value, command=sys.argv)
 
 
+def _usage() -> str:
+    """This command's own flags; absl's --help lists those of the script that was started."""
+    return f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}"
+
+
 def _parse(argv: list[str]) -> list[str]:
-    """Parses flags and loads the config; an error in either is one line."""
-    if "--help" in argv:  # absl's own lists the flags of the script that was started, not of this
-        print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
-        sys.exit()
-    try:
-        rest = flags.FLAGS(argv)
-        if _CONFIG.value is None:
-            processes.leave(
-                1, "--config is missing: give one, such as --config=configs/quickstart.py"
-            )
-        _CONFIG.value.name  # noqa: B018 (a file that could not be read raises here)
-        return rest
-    except Exception as error:  # a config file is a program: it can raise anything
-        if os.environ.get("SUBJAX_TRACEBACK"):
-            raise
-        processes.leave(1, errors.explain_flags(error, argv))
+    return _ABOUT.parse(argv, usage=_usage, example="configs/quickstart.py")
 
 
 def cli() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import flags
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from subjax import schema
 from subjax.nn import lora, sharding, transformer
@@ -28,18 +28,15 @@ from subjax.planning.compiling import Entry
 from subjax.planning.roofline import Chip
 from subjax.recipes import tunings
 from subjax.report import tables
-from subjax.runtime import artifacts, errors, object_store, processes
+from subjax.runtime import artifacts, command_line, errors, object_store, processes
 from subjax.runtime.artifacts import Unit
 
 # Published runs of JAX on these chips reach about 40 % of such a bound or more.
 SLOWER = 2.5
 
 _FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "configs/x.py or configs/x.py:argument", flag_values=_FLAGS
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", "", "whose finished units cost nothing; default runs/<name>", flag_values=_FLAGS
+_ABOUT = command_line.ConfigFlags(
+    _FLAGS, workdir="whose finished units cost nothing; default runs/<name>"
 )
 _TOPOLOGIES = flags.DEFINE_list(
     "topology", [], "such as v5e:16x16, v5p:4x4x4, v6e:8x8", flag_values=_FLAGS
@@ -50,7 +47,6 @@ _SEARCH = flags.DEFINE_bool(
 )
 _USD = flags.DEFINE_float("usd_per_chip_hour", 0.0, "adds a column of money", flag_values=_FLAGS)
 _TABLE = flags.DEFINE_bool("table", False, "print a markdown table instead", flag_values=_FLAGS)
-_HELP = flags.DEFINE_bool("help", False, "show this", flag_values=_FLAGS)
 _MEASURE = flags.DEFINE_bool(
     "measure", False, "time trainings on the devices that are here", flag_values=_FLAGS
 )
@@ -281,8 +277,8 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ValueError(f"unexpected argument {argv[1]!r}: flags start with --")
         _check_flags()
-        config = _CONFIG.value
-        with object_store.opened(_WORKDIR.value or f"runs/{config.name}") as workdir:
+        config = _ABOUT.config
+        with object_store.opened(_ABOUT.workdir) as workdir:
             for name in _TOPOLOGIES.value:
                 aot.topology(name)  # check all names before compiling
             if _MEASURE.value:
@@ -316,28 +312,15 @@ def _check_flags() -> None:
         jax.config.update("jax_platforms", "cpu")
 
 
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        rest = _FLAGS(argv)
-        if _HELP.value:
-            print(f"{__doc__}\n{_FLAGS.get_help()}")
-            sys.exit()
-        if _CONFIG.value is None:
-            processes.leave(
-                1, "--config is missing: give one, such as --config=configs/large.py:qwen2_5_7b"
-            )
-        _CONFIG.value.name  # noqa: B018 (a file that could not be read raises here)
-        return rest
-    except Exception as error:  # a config file is a program: it can raise anything
-        if os.environ.get("SUBJAX_TRACEBACK"):
-            raise
-        processes.leave(1, errors.explain_flags(error, argv))
+def _usage() -> str:
+    return f"{__doc__}\n{_FLAGS.get_help()}"
 
 
 def cli() -> None:
     """Entry point."""
     processes.import_from_here()
-    main(_parse(sys.argv))
+    example = "configs/large.py:qwen2_5_7b"
+    main(_ABOUT.parse(sys.argv, usage=_usage, example=example))
 
 
 if __name__ == "__main__":

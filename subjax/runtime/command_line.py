@@ -1,0 +1,102 @@
+"""The flags of a command line that is about a config: which config, its fields, its work directory.
+
+`subjax.main` and `subjax.plan` add their own flags to these.
+"""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from subjax.runtime import processes
+
+# --help of a command then lists what is defined here as that command's own.
+flags.disclaim_key_flags()
+
+
+class ConfigFlags:
+    """`--config`, `--config.field=value`, `--workdir` and `--help`."""
+
+    def __init__(self, values: flags.FlagValues, *, workdir: str):
+        """Adds them to a command's own flags; `workdir` says what the directory is for."""
+        self._values = values
+        self._config = config_flags.DEFINE_config_file(
+            "config", None, "configs/x.py or configs/x.py:argument", flag_values=values
+        )
+        self._workdir = flags.DEFINE_string("workdir", "", workdir, flag_values=values)
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config, as the command line changes it."""
+        return self._config.value
+
+    @property
+    def workdir(self) -> str:
+        """Path or URL of the work directory."""
+        return self._workdir.value or f"runs/{self.config.name}"
+
+    def parse(self, argv: Sequence[str], *, usage: Callable[[], str], example: str) -> list[str]:
+        """Parses all flags and loads the config; an error in either is one line and exit code 1.
+
+        Args:
+          argv: the command line.
+          usage: what --help prints.
+          example: a config, for the error if there is none.
+
+        Returns:
+          The arguments that are no flags, after the name of the command.
+        """
+        if "--help" in argv:
+            print(usage())
+            sys.exit()
+        try:
+            rest: list[str] = self._values(argv)
+            if self.config is None:
+                processes.leave(1, f"--config is missing: give one, such as --config={example}")
+            self.config.name  # noqa: B018 (a file that could not be read raises here)
+            return rest
+        except Exception as error:  # a config file is a program: it can raise anything
+            if os.environ.get("SUBJAX_TRACEBACK"):
+                raise
+            processes.leave(1, explain(error, argv))
+
+
+def explain(error: Exception, argv: Sequence[str]) -> str:
+    """The line for an error in the flags or in the config file.
+
+    Args:
+      error: what parsing or `get_config` raised, as absl and ml_collections wrap it.
+      argv: the command line.
+    """
+    text = str(error).strip()
+    last = text.splitlines()[-1].strip() if text else ""
+    if isinstance(error, flags.IllegalFlagValueError) and "Traceback" in text:
+        return last.partition("Error: ")[2]  # get_config's error, with traceback
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"{text}: --help lists the flags"
+    if isinstance(error, flags.Error):
+        return f"{text.rstrip('.')}: give a value of the type that the default has"
+    if isinstance(error, OSError):
+        return f"the config file cannot be read ({last}): give --config=PATH.py"
+    if isinstance(error, KeyError | AttributeError):
+        missing = re.search(r"\w+", text)
+        for flag in (part.partition("=")[0] for part in argv):
+            if missing and flag.startswith("--config.") and missing[0] in flag.split("."):
+                closest = re.search(r"Did you mean (\S+)", text)
+                hint = f"did you mean {closest[1]}? " if closest else ""
+                return f"{flag[2:]} is no field of this config: {hint}subjax/schema.py lists them"
+    # ml_collections prints the whole config.
+    text = re.sub(r"Other fields present.*?(?=Did you mean|\Z)", "", text, flags=re.DOTALL)
+    return f"the config file is wrong{_place(error)}: {type(error).__name__}: {text}"
+
+
+def _place(error: Exception) -> str:
+    """The place of an error in the user's own file, not in the packages that it calls."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not re.search(r"ml_collections|absl|importlib|subjax.runtime", frame.filename):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
