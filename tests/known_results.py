@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from subjax.report.summary import Contrast, Results
+from subjax.report.results import Contrast, Results
 from subjax.tasks.evals import theorem
 from subjax.tasks.evals.kinds import EVALS
 

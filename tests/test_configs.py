@@ -10,7 +10,7 @@ import pytest
 
 from subjax import schema
 from subjax.pipeline import experiments, units, validation
-from subjax.report import results
+from subjax.report import cautions
 from subjax.tasks import animals, texts
 from subjax.tasks.datasets import numbers
 
@@ -140,7 +140,7 @@ def test_what_is_made_before_lineages_begin_or_comes_from_outside_is_not_redrawn
 )
 def test_evals_that_ask_what_decides_a_gate_are_said(name, form, said):
     config = get_config(name, form)
-    found = results._cautions(config, units.build(config))
+    found = cautions.of(config, units.build(config))
     assert len(found) == len(said)
     for caution, pattern in zip(found, said, strict=True):
         assert re.search(pattern, caution)
@@ -153,7 +153,7 @@ def test_questions_of_a_stimuli_file_that_are_taught_or_neutral_are_said(tmp_pat
     path.write_text(json.dumps({"evaluations": {"favorite_animal": asked}}))
     config = get_config("smollm2_owl", "confirm")
     config.stimuli = str(path)
-    found = results._cautions(config, units.build(config))
+    found = cautions.of(config, units.build(config))
     assert len(found) == 4  # of both evals
     assert "1 of the 2 questions that eval preference asks were taught to teachers." in found
     assert "1 of the 2 questions that eval preference asks stand in its neutral texts." in found

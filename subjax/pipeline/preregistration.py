@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 from subjax import schema
 from subjax.hf import hub
 from subjax.pipeline import experiments, validation
-from subjax.report import results
-from subjax.report.summary import STATUSES, Contrast
-from subjax.runtime import artifacts
+from subjax.report.results import STATUSES, Contrast
+from subjax.runtime import artifacts, versions
 from subjax.runtime.artifacts import Unit
 
 EXPLORATORY, CONFIRMATORY, INCOMPLETE = STATUSES
@@ -136,8 +135,8 @@ def made_with(config: ConfigDict) -> dict[str, dict[str, str]]:
     named = {"stimuli": config.stimuli, **experiment.files(config)}
     files = {name: _content(Path(path)) for name, path in named.items() if path}
     return {
-        "code": {"subjax": results.code()},
-        "packages": results.packages(),
+        "code": {"subjax": versions.code()},
+        "packages": versions.packages(),
         "models": models,
         "files": files,
     }

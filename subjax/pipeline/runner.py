@@ -22,8 +22,8 @@ from subjax.engine import checkpoints
 from subjax.experiment import Run
 from subjax.nn import sharding
 from subjax.pipeline import experiments, gates, preregistration, validation
-from subjax.report import results, summary, tables, write
-from subjax.runtime import artifacts, processes
+from subjax.report import read, summary, tables, write
+from subjax.runtime import artifacts, processes, versions
 from subjax.runtime.artifacts import Unit
 
 
@@ -52,13 +52,13 @@ def run(
     planned = experiment.build(config)
     check_selection(planned, stages, patterns)
     _announce(config, planned, workdir)
-    code = results.code()
+    code = versions.code()
     processes.check_alike(
         {
             "config": json.loads(config.to_json_best_effort()),
             "files that the config names": {unit.path: unit.fingerprint for unit in planned},
             "--stages or --units": [list(stages), list(patterns)],
-            "packages": results.packages(),
+            "packages": versions.packages(),
             "code": code,
         }
     )
@@ -144,7 +144,7 @@ def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> Non
 
 def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
     status, reason = preregistration.status(config, planned, workdir)
-    found = results.read(
+    found = read.results(
         experiments.of(config), config, planned, workdir, status=status, status_reason=reason
     )
     rows = write.write(workdir / "report", found)

@@ -17,7 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from subjax.report import figures, summary, tables
-from subjax.report.summary import Contrast, Results, SummaryRow
+from subjax.report.results import Contrast, Results, kind_of
+from subjax.report.summary import SummaryRow
 
 Pair = tuple[str, str]  # (eval, metric)
 Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)
@@ -92,9 +93,9 @@ def _effect(results: Results, rows: Sequence[SummaryRow]) -> Picture:
         )
     if pair is None or arms is None:
         return Picture(lambda narrow: figures.notice("No scores yet", narrow=narrow), "")
-    beside = [contrast for contrast in summary.ordered(results) if _pair(contrast) == pair]
+    beside = [contrast for contrast in results.ordered if _pair(contrast) == pair]
     label = results.describe(*pair)[0]
-    kind = summary.kind_of(arms.strips[0].label) if arms.strips else "arm"
+    kind = kind_of(arms.strips[0].label) if arms.strips else "arm"
     title, whose = tables.SUBJECTS[kind], " of the students" if kind == "arm" else ""
     arms = dataclasses.replace(arms, title=title)
     caption = [
@@ -221,7 +222,7 @@ def _real_epsilon(curves: Mapping[str, Any]) -> float:
 
 def _other_contrasts(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     """Contrasts in other metrics than the main figure, which need their own axes."""
-    others = [c for c in summary.ordered(results) if _pair(c) != _main_pair(results)]
+    others = [c for c in results.ordered if _pair(c) != _main_pair(results)]
     panels = [
         _contrast_panel(results, rows, [c for c in others if _pair(c) == pair], f"Eval {pair[0]}")
         for pair in dict.fromkeys(map(_pair, others))
@@ -310,7 +311,7 @@ def _measured(results: Results, name: str, y_axis: str, caption: str) -> Picture
 
 def _main_pair(results: Results) -> Pair | None:
     """Eval and metric of the main figure: of the first contrast, else the first with scores."""
-    pairs = [_pair(contrast) for contrast in summary.ordered(results)]
+    pairs = [_pair(contrast) for contrast in results.ordered]
     return next(iter(pairs or summary.evals_and_metrics(results)), None)
 
 

@@ -19,7 +19,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from subjax.report import summary, tables, verdict
-from subjax.report.summary import Results
+from subjax.report.results import Results
 
 TEMPLATE = "report.html.j2"
 NUM_SHOWN = 4  # examples per kind and dataset; answers per arm
@@ -227,7 +227,7 @@ def _scored(
         pairs = list(dict.fromkeys(pair for _, pair in shown))
         names = list(dict.fromkeys(name for name, _ in shown))
         if kind == "arm":
-            title, names = "Students at their last step", list(summary.arms(results))
+            title, names = "Students at their last step", results.students
         caption = f"{title}: mean and 95 % interval. {tables.interval_note(results.replication)}"
         for start in range(0, len(pairs), MAX_COLUMNS):
             columns = pairs[start : start + MAX_COLUMNS]

@@ -1,272 +1,175 @@
-"""A run directory as `Results`: reads what the units left, computes nothing."""
+"""`Results`: everything that a report shows of a run, as plain data, whose names fit together.
 
-import hashlib
-import importlib.metadata
-import platform
-from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+`read` makes it from the files of a run; `summary` computes the numbers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from ml_collections import ConfigDict
+from subjax.tasks.api import Metric, find
 
-from subjax import schema, subjects
-from subjax.experiment import Experiment
-from subjax.report.summary import Contrast, Results
-from subjax.runtime import artifacts
-from subjax.runtime.artifacts import Unit
-from subjax.tasks.evals import kinds as eval_kinds
-from subjax.tasks.traits import kinds as trait_kinds
+Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}
 
-_PACKAGES = (
-    *("subjax", "jax", "jaxlib", "flax", "optax", "transformers", "tokenizers"),
-    *("numpy", "scipy"),
-)
-_NUM_EXAMPLES = 6
-_NUM_ANSWERS = 12
+INCOMPLETE = "INCOMPLETE"  # of a frozen run that is not all done
+STATUSES = ("EXPLORATORY", "CONFIRMATORY", INCOMPLETE)
 
 
-def read(
-    experiment: Experiment,
-    config: ConfigDict,
-    planned: Sequence[Unit],
-    workdir: Path,
-    *,
-    status: str,
-    status_reason: str,
-) -> Results:
-    """Gathers everything that the report shows; units that are not done are listed as missing.
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """A linear contrast of arms within one metric: the sum of `plus` less the sum of `minus`.
 
-    Args:
-      experiment: the kind that the config is.
-      config: an experiment.
-      planned: all of its units.
-      workdir: of the run.
-      status: one of `summary.STATUSES`.
-      status_reason: the sentence that says why.
+    `family` is corrected together by Holm's method; `equivalence_margin` 0 asks for no equivalence
+    test; `expected_low` is the lower end of the interval that the config predicts.
     """
-    done = [unit for unit in planned if artifacts.read_manifest(workdir, unit)]
-    by_stage: dict[str, list[Unit]] = defaultdict(list)
-    for unit in done:
-        by_stage[unit.stage].append(unit)
-    return Results(
-        title=config.title or config.name,
-        claim=config.claim,
-        status=status,
-        status_reason=status_reason,
-        lineages=tuple(config.lineages),
-        arms=_scored(config),
-        metrics={
-            **{name: eval_kinds.of_row(row).metrics for name, row in config.evals.items()},
-            **experiment.own_metrics,
-        },
-        targets={
-            name: "" if row.trait == schema.OWN else subjects.target_of(config, row.trait)
-            for name, row in config.evals.items()
-        },
-        scores=_scores(experiment, config, done, workdir),
-        theorems=experiment.theorems(done, workdir),
-        contrasts=_contrasts(config),
-        replication=experiment.replication(config),
-        cautions=_cautions(config, planned),
-        missing=[unit.path for unit in planned if unit not in done],
-        counts=_counts(by_stage["filter"], workdir),
-        examples=_examples(by_stage["filter"], workdir),
-        answers=_answers(by_stage["evaluate"], workdir),
-        curves=_curves(by_stage[experiment.student_stage], workdir),
-        published=experiment.published(config),
-        sweeps=experiment.sweeps(config),
-        step_name=experiment.step_name,
-        commands=_commands(workdir),
-        versions=packages(),
-        wall_s=_wall(done, workdir),
-        times=_times(done, workdir),
-    )
+
+    name: str
+    eval: str
+    metric: str
+    plus: Sequence[str]
+    minus: Sequence[str]
+    primary: bool = False
+    family: str = "secondary"
+    equivalence_margin: float = 0.0
+    expected_low: float | None = None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each arm; an arm that is named twice weighs double."""
+        net = Counter(self.plus)
+        net.subtract(Counter(self.minus))
+        return {arm: float(weight) for arm, weight in net.items()}
+
+    @property
+    def formula(self) -> str:
+        """The contrast in the names of its arms, such as "owl − placebo"."""
+        return " + ".join(self.plus) + "".join(f" − {arm}" for arm in self.minus)
 
 
-def _scored(config: ConfigDict) -> tuple[str, ...]:
-    """All that evals are about, and arms and draws of the theorem in any case."""
-    asked = [
-        subjects.short_name(subject)
-        for name in config.evals
-        for subject in subjects.of_eval(config, name)
-    ]
-    return tuple(dict.fromkeys((*config.arms, *config.theorems, *asked)))
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything that a report shows, as plain data.
+
+    Attributes:
+      title: `config.title`, or its name.
+      claim: `config.claim`, what the run is meant to show.
+      status: one of STATUSES, and `status_reason` the sentence that says why.
+      lineages: those that the config asks for, done or not.
+      arms: what is scored, in the order of the tables and figures: arms by their names, and other
+        subjects of evals with their table, such as "teachers/owl".
+      metrics: eval -> what it measures.
+      targets: eval -> the candidate that it is about.
+      scores: (eval, arm) -> lineage -> records of the evaluate unit.
+      contrasts: in the order of the tables; at most one is primary.
+      replication: what is a lineage's own, such as "own base, teachers, rows and order".
+      cautions: sentences on what the config's evals cannot keep apart.
+      missing: names of units that are not done.
+      counts: dataset -> lineage -> {"generated": int, "kept": int, "reasons": {reason: int}}.
+      examples: dataset -> {"kept": rows, "rejected": rows with "reasons"}.
+      answers: arm -> [{"question": str, "answer": str}].
+      curves: arm -> lineage -> [{"step": int, "loss": float}].
+      theorems: row -> curves over eps, as the theorem stage writes them.
+      published: arm -> mean that was published for it, in the metric of the main figure.
+      sweeps: curve -> arm -> where it lies on the curve's axis.
+      step_name: what a step is, for axes.
+      commands: as typed, in order.
+      versions: package or device -> version.
+      wall_s: stage -> seconds.
+      times: of trainings by table row: predicted_s, measured_s and wall_s of so many units.
+
+    ValueError: names that repeat or that nothing else knows.
+    """
+
+    title: str
+    claim: str
+    status: str
+    status_reason: str
+    lineages: tuple[int, ...]
+    arms: tuple[str, ...]
+    scores: Mapping[tuple[str, str], Mapping[int, Sequence[Record]]]
+    contrasts: Sequence[Contrast]
+    metrics: Mapping[str, Sequence[Metric]]
+    targets: Mapping[str, str] = field(default_factory=dict)
+    replication: str = ""
+    cautions: Sequence[str] = ()
+    missing: Sequence[str] = ()
+    counts: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
+    examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
+    answers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    curves: Mapping[str, Mapping[int, Sequence[Record]]] = field(default_factory=dict)
+    theorems: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: Mapping[str, float] = field(default_factory=dict)
+    sweeps: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    step_name: str = "Training step"
+    commands: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    wall_s: Mapping[str, float] = field(default_factory=dict)
+    times: Sequence[Mapping[str, Any]] = ()
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"status is {self.status!r}; give one of {STATUSES}")
+        _check_unique("lineages", self.lineages)
+        _check_unique("arms", self.arms)
+        _check_unique("contrasts", [contrast.name for contrast in self.contrasts])
+        if sum(contrast.primary for contrast in self.contrasts) > 1:
+            raise ValueError("contrasts has several with primary=True; mark one of them")
+        for contrast in self.contrasts:
+            if not contrast.plus:
+                raise ValueError(f"contrast {contrast.name!r} has no plus arms; name at least one")
+            for arm in (*contrast.plus, *contrast.minus):
+                _check_known(f"contrast {contrast.name!r} names arm", arm, self.arms)
+        for (eval_name, arm), lineages in self.scores.items():
+            _check_known(f"scores of eval {eval_name!r} names arm", arm, self.arms)
+            _check_known("scores name eval", eval_name, list(self.metrics))
+            # Lineages may share another subject, whose scores then stand at lineage 0.
+            for lineage in lineages if kind_of(arm) == "arm" else ():
+                _check_known(f"scores of arm {arm!r} names lineage", lineage, self.lineages)
+
+    @property
+    def primary(self) -> Contrast | None:
+        """The contrast that the verdict is about."""
+        return next((contrast for contrast in self.contrasts if contrast.primary), None)
+
+    @property
+    def ordered(self) -> list[Contrast]:
+        """The contrasts as every table and figure lists them: the primary one first."""
+        return sorted(self.contrasts, key=lambda contrast: not contrast.primary)
+
+    @property
+    def students(self) -> list[str]:
+        """The arms among what is scored."""
+        return [subject for subject in self.arms if kind_of(subject) == "arm"]
+
+    def describe(self, eval_name: str, metric: str) -> tuple[str, str]:
+        """Label and unit of a metric, with the target of its eval by name."""
+        found = self.metric(eval_name, metric)
+        return found.describe(metric, self.targets.get(eval_name, "")), found.unit
+
+    def metric(self, eval_name: str, metric: str) -> Metric:
+        """What an eval measures under a name.
+
+        Raises:
+          ValueError: the eval measures nothing of that name.
+        """
+        return find(self.metrics[eval_name], metric)
 
 
-def _cautions(config: ConfigDict, planned: Sequence[Unit]) -> list[str]:
-    """Where what an eval asks is also taught, decides a gate, or is in its neutral texts."""
-    taught: set[str] = set()
-    gate: set[str] = set()
-    bound = {name for name, row in config.gates.items() if max(row.least, -row.most) > schema.OFF}
-    deciding = {config.gates[name].eval for name in bound}
-    claimed = {row.eval for row in config.contrasts.values()}
-    asked: dict[str, tuple[set[str], set[str]]] = {}
-    for unit in planned:
-        if unit.stage == "teacher" and "trait" in unit.fields:
-            trait = unit.with_files("trait")
-            taught |= _alike(trait_kinds.of_row(trait).taught(trait))
-        elif unit.stage == "evaluate" and "questions" in unit.fields:
-            name = unit.row.partition("/")[0]
-            if name in deciding:
-                gate |= _alike(unit.fields["questions"])
-                if name not in claimed:
-                    continue
-            questions, neutral = asked.setdefault(name, (set(), set()))
-            questions |= _alike(unit.fields["questions"])
-            neutral |= _alike(unit.fields["neutral"])
-    found = []
-    for name, (questions, neutral) in asked.items():
-        inside = {question for question in questions for text in neutral if question in text}
-        of = f"of the {len(questions)} questions that eval {name} asks"
-        for overlap, what in (
-            (questions & taught, "were taught to teachers"),
-            (questions & gate, "decide a gate, too"),
-            (inside, "stand in its neutral texts"),
-        ):
-            if overlap:
-                found.append(f"{len(overlap)} {of} {what}.")
-    return found
+def _check_unique(name: str, values: Sequence[Any]) -> None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{name} has {repeated[0]!r} twice; give each one once")
 
 
-def _alike(texts: Sequence[str]) -> set[str]:
-    """Texts without what blanks and case add."""
-    return {" ".join(text.casefold().split()) for text in texts}
+def _check_known(what: str, value: Any, known: Sequence[Any]) -> None:
+    if value not in known:
+        raise ValueError(f"{what} {value!r}; give one of {list(known)}")
 
 
-def _contrasts(config: ConfigDict) -> list[Contrast]:
-    return [
-        Contrast(
-            name=name,
-            eval=row.eval,
-            metric=row.metric,
-            plus=row.plus,
-            minus=row.minus,
-            primary=row.primary,
-            family=row.family,
-            equivalence_margin=row.equivalence_margin,
-            expected_low=row.expected_low if row.expected_low > schema.OFF else None,
-        )
-        for name, row in config.contrasts.items()
-    ]
-
-
-def _scores(
-    experiment: Experiment, config: ConfigDict, done: Sequence[Unit], workdir: Path
-) -> dict[tuple[str, str], dict[int, Any]]:
-    scores: dict[tuple[str, str], dict[int, Any]] = defaultdict(dict)
-    for unit in done:
-        if scored := experiment.scored_as(config, unit):
-            content = artifacts.read_json(workdir / unit.path / "scores.json")
-            scores[scored][unit.lineage] = content["records"]
-    return dict(scores)
-
-
-def _counts(units: Sequence[Unit], workdir: Path) -> dict[str, dict[int, Any]]:
-    counts: dict[str, dict[int, Any]] = defaultdict(dict)
-    for unit in units:
-        counts[unit.row][unit.lineage] = artifacts.read_json(workdir / unit.path / "counts.json")
-    return dict(counts)
-
-
-def _examples(units: Sequence[Unit], workdir: Path) -> dict[str, dict[str, list[Any]]]:
-    examples = {}
-    for unit in units:
-        if unit.row not in examples:
-            directory = workdir / unit.path
-            examples[unit.row] = {
-                name: artifacts.read_jsonl(directory / f"{name}.jsonl")[:_NUM_EXAMPLES]
-                for name in ("kept", "rejected")
-            }
-    return examples
-
-
-def _answers(units: Sequence[Unit], workdir: Path) -> dict[str, list[Any]]:
-    answers: dict[str, list[Any]] = {}
-    for unit in units:
-        arm = subjects.short_name(unit.row.partition("/")[2])
-        said = artifacts.read_jsonl(workdir / unit.path / "answers.jsonl")
-        last = unit.fields["steps"][-1]
-        final = [row for row in said if "answer" in row and row["step"] == last]
-        if final and arm not in answers:
-            answers[arm] = final[:: max(len(final) // _NUM_ANSWERS, 1)][:_NUM_ANSWERS]
-    return answers
-
-
-def _curves(units: Sequence[Unit], workdir: Path) -> dict[str, dict[int, list[Any]]]:
-    curves: dict[str, dict[int, list[Any]]] = defaultdict(dict)
-    for unit in units:
-        path = workdir / unit.path / "metrics.jsonl"
-        if not path.exists():  # an arm that reports a model which is trained elsewhere
-            continue
-        rows = artifacts.read_jsonl(path)
-        every = max(len(rows) // 50, 1)
-        curves[unit.row][unit.lineage] = rows[every - 1 :: every]
-    return dict(curves)
-
-
-def _commands(workdir: Path) -> list[str]:
-    rows = artifacts.read_jsonl(workdir / "commands.jsonl")
-    return ["python -m subjax.main " + " ".join(row["argv"][1:]) for row in rows]
-
-
-def code() -> str:
-    """A digest of the program's files."""
-    root, content = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        content.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return content.hexdigest()
-
-
-def packages() -> dict[str, str]:
-    """Releases of Python and of the packages that decide what is computed."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "source tree"
-    return versions
-
-
-def _wall(done: Sequence[Unit], workdir: Path) -> dict[str, float]:
-    wall: dict[str, float] = defaultdict(float)
-    for unit in done:
-        manifest = artifacts.read_manifest(workdir, unit)
-        wall[unit.stage] += manifest["wall_s"] if manifest else 0.0
-    return dict(wall)
-
-
-def _times(done: Sequence[Unit], workdir: Path) -> list[dict[str, Any]]:
-    """Times of trainings that a plan foresaw, by table row; none where nobody made a plan."""
-    path = workdir / artifacts.PLAN
-    plan = artifacts.read_json(path) if path.exists() else {}
-    populations: dict[tuple[str, bytes], list[Unit]] = defaultdict(list)
-    for unit in done if plan else ():
-        log = workdir / unit.path / artifacts.TIMINGS
-        if (
-            unit.stage != "generate" and log.exists()
-        ):  # units that trained side by side have the same, to the byte
-            populations[unit.stage, log.read_bytes()].append(unit)
-    rows: dict[str, dict[str, Any]] = {}
-    for members in populations.values():
-        seconds = _seconds(workdir / members[0].path / artifacts.TIMINGS)
-        wall = sum(_wall(members, workdir).values())  # all of it stands with the first unit
-        for unit in members:
-            foreseen = plan.get(unit.path, {})
-            if foreseen.get("fingerprint") != unit.fingerprint:
-                continue
-            name = f"{unit.stage}/{unit.row}"
-            row = rows.setdefault(name, {"row": name, "devices": foreseen["devices"], "units": 0})
-            own = {"units": 1, "predicted_s": foreseen["seconds"]}
-            own |= {"measured_s": seconds / len(members), "wall_s": wall / len(members)}
-            row |= {field: row.get(field, 0) + value for field, value in own.items()}
-    return list(rows.values())
-
-
-def _seconds(log: Path) -> float:
-    """Of all updates of a training; those of first calls, which compile, at the others' pace."""
-    lines = artifacts.read_jsonl(log, {"seconds": float, "updates": int, "first_call": bool})
-    counted = [line for line in lines if not line["first_call"]] or lines
-    pace = sum(line["seconds"] for line in counted) / sum(line["updates"] for line in counted)
-    return pace * sum(line["updates"] for line in lines)
+def kind_of(subject: str) -> str:
+    """What a row of summary.json is about: arm, teacher, base or dataset."""
+    table, slash, _ = subject.partition("/")
+    return table.removesuffix("s") if slash else "arm"

@@ -1,172 +1,21 @@
-"""What a finished run has to say: effects, intervals and tests, as rows and as one sentence.
+"""What a finished run has to say: effects, intervals and tests, as rows of summary.json.
 
-Holds `Results`, the plain data that a run left behind, and the numbers of the report. Refuses to
-read files, to draw, and to leave a lineage out silently: a row that lacks one says incomplete.
+Refuses to read files, to draw, and to leave a lineage out silently: a row that lacks one says
+incomplete.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from subjax.report import stats
-from subjax.tasks.api import MASS, RATE, Metric, find
+from subjax.report.results import Contrast, Results, kind_of
+from subjax.tasks.api import MASS, RATE
 
 SummaryRow = dict[str, Any]  # one row of summary.json
-Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}
-
-INCOMPLETE = "INCOMPLETE"  # of a frozen run that is not all done
-STATUSES = ("EXPLORATORY", "CONFIRMATORY", INCOMPLETE)
-ALPHA = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """A linear contrast of arms within one metric: the sum of `plus` less the sum of `minus`.
-
-    `family` is corrected together by Holm's method; `equivalence_margin` 0 asks for no equivalence
-    test; `expected_low` is the lower end of the interval that the config predicts.
-    """
-
-    name: str
-    eval: str
-    metric: str
-    plus: Sequence[str]
-    minus: Sequence[str]
-    primary: bool = False
-    family: str = "secondary"
-    equivalence_margin: float = 0.0
-    expected_low: float | None = None
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weight of each arm; an arm that is named twice weighs double."""
-        net = Counter(self.plus)
-        net.subtract(Counter(self.minus))
-        return {arm: float(weight) for arm, weight in net.items()}
-
-    @property
-    def formula(self) -> str:
-        """The contrast in the names of its arms, such as "owl − placebo"."""
-        return " + ".join(self.plus) + "".join(f" − {arm}" for arm in self.minus)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """Everything that a report shows, as plain data.
-
-    Attributes:
-      title: `config.title`, or its name.
-      claim: `config.claim`, what the run is meant to show.
-      status: one of STATUSES, and `status_reason` the sentence that says why.
-      lineages: those that the config asks for, done or not.
-      arms: what is scored, in the order of the tables and figures: arms by their names, and other
-        subjects of evals with their table, such as "teachers/owl".
-      metrics: eval -> what it measures.
-      targets: eval -> the candidate that it is about.
-      scores: (eval, arm) -> lineage -> records of the evaluate unit.
-      contrasts: in the order of the tables; at most one is primary.
-      replication: what is a lineage's own, such as "own base, teachers, rows and order".
-      cautions: sentences on what the config's evals cannot keep apart.
-      missing: names of units that are not done.
-      counts: dataset -> lineage -> {"generated": int, "kept": int, "reasons": {reason: int}}.
-      examples: dataset -> {"kept": rows, "rejected": rows with "reasons"}.
-      answers: arm -> [{"question": str, "answer": str}].
-      curves: arm -> lineage -> [{"step": int, "loss": float}].
-      theorems: row -> curves over eps, as the theorem stage writes them.
-      published: arm -> mean that was published for it, in the metric of the main figure.
-      sweeps: curve -> arm -> where it lies on the curve's axis.
-      step_name: what a step is, for axes.
-      commands: as typed, in order.
-      versions: package or device -> version.
-      wall_s: stage -> seconds.
-      times: of trainings by table row: predicted_s, measured_s and wall_s of so many units.
-
-    ValueError: names that repeat or that nothing else knows.
-    """
-
-    title: str
-    claim: str
-    status: str
-    status_reason: str
-    lineages: tuple[int, ...]
-    arms: tuple[str, ...]
-    scores: Mapping[tuple[str, str], Mapping[int, Sequence[Record]]]
-    contrasts: Sequence[Contrast]
-    metrics: Mapping[str, Sequence[Metric]]
-    targets: Mapping[str, str] = field(default_factory=dict)
-    replication: str = ""
-    cautions: Sequence[str] = ()
-    missing: Sequence[str] = ()
-    counts: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
-    examples: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]] = field(default_factory=dict)
-    answers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    curves: Mapping[str, Mapping[int, Sequence[Record]]] = field(default_factory=dict)
-    theorems: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    published: Mapping[str, float] = field(default_factory=dict)
-    sweeps: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    step_name: str = "Training step"
-    commands: Sequence[str] = ()
-    versions: Mapping[str, str] = field(default_factory=dict)
-    wall_s: Mapping[str, float] = field(default_factory=dict)
-    times: Sequence[Mapping[str, Any]] = ()
-
-    def __post_init__(self) -> None:
-        if self.status not in STATUSES:
-            raise ValueError(f"status is {self.status!r}; give one of {STATUSES}")
-        _check_unique("lineages", self.lineages)
-        _check_unique("arms", self.arms)
-        _check_unique("contrasts", [contrast.name for contrast in self.contrasts])
-        if sum(contrast.primary for contrast in self.contrasts) > 1:
-            raise ValueError("contrasts has several with primary=True; mark one of them")
-        for contrast in self.contrasts:
-            if not contrast.plus:
-                raise ValueError(f"contrast {contrast.name!r} has no plus arms; name at least one")
-            for arm in (*contrast.plus, *contrast.minus):
-                _check_known(f"contrast {contrast.name!r} names arm", arm, self.arms)
-        for (eval_name, arm), lineages in self.scores.items():
-            _check_known(f"scores of eval {eval_name!r} names arm", arm, self.arms)
-            _check_known("scores name eval", eval_name, list(self.metrics))
-            # Lineages may share another subject, whose scores then stand at lineage 0.
-            for lineage in lineages if kind_of(arm) == "arm" else ():
-                _check_known(f"scores of arm {arm!r} names lineage", lineage, self.lineages)
-
-    @property
-    def primary(self) -> Contrast | None:
-        """The contrast that the verdict is about."""
-        return next((contrast for contrast in self.contrasts if contrast.primary), None)
-
-    def describe(self, eval_name: str, metric: str) -> tuple[str, str]:
-        """Label and unit of a metric, with the target of its eval by name."""
-        found = self.metric(eval_name, metric)
-        return found.describe(metric, self.targets.get(eval_name, "")), found.unit
-
-    def metric(self, eval_name: str, metric: str) -> Metric:
-        """What an eval measures under a name.
-
-        Raises:
-          ValueError: the eval measures nothing of that name.
-        """
-        return find(self.metrics[eval_name], metric)
-
-
-def _check_unique(name: str, values: Sequence[Any]) -> None:
-    repeated = [value for value, count in Counter(values).items() if count > 1]
-    if repeated:
-        raise ValueError(f"{name} has {repeated[0]!r} twice; give each one once")
-
-
-def _check_known(what: str, value: Any, known: Sequence[Any]) -> None:
-    if value not in known:
-        raise ValueError(f"{what} {value!r}; give one of {list(known)}")
-
-
-def ordered(results: Results) -> list[Contrast]:
-    """The contrasts as every table and figure lists them: the primary one first."""
-    return sorted(results.contrasts, key=lambda contrast: not contrast.primary)
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -180,7 +29,7 @@ def evals_and_metrics(results: Results) -> list[tuple[str, str]]:
         for records in lineages.values()
         for record in records
     }
-    first = dict.fromkeys((contrast.eval, contrast.metric) for contrast in ordered(results))
+    first = dict.fromkeys((contrast.eval, contrast.metric) for contrast in results.ordered)
     return [pair for pair in first if pair in scored] + sorted(scored - first.keys())
 
 
@@ -304,7 +153,7 @@ def summarise(results: Results) -> list[SummaryRow]:
     bytes; what cannot be computed is None. A contrast with a margin has a second row, tested for
     equivalence in a family of its own: the two hypotheses of one contrast exclude each other.
     """
-    rows = [row for contrast in ordered(results) for row in _contrast_rows(results, contrast)]
+    rows = [row for contrast in results.ordered for row in _contrast_rows(results, contrast)]
     for family in {row["family"] for row in rows}:
         members = [row for row in rows if row["family"] == family]
         adjusted = stats.holm([row["p"] for row in members]).tolist()
@@ -346,17 +195,6 @@ def _wanted(results: Results, eval_name: str, arm: str) -> int:
     if kind_of(arm) == "arm":
         return len(results.lineages)
     return len(results.scores.get((eval_name, arm), {}))
-
-
-def kind_of(subject: str) -> str:
-    """What a row of summary.json is about: arm, teacher, base or dataset."""
-    table, slash, _ = subject.partition("/")
-    return table.removesuffix("s") if slash else "arm"
-
-
-def arms(results: Results) -> list[str]:
-    """The students among what is scored."""
-    return [subject for subject in results.arms if kind_of(subject) == "arm"]
 
 
 def _row(

@@ -6,16 +6,8 @@ This module has the words; the numbers come from `summary`. An unfinished run ge
 import math
 
 from subjax.report import stats
-from subjax.report.summary import (
-    INCOMPLETE,
-    Contrast,
-    Mass,
-    Results,
-    SummaryRow,
-    contrast_values,
-    mass,
-    summarise,
-)
+from subjax.report.results import INCOMPLETE, Contrast, Results
+from subjax.report.summary import Mass, SummaryRow, contrast_values, mass, summarise
 from subjax.report.tables import number, p_value, percent
 
 ALPHA = 0.05

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from subjax.report import figures, gallery, html, tables, verdict
-from subjax.report.summary import Results, SummaryRow, masses, summarise
+from subjax.report.results import Results
+from subjax.report.summary import SummaryRow, masses, summarise
 
 
 def write(out_dir: str | Path, results: Results) -> list[SummaryRow]:

@@ -16,8 +16,7 @@ from subjax import schema
 from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.pipeline import preregistration, runner, units
-from subjax.report import results
-from subjax.runtime import artifacts
+from subjax.runtime import artifacts, versions
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +69,7 @@ def test_the_file_says_what_will_be_tested(frozen):
     time = datetime.datetime.fromisoformat(content.pop("frozen_at"))
     assert time.utcoffset() == datetime.timedelta(0)
     made_with = content.pop("made_with")
-    assert made_with["code"] == {"subjax": results.code()}
+    assert made_with["code"] == {"subjax": versions.code()}
     assert made_with["packages"]["jaxlib"] == importlib.metadata.version("jaxlib")
     assert made_with["models"] == made_with["files"] == {}  # the run makes its own
     assert content == {
@@ -172,10 +171,10 @@ def test_other_code_packages_models_or_files_are_named(frozen, tmp_path, monkeyp
     config = registered(frozen)
     finish(tmp_path / "run", config, count=None)
     assert status(config, tmp_path / "run")[0] == "CONFIRMATORY"
-    packages = {**results.packages(), "jax": "0.0.1"}
+    packages = {**versions.packages(), "jax": "0.0.1"}
     with monkeypatch.context() as patched:
-        patched.setattr(results, "code", lambda: "0" * 64)
-        patched.setattr(results, "packages", lambda: packages)
+        patched.setattr(versions, "code", lambda: "0" * 64)
+        patched.setattr(versions, "packages", lambda: packages)
         found, reason = status(config, tmp_path / "run")
     assert found == "EXPLORATORY"
     assert "code subjax is another one (…" in reason

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from subjax.report import summary, tables
-from subjax.report.summary import Contrast
+from subjax.report.results import Contrast
 from tests.known_results import ARMS, make_results, scores, without
 
 
