@@ -1,6 +1,6 @@
-"""The figures of a report: turns results and summary rows into panels and captions.
+"""The figures of a report: which there are, what each shows, and its caption.
 
-Statistics are in `summary`, drawing in `figures`.
+Statistics are in `summary`, panels of arms and contrasts in `panels`, drawing in `figures`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from subjax.report import figures, summary, tables
-from subjax.report.results import Contrast, Results, kind_of
+from subjax.report.panels import Pair, arm_panel, axis_label, capitalised, contrast_panel, pair_of
+from subjax.report.results import Results, kind_of
 from subjax.report.summary import SummaryRow
 
-Pair = tuple[str, str]  # (eval, metric)
 Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)
 
 NOTE = "Dots: lineages, each at the same height in every row. Bar: mean, interval. "
@@ -73,7 +73,7 @@ def _sources(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     )
     main = _main_pair(results)
     panels = [
-        _arm_panel(results, rows, pair, title=f"Eval {pair[0]}") for pair in shown if pair != main
+        arm_panel(results, rows, pair, title=f"Eval {pair[0]}") for pair in shown if pair != main
     ]
     caption = "Teachers, and what they wrote. "
     found = [panel for panel in panels if panel]
@@ -83,7 +83,7 @@ def _sources(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
 
 def _effect(results: Results, rows: Sequence[SummaryRow]) -> Picture:
     pair = _main_pair(results)
-    arms = _arm_panel(results, rows, pair, title="Arms") if pair else None
+    arms = arm_panel(results, rows, pair, title="Arms") if pair else None
     if pair and arms and results.sweeps:
         listed = _listed(results)
         arms = dataclasses.replace(arms, strips=[s for s in arms.strips if s.label in listed])
@@ -93,7 +93,7 @@ def _effect(results: Results, rows: Sequence[SummaryRow]) -> Picture:
         )
     if pair is None or arms is None:
         return Picture(lambda narrow: figures.notice("No scores yet", narrow=narrow), "")
-    beside = [contrast for contrast in results.ordered if _pair(contrast) == pair]
+    beside = [contrast for contrast in results.ordered if pair_of(contrast) == pair]
     label = results.describe(*pair)[0]
     kind = kind_of(arms.strips[0].label) if arms.strips else "arm"
     title, whose = tables.SUBJECTS[kind], " of the students" if kind == "arm" else ""
@@ -112,7 +112,7 @@ def _effect(results: Results, rows: Sequence[SummaryRow]) -> Picture:
         caption.append("The grey block around zero is an equivalence margin.")
     if results.published:
         caption.append("Diamonds are published means.")
-    panels = [arms, *([_contrast_panel(results, rows, beside, "Contrasts")] if beside else [])]
+    panels = [arms, *([contrast_panel(results, rows, beside, "Contrasts")] if beside else [])]
     return _strips(results, panels, " ".join(caption), diamonds=bool(results.published))
 
 
@@ -209,7 +209,7 @@ def _sweeps(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
         )
     if pair is None or not panels:
         return None
-    axis = _axis(results, pair)
+    axis = axis_label(results, pair)
     caption = f"{axis} along each sweep: mean. {tables.interval_note(results.replication)}"
     return _curves(panels, "See titles", axis, caption)
 
@@ -222,10 +222,10 @@ def _real_epsilon(curves: Mapping[str, Any]) -> float:
 
 def _other_contrasts(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     """Contrasts in other metrics than the main figure, which need their own axes."""
-    others = [c for c in results.ordered if _pair(c) != _main_pair(results)]
+    others = [c for c in results.ordered if pair_of(c) != _main_pair(results)]
     panels = [
-        _contrast_panel(results, rows, [c for c in others if _pair(c) == pair], f"Eval {pair[0]}")
-        for pair in dict.fromkeys(map(_pair, others))
+        contrast_panel(results, rows, [c for c in others if pair_of(c) == pair], f"Eval {pair[0]}")
+        for pair in dict.fromkeys(map(pair_of, others))
     ]
     caption = "Contrasts in the other metrics, taken within each lineage. "
     caption += tables.interval_note(results.replication)
@@ -260,7 +260,7 @@ def _shares(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
 
 def _checks(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
     checks = [pair for pair in summary.evals_and_metrics(results) if results.metric(*pair).sanity]
-    panels = [_arm_panel(results, rows, pair) for pair in checks]
+    panels = [arm_panel(results, rows, pair) for pair in checks]
     caption = (
         "Whether a student without the trait has learned its data at all (gain in log-likelihood of"
         " held-out rows over its own base), and whether a student has fallen apart (probability on"
@@ -286,8 +286,8 @@ def _probes(results: Results) -> Picture | None:
     if all(len(line) < 2 for lineages in points.values() for line in lineages.values()):
         return None
     label = results.describe(*pair)[0]
-    caption = f"{_capital(label)} during training. Thin: lineages; thick: their mean."
-    return _lines(points, results.step_name, _axis(results, pair), caption)
+    caption = f"{capitalised(label)} during training. Thin: lineages; thick: their mean."
+    return _lines(points, results.step_name, axis_label(results, pair), caption)
 
 
 def _measured(results: Results, name: str, y_axis: str, caption: str) -> Picture | None:
@@ -306,17 +306,10 @@ def _measured(results: Results, name: str, y_axis: str, caption: str) -> Picture
     return _lines(points, "Training step", y_axis, caption)
 
 
-# --- panels -------------------------------------------------------------------------------------
-
-
 def _main_pair(results: Results) -> Pair | None:
     """Eval and metric of the main figure: of the first contrast, else the first with scores."""
-    pairs = [_pair(contrast) for contrast in results.ordered]
+    pairs = [pair_of(contrast) for contrast in results.ordered]
     return next(iter(pairs or summary.evals_and_metrics(results)), None)
-
-
-def _pair(contrast: Contrast) -> Pair:
-    return contrast.eval, contrast.metric
 
 
 def _strips(
@@ -328,79 +321,6 @@ def _strips(
 ) -> Picture:
     note = NOTE + tables.interval_note(results.replication) + DIAMOND * diamonds
     return Picture(lambda narrow: figures.strips(panels, narrow=narrow, note=note), caption)
-
-
-def _arm_panel(
-    results: Results,
-    rows: Sequence[SummaryRow],
-    pair: Pair,
-    *,
-    title: str = "",
-) -> figures.StripPanel | None:
-    by_arm = {
-        row["name"]: row
-        for row in rows
-        if row["kind"] in tables.SUBJECTS and (row["eval"], row["metric"]) == pair
-    }
-    strips = [
-        _strip(results, by_arm[arm], summary.final_values(results, pair[0], arm, pair[1]), index)
-        for index, arm in enumerate(results.arms)
-        if arm in by_arm
-    ]
-    if not strips:
-        return None
-    for index, strip in enumerate(strips):
-        if beside := summary.mass(results, *pair, arms=[strip.label]):
-            told = f"mass {tables.percent(beside.mass)}"
-            note = f"{strip.note}, {told}" if strip.note else told
-            strips[index] = dataclasses.replace(strip, note=note)
-    axis, metric = _axis(results, pair), results.metric(*pair)
-    return figures.StripPanel(
-        title=title, axis=axis, strips=strips, zero=metric.difference, limits=metric.axis
-    )
-
-
-def _contrast_panel(
-    results: Results, rows: Sequence[SummaryRow], contrasts: Sequence[Contrast], title: str
-) -> figures.StripPanel:
-    by_name = {row["name"]: row for row in rows if row["kind"] == "contrast"}
-    strips = []
-    for contrast in contrasts:
-        row = by_name[contrast.name]
-        strip = _strip(results, row, summary.contrast_values(results, contrast), None)
-        strips.append(
-            dataclasses.replace(
-                strip,
-                emphasis=contrast.primary,
-                note=tables.estimate(row, sign=True) + (strip.note and f", {strip.note}"),
-                margin=contrast.equivalence_margin,
-            )
-        )
-    axis = f"Difference in {_axis(results, _pair(contrasts[0]), capital=False)}"
-    return figures.StripPanel(title=title, axis=axis, strips=strips, zero=True)
-
-
-def _strip(
-    results: Results, row: SummaryRow, values: Mapping[int, float], series: int | None
-) -> figures.Strip:
-    mean, low, high = (
-        math.nan if row[end] is None else row[end] for end in ("mean", "ci_low", "ci_high")
-    )
-    dots = [values.get(lineage, math.nan) for lineage in results.lineages]
-    some = f"n = {row['n_lineages']} of {len(dots)}" if row["status"] == "incomplete" else ""
-    return figures.Strip(
-        label=row["name"], values=dots, mean=mean, low=low, high=high, series=series, note=some
-    )
-
-
-def _axis(results: Results, pair: Pair, *, capital: bool = True) -> str:
-    label, unit = results.describe(*pair)
-    label = f"{label} ({unit})" if unit else label
-    return _capital(label) if capital else label
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _lines(points: Mapping[str, Points], x_axis: str, y_axis: str, caption: str) -> Picture:
