@@ -173,7 +173,6 @@ class _Padded:
     tensor: Tensor | None
     shape: tuple[int, ...]
     times: float
-    is_remote: bool = False
     dtype: str = "F32"
 
     def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from subjax.hf.tensors import Source
 from subjax.nn import sharding
-from subjax.runtime import artifacts
+from subjax.runtime import artifacts, storage
 
 _DTYPES = ("F32", "F16", "BF16")
 _BAR_FROM_BYTES = 2_000_000_000
@@ -94,7 +94,8 @@ def read(
             if mesh is None:
                 array = jax.device_put(block((slice(None),) * leaf.ndim))
             else:
-                shares = sources[path][0].is_remote or num_bytes[path] >= _EXCHANGED_FROM_BYTES
+                remote = storage.is_url(sources[path][0].where)
+                shares = remote or num_bytes[path] >= _EXCHANGED_FROM_BYTES
                 target = NamedSharding(mesh, specs[path])
                 first = _by_rows(target, leaf.shape, is_stacked(path)) if shares else target
                 array = jax.make_array_from_callback(

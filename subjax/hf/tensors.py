@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import ml_dtypes
 import numpy as np
 
-from subjax.runtime.storage import File, is_url, malformed
+from subjax.runtime.storage import File, malformed
 
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -35,11 +35,7 @@ class Source(Protocol):
 
     @property
     def where(self) -> str:
-        """The file, for errors."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether reads go over the network."""
+        """Path or URL of the file."""
 
     @property
     def dtype(self) -> str:
@@ -78,11 +74,6 @@ class Tensor:
     def where(self) -> str:
         """The file, for errors."""
         return self.file.where
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the file is at a URL."""
-        return is_url(self.file.where)
 
     def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:
         """Reads only the needed rows, each as a whole; directly into `out` if its layout fits."""

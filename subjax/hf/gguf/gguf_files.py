@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from subjax.runtime.storage import File, is_url, malformed, one_line
+from subjax.runtime.storage import File, malformed, one_line
 
 _VERSIONS = (2, 3)
 _CHUNK_BYTES = 1 << 20
@@ -51,11 +51,6 @@ class Packed:
     def where(self) -> str:
         """The file, for errors."""
         return self.file.where
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the file is at a URL."""
-        return is_url(self.file.where)
 
     @property
     def dtype(self) -> str:

@@ -11,7 +11,7 @@ from subjax.hf.gguf import gguf_rope
 class Factors:
     """A tensor of factors."""
 
-    where, is_remote, dtype = "model.gguf", False, "F32"
+    where, dtype = "model.gguf", "F32"
 
     def __init__(self, values: Any):
         self.values = np.asarray(values, np.float32)
