@@ -1,12 +1,15 @@
-"""Two small models that tests of hf save, and how these tests change the files."""
+"""Two small models that tests save, how these tests change the files, and compare what is read."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import safetensors.numpy
 
+from subjax.hf import param_io
 from subjax.nn.architecture import Architecture
 
 ARCH = Architecture(
@@ -31,6 +34,15 @@ TIED = Architecture(
 )
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+
+
+def assert_same_bits(found: Any, expected: Any) -> None:
+    """Both trees have the same leaves, to the bit."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for path, leaf in param_io.flat(found).items():
+        other = param_io.flat(expected)[path]
+        assert leaf.dtype == other.dtype, path
+        assert np.asarray(leaf).tobytes() == np.asarray(other).tobytes(), path
 
 
 def edit_tensors(directory: Path, edit: Callable[[dict[str, Any]], Any]) -> None:

@@ -11,12 +11,12 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
+from saved_models import EMBEDDING, HEAD, assert_same_bits
 
-from subjax.hf import families, param_io, weights
+from subjax.hf import families, weights
 from subjax.nn import transformer
 from tests import hf_models
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Rename = Callable[[str], str]
 
 
@@ -26,13 +26,6 @@ def rename(directory: Path, new_name: Rename) -> None:
     tensors = {new_name(name): array for name, array in safetensors.numpy.load_file(file).items()}
     tensors.pop("", None)
     safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
-
-
-def assert_same(found: Any, expected: Any) -> None:
-    ours, theirs = param_io.flat(found), param_io.flat(expected)
-    assert ours.keys() == theirs.keys()
-    for path, leaf in theirs.items():
-        np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
 
 
 def read_by_transformers(directory: Path) -> dict[str, torch.Tensor]:
@@ -63,7 +56,7 @@ def test_what_stands_in_front_of_names_does_not_matter(
         return prefix + name.removeprefix(base) if name.startswith(base) else name
 
     rename(tmp_path, new_name)
-    assert_same(weights.load(tmp_path)[1], expected)
+    assert_same_bits(weights.load(tmp_path)[1], expected)
     if not prefix:
         for name, tensor in read_by_transformers(tmp_path).items():
             assert torch.equal(tensor, model.state_dict()[name]), name
@@ -77,7 +70,7 @@ def test_a_base_saved_by_automodel_has_no_head(tmp_path: Path) -> None:
     model = hf_models.save("llama", "wide heads, tied", tmp_path)
     _, expected = weights.load(tmp_path)
     model.model.save_pretrained(tmp_path)
-    assert_same(weights.load(tmp_path)[1], expected)
+    assert_same_bits(weights.load(tmp_path)[1], expected)
 
 
 @pytest.mark.parametrize("model_type", TIED)
@@ -88,7 +81,7 @@ def test_a_tied_model_may_have_the_head_alone(model_type: str, tmp_path: Path) -
     names = families.FAMILIES[model_type].tensors
     embedding, head = names["embed/embedding"], names["head/kernel"]
     rename(tmp_path, lambda name: head if name == embedding else name)
-    assert_same(weights.load(tmp_path)[1], expected)
+    assert_same_bits(weights.load(tmp_path)[1], expected)
     for name, tensor in read_by_transformers(tmp_path).items():
         assert torch.equal(tensor, model.state_dict()[name]), name
 
@@ -108,7 +101,7 @@ def test_an_index_may_list_a_tied_head(name: str, tmp_path: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"][name] = content["weight_map"][EMBEDDING]
     index.write_text(json.dumps(content))
-    assert_same(weights.load(tmp_path)[1], expected)
+    assert_same_bits(weights.load(tmp_path)[1], expected)
     assert torch.equal(
         read_by_transformers(tmp_path)[HEAD],
         torch.from_numpy(np.array(expected["embed"]["embedding"])),
@@ -120,7 +113,7 @@ def test_an_index_may_leave_a_tied_head_out(tmp_path: Path) -> None:
     file = tmp_path / json.loads(index.read_text())["weight_map"][EMBEDDING]
     tensors = safetensors.numpy.load_file(file)
     safetensors.numpy.save_file({**tensors, HEAD: tensors[EMBEDDING]}, file, {"format": "pt"})
-    assert_same(weights.load(tmp_path)[1], expected)
+    assert_same_bits(weights.load(tmp_path)[1], expected)
     safetensors.numpy.save_file({**tensors, HEAD: tensors[EMBEDDING] + 1}, file, {"format": "pt"})
     with pytest.raises(ValueError, match=f"{HEAD} differs from {EMBEDDING}"):
         weights.load(tmp_path)
@@ -202,7 +195,7 @@ def test_other_parts_are_not_read(gemma3: tuple[Any, Path], tmp_path: Path) -> N
     }
     for named in (tensors, inside):
         safetensors.numpy.save_file(named, tmp_path / "model.safetensors")
-        assert_same(weights.load(tmp_path)[1], expected)
+        assert_same_bits(weights.load(tmp_path)[1], expected)
     tensors["audio_tower.embed.weight"] = np.ones(3, np.float32)
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"has tensor audio_tower\.embed\.weight"):

@@ -16,20 +16,12 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from saved_models import ARCH, EMBEDDING, HEAD, TIED, edit_json, edit_tensors
+from saved_models import ARCH, EMBEDDING, HEAD, TIED, assert_same_bits, edit_json, edit_tensors
 
 from subjax.hf import adapters, families, param_io, weights
 from subjax.nn import lora, sharding, transformer
 
 LLAMA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-
-
-def assert_same_bits(found: Any, expected: Any) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for path, leaf in param_io.flat(found).items():
-        other = param_io.flat(expected)[path]
-        assert leaf.dtype == other.dtype, path
-        assert np.asarray(leaf).tobytes() == np.asarray(other).tobytes(), path
 
 
 # What is written comes back.

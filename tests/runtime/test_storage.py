@@ -21,23 +21,13 @@ import gcs
 import huggingface_hub
 import jax
 import pytest
+from saved_models import ARCH, assert_same_bits
 
-from subjax.hf import adapters, hub, param_io, weights
+from subjax.hf import adapters, hub, weights
 from subjax.nn import lora, transformer
-from subjax.nn.architecture import Architecture
 from subjax.pipeline import model_store
 from subjax.tokens import tokenizer
 from subjax.tokens.tokenizer import Tokenizer
-
-ARCH = Architecture(
-    vocab_size=64,
-    num_layers=3,
-    width=16,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
-    ffn_width=20,
-)
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +65,6 @@ def url(saved: Path) -> Iterator[str]:
     url = upload(saved)
     yield url
     fsspec.filesystem("memory").rm(url, recursive=True)
-
-
-def assert_same_bits(found: Any, expected: Any) -> None:
-    for path, leaf in param_io.flat(expected).items():
-        assert jax.numpy.array_equal(param_io.flat(found)[path], leaf), path
 
 
 def test_a_url_gives_the_same_model(saved: Path, params: Any, url: str) -> None:
@@ -365,7 +350,9 @@ def bucket() -> Iterator[dict[str, str]]:
 def test_each_of_four_processes_reads_a_quarter_of_a_bucket(
     bucket: dict[str, str], tmp_path: Path, cache: Path
 ) -> None:
-    arch = dataclasses.replace(ARCH, width=64, num_heads=8, num_kv_heads=4, head_dim=8)
+    arch = dataclasses.replace(
+        ARCH, vocab_size=64, width=64, num_heads=8, num_kv_heads=4, head_dim=8
+    )
     params = jax.jit(transformer.init, static_argnums=0)(arch, jax.random.key(0))
     weights.save(tmp_path / "model", arch, params, max_shard_bytes=150_000)
     for path in (tmp_path / "model").iterdir():
