@@ -56,6 +56,8 @@ def test_a_row_of_a_file_that_does_not_fit_is_refused_before_anything_runs(learn
 
 def test_rows_that_a_student_is_not_given_may_be_of_any_length(learning, tmp_path):
     learning.arms.owl.num_tokens = longest()[0] - 1
+    with pytest.raises(ValueError, match=r"^config\.arms\.owl\.num_tokens"):
+        check(learning, tmp_path)  # all rows are given
     learning.datasets.found.update(num_prompts=5)
     check(learning, tmp_path)
     learning.datasets.found.update(num_prompts=6, filter="numbers")  # too few are left: said there
