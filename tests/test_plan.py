@@ -19,7 +19,7 @@ from subjax.engine import sampler
 from subjax.nn import attention, model_flops, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import units
-from subjax.planning import aot, compiling, hlo, measure, programs, roofline
+from subjax.planning import aot, compiling, measure, programs, roofline, traffic
 from subjax.runtime import artifacts
 from tests.tiny import config as tiny_config
 
@@ -167,7 +167,7 @@ def test_reading_rows_gathers_each_layer_once_and_sums_no_parts(v5e):
     prefill, _ = sampler.traced(arch, sampling, num_prompts=128, num_rows=128, mesh=mesh)
     _, text = aot.compiled(prefill)
     assert "splash_mha_fwd" in text
-    moved = hlo.traffic(text, mesh)
+    moved = traffic.of(text, mesh)
     layers = 2 * (transformer.num_params(arch) - 2 * arch.vocab_size * arch.width)
     sent = {collective.kind: collective.num_bytes for collective in moved.collectives}
     assert sent.pop("all-gather") == pytest.approx(layers, rel=0.01)
@@ -279,7 +279,7 @@ def test_traffic_of_a_known_program(v5e):
     w = sharding.abstract(w, spec("fsdp"), mesh)
     whole = jax.NamedSharding(mesh, spec())
     _, text = aot.compiled(jax.jit(lambda x, w: x @ w, out_shardings=whole).trace(x, w))
-    moved = hlo.traffic(text, mesh)
+    moved = traffic.of(text, mesh)
     assert sum(c.sent for c in moved.collectives) == 2 * 3 / 4 * 1024 * 1024 * 4
     assert {c.axes for c in moved.collectives} == {("fsdp",)}
 
@@ -324,7 +324,7 @@ def test_what_sparse_cores_gather_is_counted(name):
     assert 'async_execution_thread="sparsecore"' in text
     rows, places = 2 * 2**16 * 256, 4 * 2**16
     # Rows are read and written; their places read, written within bounds, and read again.
-    assert hlo.traffic(text, mesh) == hlo.Traffic(2 * rows + 3 * places, ())
+    assert traffic.of(text, mesh) == traffic.Traffic(2 * rows + 3 * places, ())
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def topology(name: str) -> tuple[Chip, Sequence[jax.Device]]:
 
 
 def compiled(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, str]:
-    """The compiled program, and its HLO after all passes for `hlo.traffic`.
+    """The compiled program, and its HLO after all passes for `traffic.of`.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler refuses, RESOURCE_EXHAUSTED where it does not fit.

@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax.planning import aot, hlo, program_flops, programs, roofline
+from subjax.planning import aot, program_flops, programs, roofline, traffic
 from subjax.planning.programs import Planned
 from subjax.planning.roofline import Bound, Chip
 from subjax.runtime import processes
@@ -39,7 +39,7 @@ class Compiled:
     temporaries: float
     peak: float
     fits: bool
-    moved: hlo.Traffic | None = None
+    moved: traffic.Traffic | None = None
     bound: Bound | None = None
 
 
@@ -73,7 +73,7 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
     assert memory is not None  # only other backends return None
     executed = program_flops.executed_flops(traced.jaxpr, planned.arch, **planned.counts)
     peak = memory.peak_memory_in_bytes + beside
-    moved = hlo.traffic(text, mesh, **planned.counts)
+    moved = traffic.of(text, mesh, **planned.counts)
     return Compiled(
         seconds,
         memory.argument_size_in_bytes,

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from subjax.nn.architecture import Architecture
-from subjax.planning import hlo, program_flops
-from subjax.planning.hlo import Collective, Traffic
+from subjax.planning import program_flops, traffic
+from subjax.planning.traffic import Collective, Traffic
 from subjax.runtime.chips import Chip
 
 FORMULA = (
@@ -91,7 +91,7 @@ def of_compiled(
     executed = program_flops.executed_flops(traced.jaxpr, arch, **loops)
     # jaxlib 0.10.2 cannot read some of libtpu's programs for v6e; their memory is known anyway.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        moved = hlo.traffic(compiled.as_text() or "", mesh, **loops)
+        moved = traffic.of(compiled.as_text() or "", mesh, **loops)
         return moved, bound(model, executed, moved, chip, mesh)
     return None, None
 

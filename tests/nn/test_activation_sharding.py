@@ -14,7 +14,7 @@ from subjax.engine import sampler
 from subjax.hf import param_io
 from subjax.nn import activation_sharding, lora, sharding, transformer
 from subjax.nn.architecture import Architecture
-from subjax.planning import hlo, programs
+from subjax.planning import programs, traffic
 
 # Weights of 67 MB, beside which eight rows are nothing.
 ARCH = Architecture(
@@ -44,8 +44,8 @@ def test_a_token_loop_moves_rows_and_no_weights(shape, rank):
     compiled = decode.lower().compile()
 
     def moved(steps):
-        traffic = hlo.traffic(compiled.as_text(), mesh, steps=steps, taken=0)
-        return sum(collective.num_bytes for collective in traffic.collectives)
+        moved = traffic.of(compiled.as_text(), mesh, steps=steps, taken=0)
+        return sum(collective.num_bytes for collective in moved.collectives)
 
     weights = 4 * transformer.num_params(ARCH)
     assert 0 < (moved(101) - moved(1)) / 100 < 0.01 * weights

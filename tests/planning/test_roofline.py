@@ -9,7 +9,7 @@ import pytest
 
 from subjax.engine import train
 from subjax.nn import attention, lora, model_flops, sharding, transformer
-from subjax.planning import hlo, program_flops, roofline
+from subjax.planning import program_flops, roofline, traffic
 from subjax.runtime import chips
 from tests.tiny import ARCH
 
@@ -120,11 +120,11 @@ def test_executed_flops_count_every_layer_and_every_recomputation():
 
 def test_the_bound_is_the_slowest_of_three():
     mesh, chip = sharding.make_mesh(1, 1, 1, 1), chips.CHIPS["v5e"]
-    still = hlo.Traffic(0.0, ())
+    still = traffic.Traffic(0.0, ())
     found = roofline.bound(197e12, 4 / 3 * 197e12, still, chip, mesh)
     assert (found.seconds, found.limit) == (pytest.approx(4 / 3), "compute")
     assert found.mfu == pytest.approx(0.75)
-    found = roofline.bound(197e12, 197e12, hlo.Traffic(2 * 819e9, ()), chip, mesh)
+    found = roofline.bound(197e12, 197e12, traffic.Traffic(2 * 819e9, ()), chip, mesh)
     assert (found.seconds, found.limit, found.mfu) == (pytest.approx(2), "HBM", pytest.approx(0.5))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from subjax.nn import sharding
-from subjax.planning import hlo
+from subjax.planning import hlo, traffic
 
 MESH = dict(seed=1, data=2, fsdp=2, tensor=2)
 # A loop of 10 layers gathers a kernel [64, 32] of bfloat16 over fsdp and keeps a quarter of a sum
@@ -72,11 +72,11 @@ SPELLINGS = (
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_a_program_counted_by_hand(spelling):
-    moved = hlo.traffic(TEXT.replace("GATHERED", spelling), sharding.make_mesh(**MESH))
+    moved = traffic.of(TEXT.replace("GATHERED", spelling), sharding.make_mesh(**MESH))
     assert moved.collectives == (
-        hlo.Collective("all-gather", ("fsdp",), 2, 10 * 64 * 32 * 2),
-        hlo.Collective("all-reduce", ("data", "fsdp", "tensor"), 8, 4),
-        hlo.Collective("reduce-scatter", ("tensor",), 2, 10 * 64 * 32 * 4),
+        traffic.Collective("all-gather", ("fsdp",), 2, 10 * 64 * 32 * 2),
+        traffic.Collective("all-reduce", ("data", "fsdp", "tensor"), 8, 4),
+        traffic.Collective("reduce-scatter", ("tensor",), 2, 10 * 64 * 32 * 4),
     )
     layer, gradient = 32 * 32 * 2, 64 * 32 * 4
     # A layer is cut from its stack (which, read, written) and read to be gathered into VMEM; of the
@@ -125,21 +125,21 @@ ENTRY %main (table: f32[8,128], at: s32[3]) -> f32[3,128] {
 
 
 def test_what_runs_beside_is_counted_where_it_runs():
-    moved = hlo.traffic(OFFLOADED, sharding.make_mesh(1, 1, 1, 1))
-    assert moved == hlo.Traffic(4 * (2 * 3 * 128 + 3 + 2 * 128), ())
+    moved = traffic.of(OFFLOADED, sharding.make_mesh(1, 1, 1, 1))
+    assert moved == traffic.Traffic(4 * (2 * 3 * 128 + 3 + 2 * 128), ())
 
 
 def test_what_a_ring_sends():
     size = {"group_size": 4, "num_bytes": 100.0, "axes": ("fsdp",)}
-    assert hlo.Collective(kind="all-gather", **size).sent == 75
-    assert hlo.Collective(kind="all-reduce", **size).sent == 150
-    assert hlo.Collective(kind="collective-permute", **size).sent == 100
+    assert traffic.Collective(kind="all-gather", **size).sent == 75
+    assert traffic.Collective(kind="all-reduce", **size).sent == 150
+    assert traffic.Collective(kind="collective-permute", **size).sent == 100
 
 
 def test_a_loop_without_a_constant_runs_as_often_as_it_is_told():
     text = TEXT.replace("constant(10)", "get-tuple-element(%state), index=0")
     text = text.replace("GATHERED", SPELLINGS[0])
-    moved = hlo.traffic(text, sharding.make_mesh(**MESH), steps=3)
+    moved = traffic.of(text, sharding.make_mesh(**MESH), steps=3)
     assert moved.collectives[0].num_bytes == 3 * 64 * 32 * 2
 
 
@@ -163,7 +163,7 @@ def test_a_compiled_program_of_this_machine_is_read():
 
     with jax.set_mesh(mesh):
         text = jax.jit(layers, out_shardings=jax.NamedSharding(mesh, spec())).lower(x, w)
-        moved = hlo.traffic(text.compile().as_text(), mesh)
+        moved = traffic.of(text.compile().as_text(), mesh)
     sums = [c for c in moved.collectives if c.kind == "all-reduce"]
     # The product, and the number that it is multiplied with.
     assert sum(c.num_bytes for c in sums) == 5 * (8 * 16 + 1) * 4
