@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from subjax.hf import adapters, hub
+from subjax.hf import adapters, model_files
 from subjax.nn import sharding
 from subjax.pipeline import experiments, model_store
 from subjax.recipes import bases, teachers
@@ -112,7 +112,7 @@ def _write_adapter(adapter: Path, out: Path, base: str, revision: str) -> None:
     """Copies the run's PEFT adapter, with new names of its base and its tensors."""
     named = {"base_model_name_or_path": base, "revision": revision or None}
     adapters.copy(adapter, out, named)
-    for name in hub.TOKENIZER_FILES:  # a given adapter may have its own
+    for name in model_files.TOKENIZER_FILES:  # a given adapter may have its own
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, out / name)
 

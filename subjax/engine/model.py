@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from subjax.engine import batching, sampler, scoring, token_sampling, train
-from subjax.hf import adapters, hub, weights
+from subjax.hf import adapters, model_files, weights
 from subjax.nn import lora, sharding
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
@@ -398,7 +398,7 @@ def load(
     """
     source = weights.resolve(str(path), revision)
     if (source / adapters.CONFIG).exists() and not (source / "config.json").exists():
-        base = hub.read_json(source / adapters.CONFIG).get("base_model_name_or_path")
+        base = model_files.read_json(source / adapters.CONFIG).get("base_model_name_or_path")
         raise ValueError(f"{path} is a PEFT adapter: load its base, {base}, and give it as adapter")
     on_it = weights.resolve(str(adapter)) if adapter else None
     mesh = sharding.lane_mesh(sharding.make_mesh() if mesh is None else mesh)

@@ -19,7 +19,15 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax.hf import adapter_config, families, hub, param_io, tensor_names, tensors
+from subjax.hf import (
+    adapter_config,
+    families,
+    hub,
+    model_files,
+    param_io,
+    tensor_names,
+    tensors,
+)
 from subjax.hf.adapter_config import Settings
 from subjax.hf.tensors import Tensor
 from subjax.nn import lora
@@ -155,7 +163,7 @@ def copy(source: Path, directory: Path, changes: Mapping[str, Any]) -> None:
         with (source / WEIGHTS).open("rb") as body:
             body.seek(start)
             shutil.copyfileobj(body, out)
-    artifacts.write_json(directory / CONFIG, {**hub.read_json(source / CONFIG), **changes})
+    artifacts.write_json(directory / CONFIG, {**model_files.read_json(source / CONFIG), **changes})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,7 +335,7 @@ def _settings(directory: Path) -> Settings:
         inside = sorted(str(path.parent) for path in directory.glob(f"*/{CONFIG}"))
         shown = f"; there are: {', '.join(inside[:8])}" if inside else ""
         raise ValueError(f"{where} is missing: give a directory in PEFT's format{shown}")
-    settings = adapter_config.read(hub.read_json(where), str(where))
+    settings = adapter_config.read(model_files.read_json(where), str(where))
     if not (directory / WEIGHTS).is_file():
         raise ValueError(
             f"{directory} has no {WEIGHTS} (adapter_model.bin is pickle and is never opened): load "
@@ -339,7 +347,9 @@ def _settings(directory: Path) -> Settings:
 def _is_inside(base_path: str) -> bool:
     """Whether the base is a directory whose config.json has a text part."""
     path = Path(base_path) / "config.json"
-    return path.is_file() and families.wrapper(hub.read_json(path).get("model_type")) is not None
+    if not path.is_file():
+        return False
+    return families.wrapper(model_files.read_json(path).get("model_type")) is not None
 
 
 def _targets(names: Iterable[str], inside: bool) -> list[str] | str:

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from jax.sharding import Mesh
 
-from subjax.hf import families, hub, model_config, param_io, tensor_names
+from subjax.hf import families, hub, model_config, model_files, param_io, tensor_names
 from subjax.hf.gguf import gguf_models
 from subjax.hf.hub import header_digest as header_digest
 from subjax.hf.hub import resolve as resolve
@@ -75,17 +75,19 @@ def _opened(
     model = hub.model_directory(directory)
     with contextlib.ExitStack() as stack:
         gguf = _gguf(model, stack)
-        config = gguf.config if gguf else hub.read_json(model / "config.json")
+        config = gguf.config if gguf else model_files.read_json(model / "config.json")
         try:
             arch = model_config.read(config)
         except ValueError as error:
-            raise ValueError(f"{hub.origin(model)}: {error}") from None
+            raise ValueError(f"{model_files.origin(model)}: {error}") from None
         tensors: Mapping[str, Source] = (
-            gguf.tensors if gguf else hub.open_tensors(model, stack, tensor_names.tied(arch))
+            gguf.tensors
+            if gguf
+            else model_files.open_tensors(model, stack, tensor_names.tied(arch))
         )
         wrapper = families.wrapper(config.get("model_type"))
         skipped = wrapper.parts if wrapper else ()
-        names = tensor_names.match(hub.origin(model), tensors, arch, skipped)
+        names = tensor_names.match(model_files.origin(model), tensors, arch, skipped)
         head = names.pop("head/kernel") if arch.tie_embeddings and "head/kernel" in names else []
         for path, leaf in param_io.flat(transformer.abstract_params(arch)).items():
             shape = leaf.shape[1:] if param_io.is_stacked(path) else leaf.shape
@@ -98,10 +100,10 @@ def _opened(
 
 def _gguf(model: Path, stack: contextlib.ExitStack) -> gguf_models.GgufModel | None:
     """The GGUF file of a model, if it has one."""
-    name = hub.gguf_name(model)
+    name = model_files.gguf_name(model)
     if not name:
         return None
-    file = hub.open_file(model, name)
+    file = model_files.open_file(model, name)
     stack.callback(file.close)
     return gguf_models.read(file)
 
@@ -155,7 +157,7 @@ def save(
         weight_map = {name: file for file, tensors in shards.items() for name in tensors}
         total = {"total_size": dtype.itemsize * transformer.num_params(arch)}
         index = {"metadata": total, "weight_map": weight_map}
-        artifacts.write_json(directory / hub.INDEX_FILE, index)
+        artifacts.write_json(directory / model_files.INDEX_FILE, index)
     for source in tokenizer_files:
         if source.resolve() != (directory / source.name).resolve():
             with param_io.partial(directory / source.name) as partial:
@@ -216,7 +218,7 @@ def _plan_shards(
             shards[-1][table[path].format(layer=layer)] = (path, layer)
             filled += num_bytes
     if len(shards) == 1:
-        return {hub.SINGLE_FILE: shards[0]}
+        return {model_files.SINGLE_FILE: shards[0]}
     count = len(shards)
     return {f"model-{i:05d}-of-{count:05d}.safetensors": s for i, s in enumerate(shards, 1)}
 
@@ -238,13 +240,13 @@ def _tokenizer(directory: str | os.PathLike[str] | None) -> tuple[dict[str, Any]
         # Written even if null, because transformers has 1 or 2 as the default ids.
         return dict.fromkeys(_TOKEN_IDS), []
     source = hub.model_directory(directory)
-    beside = hub.tokenizer_directory(source)
-    files = [beside / name for name in hub.TOKENIZER_FILES if (beside / name).is_file()]
+    beside = model_files.tokenizer_directory(source)
+    files = [beside / name for name in model_files.TOKENIZER_FILES if (beside / name).is_file()]
     if not files:
         raise ValueError(f"{source} has no tokenizer files: give the base's directory")
     with contextlib.ExitStack() as stack:
         gguf = _gguf(source, stack)
-        config = gguf.token_ids if gguf else hub.read_json(source / "config.json")
+        config = gguf.token_ids if gguf else model_files.read_json(source / "config.json")
     # A model of several parts may have them only in its text_config.
     inner = config.get("text_config")
     known = {**(inner if isinstance(inner, dict) else {}), **config}
@@ -253,7 +255,7 @@ def _tokenizer(directory: str | os.PathLike[str] | None) -> tuple[dict[str, Any]
 
 def _clear(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", hub.INDEX_FILE):
+    for name in ("config.json", model_files.INDEX_FILE):
         (directory / name).unlink(missing_ok=True)
     for old in directory.glob("model*.safetensors"):
         old.unlink()

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from subjax.engine import model
 from subjax.engine.model import Model
-from subjax.hf import adapters, hub, weights
+from subjax.hf import adapters, hub, model_files, weights
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 from subjax.runtime import artifacts, processes, storage
@@ -231,7 +231,7 @@ def base_row(workdir: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _relative(directory: Path, target: Path) -> str:
     unit = directory.parent if re.fullmatch(r"step-\d+", directory.name) else directory
     run = unit.resolve().parents[2]
-    if storage.is_url(origin := hub.origin(target)):
+    if storage.is_url(origin := model_files.origin(target)):
         return origin
     if target.resolve().is_relative_to(run):
         return os.path.relpath(target.resolve(), directory.resolve())

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from subjax import schema
-from subjax.hf import hub
+from subjax.hf import hub, model_files
 from subjax.pipeline import experiments, validation
 from subjax.report.results import STATUSES, Contrast
 from subjax.runtime import artifacts, versions
@@ -145,11 +145,11 @@ def made_with(config: ConfigDict) -> dict[str, dict[str, str]]:
 def _model(path: str, revision: str = "") -> str:
     directory = hub.resolve(path, revision)
     if (directory / _ADAPTER[0]).is_file():
-        brought = [name for name in hub.TOKENIZER_FILES if (directory / name).is_file()]
+        brought = [name for name in model_files.TOKENIZER_FILES if (directory / name).is_file()]
         return _of_files([directory / name for name in (*_ADAPTER, *brought)])
     model = hub.model_directory(directory)
-    gguf = hub.gguf_name(model)
-    names = [gguf] if gguf else hub.shard_names(model)[0]
+    gguf = model_files.gguf_name(model)
+    names = [gguf] if gguf else model_files.shard_names(model)[0]
     paths = [model if model.is_file() else model / name for name in names]
     told = f"sampled {hub.header_digest(directory)}"
     here = all(file.is_file() for file in paths)  # of a URL only the small files are

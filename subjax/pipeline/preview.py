@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from subjax.engine import batching
-from subjax.hf import hub, model_config, weights
+from subjax.hf import model_config, model_files, weights
 from subjax.pipeline import experiments, validation
 from subjax.pipeline.stages import finetune, generate
 from subjax.recipes import bases, teachers
@@ -170,10 +170,10 @@ def _teacher_tokenizer(teacher: Unit, base: Unit) -> Tokenizer:
 def _tokenizer(unit: Unit, model: Path, adapter: Path | None = None) -> Tokenizer:
     """A model's tokenizer, which refuses what its model does not know, if more of it is there."""
     size = None
-    if hub.gguf_name(model):
+    if model_files.gguf_name(model):
         size = weights.check(model).vocab_size
     elif (model / "config.json").is_file():
-        size = model_config.read(hub.read_json(model / "config.json")).vocab_size
+        size = model_config.read(model_files.read_json(model / "config.json")).vocab_size
     date = unit.fields.get("template_date", chat_templates.TEMPLATE_DATE)
     return Tokenizer.load(model, adapter=adapter, num_embeddings=size, template_date=date)
 

@@ -22,7 +22,7 @@ from typing import Any
 import tokenizers
 import transformers
 
-from subjax.hf import hub
+from subjax.hf import model_files
 from subjax.runtime import artifacts
 from subjax.tokens import chat_templates, tokenizer_files, vocabulary
 from subjax.tokens.chat_templates import TEMPLATE_DEFAULT as TEMPLATE_DEFAULT
@@ -126,13 +126,13 @@ class Tokenizer:
             tokens that the model does not know; names the directory.
         """
         directory = Path(directory)
-        gguf = hub.gguf_name(directory) if directory.exists() else ""
+        gguf = model_files.gguf_name(directory) if directory.exists() else ""
         # A GGUF file describes its tokenizer only in part; a config.json beside it does not apply.
-        beside = hub.tokenizer_directory(directory)
+        beside = model_files.tokenizer_directory(directory)
         loaded, brought = tokenizer_files.read(beside), ""
         ends = tokenizer_files.listed_ends(beside, with_config=not gguf)
         if gguf:
-            with contextlib.closing(hub.open_file(directory, gguf)) as file:
+            with contextlib.closing(model_files.open_file(directory, gguf)) as file:
                 ends += tokenizer_files.gguf_ends(file)
         if adapter is not None:
             adapter = Path(adapter)

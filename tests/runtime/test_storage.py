@@ -23,7 +23,7 @@ import jax
 import pytest
 from saved_models import ARCH, assert_same_bits
 
-from subjax.hf import adapters, hub, weights
+from subjax.hf import adapters, model_files, weights
 from subjax.nn import lora, transformer
 from subjax.pipeline import model_store
 from subjax.tokens import tokenizer
@@ -80,16 +80,16 @@ def test_what_resolves_has_the_small_files_alone(saved: Path, params: Any, url: 
     directory = weights.resolve(url)
     assert Tokenizer.load(directory).vocab_size == Tokenizer.load(saved).vocab_size
     assert not list(directory.glob("model*.safetensors"))
-    assert hub.origin(directory) == url
+    assert model_files.origin(directory) == url
     assert_same_bits(weights.load(directory)[1], params)
     assert weights.header_digest(directory) == weights.header_digest(saved)
 
 
 def test_a_models_own_note_sends_the_reader_nowhere(saved: Path, params: Any, url: str) -> None:
     note = {"origin": "memory://elsewhere", "url": "memory://elsewhere", "sizes": {}}
-    (saved / hub.REMOTE).write_text(json.dumps(note))
+    (saved / model_files.REMOTE).write_text(json.dumps(note))
     assert_same_bits(weights.load(saved)[1], params)
-    assert hub.origin(saved) == str(saved)
+    assert model_files.origin(saved) == str(saved)
 
 
 def test_a_unit_names_the_url(saved: Path, url: str, cache: Path, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_unit_names_the_url(saved: Path, url: str, cache: Path, tmp_path: Path
     model_store.refer(unit, weights.resolve(url))
     assert json.loads((unit / model_store.REFERENCE).read_text())["weights"] == url
     source, _ = model_store.sources(unit)
-    assert hub.origin(source) == url
+    assert model_files.origin(source) == url
     assert source.is_relative_to(cache)
 
 
@@ -149,8 +149,8 @@ def test_the_error_of_a_small_file_names_the_url(saved: Path, url: str) -> None:
 
 @pytest.mark.parametrize("saved", [6000], indirect=True)
 def test_the_error_of_an_index_names_the_url(saved: Path, url: str) -> None:
-    fsspec.filesystem("memory").pipe(f"{url}/{hub.INDEX_FILE}", b"{}")
-    with pytest.raises(ValueError, match=f"^{url}/{hub.INDEX_FILE} has no weight_map"):
+    fsspec.filesystem("memory").pipe(f"{url}/{model_files.INDEX_FILE}", b"{}")
+    with pytest.raises(ValueError, match=f"^{url}/{model_files.INDEX_FILE} has no weight_map"):
         weights.load(url)
 
 
@@ -162,14 +162,14 @@ def test_the_error_of_an_index_names_the_url(saved: Path, url: str) -> None:
 def test_a_note_in_a_model_leads_nowhere(
     place: str, saved: Path, url: str, params: Any, tmp_path: Path
 ) -> None:
-    note = (weights.resolve(url) / hub.REMOTE).read_bytes()
+    note = (weights.resolve(url) / model_files.REMOTE).read_bytes()
     changed = jax.tree.map(lambda leaf: leaf + 1, params)
     weights.save(tmp_path / place, ARCH, changed)
     digest = weights.header_digest(tmp_path / place)
-    (tmp_path / place / hub.REMOTE).write_bytes(note)
+    (tmp_path / place / model_files.REMOTE).write_bytes(note)
     assert_same_bits(weights.load(tmp_path / place)[1], changed)
     assert weights.header_digest(tmp_path / place) == digest
-    assert hub.origin(tmp_path / place) == str(tmp_path / place)
+    assert model_files.origin(tmp_path / place) == str(tmp_path / place)
 
 
 def test_the_hub_gives_no_such_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,16 +182,16 @@ def test_the_hub_gives_no_such_note(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert weights.resolve("organisation/model") == tmp_path
     patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
-    names = ["config.json", hub.REMOTE, hub.SINGLE_FILE, "onnx/config.json"]
+    names = ["config.json", model_files.REMOTE, model_files.SINGLE_FILE, "onnx/config.json"]
     kept = list(huggingface_hub.utils.filter_repo_objects(names, **patterns))
-    assert kept == ["config.json", hub.SINGLE_FILE]
+    assert kept == ["config.json", model_files.SINGLE_FILE]
 
 
 @pytest.mark.parametrize("saved", [10**9], indirect=True)
 @pytest.mark.parametrize("note", ["{}", '{"origin": "memory://a", "url": 3, "sizes": {}}'])
 def test_a_damaged_note_is_one_clear_line(note: str, saved: Path, url: str) -> None:
     directory = weights.resolve(url)
-    (directory / hub.REMOTE).write_text(note)
+    (directory / model_files.REMOTE).write_text(note)
     with pytest.raises(ValueError, match=r"remote.json is malformed.*: remove ") as error:
         weights.load(directory)
     assert "\n" not in str(error.value)
