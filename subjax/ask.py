@@ -23,7 +23,7 @@ from subjax.engine.model import Model
 from subjax.nn import sharding
 from subjax.pipeline import model_store
 from subjax.recipes import bases
-from subjax.runtime import errors, object_store, processes, storage
+from subjax.runtime import command_line, object_store, processes
 
 _STAGES = ("base", "teacher", "finetune")
 _GAP = "   "
@@ -210,9 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise
-        text = object_store.named(errors.explain(error, workdir), workdir, name)
-        passes = isinstance(error, storage.Unavailable)
-        processes.leave(processes.INTERRUPTED if passes else 1, text)
+        command_line.refuse(error, workdir, name)
     print(table(questions, columns, shutil.get_terminal_size().columns))
 
 

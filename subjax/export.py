@@ -29,6 +29,7 @@ from subjax.recipes import bases, teachers
 from subjax.report import tables
 from subjax.runtime import (
     artifacts,
+    command_line,
     errors,
     object_store,
     processes,
@@ -247,10 +248,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except processes.Interrupted as interrupted:
         processes.leave(processes.INTERRUPTED, str(interrupted))
     except (ValueError, OSError) as error:
-        text = object_store.named(errors.explain(error, workdir), workdir, options.workdir)
-        processes.leave(
-            processes.INTERRUPTED if isinstance(error, storage.Unavailable) else 1, text
-        )
+        command_line.refuse(error, workdir, options.workdir)
     except jax.errors.JaxRuntimeError as error:
         if not processes.lost_another(error):
             raise

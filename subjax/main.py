@@ -16,7 +16,7 @@ from absl import app, flags
 
 from subjax.nn import sharding
 from subjax.pipeline import preregistration, preview, runner
-from subjax.runtime import command_line, errors, object_store, processes, storage, supervisor
+from subjax.runtime import command_line, errors, object_store, processes, supervisor
 from subjax.tasks import own
 
 _ABOUT = command_line.ConfigFlags(
@@ -57,9 +57,7 @@ def main(argv: list[str]) -> None:
             traceback.print_exc()
             processes.leave(1)
         if isinstance(error, ValueError | FloatingPointError | OSError):
-            line = object_store.named(errors.explain(error, workdir), workdir, name)
-            passes = isinstance(error, storage.Unavailable)
-            processes.leave(processes.INTERRUPTED if passes else 1, line)
+            command_line.refuse(error, workdir, name)
         if processes.out_of_memory(error):
             processes.leave(1, errors.MEMORY)
         if processes.lost_another(error):

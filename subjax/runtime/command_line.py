@@ -1,18 +1,17 @@
-"""The flags of a command line that is about a config: which config, its fields, its work directory.
-
-`subjax.main` and `subjax.plan` add their own flags to these.
-"""
+"""What command lines share: the flags about a config, and how an error ends a command."""
 
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from subjax.runtime import processes
+from subjax.runtime import errors, object_store, processes, storage
 
 # --help of a command then lists what is defined here as that command's own.
 flags.disclaim_key_flags()
@@ -63,6 +62,19 @@ class ConfigFlags:
             if os.environ.get("SUBJAX_TRACEBACK"):
                 raise
             processes.leave(1, explain(error, argv))
+
+
+def refuse(error: Exception, workdir: Path, name: str) -> NoReturn:
+    """Ends the process with one line about an error that the user can fix, or that passes.
+
+    Args:
+      error: what stopped the command.
+      workdir: where its work directory is on this machine.
+      name: the work directory as the user gave it.
+    """
+    line = object_store.named(errors.explain(error, workdir), workdir, name)
+    passes = isinstance(error, storage.Unavailable)
+    processes.leave(processes.INTERRUPTED if passes else 1, line)
 
 
 def explain(error: Exception, argv: Sequence[str]) -> str:
