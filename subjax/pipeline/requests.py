@@ -13,18 +13,6 @@ from subjax.tasks.api import (
     TextLikelihood,
 )
 
-_ANSWERS = 1000  # that a part may have, since a kill loses as many
-_FILLS = 8  # or as many as fill the slots so often, since these run empty at the end of each part
-
-
-def parts(request: Sample) -> list[range]:
-    """The places of the prompts that are answered together; the request alone decides them."""
-    most = max(_ANSWERS, _FILLS * request.num_slots)
-    size = max(most // max(request.num_samples, 1), 1)
-    places = range(len(request.prompts))
-    # No prompts are a part too, for the sampler to refuse.
-    return [places[first : first + size] for first in range(0, max(len(places), 1), size)]
-
 
 def serve(
     request: Request,

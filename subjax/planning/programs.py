@@ -288,7 +288,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
 def _answers(
     config: ConfigDict, arch: Architecture, adapter: Any, mesh: Mesh, asked: Sample, models: int
 ) -> list[Planned]:
-    num_rows = len(asked.prompts) * asked.num_samples
+    num_prompts = max(len(part) for part in asked.parts())
     return _sampling(
         config,
         arch,
@@ -297,9 +297,9 @@ def _answers(
         slots=asked.num_slots,
         prompt_tokens=asked.prompt_tokens,
         new_tokens=asked.max_new_tokens,
-        prompts_per_call=max(len(asked.prompts), 1),
-        rows_per_call=num_rows,
-        num_rows=models * num_rows,
+        prompts_per_call=max(num_prompts, 1),
+        rows_per_call=num_prompts * asked.num_samples,
+        num_rows=models * len(asked.prompts) * asked.num_samples,
     )
 
 

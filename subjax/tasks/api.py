@@ -1,93 +1,69 @@
-"""The contract of what experiments are about: metrics, and kinds of trait, data set and eval.
+"""The contract of what experiments are about: kinds of trait, data set and eval.
 
-A kind of eval turns its row into requests for models and scores the replies. Everything else in the
-package (validation, checks before a run, stages, plan, preview, gates, tables, figures) follows
-from what is declared here, and names no kind and no metric. Kinds know numpy and strings: no jax,
-no processes.
+A kind of eval turns its row into requests for models (`requests`) and scores the replies by metrics
+(`metrics`); the names of both modules are here too. Everything else in the package (validation,
+checks before a run, stages, plan, preview, gates, tables, figures) follows from what is declared
+here, and names no kind and no metric. Kinds know numpy and strings: no jax, no processes.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar
 
-import numpy as np
-from ml_collections import ConfigDict
+from subjax.tasks.metrics import MASS, RATE, Metric, find
+from subjax.tasks.requests import (
+    BASE,
+    SUBJECT,
+    Compare,
+    Distribution,
+    Likelihood,
+    Pair,
+    Reply,
+    Request,
+    Row,
+    Sample,
+    TextLikelihood,
+    Tokens,
+    nats_per_token,
+)
 
-# A row of a table of the config, or its fields in a unit.
-Row: TypeAlias = Mapping[str, Any] | ConfigDict
+__all__ = [
+    "BASE",
+    "CONSTRAINED",
+    "FREE",
+    "MASS",
+    "RATE",
+    "SAMPLING",
+    "SUBJECT",
+    "UNIFORM",
+    "AnswerList",
+    "Compare",
+    "DatasetKind",
+    "Distribution",
+    "EvalKind",
+    "Field",
+    "Given",
+    "Kind",
+    "Likelihood",
+    "Metric",
+    "Pair",
+    "Reply",
+    "Request",
+    "Row",
+    "Sample",
+    "TextLikelihood",
+    "Tokens",
+    "TraitKind",
+    "Transform",
+    "find",
+    "nats_per_token",
+    "requests_of",
+]
+
 Transform = Callable[[Sequence[str], int], list[str]]  # completions, seed -> completions
-Pair = tuple[str, str]  # prompt and completion
 
 UNIFORM = "<uniform>"  # as a target: none, answers are drawn evenly from the candidates
-
-# What stands beside a number that is about candidates alone, by `Metric.role`.
-MASS = "mass"
-RATE = "rate"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A number that an eval measures.
-
-    Attributes:
-      name: "share/*" is one metric for each candidate, a distribution together.
-      label: for axes and tables; {target} is the target of the eval, {candidate} that of "*".
-      unit: empty for shares and ratios.
-      axis: ends of the axis, where the metric cannot lie outside.
-      sanity: whether it tells a student that did not learn, or that fell apart, from one without
-        the trait: drawn among the checks.
-      difference: whether zero is "no difference", and is drawn.
-      always: shown in the terminal although no contrast is about it.
-      relative: about the candidates alone, so that their mass and the sampled rate stand beside it.
-      role: MASS, the probability on all candidates; RATE, the share of sampled answers that name
-        the target; or empty.
-      column: heading in the terminal, where a row of the config is a line of all its metrics.
-    """
-
-    name: str
-    label: str
-    unit: str = ""
-    axis: tuple[float, float] | None = None
-    sanity: bool = False
-    difference: bool = False
-    always: bool = False
-    relative: bool = False
-    role: str = ""
-    column: str = ""
-
-    @property
-    def is_distribution(self) -> bool:
-        """Whether it is one number for each candidate."""
-        return self.name.endswith("/*")
-
-    def names(self, candidates: Sequence[str]) -> list[str]:
-        """The names under which it is measured."""
-        return [
-            self.name.replace("*", one) for one in (candidates if self.is_distribution else "*")
-        ]
-
-    def matches(self, name: str) -> bool:
-        """Whether it is measured under this name."""
-        return name == self.name or (self.is_distribution and name.startswith(self.name[:-1]))
-
-    def describe(self, name: str, target: str) -> str:
-        """The label of it as measured under a name."""
-        candidate = name.removeprefix(self.name[:-1]) if self.is_distribution else ""
-        return self.label.format(target=target or "the target", candidate=candidate)
-
-
-def find(metrics: Sequence[Metric], name: str) -> Metric:
-    """The metric that is measured under a name.
-
-    Raises:
-      ValueError: none is.
-    """
-    for metric in metrics:
-        if metric.matches(name):
-            return metric
-    known = ", ".join(metric.name for metric in metrics)
-    raise ValueError(f"no metric is called {name!r}: known: {known or 'none'}")
 
 
 @dataclass(frozen=True)
@@ -143,14 +119,6 @@ class Kind:
           name: of the row.
           row: all of its fields.
         """
-
-
-@runtime_checkable
-class Tokens(Protocol):
-    """What a kind may ask of a tokenizer."""
-
-    def number_ids(self) -> Sequence[int]:
-        """Tokens that write digits and nothing else, blanks aside."""
 
 
 class TraitKind(Kind):
@@ -299,62 +267,6 @@ class DatasetKind(Kind):
         return ()
 
 
-SUBJECT = "subject"  # the model that an eval is of; of a data set the teacher that wrote it
-BASE = "base"  # the one that it was finetuned from
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a model is asked; subclasses are the kinds of requests.
-
-    Attributes:
-      model: SUBJECT or BASE.
-      system: the system prompt, empty for none; None is that of the config: an eval's own, or what
-        the model is trained or writes under.
-    """
-
-    model: str = field(default=SUBJECT, kw_only=True)
-    system: str | None = field(default=None, kw_only=True)
-
-
-@dataclass(frozen=True)
-class Compare(Request):
-    """The probability of each answer after each prompt. Reply: `nats`, [prompts, answers]."""
-
-    prompts: Sequence[str]
-    answers: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Sample(Request):
-    """Answers drawn at temperature 1. Reply: `texts`, `num_samples` for each prompt in turn.
-
-    Attributes:
-      prompts: of at most `prompt_tokens` tokens each.
-      num_samples: answers for each prompt.
-      max_new_tokens: where an answer that does not end is cut.
-      prompt_tokens: room for a prompt.
-      num_slots: answers decoded side by side.
-    """
-
-    prompts: Sequence[str]
-    num_samples: int
-    max_new_tokens: int
-    prompt_tokens: int
-    num_slots: int
-
-    @classmethod
-    def of(cls, row: Row, prompts: Sequence[str]) -> "Sample":
-        """Answers to prompts as a row with the fields `SAMPLING` says."""
-        return cls(
-            prompts,
-            num_samples=row["num_samples"],
-            max_new_tokens=row["max_new_tokens"],
-            prompt_tokens=row["prompt_tokens"],
-            num_slots=row["slots"],
-        )
-
-
 # Fields of evals that sample answers.
 SAMPLING: Mapping[str, Field] = {
     "num_samples": Field(10, "answers to a question", least=1),
@@ -362,62 +274,6 @@ SAMPLING: Mapping[str, Field] = {
     "prompt_tokens": Field(64, "tokens of the longest question", least=1),
     "max_new_tokens": Field(12, "tokens of the longest answer", least=1),
 }
-
-
-@dataclass(frozen=True)
-class Likelihood(Request):
-    """The probability of completions. Reply: `nats`, [pairs, tokens], and `num_tokens`, [pairs].
-
-    Attributes:
-      pairs: in the model's chat format; a completion's end counts.
-      num_tokens: room for a row, if that is not enough as much as the longest needs.
-      num_targets: room for a completion, likewise.
-    """
-
-    pairs: Sequence[Pair]
-    num_tokens: int
-    num_targets: int
-
-
-@dataclass(frozen=True)
-class TextLikelihood(Request):
-    """The probability of plain texts from their second token on. Reply: as `Likelihood` has it."""
-
-    texts: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Distribution(Request):
-    """The distribution over some tokens at every token of completions, renormalised over these.
-
-    Reply: `log_probs`, [pairs, targets, tokens]; `targets`, the completions' own tokens, [pairs,
-    targets]; `weights`, 0 where there is none, likewise; and `tokens`. A pair of no weight is one
-    whose completion begins within a token of its prompt.
-
-    Attributes:
-      pairs: in the model's chat format.
-      tokens: which tokens, given the model's tokenizer.
-      num_tokens: room for a row, if that is not enough as much as the longest needs.
-      num_targets: room for a completion, likewise.
-    """
-
-    pairs: Sequence[Pair]
-    tokens: Callable[[Tokens], Sequence[int]]
-    num_tokens: int
-    num_targets: int
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a request gave; what it does not give is empty."""
-
-    nats: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    num_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    texts: Sequence[str] = ()
-    log_probs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
-    targets: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), int))
-    weights: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    tokens: Sequence[int] = ()
 
 
 def _no_tokens(tokens: Tokens) -> Sequence[int]:
@@ -505,8 +361,3 @@ def requests_of(kind: EvalKind, row: Row, given: Given) -> list[Request]:
         else request
         for request in kind.requests(row, given)
     ]
-
-
-def nats_per_token(reply: Reply) -> float:
-    """Mean log-likelihood of the tokens of a reply, all of equal weight."""
-    return float(reply.nats.sum() / reply.num_tokens.sum())

@@ -113,7 +113,7 @@ def _in_parts(
       workdir: of the run.
     """
     texts: list[str] = []
-    parts = requests.parts(request)
+    parts = request.parts()
     total = len(request.prompts) * request.num_samples
     hidden = len(parts) == 1 or not processes.is_first()
     with tqdm(total=total, desc=unit.path, unit="answer", leave=False, disable=hidden) as bar:

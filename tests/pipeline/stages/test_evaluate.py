@@ -123,7 +123,7 @@ def test_what_no_model_can_be_asked_is_refused(pair):
 def test_parts_are_whole_prompts_by_the_request_alone(num_prompts, num_samples, num_slots, sizes):
     room = {"max_new_tokens": 4, "prompt_tokens": 8, "num_slots": num_slots}
     asked = Sample(["?"] * num_prompts, num_samples=num_samples, **room)
-    parts = requests.parts(asked)
+    parts = asked.parts()
     assert [len(part) for part in parts] == sizes
     assert [place for part in parts for place in part] == list(range(num_prompts))
 
@@ -182,7 +182,7 @@ def drawn(monkeypatch):
 
 def interrupt(unit, workdir, monkeypatch, *, after):
     """Draws that many parts of an eval that has two for each step."""
-    monkeypatch.setattr(requests, "parts", lambda _: [range(1), range(1, 3)])
+    monkeypatch.setattr(Sample, "parts", lambda self: [range(1), range(1, 3)])
     told = iter([False] * (after - 1) + [True])
     with monkeypatch.context() as patch:
         patch.setattr(processes, "told_to_leave", lambda: next(told))
