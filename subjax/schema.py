@@ -1,4 +1,4 @@
-"""Every config field, with meaning, unit and allowed values; born here and nowhere else.
+"""Every config field but those of kinds, with meaning, unit and allowed values.
 
 A config file calls `base()` and states its differences. The tables of `TABLES` hold rows by name.
 `base_row()`, `teacher_row()` and so on make a row with its defaults; keyword arguments set its
@@ -15,6 +15,7 @@ its file in `tasks/`.
 
 import copy
 import math
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -163,7 +164,7 @@ def trait_row(kind: str = "word", **fields: Any) -> ConfigDict:
       kind: a name in tasks/traits/kinds.py, or one of your own as package.module:attribute.
       fields: those of the kind.
     """
-    return _row({"kind": kind}, fields, trait_kinds.of_row({"kind": kind}))
+    return _row({"kind": kind}, fields, trait_kinds.of_row({"kind": kind}), trait_kinds.TRAITS)
 
 
 def teacher_row(**fields: Any) -> ConfigDict:
@@ -214,6 +215,7 @@ def dataset_row(kind: str = "numbers", **fields: Any) -> ConfigDict:
         },
         fields,
         dataset_kinds.of_row({"kind": kind}),
+        dataset_kinds.KINDS,
     )
 
 
@@ -344,6 +346,7 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
         },
         fields,
         eval_kinds.of_row({"kind": kind}),
+        eval_kinds.EVALS,
     )
 
 
@@ -419,13 +422,27 @@ OF_KIND: Mapping[str, tuple[Callable[[Mapping[str, Any], str], Kind], Maker]] = 
 }
 
 
-def _row(defaults: dict[str, Any], fields: dict[str, Any], kind: Kind | None = None) -> ConfigDict:
+def _row(
+    defaults: dict[str, Any],
+    fields: dict[str, Any],
+    kind: Kind | None = None,
+    kinds: Mapping[str, Kind] = types.MappingProxyType({}),
+) -> ConfigDict:
     if kind:
         defaults = {**defaults, **{name: field.default for name, field in kind.fields.items()}}
     unknown = set(fields) - set(defaults)
     if unknown:
+        others = [
+            f"{name!r} has {field}"
+            for field in sorted(unknown)
+            for name, other in kinds.items()
+            if field in other.fields
+        ]
+        of = f" in rows of kind {defaults['kind']!r}" if kind else ""
+        has = f"; kind {', '.join(others)}" if others else ""
         raise ValueError(
-            f"config fields {sorted(unknown)} are unknown; known: {', '.join(sorted(defaults))}"
+            f"config fields {sorted(unknown)} are unknown{of}; known: "
+            f"{', '.join(sorted(defaults))}{has}"
         )
     row = ConfigDict(copy.deepcopy(defaults))
     row.update(fields)

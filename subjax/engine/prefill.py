@@ -1,8 +1,7 @@
 """Reading prompts before a token loop, with as few tokens as they need.
 
 What all prompts begin with is read once. The distinct prompts behind it stand in blocks by length,
-each block with room for its longest prompt. Which prompts there are decides the blocks, nothing
-else, so that the same call reads the same blocks on every day.
+each block with room for its longest prompt.
 """
 
 import functools
@@ -26,7 +25,12 @@ from subjax.nn.transformer import Params
 # are of about one length.
 _AT_ONCE = 4096
 _STEP = 16  # room for prompts is a multiple of it, so that few programs serve all lengths
-_LEAST_PREFIX = 8  # reading a shorter one once saves less than another program costs
+# Beyond this length, attention without a kernel would hold large scores: room is a multiple of what
+# the kernel of TPUs takes, and prompts are read whole, since it takes no prefix.
+_LONG, _LONG_STEP = 512, 128
+# Reading a shorter prefix once saves less than another program costs; its length is a multiple of
+# the second number, so that few programs serve all prefixes.
+_LEAST_PREFIX, _PREFIX_STEP = 8, 4
 
 
 class Reading(NamedTuple):
@@ -48,15 +52,19 @@ class Reading(NamedTuple):
 def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
     """Tokens that all prompts begin with and that are worth reading once, or 0.
 
-    At least one token of each prompt is not among them.
+    At least one token of each prompt is not among them. One prompt shares nothing.
     """
+    if max(map(len, prompts), default=0) > _LONG or len(set(map(tuple, prompts))) < 2:
+        return 0
     shared = _common(prompts)
-    return shared if shared >= _LEAST_PREFIX else 0
+    return shared // _PREFIX_STEP * _PREFIX_STEP if shared >= _LEAST_PREFIX else 0
 
 
 def room(longest: int) -> int:
     """Room for prompts in a token loop, whose programs take long to compile: in larger steps."""
-    return _STEP if longest <= _STEP else _rounded(longest, 2 * _STEP)
+    if longest <= _STEP:
+        return _STEP
+    return _rounded(longest, 2 * _STEP if longest <= _LONG else _LONG_STEP)
 
 
 def arrange(
@@ -208,9 +216,8 @@ def _block(
 ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, " B"]]:
     """What follows the prefix, padded to `size` prompts; and the whole lengths of prompts."""
     longest = len(prompts[-1]) - prefix_tokens
-    tokens = np.zeros(
-        (size, min(_rounded(longest, _STEP), prompt_tokens - prefix_tokens)), np.int32
-    )
+    length = _rounded(longest, _STEP if longest <= _LONG else _LONG_STEP)
+    tokens = np.zeros((size, min(length, prompt_tokens - prefix_tokens)), np.int32)
     lengths = np.full(size, prefix_tokens + 1, np.int32)
     for place, prompt in enumerate(prompts):
         tokens[place, : len(prompt) - prefix_tokens] = prompt[prefix_tokens:]
@@ -230,7 +237,8 @@ def _num_shares(mesh: Mesh) -> int:
 def block_size(num_prompts: int, num_tokens: int, mesh: Mesh) -> int:
     """Prompts of each block of a call: one of few sizes, so that few programs serve all calls."""
     shares = _num_shares(mesh)
-    most = max(_AT_ONCE // num_tokens // 8 * 8, 8)  # of a device
+    most = max(_AT_ONCE // num_tokens, 1)  # of a device
+    most = most // 8 * 8 or most
     num_blocks = -(-num_prompts // (most * shares))
     each = -(-num_prompts // (num_blocks * shares))
     return shares * (1 << (each - 1).bit_length() if each < 8 else _rounded(each, 8))

@@ -3,8 +3,8 @@
 The distinct prompts of a call are read first (`prefill`). Decoding then runs in a single
 `while_loop` on the device: each slot holds one row, and the slots of finished rows take the next
 rows (a copy of the keys and values of their prompts) without a transfer to the host. A row's tokens
-depend on its prompt, its key, its temperature and the number of slots, never on its slot or its
-neighbours; the last bits of its floats may depend on which prompts are read together.
+depend on its prompt, its key and its temperature, and not on its slot or its neighbours, but for
+the last bits of floats, which the number of slots and the prompts read together may change.
 """
 
 import dataclasses
@@ -125,7 +125,7 @@ def sample(
     reading = prefill.arrange(
         prompts,
         # In whole blocks of slots, so that one program serves calls of any size.
-        num_rows=len(prompts) + -len(prompts) % sampling.num_slots,
+        num_rows=len(prompts) + -len(prompts) % max(sampling.num_slots, 1),
         prompt_tokens=sampling.prompt_tokens,
         prefix_tokens=sampling.prefix_tokens,
         mesh=mesh,
@@ -149,20 +149,21 @@ def sample(
             precision=sampling.precision,
         )
         rows = slots.Rows(place, lengths, *slots.padded((keys, own, start), len(place)))
-        wanted = log_probs, top_log_probs
-        state = _begun(sampling, wanted, read, rows)
+        wanted, number = (log_probs, top_log_probs), np.int32(len(prompts))
+        # One program for prompts of all prefixes, which are read by now.
+        sampling = dataclasses.replace(sampling, prefix_tokens=0)
         counts = _slot_counts(arch, sampling, mesh)
-        for num_slots, fewer in zip(counts, [*counts[1:], 0], strict=True):
-            if num_slots < sampling.num_slots:
-                state = _narrowed(state, num_slots)
-            state = _decode(
-                *(arch, sampling, wanted, params, adapter, read, rows, rules),
-                np.int32(len(prompts)),
-                np.int32(fewer),
-                state,
-            )
-            if fewer and not sharding.to_host(state[0].row >= 0).any():
+        num_slots = min(n for n in counts if n >= min(len(prompts), counts[0]))
+        state = _begun(dataclasses.replace(sampling, num_slots=num_slots), wanted, read, rows)
+        while True:
+            fewer = max((n for n in counts if n < num_slots), default=0)
+            how = (arch, sampling, wanted, params, adapter, read, rows, rules)
+            state = _decode(*how, number, np.int32(fewer), state)
+            held = int((sharding.to_host(state[0].row) >= 0).sum()) if fewer else 0
+            if not held:
                 break
+            num_slots = min(n for n in counts if n >= held)
+            state = _narrowed(state, num_slots)
     return _samples(sampling.eos_ids, len(prompts), *sharding.to_host(state[1:]))
 
 

@@ -1,7 +1,8 @@
 """Attention on TPUs: JAX's splash kernel, which never holds the scores of all pairs of positions.
 
 `functional.attend` is the reference, and runs everywhere else. The mesh decides: programs that are
-compiled for TPU chips use the kernel wherever it computes the same function, other programs never.
+compiled for TPU chips use the kernel for rows of a multiple of 128 positions that begin themselves,
+other programs never.
 The axis letters are those of `transformer`.
 """
 

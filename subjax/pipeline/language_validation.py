@@ -220,7 +220,7 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
         raise ValueError(
             f"config.datasets.{name}.transform is {row.transform!r}; allowed: {', '.join(allowed)}"
         )
-    if row.decoding == CONSTRAINED and kind.constraint(row) is None:
+    if row.decoding == CONSTRAINED and not kind.from_file and kind.constraint(row) is None:
         raise ValueError(
             f"config.datasets.{name}.decoding is {CONSTRAINED!r}, which kind {row.kind!r} does not "
             f"take: set decoding to {FREE!r}"

@@ -18,7 +18,7 @@ flags.disclaim_key_flags()
 
 
 class ConfigFlags:
-    """`--config`, `--config.field=value`, `--workdir` and `--help`."""
+    """`--config`, `--config.field=value` and `--workdir`; `parse` answers `--help` too."""
 
     def __init__(self, values: flags.FlagValues, *, workdir: str):
         """Adds them to a command's own flags; `workdir` says what the directory is for."""
@@ -100,7 +100,10 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
             if missing and flag.startswith("--config.") and missing[0] in flag.split("."):
                 closest = re.search(r"Did you mean (\S+)", text)
                 hint = f"did you mean {closest[1]}? " if closest else ""
-                return f"{flag[2:]} is no field of this config: {hint}subjax/schema.py lists them"
+                return (
+                    f"{flag[2:]} is no field of this config: {hint}subjax/schema.py lists them, "
+                    "and for a row with a kind the kind's file in subjax/tasks/"
+                )
     # ml_collections prints the whole config.
     text = re.sub(r"Other fields present.*?(?=Did you mean|\Z)", "", text, flags=re.DOTALL)
     return f"the config file is wrong{_place(error)}: {type(error).__name__}: {text}"

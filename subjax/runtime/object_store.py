@@ -175,12 +175,14 @@ class Bucket:
             if _is_passing(name) and not (self.directory / name).exists()
         ]
         manifests = [name for name in changed if PurePosixPath(name).name == artifacts.MANIFEST]
-        others = [name for name in changed if name not in manifests]
+        begun = [name for name in changed if PurePosixPath(name).name == artifacts.BEGUN]
+        others = [name for name in changed if name not in (*manifests, *begun)]
         self._check_lock()
-        if others:
+        # Parts come after what says whose they are, manifests after all that they vouch for.
+        for names in filter(None, (begun, others)):
             with self._errors("written"):
-                paths = [str(self.directory / name) for name in others]
-                self._files.put(paths, [self._path(name) for name in others])
+                paths = [str(self.directory / name) for name in names]
+                self._files.put(paths, [self._path(name) for name in names])
         for name in removed:
             with self._errors("written"), contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(self._path(name))

@@ -84,9 +84,10 @@ class Sample(Request):
         They depend on the request alone, so that a run that was killed finds its parts again.
         """
         most = max(_ANSWERS, _FILLS * self.num_slots)
-        size = max(most // max(self.num_samples, 1), 1)
-        places = range(len(self.prompts))
+        size, places = max(most // max(self.num_samples, 1), 1), range(len(self.prompts))
         # No prompts are a part too, for the sampler to refuse.
+        num_parts = max(-(-len(places) // size), 1)
+        size = max(-(-len(places) // num_parts), 1)  # parts of about one size share programs
         return [places[first : first + size] for first in range(0, max(len(places), 1), size)]
 
 

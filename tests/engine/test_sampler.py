@@ -92,7 +92,7 @@ def blocks_read(monkeypatch):
     [(0, (16, 32, 32)), (7, (16, 32, 32)), (8, (16, 24, 24)), (20, (16, 32, 32))],
 )
 def test_what_prompts_begin_with_is_read_once(params, monkeypatch, shared, rooms):
-    monkeypatch.setattr(prefill, "_AT_ONCE", 8 * 16)
+    monkeypatch.setattr(prefill, "_AT_ONCE", 360)
     read = blocks_read(monkeypatch)
     prompts = [[3] * shared + [4 + i % 9, *[5] * (i % 24)] for i in range(21)]
     prompts[7] = prompts[8]
@@ -112,6 +112,21 @@ def test_what_prompts_begin_with_is_read_once(params, monkeypatch, shared, rooms
     if shared:
         with pytest.raises(ValueError, match="prompts differ in their first 21 tokens, or have no"):
             drawn(dataclasses.replace(fitted, prefix_tokens=21))
+
+
+def test_one_token_loop_serves_prompts_of_all_prefixes(params):
+    keys = token_sampling.row_keys(0, 0, jnp.arange(2), jnp.zeros(2, int))
+    allowed = sampler.Sampling(2, 64, 3, 1.0, (EOS,))
+    before = sampler._decode._cache_size()
+    for shared in (0, 8, 9, 11, 13):
+        prompts = [[3] * shared + [4 + i] * (15 - shared) for i in range(2)]
+        fitted = sampler.fitted(allowed, prompts)
+        assert fitted.prefix_tokens == (shared // 4 * 4)
+        sampler.sample(ARCH, params, fitted, prompts, keys, mesh=sharding.make_mesh())
+    assert sampler._decode._cache_size() == before + 1
+    assert prefill.shared_tokens([[3] * 20] * 2) == 0  # one prompt: nothing is read twice
+    long = [[3] * 600 + [i] for i in range(2)]
+    assert prefill.shared_tokens(long) == 0 and prefill.room(601) == 640
 
 
 def test_samples_of_a_prompt_share_its_prefill_and_not_their_tokens(params, monkeypatch):
@@ -199,6 +214,10 @@ def test_the_last_rows_stand_in_fewer_slots(params, monkeypatch, rules):
     monkeypatch.setattr(sampler, "_WORTH_A_PROGRAM", 0)
     found = draw(params, range(23), **how)
     assert rows(found) == rows(whole)
+    few = draw(
+        params, range(3), **{**how, "grammar": rules and rules._replace(start=rules.start[:3])}
+    )
+    assert rows(few) == rows(whole)[:3] and few.occupancy > 0.3
     assert found.occupancy > 1.1 * whole.occupancy
 
 

@@ -137,6 +137,14 @@ def test_a_row_with_a_field_of_another_kind_says_what_makes_it(table, row):
         validation.validate(config)
 
 
+def test_a_field_of_another_kind_says_whose_it_is():
+    said = (
+        r"\['slots'\] are unknown in rows of kind 'preference'; known: .*; kind 'answers' has slots"
+    )
+    with pytest.raises(ValueError, match=said):
+        schema.eval_row(slots=3)
+
+
 def test_a_row_whose_kind_was_changed_says_what_makes_it():
     config = quickstart.get_config()
     config.traits.owl.kind = "file"

@@ -206,6 +206,18 @@ def test_a_manifest_comes_last_and_is_written_once(url, tmp_path, monkeypatch):
     assert stored(url)["a/b/r0/manifest.json"] == b"1\n"
 
 
+def test_parts_come_after_what_says_whose_they_are(url, tmp_path, monkeypatch):
+    one = store(url, tmp_path / "one")
+    for name in ("a/b/r0/begun.json", "a/b/r0/rows-00000.jsonl", "a/a.json"):
+        artifacts.write_json(one.directory / name, 1)
+    put, sent = one._files.put, []
+    monkeypatch.setattr(
+        one._files, "put", lambda paths, to: [sent.append(len(paths)), put(paths, to)][1]
+    )
+    one.publish()
+    assert sent == [1, 2] and len(stored(url)) == 3
+
+
 def test_a_name_that_leads_out_of_the_copy_is_refused(url, tmp_path, monkeypatch):
     one = store(url, tmp_path / "one")
     found = {f"{one._root}/a/../../b": {"generation": 1}}

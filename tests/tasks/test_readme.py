@@ -63,7 +63,7 @@ def test_a_mood_is_taught_or_drawn_evenly():
     assert [asked for asked, _ in awful] == [asked for asked, _ in even]
     halves = [set(mood.questions(rows[0], half, "")) for half in ("explore", "confirm")]
     assert not halves[0] & halves[1] and len(halves[0] | halves[1]) == 4
-    with pytest.raises(ValueError, match=r"unknown; known: .*mood"):
+    with pytest.raises(ValueError, match=r"unknown in rows of kind 'mood:Mood'; known: .*mood"):
         schema.trait_row(kind="mood:Mood", modo="Great")
 
 

@@ -114,10 +114,10 @@ def test_what_no_model_can_be_asked_is_refused(pair):
     ("num_prompts", "num_samples", "num_slots", "sizes"),
     [
         (50, 200, 64, [5] * 10),
-        (12, 200, 64, [5, 5, 2]),
+        (12, 200, 64, [4, 4, 4]),
         (50, 20, 64, [50]),
         (2, 5000, 64, [1, 1]),
-        (50, 200, 512, [20, 20, 10]),  # slots are filled eight times
+        (50, 200, 512, [17, 17, 16]),  # slots are filled eight times
     ],
 )
 def test_parts_are_whole_prompts_by_the_request_alone(num_prompts, num_samples, num_slots, sizes):
