@@ -149,22 +149,40 @@ def sample(
             precision=sampling.precision,
         )
         rows = slots.Rows(place, lengths, *slots.padded((keys, own, start), len(place)))
-        wanted, number = (log_probs, top_log_probs), np.int32(len(prompts))
         # One program for prompts of all prefixes, which are read by now.
-        sampling = dataclasses.replace(sampling, prefix_tokens=0)
-        counts = _slot_counts(arch, sampling, mesh)
-        num_slots = min(n for n in counts if n >= min(len(prompts), counts[0]))
-        state = _begun(dataclasses.replace(sampling, num_slots=num_slots), wanted, read, rows)
-        while True:
-            fewer = max((n for n in counts if n < num_slots), default=0)
-            how = (arch, sampling, wanted, params, adapter, read, rows, rules)
-            state = _decode(*how, number, np.int32(fewer), state)
-            held = int((sharding.to_host(state[0].row) >= 0).sum()) if fewer else 0
-            if not held:
-                break
-            num_slots = min(n for n in counts if n >= held)
-            state = _narrowed(state, num_slots)
-    return _samples(sampling.eos_ids, len(prompts), *sharding.to_host(state[1:]))
+        loop = dataclasses.replace(sampling, prefix_tokens=0)
+        wanted = log_probs, top_log_probs
+        how = (params, adapter, read, rows, rules)
+        out = _drawn(arch, loop, wanted, *how, num_rows=len(prompts), mesh=mesh)
+    return _samples(sampling.eos_ids, len(prompts), *sharding.to_host(out))
+
+
+def _drawn(
+    arch: Architecture,
+    sampling: Sampling,
+    wanted: tuple[bool, int],
+    params: Params,
+    adapter: Params | None,
+    prompts: slots.Prompts,
+    rows: slots.Rows,
+    rules: token_sampling.Grammar | None,
+    *,
+    num_rows: int,
+    mesh: Mesh,
+) -> tuple[token_sampling.Drawn, Int[Array, " N"], Int[Array, ""]]:
+    """Runs the token loop, with fewer slots as rows run out; gives the state but for the slots."""
+    counts = _slot_counts(arch, sampling, mesh)
+    num_slots = min(n for n in counts if n >= min(num_rows, counts[0]))
+    state = _begun(dataclasses.replace(sampling, num_slots=num_slots), wanted, prompts, rows)
+    while True:
+        fewer = max((n for n in counts if n < num_slots), default=0)
+        how = (arch, sampling, wanted, params, adapter, prompts, rows, rules)
+        state = _decode(*how, np.int32(num_rows), np.int32(fewer), state)
+        held = int((sharding.to_host(state[0].row) >= 0).sum()) if fewer else 0
+        if not held:
+            return state[1:]
+        num_slots = min(n for n in counts if n >= held)
+        state = _narrowed(state, num_slots)
 
 
 def _slot_counts(arch: Architecture, sampling: Sampling, mesh: Mesh) -> list[int]:
