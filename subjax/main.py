@@ -49,6 +49,11 @@ def main(argv: list[str]) -> None:
         processes.leave(
             processes.INTERRUPTED, f"interrupted: {interrupted}; run the same command again"
         )
+    except KeyboardInterrupt:
+        processes.leave(
+            processes.INTERRUPTED,
+            "interrupted: run the same command again, which resumes what is saved",
+        )
     except Exception as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -12,12 +13,12 @@ import numpy as np
 import pytest
 from command_server import ROOT, Server
 
-from subjax import schema
+from subjax import main, schema
 from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import units
-from subjax.runtime import artifacts
+from subjax.runtime import artifacts, processes
 from subjax.tokens import tokenizer
 
 # What may stand on stderr beside the error: the name of a group of units, or a progress bar.
@@ -585,3 +586,18 @@ def test_a_disk_that_is_really_full(command, small_disk, tmp_path):
     assert command(config, f"--workdir={tmp_path / 'whole'}")[0] == 0
     for file in ("report/summary.json", "filter/owl/r0/kept.jsonl"):
         assert (small_disk / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    def interrupted(workdir):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "_run", interrupted)
+    monkeypatch.setattr(main, "_ABOUT", types.SimpleNamespace(workdir=str(tmp_path)))
+    monkeypatch.setattr(main, "_DISTRIBUTED", types.SimpleNamespace(value=False))
+    with pytest.raises(SystemExit) as ended:
+        main.main(["main"])
+    assert ended.value.code == processes.INTERRUPTED
+    said = capsys.readouterr().err
+    assert said.startswith("subjax: interrupted: run the same command again")
+    assert said.count("\n") == 1

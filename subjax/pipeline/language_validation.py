@@ -182,7 +182,8 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
         if kind.of_trait and not asks:
             raise ValueError(
                 f"config.evals.{name}.kind {row.kind!r} asks questions, and traits.{asked} of kind "
-                f"{trait.kind!r} has none: take an eval of another kind"
+                f"{trait.kind!r} has none: take an eval of another kind, or give the trait's kind, "
+                "if it is your own, `questions`"
             )
         target, candidates = kind_of_trait.target(trait), kind_of_trait.candidates(trait)
         if kind.of_choice and target not in candidates:

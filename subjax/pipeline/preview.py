@@ -192,7 +192,7 @@ def _writing(written: Unit, planned: dict[str, Unit], prompt: str) -> _Context:
         asks=kinds.of_row(row).asks,
         text=words.prompt_text(prompt, system),
         ids=ids,
-        notes=(f"{len(ids)} tokens, at most {row['prompt_tokens']}; the completion follows",),
+        notes=(f"{_room(ids, row['prompt_tokens'])}; the completion follows",),
     )
 
 
@@ -271,12 +271,18 @@ def _document(
     )
 
 
+def _room(ids: Sequence[int], prompt_tokens: int) -> str:
+    """How long a prompt is and may be."""
+    told = f"{len(ids)} tokens, at most {prompt_tokens}"
+    return told if len(ids) <= prompt_tokens else f"{told}: TOO LONG, raise prompt_tokens"
+
+
 def _asked(name: str, unit: Unit, words: Tokenizer, request: Compare | Sample) -> _Context:
     question = request.prompts[0]
     system = request.system or ""
     ids = words.prompt_ids([question], system)[0]
     if isinstance(request, Sample):
-        note = f"{len(ids)} tokens, at most {request.prompt_tokens}; a sampled answer follows"
+        note = f"{_room(ids, request.prompt_tokens)}; a sampled answer follows"
     else:
         scored = words.answer_ids(request.answers)
         note = f"{len(ids)} tokens; scored after them: " + "; ".join(

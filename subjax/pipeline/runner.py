@@ -9,7 +9,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +156,15 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
 
 
 def _clean(planned: Sequence[Unit], workdir: Path) -> None:
-    """Removes what an interrupted run left of finished units: checkpoints and replies."""
+    """Removes what an interrupted run left of finished units, and replies to code since mended."""
     for unit in planned if processes.is_first() else ():
         if artifacts.read_manifest(workdir, unit):
             checkpoints.clean(workdir, unit)
             artifacts.remove_replies(workdir, unit)
+            continue
+        origin = artifacts.read_origin(workdir, unit)
+        if origin and origin["fingerprint"] != unit.fingerprint:  # but not stale
+            artifacts.forget_replies(workdir, unit)
 
 
 def _missing_input(group: Sequence[Unit], workdir: Path) -> str:
@@ -226,7 +230,7 @@ def _selected(unit: Unit, stages: Sequence[str], patterns: Sequence[str]) -> boo
 
 def _state(unit: Unit, workdir: Path) -> str:
     origin = artifacts.read_origin(workdir, unit)
-    if origin and origin["fingerprint"] != unit.fingerprint:
+    if origin and _is_stale(unit, origin):
         return "stale"
     return "done" if artifacts.read_manifest(workdir, unit) else "missing"
 
@@ -235,7 +239,7 @@ def check_stale(planned: Sequence[Unit], workdir: Path) -> None:
     """Raises a ValueError where a finished unit, or a part of one, was made by another config."""
     for unit in planned:
         origin = artifacts.read_origin(workdir, unit)
-        if origin and origin["fingerprint"] != unit.fingerprint:
+        if origin and _is_stale(unit, origin):
             differing = _differences(origin["fields"], unit.fields)
             # A field that did not exist then is why only where no other is.
             older = [told for told in differing if ": None -> " not in told]
@@ -250,6 +254,21 @@ def check_stale(planned: Sequence[Unit], workdir: Path) -> None:
                 f"{unit.path} in {workdir} was made by another config ({'; '.join(changes[:4])}): "
                 "choose another --workdir, or delete that directory to make it again"
             )
+
+
+def _is_stale(unit: Unit, origin: Mapping[str, Any]) -> bool:
+    """Whether a unit was made, or begun, by another config.
+
+    An eval that was only begun is not if all that differs is the code of the user's own kind: an
+    error in that may be why it was not finished, and it begins anew.
+    """
+    if origin["fingerprint"] == unit.fingerprint:
+        return False
+    if unit.stage != "evaluate" or "finished_at" in origin:
+        return True
+    made, now = ({**fields, "code": ""} for fields in (origin["fields"], unit.fields))
+    inputs = origin["inputs"], unit.input_fingerprints
+    return artifacts.dumps([made, inputs[0]]) != artifacts.dumps([now, inputs[1]])
 
 
 def _changed_files(old: dict[str, Any], unit: Unit) -> list[str]:

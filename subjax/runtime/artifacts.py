@@ -354,6 +354,13 @@ def remove_replies(workdir: Path, unit: Unit) -> None:
         shutil.rmtree(workdir / unit.path / REPLIES, ignore_errors=True)
 
 
+def forget_replies(workdir: Path, unit: Unit) -> None:
+    """Lets a unit that has no manifest begin anew."""
+    remove_replies(workdir, unit)
+    if _writes:
+        (workdir / unit.path / BEGUN).unlink(missing_ok=True)
+
+
 def read_manifest(workdir: Path, unit: Unit) -> dict[str, Any] | None:
     """The manifest of a unit, or None while it is not complete."""
     path = workdir / unit.path / MANIFEST

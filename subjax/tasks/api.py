@@ -59,6 +59,7 @@ __all__ = [
     "find",
     "nats_per_token",
     "requests_of",
+    "scores_of",
 ]
 
 Transform = Callable[[Sequence[str], int], list[str]]  # completions, seed -> completions
@@ -351,6 +352,25 @@ class EvalKind(Kind):
           replies: one for each request, in their order.
         """
         raise NotImplementedError
+
+
+def scores_of(
+    kind: EvalKind, row: Row, given: Given, replies: Sequence[Reply]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """What a kind's `score` gives.
+
+    Raises:
+      ValueError: a number is none of the kind's metrics.
+    """
+    values, lines = kind.score(row, given, replies)
+    for name in values:
+        if not any(metric.matches(name) for metric in kind.metrics):
+            known = ", ".join(metric.name for metric in kind.metrics) or "none"
+            raise ValueError(
+                f"score of eval kind {row['kind']!r} gives {name!r}, and its metrics are {known}: "
+                "declare the metric, or correct its name"
+            )
+    return values, lines
 
 
 def requests_of(kind: EvalKind, row: Row, given: Given) -> list[Request]:

@@ -88,7 +88,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "mine/helper.py").write_text(HELPER)
     monkeypatch.syspath_prepend(tmp_path / "mine")
     yield tmp_path / "mine"
-    for name in ("own_kinds", "helper"):
+    for name in ("own_kinds", "helper", "alone"):
         sys.modules.pop(name, None)
 
 
@@ -244,3 +244,29 @@ def test_rows_hold_what_their_kind_has(folder, table, field, value, said):
     config.update_from_flattened_dict({f"{table}.{field}": value})
     with pytest.raises(ValueError, match=rf"config\.{table}.* ?{said}"):
         validation.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("split()) for text in said.texts", "split()) for text in said.text", "attribute 'text'"),
+        ('{"shouting":', '{"shuting":', "gives 'shuting', and its metrics are shouting, zero"),
+    ],
+)
+def test_an_eval_that_its_own_code_ended_begins_anew_when_that_is_mended(
+    folder, tmp_path, right, wrong, said
+):
+    config, workdir, unit = with_own_kinds(), tmp_path / "run", "evaluate/shouts/arms/owl/r0"
+    (folder / "alone.py").write_text(SOURCE.replace(right, wrong))
+    with config.unlocked():
+        config.evals.shouts.kind = "alone:Shouts"
+    with pytest.raises((AttributeError, ValueError), match=said):
+        runner.run(config, workdir)
+    assert (workdir / unit / "begun.json").exists()
+    (folder / "alone.py").write_text(SOURCE)
+    sys.modules.pop("alone", None)
+    assert (unit, "missing") in runner.listing(config, workdir)
+    runner.run(config, workdir)
+    assert (unit, "done") in runner.listing(config, workdir)
+    config.evals.shouts.num_samples = 3  # what else differs is of another config
+    assert (unit, "stale") in runner.listing(config, workdir)

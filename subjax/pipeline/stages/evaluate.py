@@ -14,7 +14,7 @@ from subjax.engine.model import Model
 from subjax.pipeline import model_store, requests
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import SUBJECT, Given, Pair, Reply, Request, Sample, requests_of
+from subjax.tasks.api import SUBJECT, Given, Pair, Reply, Request, Sample, requests_of, scores_of
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 
@@ -52,7 +52,7 @@ def _evaluate(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
             row = unit.with_files("row")
             kind, given = eval_kinds.of_row(row), Given.of(unit.fields, **rows[unit.path])
             replies = _replies(unit, given, step, models, workdir, mesh)
-            values, said = kind.score(row, given, replies)
+            values, said = scores_of(kind, row, given, replies)
             records, answers = found.setdefault(unit.path, ([], []))
             records += [{"metric": m, "step": step, "value": v} for m, v in values.items()]
             answers += [{"step": step, **answer} for answer in said]
