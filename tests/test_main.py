@@ -121,6 +121,10 @@ def test_the_command_is_the_one_that_users_type(workdir):
 
 FLAGS = {
     "unknown field": ("--config.arms.owl.trian=1", "config.arms.owl.trian is no", '"train"'),
+    "field of a kind": (
+        *("--config.evals.preference.num_samples=1", "evals.preference.num_samples is no field"),
+        "subjax/schema.py and the kind's file in subjax/tasks/ list them",
+    ),
     "unknown row": ("--config.arms.bat.train.steps=1", "config.arms.bat.train.steps is no field"),
     "wrong type": ("--config.arms.owl.train.steps=many", "owl.train.steps=many: ", "give a value"),
     "wrong element": ("--config.lineages=one", "config.lineages is ('one',); its elements must"),

@@ -17,6 +17,9 @@ from subjax.runtime import errors, object_store, processes, storage
 flags.disclaim_key_flags()
 
 
+_WITH_KINDS = ("traits", "datasets", "evals")  # tables to whose rows a kind adds fields
+
+
 class ConfigFlags:
     """`--config`, `--config.field=value` and `--workdir`; `parse` answers `--help` too."""
 
@@ -100,10 +103,9 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
             if missing and flag.startswith("--config.") and missing[0] in flag.split("."):
                 closest = re.search(r"Did you mean (\S+)", text)
                 hint = f"did you mean {closest[1]}? " if closest else ""
-                return (
-                    f"{flag[2:]} is no field of this config: {hint}subjax/schema.py lists them, "
-                    "and for a row with a kind the kind's file in subjax/tasks/"
-                )
+                has_kind = flag.split(".")[1] in _WITH_KINDS
+                listed = " and the kind's file in subjax/tasks/ list" if has_kind else " lists"
+                return f"{flag[2:]} is no field of this config: {hint}subjax/schema.py{listed} them"
     # ml_collections prints the whole config.
     text = re.sub(r"Other fields present.*?(?=Did you mean|\Z)", "", text, flags=re.DOTALL)
     return f"the config file is wrong{_place(error)}: {type(error).__name__}: {text}"

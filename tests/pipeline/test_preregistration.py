@@ -205,14 +205,16 @@ def test_every_model_and_file_that_a_config_names_is_noted(tmp_path):
     for path in (adapter / "adapter_config.json", adapter / "adapter_model.safetensors", rows):
         path.write_text("{}")
     config = tiny.config()
-    config.stimuli = config.datasets.owl.path = str(rows)
+    config.stimuli = str(rows)
     with config.unlocked():
+        owl = tiny.as_kind(config.datasets.owl, "published", path=str(rows))
+        config.datasets.owl = owl
         config.traits.owl = schema.trait_row(kind="file", path=str(rows))
     config.bases.toy.update(source="hf", path=str(adapter), adapter=str(adapter))
     config.teachers.owl.update(weights="given", path=str(adapter))
     found = preregistration.made_with(config)
     assert found["models"].keys() == {"bases.toy", "bases.toy.adapter", "teachers.owl"}
-    assert found["files"].keys() == {"stimuli", "datasets.owl", "traits.owl.path"}
+    assert found["files"].keys() == {"stimuli", "datasets.owl.path", "traits.owl.path"}
     config = mnist.get_config()
     config.images.mnist.data_dir = str(adapter)
     assert preregistration.made_with(config)["files"].keys() == {"images.mnist"}
