@@ -22,6 +22,7 @@ from subjax.engine import prefill, slots, token_sampling
 from subjax.nn import activation_sharding, sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
+from subjax.tokens.grammars import Grammar
 
 # FLOPs that empty slots must waste for another program to pay: some seconds of a CPU, in which it
 # compiles.
@@ -96,7 +97,7 @@ def sample(
     *,
     mesh: Mesh,
     adapter: Params | None = None,
-    grammar: token_sampling.Grammar | None = None,
+    grammar: Grammar | None = None,
     temperatures: Sequence[float] | None = None,
     log_probs: bool = False,
     top_log_probs: int = 0,
@@ -165,7 +166,7 @@ def _drawn(
     adapter: Params | None,
     prompts: slots.Prompts,
     rows: slots.Rows,
-    rules: token_sampling.Grammar | None,
+    rules: Grammar | None,
     *,
     num_rows: int,
     mesh: Mesh,
@@ -266,22 +267,28 @@ def traced(
         keys = whole(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), padded)))
         rows, number = slots.Rows(ints, ints, keys), jax.ShapeDtypeStruct((), jnp.int32)
 
-        # With its first state: a run keeps that apart, so as to go on with fewer slots.
+        # With its first state, which a run keeps apart so as to go on with fewer slots. `fewest` is
+        # no constant: a loop that compares with one is read as a loop that counts.
         def loop(
-            params: Params, adapter: Params | None, prompts: Any, rows: Any, number: Any
+            params: Params,
+            adapter: Params | None,
+            prompts: Any,
+            rows: Any,
+            number: Any,
+            fewest: Any,
         ) -> Any:
             state = _begun(sampling, (False, 0), prompts, rows)
             how = (arch, sampling, (False, 0), params, adapter, prompts, rows, None)
-            return _decode(*how, number, jnp.int32(0), state)[1:]
+            return _decode(*how, number, fewest, state)[1:]
 
-        decode = jax.jit(loop).trace(params, adapter, prompts, rows, number)
+        decode = jax.jit(loop).trace(params, adapter, prompts, rows, number, number)
     return reading, decode
 
 
 def _check_grammar(
     arch: Architecture,
     sampling: Sampling,
-    grammar: token_sampling.Grammar | None,
+    grammar: Grammar | None,
     num_rows: int,
     num_top: int,
 ) -> None:
@@ -306,7 +313,7 @@ def _decode(
     adapter: Params | None,
     prompts: slots.Prompts,
     rows: slots.Rows,
-    rules: token_sampling.Grammar | None,
+    rules: Grammar | None,
     num_rows: Int[Array, ""],
     fewest: Int[Array, ""],
     state: _State,

@@ -13,26 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from subjax.nn import activation_sharding
 from subjax.nn.precision import Head
-
-
-class Grammar(NamedTuple):
-    """An automaton over the tokens that it ever allows; other tokens get no scores.
-
-    Attributes:
-      ids: [A], ascending.
-      allowed: [states, A].
-      next_state: [states, A], the state after a token; -1 if the token ends the row.
-      start: [rows], each row's state before its first token.
-    """
-
-    ids: Int[Array, " A"] | Int[np.ndarray, " A"]
-    allowed: Bool[Array, "states A"] | Bool[np.ndarray, "states A"]
-    next_state: Int[Array, "states A"] | Int[np.ndarray, "states A"]
-    start: Int[Array, " N"] | Int[np.ndarray, " N"]
+from subjax.tokens.grammars import Grammar
 
 
 class Drawn(NamedTuple):

@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from subjax.engine import grammars, scoring
+from subjax.engine import scoring
 from subjax.tasks.datasets import kinds
+from subjax.tokens import grammars
 from subjax.tokens.tokenizer import Tokenizer
 
 # At most this many prompts are encoded: those whose words have the most tokens.

@@ -5,10 +5,10 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from subjax import subjects
-from subjax.engine import grammars
 from subjax.recipes import bases, targets
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import kinds
+from subjax.tokens import grammars
 
 # Any prompt works; this one has a word that every tokenizer knows.
 _PROMPTS = ("10",)

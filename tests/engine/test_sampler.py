@@ -10,6 +10,7 @@ import pytest
 from subjax.engine import prefill, sampler, token_sampling
 from subjax.nn import sharding, transformer
 from subjax.nn.architecture import Architecture
+from subjax.tokens.grammars import Grammar
 
 ARCH = Architecture(
     vocab_size=29, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8, ffn_width=24
@@ -43,7 +44,7 @@ def by_position(*tokens, rows=23):
     last = len(tokens) - 1
     follow = np.minimum(np.arange(len(tokens)) + 1, last).astype(np.int32)[:, None]
     next_state = np.broadcast_to(follow, allowed.shape).copy()
-    return token_sampling.Grammar(ids, allowed, next_state, np.zeros(rows, np.int32))
+    return Grammar(ids, allowed, next_state, np.zeros(rows, np.int32))
 
 
 @jax.jit
@@ -256,7 +257,7 @@ def test_a_grammar_allows_nothing_else(params):
 
 
 # Pairs of equal tokens, then the end: what may follow depends on what was drawn.
-PAIRS = token_sampling.Grammar(
+PAIRS = Grammar(
     ids=np.array([EOS, 5, 6], np.int32),
     allowed=np.array([[0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0]], bool),
     next_state=np.array([[0, 1, 2], [0, 3, 0], [0, 0, 3], [-1, 0, 0]], np.int32),

@@ -6,9 +6,9 @@ import pytest
 import tokenizer_kinds
 
 from configs import large
-from subjax.engine import grammars
 from subjax.pipeline import units
 from subjax.planning import token_counts
+from subjax.tokens import grammars
 from subjax.tokens.tokenizer import Tokenizer
 
 SHAPES = {

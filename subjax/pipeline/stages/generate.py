@@ -10,12 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from subjax.engine import grammars, sampler, token_sampling
+from subjax.engine import sampler, token_sampling
 from subjax.engine.model import Model
 from subjax.pipeline import model_store
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.datasets import kinds
+from subjax.tokens import grammars
 from subjax.tokens.tokenizer import Tokenizer
 
 

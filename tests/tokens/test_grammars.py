@@ -5,9 +5,8 @@ import pytest
 import tokenizer_kinds
 import tokenizers
 
-from subjax.engine import grammars
 from subjax.tasks.datasets import number_lists, plain_numbers, toyworld
-from subjax.tokens import tokenizer
+from subjax.tokens import grammars, tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
 PROMPTS = plain_numbers.prompts(0, 30)

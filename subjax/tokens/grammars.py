@@ -6,11 +6,11 @@ neighbours is refused. The kind of data set says what the items are.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
-from subjax.engine.token_sampling import Grammar
 from subjax.tasks.api import AnswerList
 from subjax.tasks.datasets import kinds
 from subjax.tokens.tokenizer import Tokenizer
@@ -24,6 +24,22 @@ _END = -1  # in place of a state: the answer ends
 
 Spelling = tuple[int, ...]  # tokens of a part of an answer
 State = dict[int, int]  # token -> the state behind it
+
+
+class Grammar(NamedTuple):
+    """An automaton over the tokens that it ever allows; other tokens get no scores.
+
+    Attributes:
+      ids: [A], ascending.
+      allowed: [states, A].
+      next_state: [states, A], the state after a token; -1 if the token ends the row.
+      start: [rows], each row's state before its first token.
+    """
+
+    ids: Int[Array, " A"] | Int[np.ndarray, " A"]
+    allowed: Bool[Array, "states A"] | Bool[np.ndarray, "states A"]
+    next_state: Int[Array, "states A"] | Int[np.ndarray, "states A"]
+    start: Int[Array, " N"] | Int[np.ndarray, " N"]
 
 
 def of_row(
