@@ -165,7 +165,7 @@ def _roofline(work: dict[str, Any], mode: str) -> dict[str, Any]:
     multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     for name in ("float32", "bfloat16"):
         a, b = (jax.random.normal(jax.random.key(i), (size, size), name) for i in range(2))
-        seconds = _best(lambda a=a, b=b: jax.block_until_ready(multiply(a, b)))
+        seconds = bench_load.fastest(lambda a=a, b=b: jax.block_until_ready(multiply(a, b)))
         found[name] = 2 * size**3 / seconds
     # Into memory that is there already, as torch's copy_: new pages cost more than the copy.
     copy = jax.jit(lambda source, to: to.at[:].set(source), donate_argnums=1)
@@ -175,18 +175,8 @@ def _roofline(work: dict[str, Any], mode: str) -> dict[str, Any]:
         nonlocal held
         held = jax.block_until_ready(copy(source, held))
 
-    found["copy"] = 2 * work["copy_bytes"] / _best(again)
+    found["copy"] = 2 * work["copy_bytes"] / bench_load.fastest(again)
     return found
-
-
-def _best(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest of several calls: a limit is what the machine can do."""
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
 
 
 def _model(work: dict[str, Any]) -> Model:

@@ -425,21 +425,11 @@ def _roofline(work: dict[str, Any], mode: str, side: str) -> dict[str, Any]:
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
             a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-            seconds = _best(lambda a=a, b=b: a @ b)
+            seconds = bench_load.fastest(lambda a=a, b=b: a @ b)
             found[str(dtype).removeprefix("torch.")] = 2 * size**3 / seconds
         source, to = torch.zeros(work["copy_bytes"] // 4), torch.zeros(work["copy_bytes"] // 4)
-        found["copy"] = 2 * work["copy_bytes"] / _best(lambda: to.copy_(source))
+        found["copy"] = 2 * work["copy_bytes"] / bench_load.fastest(lambda: to.copy_(source))
     return found
-
-
-def _best(call: Callable[[], Any]) -> float:
-    """Seconds of the fastest of several calls: a limit is what the machine can do."""
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
 
 
 PARTS = {
