@@ -26,7 +26,9 @@ sys.path.insert(0, str(LAUNCH))  # they import each other
 import bench_compare  # noqa: E402
 import bench_lm  # noqa: E402
 import bench_subjax  # noqa: E402
+import bench_table  # noqa: E402
 import bench_torch  # noqa: E402
+import bench_torch_sampling  # noqa: E402
 
 FACTS = {"device", "jax", "model"}
 SMALL = {
@@ -177,7 +179,7 @@ def test_a_comparison_has_every_part_of_both_sides(model, in_this_process, tmp_p
     out = tmp_path / "out.json"
     compared(model, f"--out={out}", "--modes=float32")
     heading, _, *rows = table(capsys.readouterr().out)
-    labels = [line.label for line in bench_compare.LINES if "vLLM" not in line.label]
+    labels = [line.label for line in bench_table.LINES if "vLLM" not in line.label]
     assert [row[:2] for row in rows] == [[label, "float32"] for label in labels]
     assert all(len(row) == len(heading) for row in rows)
     kept = json.loads(out.read_text())
@@ -237,7 +239,7 @@ def test_more_parameters_or_longer_rows_are_another_computation():
     def refused(ours, theirs):
         labels = {"round": 0, "part": "lora", "mode": "float32"}
         found = [labels | {"side": "subjax"} | ours, labels | {"side": "torch"} | theirs]
-        bench_compare.check_agreement(found)
+        bench_table.check_agreement(found)
 
     loss = {"first_loss": 1.0}
     refused(loss | {"trained": 8}, loss | {"trained": 8})
@@ -256,11 +258,11 @@ def test_the_torch_side_draws_what_generate_draws(shared, model):
     prompts = [[7, 8, *range(20, 20 + i)] for i in (3, 9, 1, 6, 2)]
     limits = {"slots": 5, "new_tokens": 40, "temperature": 0.0, "eos": []}
     with torch.inference_mode():
-        free = bench_torch.draw(loaded, prompts, 1, limits | {"eos": [-5]}, shared=shared)
+        free = bench_torch_sampling.draw(loaded, prompts, 1, limits | {"eos": [-5]}, shared=shared)
         # Tokens that end some rows early, so that rows are dropped on the way.
         limits["eos"] = [free[0][2], free[1][5], free[2][30]]
-        drawn = bench_torch.draw(loaded, prompts, 2, limits, shared=shared)
-        expected = bench_torch.generate(loaded, prompts, 2, limits, shared=shared)
+        drawn = bench_torch_sampling.draw(loaded, prompts, 2, limits, shared=shared)
+        expected = bench_torch_sampling.generate(loaded, prompts, 2, limits, shared=shared)
     assert drawn == expected
     assert len({len(tokens) for tokens in drawn}) > 1 and drawn[0] == drawn[1]
 
