@@ -28,11 +28,9 @@ The sides are `bench_subjax.py` and `bench_torch.py`; the latter also measures t
 `generate`, which the PyTorch side must not be slower than: a row of the table checks it.
 """
 
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -41,6 +39,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_kept
 import bench_table
 from bench_table import MODES, Found
 from bench_work import SIZES, make_work
@@ -59,7 +58,6 @@ SIDES = {
     "start": ("subjax", "torch"),
 }
 PARTS = [part for part in SIDES if part != "roofline"]
-PACKAGES = ("jax", "jaxlib", "torch", "transformers", "peft", "numpy", "safetensors")
 NEEDED = ("torch", "transformers", "peft")
 
 
@@ -70,7 +68,8 @@ def add_command(tasks: Any) -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="%(default)s")
     parser.add_argument("--modes", default=",".join(MODES), help="%(default)s")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", help="a JSON file of every figure")
+    out = "a JSON file of every figure, written as they come; the same command goes on with it"
+    parser.add_argument("--out", help=out)
     for name, (size, meaning) in SIZES.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=size, help=f"{meaning}; %(default)s")
@@ -78,31 +77,51 @@ def add_command(tasks: Any) -> None:
 
 def run(options: Any) -> None:
     """Measures, checks that both sides compute the same, and prints the table."""
-    from tqdm import tqdm
-
     parts, modes = _check(options)
     sides = dict(SIDES)
     if has_vllm := bool(importlib.util.find_spec("vllm")):
         sides["sampler"] += ("vllm",)
     work, load = make_work(options), os.getloadavg()[0]
+    sizes = {name: getattr(options, name) for name in SIZES}
+    plan = list(_plan(options.rounds, modes, parts, sides))
+    kept: dict[str, Any] = {}
+    if options.out:
+        same = bench_kept.configuration(work["model"], sizes)
+        kept = bench_kept.read(Path(options.out), same)
+        load = max(load, kept.get("load_before", 0.0))
+        kept |= {**same, "rounds": options.rounds, "load_before": load}
+    try:
+        found = _measured(options, plan, work, kept)
+    except KeyboardInterrupt:
+        told = "the same command goes on where it stopped" if options.out else "nothing is kept"
+        raise SystemExit(f"stopped: {told}") from None
+    print(bench_table.markdown(bench_table.table_lines(work, found)))
+    print("\n" + "\n".join(_notes(options, found, load, has_vllm)))
+
+
+def _measured(
+    options: Any, plan: Sequence[dict[str, Any]], work: dict[str, Any], kept: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The planned measurements, in order; those that the file of `--out` has are not repeated."""
+    from tqdm import tqdm
+
+    others = {bench_kept.key(one): one for one in kept.get("measurements", ())}
     found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tqdm(plan, unit="run", leave=False) as bar:
         path = Path(folder) / "work.json"
         path.write_text(json.dumps(work))
-        plan = list(_plan(options.rounds, modes, parts, sides))
-        with tqdm(plan, unit="run", leave=False) as bar:
-            for labels in bar:
-                bar.set_description(" ".join(labels[name] for name in ("part", "mode", "side")))
+        for labels in bar:
+            bar.set_description(" ".join(labels[name] for name in ("part", "mode", "side")))
+            if before := others.pop(bench_kept.key(labels), None):
+                found.append(before)
+            else:
                 found.append(labels | _child(path, **labels))
                 bench_table.check_agreement(found)
-    lines = bench_table.table_lines(work, found)
-    print(bench_table.markdown(lines))
-    print("\n" + "\n".join(_notes(options, found, load, has_vllm)))
-    if options.out:
-        kept = {"model": work["model"], "rounds": options.rounds}
-        kept |= {"sizes": {name: getattr(options, name) for name in SIZES}}
-        kept |= {"machine": machine(), "load_before": load, "lines": lines, "measurements": found}
-        Path(options.out).write_text(json.dumps(kept, indent=1) + "\n")
+            if options.out:
+                kept["lines"] = bench_table.table_lines(work, found)
+                # What this command did not ask for stays in the file.
+                bench_kept.write(Path(options.out), kept, [*found, *others.values()])
+    return found
 
 
 def _plan(
@@ -158,9 +177,13 @@ def _child(work: Path, *, round: int, part: str, mode: str, side: str) -> dict[s
             command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as child:
             assert child.stdout is not None
-            printed = next((line for line in child.stdout if line.startswith("{")), "")
-            seconds = time.perf_counter() - start
-            child.communicate()
+            try:
+                printed = next((line for line in child.stdout if line.startswith("{")), "")
+                seconds = time.perf_counter() - start
+                child.communicate()
+            except BaseException:  # an interrupt that went to this process alone
+                child.kill()
+                raise
         if child.returncode or not printed:
             errors.seek(0)
             raise SystemExit(
@@ -189,25 +212,10 @@ def _notes(options: Any, found: Sequence[Found], load: float, has_vllm: bool) ->
     yield f"rounds {options.rounds}, " + ", ".join(
         f"{name.replace('_', ' ')} {getattr(options, name)}" for name in SIZES
     )
-    about = machine()
+    about = bench_kept.machine()
     yield f"{about['cpu']}, {about['threads']} threads"
     yield ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     if "float32" not in options.modes:
         yield "whether both sides compute the same was not checked: add --modes=float32"
     if not has_vllm:
         yield "vLLM is not installed: not compared"
-
-
-def machine() -> dict[str, Any]:
-    """The CPU and its flags, threads, and versions of packages."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    facts = dict(
-        (part.strip() for part in line.split(":", 1)) for line in text.splitlines() if ":" in line
-    )
-    return {
-        "cpu": facts.get("model name", platform.processor() or platform.machine()),
-        "flags": facts.get("flags", facts.get("Features", "")).split(),
-        "threads": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from subjax.runtime import chips
 LAUNCH = Path(__file__).parents[2] / "launch"
 sys.path.insert(0, str(LAUNCH))  # they import each other
 import bench_compare  # noqa: E402
+import bench_kept  # noqa: E402
 import bench_lm  # noqa: E402
 import bench_subjax  # noqa: E402
 import bench_table  # noqa: E402
@@ -191,6 +193,84 @@ def test_a_comparison_has_every_part_of_both_sides(model, in_this_process, tmp_p
         assert all(share > 0 if has_flops else share is None for share in line["share"])
     drawn = [one["lengths"] for one in kept["measurements"] if one["part"] == "sampler"]
     assert all(len(lengths) == 5 and 1 <= max(lengths) <= 4 for lengths in drawn)
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Measurements of no computation, which say which one they are; returns those made so far."""
+    made, left = [], []
+
+    def child(path, *, round, part, mode, side):
+        if left and len(made) == left[0]:
+            left.clear()
+            raise KeyboardInterrupt
+        made.append((round, part, mode, side))
+        figure = float(len(made))
+        if part == "roofline":
+            return {"seconds": 1.0, "float32": figure, "bfloat16": 1.0, "copy": 1.0}
+        loss = {"first_loss": 1.0, "trained": 8}
+        return {"seconds": figure, "peak_bytes": 10**9, "log_probs": [[-1.0]], **loss}
+
+    monkeypatch.setattr(bench_compare, "_child", child)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    return made, left
+
+
+TWO_ROUNDS = ("--parts=exact,lora", "--modes=float32", "--rounds=2")
+
+
+@pytest.mark.parametrize("stop", [1, 4, 11])
+def test_a_comparison_that_was_stopped_goes_on_and_gives_the_same_table(
+    stop, model, made_up, tmp_path, capsys
+):
+    made, left = made_up
+    compared(model, *TWO_ROUNDS)
+    whole, planned = capsys.readouterr().out, list(made)
+    made.clear()
+    left.append(stop)
+    out = tmp_path / "out.json"
+    with pytest.raises(SystemExit, match="stopped: the same command goes on where it stopped"):
+        compared(model, *TWO_ROUNDS, f"--out={out}")
+    kept = json.loads(out.read_text())
+    assert [bench_kept.key(one) for one in kept["measurements"]] == planned[:stop]
+    compared(model, *TWO_ROUNDS, f"--out={out}")
+    assert made == planned and capsys.readouterr().out == whole
+    assert len(json.loads(out.read_text())["lines"]) == 2
+    # Less is read from the file, which keeps the rest.
+    compared(model, f"--out={out}", "--parts=exact", "--modes=float32")
+    assert made == planned and len(table(capsys.readouterr().out)) == 3
+    assert len(json.loads(out.read_text())["measurements"]) == len(planned) == 12
+
+
+def test_a_file_of_another_configuration_is_refused_and_stays(
+    model, made_up, tmp_path, monkeypatch
+):
+    out = tmp_path / "out.json"
+    how = ("--parts=exact", "--modes=float32", f"--out={out}")
+    compared(model, *how)
+    kept, num_made = out.read_text(), len(made_up[0])
+
+    def said(*more, model=model):
+        with pytest.raises(SystemExit) as left:
+            compared(model, *how, *more)
+        assert "\n" not in left.value.code and len(made_up[0]) == num_made
+        assert left.value.code.endswith("name another file as --out; this one stays as it is")
+        return left.value.code
+
+    assert "is of another configuration (sizes.slots is 4 there and 3 here)" in said("--slots=3")
+    copied = shutil.copytree(model, tmp_path / "copied")
+    assert "another configuration (model is " in said(model=copied)
+    with monkeypatch.context() as patched:
+        patched.setattr(bench_kept, "_code", lambda: "0")
+        assert " there and 0 here)" in said()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "sched_getaffinity", lambda _: range(99))
+        assert "machine.threads is" in said()
+    assert out.read_text() == kept
+    for damaged in (kept[:-9], "", "[]", "{}", '{"measurements": [{"round": 0}]}'):
+        out.write_text(damaged)
+        assert said().startswith(f"--out={out} is no complete file of compare: ")
+        assert out.read_text() == damaged
 
 
 def table(text):
