@@ -25,9 +25,11 @@ the same run; for `load`, it is the bytes of the files read, by those of a memor
 In float32 both sides must compute the same: log-probabilities of candidates and the first loss of
 trainings to 1e-3, as many trained parameters, sampled lengths alike. If not, there is no table.
 The sides are `bench_subjax.py` and `bench_torch.py`; the latter also measures transformers' own
-`generate`, which the PyTorch side must not be slower than: a row of the table checks it.
+`generate`, which the PyTorch side must not be slower than: a row of the table checks it. So do two
+rows against TRL's SFTTrainer, where `trl` is installed.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -58,6 +60,8 @@ SIDES = {
     "start": ("subjax", "torch"),
 }
 PARTS = [part for part in SIDES if part != "roofline"]
+# Name and parts of what is compared only where it is installed.
+OPTIONAL = {"vllm": ("vLLM", ("sampler",)), "trl": ("TRL", ("lora", "full"))}
 NEEDED = ("torch", "transformers", "peft")
 
 
@@ -78,9 +82,7 @@ def add_command(tasks: Any) -> None:
 def run(options: Any) -> None:
     """Measures, checks that both sides compute the same, and prints the table."""
     parts, modes = _check(options)
-    sides = dict(SIDES)
-    if has_vllm := bool(importlib.util.find_spec("vllm")):
-        sides["sampler"] += ("vllm",)
+    sides = _sides()
     work, load = make_work(options), os.getloadavg()[0]
     sizes = {name: getattr(options, name) for name in SIZES}
     plan = list(_plan(options.rounds, modes, parts, sides))
@@ -96,7 +98,16 @@ def run(options: Any) -> None:
         told = "the same command goes on where it stopped" if options.out else "nothing is kept"
         raise SystemExit(f"stopped: {told}") from None
     print(bench_table.markdown(bench_table.table_lines(work, found)))
-    print("\n" + "\n".join(_notes(options, found, load, has_vllm)))
+    print("\n" + "\n".join(_notes(options, found, load, sides)))
+
+
+def _sides() -> dict[str, tuple[str, ...]]:
+    """The sides of each part, with those of `OPTIONAL` that are installed."""
+    has = {name for name in OPTIONAL if importlib.util.find_spec(name)}
+    return {
+        part: (*sides, *(name for name in OPTIONAL if name in has and part in OPTIONAL[name][1]))
+        for part, sides in SIDES.items()
+    }
 
 
 def _measured(
@@ -194,7 +205,9 @@ def _child(work: Path, *, round: int, part: str, mode: str, side: str) -> dict[s
     return {"seconds": seconds} | json.loads(printed)
 
 
-def _notes(options: Any, found: Sequence[Found], load: float, has_vllm: bool) -> Iterator[str]:
+def _notes(
+    options: Any, found: Sequence[Found], load: float, sides: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
     """What stands below the table: the roofline, the sizes, the machine."""
     # Threads of torch wait for each other busily: beside another process it may take ten times as
     # long, where subjax takes twice as long.
@@ -217,5 +230,8 @@ def _notes(options: Any, found: Sequence[Found], load: float, has_vllm: bool) ->
     yield ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     if "float32" not in options.modes:
         yield "whether both sides compute the same was not checked: add --modes=float32"
-    if not has_vllm:
-        yield "vLLM is not installed: not compared"
+    for name, (label, parts) in OPTIONAL.items():
+        if not any(name in sides[part] for part in parts):
+            yield f"{label} is not installed: not compared; `pip install {name}` adds it"
+        elif any(one["side"] == name for one in found):
+            yield f"{label} {importlib.metadata.version(name)}"

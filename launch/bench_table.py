@@ -54,6 +54,7 @@ def _growth(work: dict[str, Any], found: Found) -> float:
     return found["growth"] / work["file_bytes"]
 
 
+CHECK, SFT = "check: PyTorch side, in subjax's column, against", "TRL's SFTTrainer"
 NEW, REAL = "s per 1,000 new tokens", "real tokens/s"
 LINES = (
     Line("sampler, prefix shared on both sides", "sampler", "subjax", "torch", NEW, _per_1000),
@@ -68,14 +69,9 @@ LINES = (
     Line("load, memory", "load", "subjax", "torch", "x bytes of the files", _growth),
     Line("start to first token", "start", "subjax", "torch", "s", _seconds),
     # 1 or more is as it should be.
-    Line(
-        "check: PyTorch side, in subjax's column, against `generate`",
-        "sampler",
-        "torch",
-        "torch_generate",
-        NEW,
-        _per_1000,
-    ),
+    Line(f"{CHECK} `generate`", "sampler", "torch", "torch_generate", NEW, _per_1000),
+    Line(f"{CHECK} {SFT}, LoRA", "lora", "torch", "trl", REAL, _real_tokens, True),
+    Line(f"{CHECK} {SFT}, full", "full", "torch", "trl", REAL, _real_tokens, True),
 )
 
 

@@ -3,7 +3,7 @@
     python launch/bench_torch.py SIDE PART MODE WORK      # one measurement; prints JSON
 
 SIDE is `torch`, `torch_unshared` (the same, but tokens that all prompts begin with are read once
-per prompt), `torch_generate` (transformers' own `generate`) or `vllm`. MODE is `float32`, or
+per prompt), `torch_generate` (transformers' own `generate`), `trl` or `vllm`. MODE is `float32`, or
 `fastest`: weights, activations, gradients and moments in bfloat16. WORK is the file of
 `bench_compare.py`, which says what each part does; each part does it twice and times both.
 

@@ -181,11 +181,12 @@ def test_a_comparison_has_every_part_of_both_sides(model, in_this_process, tmp_p
     out = tmp_path / "out.json"
     compared(model, f"--out={out}", "--modes=float32")
     heading, _, *rows = table(capsys.readouterr().out)
-    labels = [line.label for line in bench_table.LINES if "vLLM" not in line.label]
+    sides = {side for sides in bench_compare._sides().values() for side in sides}
+    labels = [line.label for line in bench_table.LINES if {line.ours, line.theirs} <= sides]
     assert [row[:2] for row in rows] == [[label, "float32"] for label in labels]
     assert all(len(row) == len(heading) for row in rows)
     kept = json.loads(out.read_text())
-    assert len(kept["measurements"]) == sum(map(len, bench_compare.SIDES.values()))
+    assert len(kept["measurements"]) == sum(map(len, bench_compare._sides().values()))
     assert kept["machine"]["versions"]["torch"] == torch.__version__
     for line in kept["lines"]:
         assert all(math.isfinite(figure) and figure > 0 for figure in line["figure"])
@@ -221,8 +222,9 @@ TWO_ROUNDS = ("--parts=exact,lora", "--modes=float32", "--rounds=2")
 
 @pytest.mark.parametrize("stop", [1, 4, 11])
 def test_a_comparison_that_was_stopped_goes_on_and_gives_the_same_table(
-    stop, model, made_up, tmp_path, capsys
+    stop, model, made_up, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr(bench_compare, "OPTIONAL", {})
     made, left = made_up
     compared(model, *TWO_ROUNDS)
     whole, planned = capsys.readouterr().out, list(made)
@@ -313,6 +315,31 @@ def test_sides_that_compute_something_else_are_not_compared(
     with pytest.raises(SystemExit, match=f"{part}: subjax and torch do not compute the.*{reason}"):
         compared(model, f"--parts={part}", "--modes=float32")
     assert not capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
+def test_trl_computes_the_same_updates(model, in_this_process, capsys):
+    compared(model, "--parts=lora,full", "--modes=float32", "--batch-size=4", "--updates=2")
+    labels = [row[0] for row in table(capsys.readouterr().out)[2:]]
+    assert [label for label in labels if "TRL" in label] == [
+        f"check: PyTorch side, in subjax's column, against TRL's SFTTrainer, {what}"
+        for what in ("LoRA", "full")
+    ]
+
+
+def test_what_is_not_installed_is_named_and_how_to_install_it(model, made_up, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    has = {"trl": False, "vllm": True}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: has[name] if name in has else find(name)
+    )
+    assert bench_compare._sides()["full"] == ("subjax", "torch")
+    compared(model, "--parts=full", "--modes=float32")
+    said = capsys.readouterr().out
+    assert "TRL is not installed: not compared; `pip install trl` adds it" in said
+    has |= {"trl": True, "vllm": False}
+    assert bench_compare._sides()["full"] == ("subjax", "torch", "trl")
+    assert bench_compare._sides()["sampler"] == bench_compare.SIDES["sampler"]
 
 
 def test_more_parameters_or_longer_rows_are_another_computation():
