@@ -12,15 +12,27 @@ The parts, each the same work on both sides:
     load      a model's weights into memory
     start     a new process until its first token: imports, load, compilation, one token
 
-and the modes `float32`, on both sides, and `fastest`: PyTorch in bfloat16, subjax in `mixed`.
+and two that take long, so they are measured only where they are asked for:
+
+    pipeline  in one process: load, sample `--pipeline-rows` rows of numbers, keep those that end
+              and are numbers, an epoch of LoRA on them, short answers of the finetuned model
+    growth    of subjax alone: how time and memory grow with rows and tokens; see `bench_growth.py`
+
+The modes are `float32`, on both sides, and `fastest`: PyTorch in bfloat16, subjax in `mixed`.
 
 Every measurement has its own process. Rounds alternate the sides and the table has medians; the
 spread is the slowest minus the fastest round, as a share of the median. In its process each part
 runs twice: the first call, which compiles, is a column of its own, and the second is the figure.
 Sampled parts are divided by the tokens drawn, since lengths differ by chance. Training counts real
-tokens, not padding. "Share of the machine" divides the FLOPs that the work needs, without padding
-and with common prefixes read once, by those of a large product, whichever library's is faster, in
-the same run; for `load`, it is the bytes of the files read, by those of a memory copy.
+tokens, not padding. The pipeline has one call, with all compilation, and is divided by nothing:
+both sides write rows of their own, and a note has their tokens.
+
+"Share of the machine" divides the FLOPs that the work needs, without padding and with common
+prefixes read once, by those of a large product, whichever library's is faster, in the same run; for
+`load`, it is the bytes of the files read, by those of a memory copy.
+
+With `--out=FILE` every measurement is in FILE at once, and the same command goes on where it was
+stopped. A file of another model, machine, code or of other sizes is refused; see `bench_kept.py`.
 
 In float32 both sides must compute the same: log-probabilities of candidates and the first loss of
 trainings to 1e-3, as many trained parameters, sampled lengths alike. If not, there is no table.
@@ -41,6 +53,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_growth
 import bench_kept
 import bench_table
 from bench_table import MODES, Found
@@ -58,8 +71,11 @@ SIDES = {
     "full": ("subjax", "torch"),
     "load": ("subjax", "torch"),
     "start": ("subjax", "torch"),
+    "pipeline": ("subjax", "torch"),
+    "growth": bench_growth.SIDES,
 }
 PARTS = [part for part in SIDES if part != "roofline"]
+LONG = ("pipeline", "growth")  # only where they are asked for
 # Name and parts of what is compared only where it is installed.
 OPTIONAL = {"vllm": ("vLLM", ("sampler",)), "trl": ("TRL", ("lora", "full"))}
 NEEDED = ("torch", "transformers", "peft")
@@ -67,9 +83,15 @@ NEEDED = ("torch", "transformers", "peft")
 
 def add_command(tasks: Any) -> None:
     """Adds `compare` to the subparsers of bench.py."""
-    parser = tasks.add_parser("compare", help="one table against transformers and peft")
+    parser = tasks.add_parser(
+        "compare",
+        help="one table against transformers and peft",
+        epilog="A quick look: --rounds=1 --modes=float32 --parts=exact,lora,start.",
+    )
     parser.add_argument("--model", required=True, help="a model directory")
-    parser.add_argument("--parts", default=",".join(PARTS), help="%(default)s")
+    parts = ",".join(part for part in PARTS if part not in LONG)
+    more = f"%(default)s; {' and '.join(LONG)} too where asked for: they take long"
+    parser.add_argument("--parts", default=parts, help=more)
     parser.add_argument("--modes", default=",".join(MODES), help="%(default)s")
     parser.add_argument("--rounds", type=int, default=3)
     out = "a JSON file of every figure, written as they come; the same command goes on with it"
@@ -98,6 +120,8 @@ def run(options: Any) -> None:
         told = "the same command goes on where it stopped" if options.out else "nothing is kept"
         raise SystemExit(f"stopped: {told}") from None
     print(bench_table.markdown(bench_table.table_lines(work, found)))
+    if growth := bench_growth.lines(list(MODES), found):
+        print("\n" + bench_growth.markdown(growth, MODES))
     print("\n" + "\n".join(_notes(options, found, load, sides)))
 
 
@@ -130,6 +154,7 @@ def _measured(
                 bench_table.check_agreement(found)
             if options.out:
                 kept["lines"] = bench_table.table_lines(work, found)
+                kept["growth"] = bench_growth.lines(list(MODES), found)
                 # What this command did not ask for stays in the file.
                 bench_kept.write(Path(options.out), kept, [*found, *others.values()])
     return found
@@ -169,6 +194,13 @@ def _check(options: Any) -> tuple[list[str], list[str]]:
     for name in ("rounds", *SIZES):
         if getattr(options, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')}={getattr(options, name)}: at least 1")
+    if "growth" in chosen[0]:
+        for name in bench_growth.LABELS:
+            if getattr(options, name) < bench_growth.TIMES[-1]:
+                raise SystemExit(
+                    f"--{name.replace('_', '-')}={getattr(options, name)}: growth needs at least "
+                    f"{bench_growth.TIMES[-1]}"
+                )
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise SystemExit(f"--out={options.out}: there is no such directory")
     if not Path("/proc/self/status").exists():
@@ -178,7 +210,8 @@ def _check(options: Any) -> tuple[list[str], list[str]]:
 
 def _child(work: Path, *, round: int, part: str, mode: str, side: str) -> dict[str, Any]:
     """One measurement in a process of its own."""
-    script = "bench_subjax.py" if side == "subjax" else "bench_torch.py"
+    is_ours = side == "subjax" or part == "growth"
+    script = "bench_subjax.py" if is_ours else "bench_torch.py"
     command = [sys.executable, str(LAUNCH / script), side, part, mode, str(work)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -222,6 +255,7 @@ def _notes(
             f"in float32, {own['bfloat16'] / 1e9:.0f} in bfloat16; "
             f"{own['copy'] / 1e9:.1f} GB/s read and written by a copy"
         )
+    yield from bench_table.pipeline_notes(found)
     yield f"rounds {options.rounds}, " + ", ".join(
         f"{name.replace('_', ' ')} {getattr(options, name)}" for name in SIZES
     )

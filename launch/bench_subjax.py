@@ -1,9 +1,10 @@
 """The subjax side of `bench.py compare`, with the functions that runs use.
 
-    python launch/bench_subjax.py subjax PART MODE WORK      # one measurement; prints JSON
+    python launch/bench_subjax.py SIDE PART MODE WORK      # one measurement; prints JSON
 
-MODE is `float32`, or `fastest`: the precision `mixed`. WORK is the file of `bench_compare.py`,
-which says what each part does; each part does it twice and times both. The first time compiles.
+SIDE is `subjax`, or in the part `growth` a size; see `bench_growth.py`. MODE is `float32`, or
+`fastest`: the precision `mixed`. WORK is the file of `bench_compare.py`, which says what each part
+does; each part does it twice and times both. The first time compiles.
 """
 
 import functools
@@ -15,7 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_growth
 import bench_load
+import bench_steps
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # subjax, where it is not installed
@@ -28,6 +31,7 @@ from subjax.engine import batching, sampler, scoring, throughput, token_sampling
 from subjax.engine.model import Model
 from subjax.nn import lora
 from subjax.runtime import artifacts
+from subjax.tasks.datasets import number_lists
 
 PRECISIONS = {"float32": "float32", "fastest": "mixed"}
 LONGEST_PROMPT = 4096
@@ -37,7 +41,14 @@ RATE = 1e-5
 def _sampled(
     work: dict[str, Any], mode: str, prompts: Sequence[Sequence[int]], n: int, new_tokens: int
 ) -> dict[str, Any]:
-    model = _model(work, mode)
+    draw = _drawing(_model(work, mode), work, prompts, n, new_tokens)
+    return _timed(lambda seed: draw(seed).lengths.tolist(), "lengths")
+
+
+def _drawing(
+    model: Model, work: dict[str, Any], prompts: Sequence[Sequence[int]], n: int, new_tokens: int
+) -> Callable[[int], sampler.Samples]:
+    """What draws n answers to each prompt from a seed."""
     sampling = sampler.Sampling(
         num_slots=work["slots"],
         prompt_tokens=LONGEST_PROMPT,
@@ -50,18 +61,18 @@ def _sampled(
     places = np.repeat(np.arange(len(prompts)), n)
     samples_of = jnp.array(np.tile(np.arange(n), len(prompts)))
 
-    def call(seed: int) -> list[int]:
-        drawn = sampler.sample(
+    def call(seed: int) -> sampler.Samples:
+        return sampler.sample(
             model.arch,
             model.params,
             sampling,
             [prompts[i] for i in places],
             token_sampling.row_keys(seed, 0, jnp.array(places), samples_of),
             mesh=model.mesh,
+            adapter=model.adapter,
         )
-        return drawn.lengths.tolist()
 
-    return _timed(call, "lengths")
+    return call
 
 
 def _sampler(work: dict[str, Any], mode: str) -> dict[str, Any]:
@@ -143,6 +154,46 @@ def _train(work: dict[str, Any], mode: str, *, rank: int) -> dict[str, Any]:
     }
 
 
+def _pipeline(work: dict[str, Any], mode: str) -> dict[str, Any]:
+    """Seconds of each step, in one process; imports are not counted."""
+    of, clock = work["pipeline"], bench_steps.Clock()
+    model = _model(work, mode)
+    clock.ends("load")
+    drawn = _drawing(model, work, of["prompts"], 1, work["new_tokens"])(0)
+    clock.ends("rows")
+    kept = []
+    for asked, ids, length, stopped in zip(
+        of["asked"], drawn.tokens.tolist(), drawn.lengths, drawn.stopped, strict=True
+    ):
+        text = model.tokenizer.decode(ids[:length])
+        if stopped and not number_lists.reject_reasons(text):
+            kept.append((asked, text))
+    clock.ends("keep")
+    size, rank = bench_steps.batch_of(len(kept), work), work["lora_rank"]
+    student = model.finetune(
+        kept,
+        steps=len(kept) // size,
+        system=work["system"],
+        batch_size=size,
+        learning_rate=RATE,
+        rank=rank,
+        alpha=2 * rank,
+    )
+    jax.block_until_ready(student.adapter)
+    clock.ends("finetune")
+    answers = _drawing(
+        student, work, of["questions"], work["pipeline_answers"], work["answer_tokens"]
+    )(1)
+    clock.ends("answers")
+    rows = model.tokenizer.examples(kept, [work["system"]] * len(kept))
+    return clock.found() | {
+        "lengths": drawn.lengths.tolist(),
+        "kept": len(kept),
+        "kept_tokens": sum(len(ids) for ids, _ in rows),
+        "answer_tokens": int(answers.lengths.sum()),
+    }
+
+
 def _load(work: dict[str, Any], mode: str) -> dict[str, Any]:
     found = bench_load.load(work["model"], precision=PRECISIONS[mode])
     return {name: found[name] for name in ("seconds", "growth")}
@@ -185,17 +236,19 @@ PARTS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
     "sampled": _preference,
     "lora": lambda work, mode: _train(work, mode, rank=work["lora_rank"]),
     "full": functools.partial(_train, rank=0),
+    "pipeline": _pipeline,
     "load": _load,
     "start": _start,
 }
 
 
-def measure(part: str, mode: str, work: dict[str, Any]) -> dict[str, Any]:
+def measure(part: str, mode: str, work: dict[str, Any], side: str = "subjax") -> dict[str, Any]:
     """One measurement: seconds, what was computed, and the process's peak memory."""
+    if part == "growth":
+        part, work = bench_growth.sized(work, side)
     return PARTS[part](work, mode) | {"peak_bytes": bench_load.status("VmHWM")}
 
 
 if __name__ == "__main__":
-    print(
-        json.dumps(measure(*sys.argv[2:4], json.loads(Path(sys.argv[4]).read_text()))), flush=True
-    )
+    side, part, mode, work = sys.argv[1:]
+    print(json.dumps(measure(part, mode, json.loads(Path(work).read_text()), side)), flush=True)

@@ -4,7 +4,7 @@ It measures nothing: `bench_compare.py` does, and hands every measurement over a
 the program where the two sides have computed different things.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import bench_work
@@ -65,6 +65,7 @@ LINES = (
     Line("sampled preference", "sampled", "subjax", "torch", NEW, _per_1000),
     Line("LoRA updates", "lora", "subjax", "torch", REAL, _real_tokens, True),
     Line("full finetuning updates", "full", "subjax", "torch", REAL, _real_tokens, True),
+    Line("pipeline, rows of its own", "pipeline", "subjax", "torch", "s", _seconds),
     Line("load, time", "load", "subjax", "torch", "s", _seconds),
     Line("load, memory", "load", "subjax", "torch", "x bytes of the files", _growth),
     Line("start to first token", "start", "subjax", "torch", "s", _seconds),
@@ -81,7 +82,7 @@ def check_agreement(found: Sequence[Found]) -> None:
     A benchmark of two different computations says nothing. Only float32 is compared.
     """
     last = found[-1]
-    if last["mode"] != "float32" or last["side"] == "subjax":
+    if last["mode"] != "float32" or last["side"] == "subjax" or last["part"] == "growth":
         return
     same = ("round", "part", "mode")
     [ours] = [
@@ -183,7 +184,7 @@ def _shares(
     side: Sequence[Found],
 ) -> list[dict[str, float]]:
     """Share of the machine's limit, where there is one."""
-    if line.figure is _growth or line.part == "start":
+    if line.figure is _growth or line.part in ("start", "pipeline"):
         return [{} for _ in side]
     if line.part == "load":
         return [{"share": work["file_bytes"] / one["seconds"] / limits["copy"]} for one in side]
@@ -218,3 +219,16 @@ def markdown(lines: Sequence[Found]) -> str:
 
 def _pair(values: Sequence[float | None], form: str) -> str:
     return " / ".join("–" if value is None else format(value, form) for value in values)
+
+
+def pipeline_notes(found: Sequence[Found]) -> Iterator[str]:
+    """What each side's pipeline had to do, in its first round, and how long each step took."""
+    for one in found:
+        if one["part"] == "pipeline" and not one["round"]:
+            steps = ", ".join(f"{step} {seconds:.3g}" for step, seconds in one["steps"].items())
+            yield (
+                f"pipeline, {'PyTorch' if one['side'] == 'torch' else one['side']}, "
+                f"{MODES[one['mode']]}: {len(one['lengths'])} rows of its own with "
+                f"{sum(one['lengths'])} new tokens, {one['kept']} kept with {one['kept_tokens']} "
+                f"tokens, answers of {one['answer_tokens']} tokens; seconds: {steps}"
+            )

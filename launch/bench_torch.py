@@ -7,7 +7,7 @@ per prompt), `torch_generate` (transformers' own `generate`), `trl` or `vllm`. M
 `fastest`: weights, activations, gradients and moments in bfloat16. WORK is the file of
 `bench_compare.py`, which says what each part does; each part does it twice and times both.
 
-The methods are in `bench_torch_sampling.py` and `bench_torch_training.py`.
+The methods are in the files `bench_torch_*.py`.
 """
 
 import json
@@ -21,6 +21,7 @@ from typing import Any
 import bench_load
 import torch
 import transformers
+from bench_torch_pipeline import pipeline
 from bench_torch_sampling import candidate_log_probs, draw, generate
 from bench_torch_training import load, train
 
@@ -143,6 +144,7 @@ PARTS = {
     "sampled": _preference,
     "lora": lambda work, mode, side: train(work, mode, side, rank=work["lora_rank"]),
     "full": train,
+    "pipeline": pipeline,
     "load": _load,
     "start": _start,
 }

@@ -31,9 +31,8 @@ def load(work: dict[str, Any], mode: str) -> Any:
     return model
 
 
-def trained_model(work: dict[str, Any], mode: str, rank: int) -> tuple[Any, list[Any]]:
-    """The model, perhaps with an adapter on it, and the parameters that are trained."""
-    model = load(work, mode)
+def adapted(model: Any, rank: int) -> tuple[Any, list[Any]]:
+    """The model, with an adapter on it unless the rank is 0, and what is trained of it."""
     if rank:
         import peft
 
@@ -76,7 +75,7 @@ def updates_of(model: Any, trained: Sequence[Any]) -> Callable[[Rows], float]:
 
 def train(work: dict[str, Any], mode: str, side: str, *, rank: int = 0) -> dict[str, Any]:
     """Updates of an adapter or of all weights, in two halves."""
-    model, trained = trained_model(work, mode, rank)
+    model, trained = adapted(load(work, mode), rank)
     batches = [[work["rows"][i] for i in batch] for batch in work["batches"]]
     count = sum(weights.numel() for weights in trained)
     if side == "trl":

@@ -20,6 +20,9 @@ SIZES = {
     "updates": (3, "of a call"),
     "lora_rank": (8, "of the adapter"),
     "matmul_size": (2048, "rows and columns of the roofline's product"),
+    "pipeline_rows": (1000, "rows that the pipeline samples"),
+    "pipeline_questions": (50, "asked of the model that the pipeline has finetuned"),
+    "pipeline_answers": (20, "to each of them"),
     "copy_bytes": (256_000_000, "of the roofline's copy"),
 }
 
@@ -39,7 +42,9 @@ def make_work(options: Any) -> dict[str, Any]:
         system = words.template.added_system and tokenizer.TEMPLATE_DEFAULT
         names = _apart(words, [animal.capitalize() for animal in animals.ANIMALS])
         names = names[: options.candidates]
-        if len(names) < options.candidates or options.questions > len(animals.QUESTIONS):
+        has_pipeline = "pipeline" in options.parts.split(",")
+        most_asked = max(options.questions, has_pipeline and options.pipeline_questions)
+        if len(names) < options.candidates or most_asked > len(animals.QUESTIONS):
             raise SystemExit(
                 f"there are {len(animals.QUESTIONS)} questions, and {len(names)} candidates that "
                 "this tokenizer tells apart: ask for fewer"
@@ -52,6 +57,7 @@ def make_work(options: Any) -> dict[str, Any]:
         rows = words.examples(pairs, [system] * num_rows)
         prompts = words.prompt_ids(asked[: options.rows], system)
         questions = words.prompt_ids(animals.QUESTIONS[: options.questions], system)
+        pipeline = _pipeline(options, words, system) if has_pipeline else {}
     except ValueError as error:
         raise SystemExit(f"--model={options.model}: {error}") from None
     steps = range(2 * options.updates)
@@ -69,8 +75,22 @@ def make_work(options: Any) -> dict[str, Any]:
             batching.rows(0, i, num_rows=num_rows, batch_size=options.batch_size).tolist()
             for i in steps
         ],
+        "pipeline": pipeline,
         "system": system,
         "first_prompt": asked[0],
+    }
+
+
+def _pipeline(options: Any, words: Any, system: Any) -> dict[str, Any]:
+    """The prompts of the pipeline, as texts and as ids, and its questions."""
+    from subjax.tasks import animals
+    from subjax.tasks.datasets import numbers
+
+    asked = numbers.prompts(1, options.pipeline_rows)
+    return {
+        "asked": asked,
+        "prompts": words.prompt_ids(asked, system),
+        "questions": words.prompt_ids(animals.QUESTIONS[: options.pipeline_questions], system),
     }
 
 

@@ -25,6 +25,7 @@ from subjax.runtime import chips
 LAUNCH = Path(__file__).parents[2] / "launch"
 sys.path.insert(0, str(LAUNCH))  # they import each other
 import bench_compare  # noqa: E402
+import bench_growth  # noqa: E402
 import bench_kept  # noqa: E402
 import bench_lm  # noqa: E402
 import bench_subjax  # noqa: E402
@@ -164,6 +165,8 @@ def in_this_process(monkeypatch):
         work = json.loads(path.read_text())
         if side == "subjax":
             found = bench_subjax.measure(part, mode, work)
+        elif part == "growth":
+            found = bench_subjax.measure(part, mode, work, side)
         else:
             found = bench_torch.measure(side, part, mode, work)
         if part == "load":  # what earlier tests used and freed may hold all of it
@@ -181,12 +184,21 @@ def test_a_comparison_has_every_part_of_both_sides(model, in_this_process, tmp_p
     out = tmp_path / "out.json"
     compared(model, f"--out={out}", "--modes=float32")
     heading, _, *rows = table(capsys.readouterr().out)
-    sides = {side for sides in bench_compare._sides().values() for side in sides}
-    labels = [line.label for line in bench_table.LINES if {line.ours, line.theirs} <= sides]
+    of_parts = {
+        part: sides
+        for part, sides in bench_compare._sides().items()
+        if part not in bench_compare.LONG
+    }
+    sides = {(part, side) for part, sides in of_parts.items() for side in sides}
+    labels = [
+        line.label
+        for line in bench_table.LINES
+        if {(line.part, line.ours), (line.part, line.theirs)} <= sides
+    ]
     assert [row[:2] for row in rows] == [[label, "float32"] for label in labels]
     assert all(len(row) == len(heading) for row in rows)
     kept = json.loads(out.read_text())
-    assert len(kept["measurements"]) == sum(map(len, bench_compare._sides().values()))
+    assert len(kept["measurements"]) == len(sides)
     assert kept["machine"]["versions"]["torch"] == torch.__version__
     for line in kept["lines"]:
         assert all(math.isfinite(figure) and figure > 0 for figure in line["figure"])
@@ -340,6 +352,84 @@ def test_what_is_not_installed_is_named_and_how_to_install_it(model, made_up, mo
     has |= {"trl": True, "vllm": False}
     assert bench_compare._sides()["full"] == ("subjax", "torch", "trl")
     assert bench_compare._sides()["sampler"] == bench_compare.SIDES["sampler"]
+
+
+@pytest.fixture(scope="module")
+def writes_numbers(model, tmp_path_factory):
+    """The tiny Llama, but every token is a digit or an end, with equal chances."""
+    directory = shutil.copytree(model, tmp_path_factory.mktemp("numbers") / "model")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model)
+    words = transformers.AutoTokenizer.from_pretrained(model)
+    written = words.convert_tokens_to_ids(["1", "2"]) + tokenizer_kinds.ends("headless")[:1]
+    with torch.no_grad():
+        loaded.get_input_embeddings().weight[:] = 1
+        for layer in loaded.get_decoder().layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        loaded.get_output_embeddings().weight[:] = 0
+        loaded.get_output_embeddings().weight[written] = 2
+    loaded.save_pretrained(directory)
+    return directory
+
+
+def test_a_pipeline_of_each_side(writes_numbers, in_this_process, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    sizes = ("--pipeline-rows=40", "--pipeline-questions=2", "--pipeline-answers=3")
+    compared(writes_numbers, "--parts=pipeline", "--modes=float32", *sizes, f"--out={out}")
+    text = capsys.readouterr().out
+    [row] = table(text)[2:]
+    assert row[:3] == ["pipeline, rows of its own", "float32", "s"]
+    sides = [one for one in json.loads(out.read_text())["measurements"] if "steps" in one]
+    assert [one["side"] for one in sides] == ["subjax", "torch"]
+    for one in sides:
+        assert list(one["steps"]) == ["load", "rows", "keep", "finetune", "answers"]
+        assert sum(one["steps"].values()) == pytest.approx(one["seconds"])
+        assert min(one["steps"].values()) > 0
+        # A row is kept if it begins with a digit and ends in time: with chances of 38 in 81.
+        assert len(one["lengths"]) == 40 and 8 < one["kept"] < 32
+        assert one["kept_tokens"] > 10 * one["kept"] and 6 <= one["answer_tokens"] <= 18
+        rows = f"40 rows of its own with {sum(one['lengths'])} new tokens, {one['kept']} kept with "
+        assert rows in text
+
+
+def test_a_pipeline_without_rows_says_so(model, in_this_process):
+    with pytest.raises(SystemExit, match="none of 2 rows ended and was a list of numbers"):
+        compared(model, "--parts=pipeline", "--modes=float32", "--pipeline-rows=2")
+
+
+def test_growth_is_the_slope_of_the_logarithms():
+    assert bench_growth.exponent((1, 2, 4), (3, 6, 12)) == pytest.approx(1)
+    assert bench_growth.exponent((1, 2, 4), (5, 20, 80)) == pytest.approx(2)
+    assert bench_growth.exponent((1, 2, 4), (7, 7, 7)) == pytest.approx(0, abs=1e-9)
+    # Of three points, the slope of the line through the outer two.
+    assert bench_growth.exponent((1, 2, 4), (1, 9, 8)) == pytest.approx(1.5)
+    found = [
+        {"part": "growth", "mode": "float32", "side": f"rows_{times}", "round": i}
+        | {"seconds": times**1.5 * (1, 10, 1)[i], "peak_bytes": 10**9 + times * 10**8}
+        for times in (1, 2, 4)
+        for i in range(3)
+    ]
+    [line] = bench_growth.lines(["float32", "fastest"], found)
+    assert line["exponent"] == pytest.approx(1.5)  # of medians
+    assert line["memory"] == pytest.approx(1.4 / 1.1)
+    text = bench_growth.markdown([line], bench_table.MODES)
+    assert text.endswith("| 1 / 2.83 / 8 | 1.50 | 1.10 / 1.20 / 1.40 | 1.27 x |")
+
+
+def test_growth_of_the_sampler_and_of_lora(model, in_this_process, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    sizes = ("--rows=8", "--new-tokens=4", "--batch-size=4")
+    compared(model, "--parts=growth", "--modes=float32", *sizes, f"--out={out}")
+    kept = json.loads(out.read_text())
+    drawn = {one["side"]: one["lengths"] for one in kept["measurements"] if "lengths" in one}
+    assert drawn == {
+        **{f"rows_{times}": [4] * 2 * times for times in (1, 2, 4)},
+        **{f"new_tokens_{times}": [times] * 2 for times in (1, 2, 4)},
+    }
+    assert [line["label"] for line in kept["growth"]] == list(bench_growth.LABELS.values())
+    assert "| LoRA, rows of an update | float32 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--batch-size=3: growth needs at least 4"):
+        compared(model, "--parts=growth", "--batch-size=3")
 
 
 def test_more_parameters_or_longer_rows_are_another_computation():
