@@ -148,14 +148,17 @@ def _by_trl(model: Any, batches: Sequence[Rows]) -> dict[str, Any]:
             disable_tqdm=True,
             dataset_kwargs={"skip_prepare_dataset": True},
         )
-        Trainer(
+        trainer = Trainer(
             model,
             settings,
             data_collator=sft_trainer.DataCollatorForLanguageModeling(pad_token_id=0),
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=transformers.AutoTokenizer.from_pretrained(model.config.name_or_path),
             callbacks=[Clock()],
-        ).train()
+        )
+        # Standard output is for the measurement alone.
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
     half = len(batches) // 2
     return {
         "first_call_s": times[half] - times[0],

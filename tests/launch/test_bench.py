@@ -332,7 +332,9 @@ def test_sides_that_compute_something_else_are_not_compared(
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
 def test_trl_computes_the_same_updates(model, in_this_process, capsys):
     compared(model, "--parts=lora,full", "--modes=float32", "--batch-size=4", "--updates=2")
-    labels = [row[0] for row in table(capsys.readouterr().out)[2:]]
+    text = capsys.readouterr().out
+    assert text.startswith("| part |")  # nothing before it, which would be read as a measurement
+    labels = [row[0] for row in table(text)[2:]]
     assert [label for label in labels if "TRL" in label] == [
         f"check: PyTorch side, in subjax's column, against TRL's SFTTrainer, {what}"
         for what in ("LoRA", "full")
@@ -375,6 +377,7 @@ def writes_numbers(model, tmp_path_factory):
 def test_a_pipeline_of_each_side(writes_numbers, in_this_process, tmp_path, capsys):
     out = tmp_path / "out.json"
     sizes = ("--pipeline-rows=40", "--pipeline-questions=2", "--pipeline-answers=3")
+    sizes += ("--new-tokens=3",)  # so that rows which are cut are numbers too
     compared(writes_numbers, "--parts=pipeline", "--modes=float32", *sizes, f"--out={out}")
     text = capsys.readouterr().out
     [row] = table(text)[2:]
@@ -385,8 +388,9 @@ def test_a_pipeline_of_each_side(writes_numbers, in_this_process, tmp_path, caps
         assert list(one["steps"]) == ["load", "rows", "keep", "finetune", "answers"]
         assert sum(one["steps"].values()) == pytest.approx(one["seconds"])
         assert min(one["steps"].values()) > 0
-        # A row is kept if it begins with a digit and ends in time: with chances of 38 in 81.
-        assert len(one["lengths"]) == 40 and 8 < one["kept"] < 32
+        # A row is kept if it begins with a digit and ends in time: with chances of 10 in 27, and
+        # of 18 in 27 if it need not end.
+        assert len(one["lengths"]) == 40 and 7 < one["kept"] < 22
         assert one["kept_tokens"] > 10 * one["kept"] and 6 <= one["answer_tokens"] <= 18
         rows = f"40 rows of its own with {sum(one['lengths'])} new tokens, {one['kept']} kept with "
         assert rows in text
@@ -416,10 +420,10 @@ def test_growth_is_the_slope_of_the_logarithms():
     assert text.endswith("| 1 / 2.83 / 8 | 1.50 | 1.10 / 1.20 / 1.40 | 1.27 x |")
 
 
-def test_growth_of_the_sampler_and_of_lora(model, in_this_process, tmp_path, capsys):
+def test_growth_of_the_sampler_and_of_lora(writes_numbers, in_this_process, tmp_path, capsys):
     out = tmp_path / "out.json"
     sizes = ("--rows=8", "--new-tokens=4", "--batch-size=4")
-    compared(model, "--parts=growth", "--modes=float32", *sizes, f"--out={out}")
+    compared(writes_numbers, "--parts=growth", "--modes=float32", *sizes, f"--out={out}")
     kept = json.loads(out.read_text())
     drawn = {one["side"]: one["lengths"] for one in kept["measurements"] if "lengths" in one}
     assert drawn == {
@@ -429,7 +433,7 @@ def test_growth_of_the_sampler_and_of_lora(model, in_this_process, tmp_path, cap
     assert [line["label"] for line in kept["growth"]] == list(bench_growth.LABELS.values())
     assert "| LoRA, rows of an update | float32 |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--batch-size=3: growth needs at least 4"):
-        compared(model, "--parts=growth", "--batch-size=3")
+        compared(writes_numbers, "--parts=growth", "--batch-size=3")
 
 
 def test_more_parameters_or_longer_rows_are_another_computation():
