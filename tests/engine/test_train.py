@@ -1,12 +1,13 @@
 """The training loop: lanes are independent, order is a function of seed and step, NaN stops it."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from subjax.engine import batching, train
+from subjax.engine import batching, train, train_step
 from subjax.nn import lora, sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -227,6 +228,21 @@ def test_a_lane_does_not_depend_on_the_passes_of_others():
         run([0, 1], rows=make_uneven_rows),
         run([0, 1], rows=make_uneven_rows, packing=NARROW, mesh=mesh),
     )
+
+
+def test_a_pass_that_a_lane_does_not_need_changes_nothing():
+    rows, at = make_rows(1), np.arange(4)
+    soft = np.log(np.full((*rows.targets.shape, 2), 0.5, np.float32))
+    batch = {**rows.take(at), "soft": soft[at]}
+    own = NARROW.num_passes(rows.sizes[at])
+    packed = NARROW.pack(batch, rows.sizes[at], own + 2)
+    packed["soft"][:, own:] = np.nan
+    program = dataclasses.replace(PROGRAM, support=(3, 4))
+    params = transformer.init(ARCH, jax.random.key(0))
+    found = functools.partial(train_step.value_and_grad, program, params, {}, {})
+    expected = jax.jit(found)(packed)
+    assert np.isfinite(expected[0])
+    assert leaves_equal(expected, jax.jit(found)(packed, most_passes=own + 2))
 
 
 def test_packing_is_checked_before_the_first_step():
