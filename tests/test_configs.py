@@ -251,7 +251,7 @@ def test_large_models_train_on_little_padding(form, mesh):
             made.mesh.update(mesh)
             model = large.MODELS["qwen2_5_7b"]
             train.update(large._packing(made, model, train.batch_size))
-    packing = batching.Packing.of(train)
+    packing = batching.Packing.of(train.to_dict())
     assert packing.num_rows % (max(made.mesh.data, 1) * made.mesh.fsdp) == 0
     assert packing.num_tokens % 128 == 0
     rng, passes, real = np.random.default_rng(0), 0, 0

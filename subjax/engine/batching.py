@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-
 LEAST_PASSES = 2  # of packed rows, for which a batch has room
 
 

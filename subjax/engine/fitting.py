@@ -82,4 +82,3 @@ def _shapes(
             tokens = batching.rounded_up(int(tokens), multiple)
             found.append(Packing(num_rows, tokens, batching.rounded_up(int(targets), 8)))
     return list(dict.fromkeys(found))
-
