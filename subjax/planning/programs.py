@@ -5,6 +5,7 @@ tokenizer or a stage's rows would tell (lengths of questions and of answers) is 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -176,8 +177,12 @@ def _training(
     )
     if packing:
         num_tokens, num_targets = packing.num_tokens, packing.num_targets
-    lora_params = sum(leaf.size for leaf in jax.tree.leaves(tuning.adapter(arch)))
-
+    of_rows = functools.partial(
+        model_flops.training,
+        arch,
+        lora_params=sum(leaf.size for leaf in jax.tree.leaves(tuning.adapter(arch))),
+        distils=learned.online,
+    )
     shapes = train.batch_shapes(program, num_tokens, num_targets, soft, packed=packing is not None)
     # Rows of no weight fill a batch up to what devices and parts can share.
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * fields["accumulate"]
@@ -190,18 +195,9 @@ def _training(
         }
         return train.traced(program, batch, mesh=mesh, lanes=lanes, lora_rank=tuning.rank)
 
-    def of_rows(rows: int, num_tokens: int, num_targets: int) -> float:
-        sizes = {"rows": lanes * rows, "num_tokens": num_tokens, "num_targets": num_targets}
-        return model_flops.training(arch, **sizes, lora_params=lora_params, distils=learned.online)
-
     def flops(batch_size: int) -> float:
-        return of_rows(batch_size, num_tokens, num_targets)
+        return of_rows(rows=lanes * batch_size, num_tokens=num_tokens, num_targets=num_targets)
 
-    real = mean and Real(
-        lanes * fields["batch_size"] * mean.tokens,
-        of_rows(fields["batch_size"], round(mean.tokens), round(mean.targets)),
-        mean.words,
-    )
     size = packing.num_rows if packing else fields["batch_size"]
     return Planned(
         *("update", training, arch, trace, flops, size, lanes * size * num_tokens),
@@ -210,9 +206,15 @@ def _training(
         searched=True,
         beside=num_kept * 4 * transformer.num_params(arch),
         training=training,
-        real=real,
+        real=mean and _real(mean, lanes * fields["batch_size"], of_rows),
         field="train.packed_rows" if packing else "train.batch_size",
     )
+
+
+def _real(mean: token_counts.MeanRow, rows: int, flops: Callable[..., float]) -> Real:
+    num_tokens, num_targets = round(mean.tokens), round(mean.targets)
+    needed = flops(rows=rows, num_tokens=num_tokens, num_targets=num_targets)
+    return Real(rows * mean.tokens, needed, mean.words)
 
 
 def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:

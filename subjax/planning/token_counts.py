@@ -129,8 +129,8 @@ def mean_row(config: ConfigDict, unit: Unit) -> MeanRow | None:
         if unit.stage == "teacher":
             row = config.teachers[unit.row]
             trait = config.traits[row.trait]
-            pairs = trait_kinds.of_row(trait).lessons(trait.to_dict(), 0, _NUM_ROWS)
-            return _mean(config, row.base, pairs, subjects.told(config, unit.row))
+            lessons = trait_kinds.of_row(trait).lessons(trait.to_dict(), 0, _NUM_ROWS)
+            return _mean(config, row.base, lessons, subjects.told(config, unit.row))
         if unit.stage == "finetune":
             row = config.arms[unit.row]
             pairs = _pairs(config.datasets[row.dataset], config.stimuli)
@@ -152,7 +152,8 @@ def _mean(config: ConfigDict, base: str, pairs: Sequence[Pair], system: str) -> 
     if words is not None:
         examples = words.examples(pairs, [system] * len(pairs))
         counted = [(len(ids) - 1, len(ids) - start) for ids, start in examples]
-        return MeanRow(*np.mean(counted, axis=0).tolist(), "counted with its tokenizer")
+        tokens, learned = np.mean(counted, axis=0).tolist()
+        return MeanRow(tokens, learned, "counted with its tokenizer")
     digits = _assumed(base, config.bases[base])
     length = 1 if digits is _SINGLE else 3
     piece = re.compile(rf"\d{{1,{length}}}|\s(?=\d)|[^\W\d]+|[^\w\s]+")
