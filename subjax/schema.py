@@ -116,7 +116,7 @@ def training(**fields: Any) -> ConfigDict:
         {
             "steps": 300,  # updates
             "batch_size": 64,  # rows an update
-            "accumulate": 1,  # parts of an update that are computed one after the other
+            "accumulate": 1,  # parts of an update that are computed one by one; 1 for packed rows
             # Packed rows of a pass, each with several rows; rows that do not fit a pass are in
             # further passes, whose gradients are added up. 0: no packing
             "packed_rows": 0,

@@ -170,10 +170,10 @@ def _updates(
             # The compiler may return an equal sharding in another form, which would recompile.
             state = jax.device_put(state, layout)
             # The devices compute still; later they would wait for their next rows.
-            batch = next(batches_of, {})
+            batch, work = next(batches_of, {}), work_of(call)
             measured.append(sharding.to_host(metrics))
             _check_finite(measured[-1], call.start)
-            speed = log.add(call.stop, time.monotonic() - start, work_of(call), measured[-1])
+            speed = log.add(call.stop, time.monotonic() - start, work, measured[-1])
             bar.update(stride)
             bar.set_postfix({"loss": f"{measured[-1]['loss'][-1].mean():.3f}", **speed})
             if (step := call.stop) in stops:
