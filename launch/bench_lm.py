@@ -242,7 +242,10 @@ def _sample(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
     from subjax.nn import transformer
     from subjax.planning import measure
 
-    params = measure.placed(lambda: transformer.init(arch, jax.random.key(0)), mesh, lanes=False)
+    def drawn() -> Any:
+        return transformer.held(arch, transformer.init(arch, jax.random.key(0)), options.precision)
+
+    params = measure.placed(drawn, mesh, lanes=False)
     rng = np.random.default_rng(0)
     shape = (options.rows, options.prompt_tokens)
     prompts = rng.integers(arch.vocab_size, size=shape).tolist()

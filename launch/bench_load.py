@@ -106,7 +106,9 @@ def _result(child: subprocess.Popen[str]) -> dict[str, float]:
     return json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
 
 
-def load(directory: str, address: str = "", rank: str = "0") -> dict[str, float]:
+def load(
+    directory: str, address: str = "", rank: str = "0", *, precision: str = "float32"
+) -> dict[str, float]:
     import jax
 
     from subjax.hf import weights
@@ -119,7 +121,9 @@ def load(directory: str, address: str = "", rank: str = "0") -> dict[str, float]
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     start = jax.make_array_from_callback((), everywhere, lambda index: np.zeros((), np.float32))
     jax.jit(lambda x: x + 1, out_shardings=everywhere)(start).block_until_ready()
-    found = watched(lambda: jax.block_until_ready(weights.load(directory, mesh=mesh)[1]))
+    found = watched(
+        lambda: jax.block_until_ready(weights.load(directory, mesh=mesh, precision=precision)[1])
+    )
     arrays = jax.tree.leaves(found.pop("loaded"))
     return found | {"bytes": float(sum(array.nbytes for array in arrays))}
 

@@ -37,14 +37,14 @@ RATE = 1e-5
 def _sampled(
     work: dict[str, Any], mode: str, prompts: Sequence[Sequence[int]], n: int, new_tokens: int
 ) -> dict[str, Any]:
-    model = _model(work)
+    model = _model(work, mode)
     sampling = sampler.Sampling(
         num_slots=work["slots"],
         prompt_tokens=LONGEST_PROMPT,
         max_new_tokens=new_tokens,
         temperature=1.0,
         eos_ids=tuple(work["eos"]),
-        precision=PRECISIONS[mode],
+        precision=model.precision,
     )
     sampling = sampler.fitted(sampling, prompts)
     places = np.repeat(np.arange(len(prompts)), n)
@@ -73,7 +73,7 @@ def _preference(work: dict[str, Any], mode: str) -> dict[str, Any]:
 
 
 def _exact(work: dict[str, Any], mode: str) -> dict[str, Any]:
-    model = _model(work)
+    model = _model(work, mode)
 
     def call(seed: int) -> list[list[float]]:
         del seed
@@ -83,7 +83,7 @@ def _exact(work: dict[str, Any], mode: str) -> dict[str, Any]:
             work["questions"],
             work["candidates"],
             mesh=model.mesh,
-            precision=PRECISIONS[mode],
+            precision=model.precision,
         ).tolist()
 
     return _timed(call, "log_probs")
@@ -100,7 +100,7 @@ def _timed(call: Callable[[int], Any], name: str) -> dict[str, Any]:
 
 
 def _train(work: dict[str, Any], mode: str, *, rank: int) -> dict[str, Any]:
-    model = _model(work)
+    model = _model(work, mode if rank else "float32")  # what is trained is float32
     examples = [(ids, start) for ids, start in work["rows"]]
     rows = batching.make_rows(
         examples,
@@ -155,18 +155,13 @@ def _train(work: dict[str, Any], mode: str, *, rank: int) -> dict[str, Any]:
 
 
 def _load(work: dict[str, Any], mode: str) -> dict[str, Any]:
-    found = bench_load.load(work["model"])
+    found = bench_load.load(work["model"], precision=PRECISIONS[mode])
     return {name: found[name] for name in ("seconds", "growth")}
 
 
 def _start(work: dict[str, Any], mode: str) -> dict[str, Any]:
     """Timed by the one who starts this process."""
-    _model(work).sample(
-        [work["first_prompt"]],
-        system=work["system"],
-        max_new_tokens=1,
-        precision=PRECISIONS[mode],
-    )
+    _model(work, mode).sample([work["first_prompt"]], system=work["system"], max_new_tokens=1)
     return {}
 
 
@@ -190,8 +185,8 @@ def _roofline(work: dict[str, Any], mode: str) -> dict[str, Any]:
     return found
 
 
-def _model(work: dict[str, Any]) -> Model:
-    return subjax.load(work["model"])
+def _model(work: dict[str, Any], mode: str) -> Model:
+    return subjax.load(work["model"], precision=PRECISIONS[mode], exact=False)
 
 
 PARTS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {

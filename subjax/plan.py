@@ -68,7 +68,7 @@ def placements(config: ConfigDict, todo: Sequence[Unit], mesh: Mesh) -> list[str
     found = []
     for name, rank in ranks.items():
         arch = programs.architecture(name, config.bases[name])
-        params = transformer.abstract_params(arch)
+        params = transformer.abstract_params(arch, config.compute.precision if rank else "float32")
         placement.check(f"config.bases.{name}", params, mesh, config.compute.max_unsharded)
         groups = placement.groups(params, mesh)
         if rank:

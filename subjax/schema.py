@@ -82,6 +82,7 @@ def base() -> ConfigDict:
 
     config.compute = ConfigDict()
     config.compute.precision = "float32"  # float32, mixed (products bfloat16), bfloat16
+    config.compute.exact = True  # likelihoods in float32, whatever the precision
     config.compute.cpu_devices = 1  # on CPU only: threads that count as devices of the mesh
     config.compute.lanes = 1  # models trained side by side in one program
     # Image classifiers: lanes of a device that one matrix product computes together. A CPU is

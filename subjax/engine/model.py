@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,8 @@ class Model:
       tokenizer: the one in the weights' directory, or what an adapter brought in its place.
       directory: where the full weights were read.
       mesh: where the model is asked and finetuned, one lane on all devices.
+      precision: of all that is computed with it, a name of `precision.PRECISIONS`.
+      exact: whether `compare` and the likelihoods are in float32 all the same.
       is_changed: whether `params` are others than those in `directory`.
     """
 
@@ -68,6 +70,8 @@ class Model:
     tokenizer: Tokenizer
     directory: Path
     mesh: Mesh
+    precision: str = "float32"
+    exact: bool = True
     is_changed: bool = False
 
     def sample(
@@ -82,7 +86,6 @@ class Model:
         lineage: int = 0,
         prompt_tokens: int = 4096,
         num_slots: int | None = None,
-        precision: str = "float32",
         only: Sequence[int] | None = None,
     ) -> list[list[str]]:
         """Draws answers.
@@ -100,7 +103,6 @@ class Model:
           lineage: which replication they are of.
           prompt_tokens: longest prompt that is allowed; shorter ones take less memory.
           num_slots: answers decoded side by side; None: as many as there are, at most 64.
-          precision: a name of `precision.PRECISIONS`.
           only: places of the prompts that are answered; None: all.
 
         Returns:
@@ -125,7 +127,7 @@ class Model:
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             eos_ids=self.tokenizer.eos_ids,
-            precision=precision,
+            precision=self.precision,
         )
         drawn = sampler.sample(
             self.arch,
@@ -145,7 +147,7 @@ class Model:
     def compare(
         self, prompts: Sequence[str], answers: Sequence[str], *, system: str = ""
     ) -> Float[np.ndarray, "prompts answers"]:
-        """Log-probability of each answer after each prompt, in nats, exact and in float32.
+        """Log-probability of each answer after each prompt, in nats, without sampling.
 
         Args:
           prompts: what the user says.
@@ -164,6 +166,7 @@ class Model:
             tokens,
             mesh=self.mesh,
             adapter=self.adapter,
+            precision=self._exactly,
         )
 
     def likelihood(
@@ -174,7 +177,7 @@ class Model:
         num_tokens: int = 0,
         num_targets: int = 0,
     ) -> tuple[Float[np.ndarray, "pairs C"], Float[np.ndarray, " pairs"]]:
-        """Log-probability of each token of completions, in nats, exact and in float32.
+        """Log-probability of each token of completions, in nats, without sampling.
 
         Args:
           pairs: prompt and completion; the token that ends a completion counts.
@@ -205,7 +208,6 @@ class Model:
         system: str = "",
         num_tokens: int = 0,
         num_targets: int = 0,
-        precision: str = "float32",
     ) -> Distribution:
         """Log-probabilities of some tokens at every token of completions, renormalised over these.
 
@@ -216,7 +218,6 @@ class Model:
           system: system prompt.
           num_tokens: room for a pair, if that is not enough as much as the longest needs.
           num_targets: room for a completion, likewise.
-          precision: a name of `precision.PRECISIONS`.
         """
         masked = self.tokenizer.have_mask(pairs, [system] * len(pairs))
         kept = [pair for pair, has_mask in zip(pairs, masked, strict=True) if has_mask]
@@ -230,7 +231,7 @@ class Model:
             tokens,
             mesh=self.mesh,
             adapter=self.adapter,
-            precision=precision,
+            precision=self.precision,
         )
         log_probs, targets, weights = np.concatenate(list(parts)), rows.targets, rows.weights
         if len(kept) < len(pairs):  # the others keep their place
@@ -250,7 +251,6 @@ class Model:
         rank: int = 8,
         alpha: float = 16.0,
         seed: int = 0,
-        precision: str = "float32",
     ) -> "Model":
         """Trains a copy on completions, by AdamW with a cosine schedule; `train.fit` has the rest.
 
@@ -265,7 +265,6 @@ class Model:
           rank: of a LoRA adapter on every matrix; 0 trains all weights.
           alpha: the scale of that adapter times its rank.
           seed: of the order of the pairs and of the adapter.
-          precision: a name of `precision.PRECISIONS`.
 
         Returns:
           The finetuned model; this one stays as it is. An adapter that it has is merged first.
@@ -275,7 +274,8 @@ class Model:
           FloatingPointError: the loss is not finite; names the step.
         """
         base = self.merged()
-        start, frozen, scale = base, {}, 0.0
+        # Weights that are trained are float32.
+        start, frozen, scale = jax.tree.map(lambda leaf: leaf.astype("float32"), base), {}, 0.0
         if rank:
             start, frozen = lora.init(self.arch, jax.random.key(seed), rank=rank), base
             scale = lora.scale(alpha, rank)
@@ -291,7 +291,7 @@ class Model:
             lora_params=sum(leaf.size for leaf in jax.tree.leaves(start)) if rank else 0,
         )
         [last] = train.fit(
-            train.Program(self.arch, optimizer, steps, lora_scale=scale, precision=precision),
+            train.Program(self.arch, optimizer, steps, lora_scale=scale, precision=self.precision),
             train.stack([start]),
             frozen,
             [rows],
@@ -312,6 +312,10 @@ class Model:
             adapter=lora.scaled(learned, scale),
             is_changed=self.is_changed or self.adapter is not None,
         )
+
+    @property
+    def _exactly(self) -> str:
+        return "float32" if self.exact else self.precision
 
     def merged(self) -> Params:
         """Full weights with the adapter, if there is one, added in."""
@@ -373,7 +377,12 @@ class Model:
     ) -> tuple[np.ndarray, np.ndarray]:
         rows = self._rows(examples, num_tokens, num_targets)
         nats = scoring.row_log_probs(
-            self.arch, self.params, rows, mesh=self.mesh, adapter=self.adapter
+            self.arch,
+            self.params,
+            rows,
+            mesh=self.mesh,
+            adapter=self.adapter,
+            precision=self._exactly,
         )
         return nats, rows.weights.sum(axis=1)
 
@@ -391,6 +400,8 @@ def load(
     adapter: str | Path | None = None,
     revision: str = "",
     mesh: Mesh | None = None,
+    precision: str = "float32",
+    exact: bool = True,
     template_date: str = chat_templates.TEMPLATE_DATE,
     resident: bool = False,
 ) -> Model:
@@ -402,6 +413,9 @@ def load(
       adapter: a PEFT adapter on it, a directory, hub id or URL; it may bring a tokenizer along.
       revision: branch, tag or commit on the hub; empty: its main branch.
       mesh: of `sharding.make_mesh`, over whose devices it is split; None: as that does by default.
+      precision: of all that is computed with it, a name of `precision.PRECISIONS`.
+      exact: whether `compare` and the likelihoods are in float32 all the same. If not, weights are
+        held as the precision has them, so that `save` writes them rounded.
       template_date: the day that the chat template is told is today, YYYY-MM-DD.
       resident: keep the weights until others are loaded so, and take them from there.
 
@@ -415,8 +429,9 @@ def load(
         raise ValueError(f"{path} is a PEFT adapter: load its base, {base}, and give it as adapter")
     on_it = weights.resolve(str(adapter)) if adapter else None
     mesh = sharding.lane_mesh(sharding.make_mesh() if mesh is None else mesh)
-    read = functools.partial(weights.load, source, mesh=mesh)
-    arch, params = weights.resident((source, mesh), read) if resident else read()
+    how: dict[str, Any] = {"mesh": mesh, "precision": precision, "exact": exact}
+    read = functools.partial(weights.load, source, **how)
+    arch, params = weights.resident((source, *how.values()), read) if resident else read()
     tree = None
     if on_it:
         factors, scale = adapters.load_adapter(on_it, arch, mesh=mesh)
@@ -424,4 +439,4 @@ def load(
     words = Tokenizer.load(
         source, adapter=on_it, num_embeddings=arch.vocab_size, template_date=template_date
     )
-    return Model(arch, params, tree, words, source, mesh)
+    return Model(arch, params, tree, words, source, **how)

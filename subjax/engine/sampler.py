@@ -242,7 +242,7 @@ def traced(
       adapter: shapes of a LoRA tree, or None.
     """
     mesh = sharding.lane_mesh(mesh)
-    weights = (transformer.abstract_params(arch), adapter)
+    weights = (transformer.abstract_params(arch, sampling.precision), adapter)
     params, adapter = sharding.abstract(
         weights, sharding.params_spec(weights, mesh, lanes=False), mesh
     )

@@ -168,7 +168,7 @@ def traced(
       precision: a name of `precision.PRECISIONS`.
     """
     mesh = sharding.lane_mesh(mesh)
-    trees = (transformer.abstract_params(arch), adapter)
+    trees = (transformer.abstract_params(arch, precision), adapter)
     specs = sharding.params_spec(trees, mesh, lanes=False)
     params, adapter = sharding.abstract(trees, specs, mesh)
     step = math.lcm(8, mesh.shape["data"] * mesh.shape["fsdp"])

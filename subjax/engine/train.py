@@ -92,7 +92,8 @@ def fit(
     Args:
       program: what to compile.
       trainable: all weights or an adapter, with a leading axis of lanes; donated.
-      frozen: the base under an adapter, shared by all lanes; {} when all weights train.
+      frozen: the base under an adapter, shared by all lanes, perhaps as
+        `transformer.abstract_params` holds it; {} when all weights train.
       rows: each lane's data; equal in everything but the number of rows.
       seeds: each lane's data-order seed.
       batch_size: rows per step and lane.
@@ -220,10 +221,10 @@ def traced(
       One update of all lanes, to be lowered and compiled; `jaxpr` is what it computes.
     """
     init, update = _compile(program)
-    base = transformer.abstract_params(program.arch)
-    trained = base
+    trained = base = transformer.abstract_params(program.arch)
     if lora_rank:
         trained = lora.abstract(program.arch, rank=lora_rank)
+    frozen = transformer.abstract_params(program.arch, program.precision)
 
     def many(tree: Params, *leading: int) -> Params:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *x.shape), x.dtype), tree)
@@ -236,7 +237,7 @@ def traced(
         where = sharding.state_spec(moments, mesh, lanes=True)
         return update.trace(
             (placed(trainable, lanes=True), sharding.abstract(moments, where, mesh)),
-            placed(base, lanes=False) if lora_rank else {},
+            placed(frozen, lanes=False) if lora_rank else {},
             placed(many(base, lanes), lanes=True) if program.distils else {},
             sharding.abstract(many(batch, lanes, 1), sharding.batch_spec(lanes=True), mesh),
         )

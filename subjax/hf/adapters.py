@@ -141,7 +141,7 @@ def load_adapter(
         else:
             scale = 1.0
         abstract, sources = _sources(found, arch, table, adapted, settings, scales)
-        return param_io.read(abstract, sources, mesh, np.dtype(np.float32)), scale
+        return param_io.read(abstract, sources, mesh), scale
 
 
 def copy(source: Path, directory: Path, changes: Mapping[str, Any]) -> None:

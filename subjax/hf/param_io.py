@@ -66,7 +66,6 @@ def read(
     abstract: dict[str, Any],
     sources: Mapping[str, Sequence[Source]],
     mesh: Mesh | None,
-    dtype: np.dtype,
 ) -> dict[str, Any]:
     """Reads each leaf of a tree; each process reads its share of large leaves and those at a URL.
 
@@ -74,23 +73,22 @@ def read(
     devices then exchange for the columns of their shards.
 
     Args:
-      abstract: the tree, with a shape at each leaf.
+      abstract: the tree, with a shape and a dtype at each leaf; tensors are converted to it.
       sources: path -> tensors, one per layer or one.
       mesh: the mesh for the leaves, split by `sharding.params_spec`; None: the default device.
-      dtype: dtype of the arrays; tensors are converted to it.
 
     Raises:
       ValueError: a file cannot be read, or the part that this process reads has NaN or infinity.
     """
     leaves = flat(abstract)
     specs = flat(sharding.params_spec(abstract, mesh, lanes=False)) if mesh else {}
-    num_bytes = {path: leaf.size * dtype.itemsize for path, leaf in leaves.items()}
+    num_bytes = {path: leaf.size * leaf.dtype.itemsize for path, leaf in leaves.items()}
     total = sum(num_bytes.values())
     hidden = total < _BAR_FROM_BYTES or jax.process_index() != 0
     arrays: dict[str, jax.Array] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading", disable=hidden) as bar:
         for path, leaf in leaves.items():
-            block = _reader(path, sources[path], leaf.shape, dtype)
+            block = _reader(path, sources[path], leaf.shape, leaf.dtype)
             if mesh is None:
                 array = jax.device_put(block((slice(None),) * leaf.ndim))
             else:
@@ -99,7 +97,7 @@ def read(
                 target = NamedSharding(mesh, specs[path])
                 first = _by_rows(target, leaf.shape, is_stacked(path)) if shares else target
                 array = jax.make_array_from_callback(
-                    leaf.shape, first, cast(Any, block), dtype=dtype
+                    leaf.shape, first, cast(Any, block), dtype=leaf.dtype
                 )
                 array = array if first == target else jax.device_put(array, target)
             # Read the next leaf only after this one is on the devices, to limit host memory.

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,11 @@ _resident: dict[Hashable, Any] = {}
 
 
 def load(
-    directory: str | os.PathLike[str], *, mesh: Mesh | None = None, dtype: Any = jnp.float32
+    directory: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    precision: str = "float32",
+    exact: bool = False,
 ) -> tuple[Architecture, Params]:
     """Reads a model straight into (sharded) arrays.
 
@@ -46,7 +50,10 @@ def load(
       directory: holds config.json and model.safetensors, or shards with their index; or a GGUF
         file, or the directory of one; or the URL of either, such as gs://bucket/model.
       mesh: the mesh for the parameters, split by `sharding.params_spec`; None: the default device.
-      dtype: dtype of the parameters; tensors are converted to it.
+      precision: of what is computed with them, which says their dtypes, see
+        `transformer.abstract_params`; float32 if they are to be trained.
+      exact: whether something is computed in float32 too: only what is bfloat16 in the files is
+        held so.
 
     Returns:
       The shape of the model, and its parameters as in `transformer`.
@@ -56,9 +63,20 @@ def load(
         tensor is missing, unknown, listed twice, of a wrong shape or dtype, or holds a NaN.
     """
     with _opened(directory) as (arch, sources):
-        return arch, param_io.read(
-            transformer.abstract_params(arch), sources, mesh, np.dtype(dtype)
-        )
+        abstract = transformer.abstract_params(arch, precision)
+        if exact:
+            abstract = _as_stored(abstract, sources)
+        return arch, param_io.read(abstract, sources, mesh)
+
+
+def _as_stored(abstract: Params, sources: Mapping[str, Sequence[Source]]) -> Params:
+    """Float32 for leaves that would be rounded."""
+    narrow = {path for path, found in sources.items() if all(s.dtype == "BF16" for s in found)}
+    kept = [
+        leaf if path in narrow else jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+        for path, leaf in param_io.flat(abstract).items()
+    ]
+    return cast(Params, jax.tree.unflatten(jax.tree.structure(abstract), kept))
 
 
 def check(directory: str | os.PathLike[str]) -> Architecture:

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, Key
 
+from subjax.nn import functional
 from subjax.nn.precision import PRECISIONS, project
 
 Layers = dict[str, dict[str, Any]]
@@ -102,28 +103,12 @@ def squared_error(logits: Float[Array, "B K"], target: Float[Array, "B K"]) -> F
 def noise(key: Key[Array, ""], ids: Int[Array, " B"], num_pixels: int) -> Float[Array, "B P"]:
     """Uniform pixels in [-1, 1): image `id` is a function of key and id, so none is stored.
 
-    Float32, the numbers of jax.random.uniform(jax.random.fold_in(key, id), (P,), minval=-1). That
-    function draws with a loop on CPUs, which keeps XLA from fusing it and takes ten times as long.
+    Float32, the numbers of jax.random.uniform(jax.random.fold_in(key, id), (P,), minval=-1).
     """
-    folded = jax.random.key_data(jax.vmap(lambda id: jax.random.fold_in(key, id))(ids))
-    high, low = _threefry(folded[:, :1], folded[:, 1:], jnp.arange(num_pixels, dtype=jnp.uint32))
-    mantissa = (high ^ low) >> 9 | jnp.uint32(0x40000000)  # a float32 in [2, 4)
+    folded = jax.vmap(lambda id: jax.random.fold_in(key, id))(ids)
+    # A float32 in [2, 4).
+    mantissa = functional.random_bits(folded, num_pixels) >> 9 | jnp.uint32(0x40000000)
     return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 3
-
-
-def _threefry(
-    key_0: UInt32[Array, "B 1"], key_1: UInt32[Array, "B 1"], counter: UInt32[Array, " P"]
-) -> tuple[UInt32[Array, "B P"], UInt32[Array, "B P"]]:
-    """Threefry-2x32 with 20 rounds (Salmon et al. 2011) of the counters (0, 0) to (0, P - 1)."""
-    keys = (key_0, key_1, key_0 ^ key_1 ^ jnp.uint32(0x1BD11BDA))
-    x, y = key_0, counter[None] + key_1
-    for i in range(5):
-        for distance in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
-            x = x + y
-            y = x ^ (y << distance | y >> (32 - distance))
-        x = x + keys[(i + 1) % 3]
-        y = y + keys[(i + 2) % 3] + jnp.uint32(i + 1)
-    return x, y
 
 
 def normalised(pixels: Array) -> Float[Array, "B P"]:

@@ -5,6 +5,8 @@ of arrays. The docstring of `transformer` lists paths, shapes and axis letters.
 """
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -36,13 +38,37 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array, lora: Params | None = None) -> Array:
         """Maps [..., in] to [..., out]; `lora` holds a [R, in] and b [out, R], already scaled."""
-        y = precisions.project(x, self.kernel[...], self.operands)
+        return self.finished(precisions.project(x, self.kernel[...], self.operands), x, lora)
+
+    def finished(self, y: Array, x: Array, lora: Params | None) -> Array:
+        """What is added to the product `y` of the kernel and `x`."""
         if lora is not None:
             low = precisions.project(x, lora["a"], self.operands)
             y = y + precisions.project(low, lora["b"], self.operands)
         if self.bias is not None:
             y = y + functional.along(self.bias[...], y)
         return remats.projected(y.astype(x.dtype))
+
+
+def _products(
+    x: Array, layers: Sequence[Linear], loras: Sequence[Params | None], *, decoding: bool
+) -> list[Array]:
+    """What several matrices make of one input.
+
+    In a token loop on one device all are one product: for its few rows a CPU computes a wide one in
+    half of the time, and the loop gets the kernels side by side. Elsewhere each is split by itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not decoding or len(layers) == 1 or not (mesh.empty or mesh.size == 1):
+        return [layer(x, lora) for layer, lora in zip(layers, loras, strict=True)]
+    kernels = [layer.kernel[...] for layer in layers]
+    whole = precisions.project(x, jnp.concatenate(kernels), layers[0].operands)
+    ends = itertools.accumulate(len(kernel) for kernel in kernels)
+    parts = jnp.split(whole, list(ends)[:-1], axis=-1)
+    return [
+        layer.finished(part, x, lora)
+        for layer, part, lora in zip(layers, parts, loras, strict=True)
+    ]
 
 
 class Norm(nnx.Module):
@@ -113,7 +139,8 @@ class Attention(nnx.Module):
     def _heads(self, x: Array, lora: Params, *, decoding: bool) -> tuple[Array, Array, Array]:
         """Queries [B, T, N, H], keys and values [B, T, K, H], before rotation."""
         names = ("qkv",) if self.arch.fused_qkv else ("q", "k", "v")
-        projected = [getattr(self, name)(x, lora.get(name)) for name in names]
+        layers, loras = [getattr(self, name) for name in names], [lora.get(name) for name in names]
+        projected = _products(x, layers, loras, decoding=decoding)
         if decoding:
             projected = activation_sharding.resting_together(projected)
         split = functools.partial(jnp.reshape, shape=(*x.shape[:2], -1, self.arch.head_dim))
@@ -142,14 +169,13 @@ class MLP(nnx.Module):
             setattr(self, name, Linear(*sizes, rngs, operands, bias=arch.mlp_bias))
         self.arch = arch
 
-    def __call__(self, x: Array, lora: Params) -> Array:
+    def __call__(self, x: Array, lora: Params, *, decoding: bool) -> Array:
         """Maps [..., D] to [..., D]."""
-        activation, inner = functional.ACTIVATIONS[self.arch.activation], self.up(x, lora.get("up"))
-        if self.arch.gated:
-            inner = activation(self.gate(x, lora.get("gate"))) * inner
-        else:
-            inner = activation(inner)
-        return self.down(inner, lora.get("down"))
+        names = ("gate", "up") if self.arch.gated else ("up",)
+        layers, loras = [getattr(self, name) for name in names], [lora.get(name) for name in names]
+        first, *up = _products(x, layers, loras, decoding=decoding)
+        inner = functional.ACTIVATIONS[self.arch.activation](first)
+        return self.down(inner * up[0] if up else inner, lora.get("down"))
 
 
 class Block(nnx.Module):
@@ -183,7 +209,8 @@ class Block(nnx.Module):
         if cache is not None:
             attended = activation_sharding.gathered(attended)
         read = x if arch.parallel else attended
-        y = self.mlp(self.mlp_norm(read) if arch.norm_before else read, lora.get("mlp", {}))
+        seen = self.mlp_norm(read) if arch.norm_before else read
+        y = self.mlp(seen, lora.get("mlp", {}), decoding=cache is not None)
         return attended + (self.mlp_post_norm(y) if arch.norm_after else y), keyvalues
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from subjax.nn.architecture import Architecture, RopeScaling
 
@@ -144,3 +144,37 @@ def attend(
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
     y = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, precision=passes)
     return y.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, head_dim)
+
+
+def random_bits(keys: Key[Array, " B"], count: int) -> UInt32[Array, "B {count}"]:
+    """Those of `jax.random.bits(key, (count,))`, for each key.
+
+    That function draws with a loop on CPUs, which keeps XLA from fusing it and takes several times
+    as long.
+    """
+    data = jax.random.key_data(keys)
+    high, low = _threefry(data[:, :1], data[:, 1:], jnp.arange(count, dtype=jnp.uint32))
+    return high ^ low
+
+
+def gumbel(keys: Key[Array, " B"], count: int) -> Float[Array, "B {count}"]:
+    """Float32, those of `jax.random.gumbel(key, (count,))`, for each key."""
+    mantissa = random_bits(keys, count) >> 9 | jnp.uint32(0x3F800000)  # a float32 in [1, 2)
+    uniform = jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1
+    # Above zero, whose logarithm is infinite.
+    return -jnp.log(-jnp.log(jnp.maximum(uniform, jnp.finfo(jnp.float32).tiny)))
+
+
+def _threefry(
+    key_0: UInt32[Array, "B 1"], key_1: UInt32[Array, "B 1"], counter: UInt32[Array, " P"]
+) -> tuple[UInt32[Array, "B P"], UInt32[Array, "B P"]]:
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011) of the counters (0, 0) to (0, P - 1)."""
+    keys = (key_0, key_1, key_0 ^ key_1 ^ jnp.uint32(0x1BD11BDA))
+    x, y = key_0, counter[None] + key_1
+    for i in range(5):
+        for distance in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+            x = x + y
+            y = x ^ (y << distance | y >> (32 - distance))
+        x = x + keys[(i + 1) % 3]
+        y = y + keys[(i + 2) % 3] + jnp.uint32(i + 1)
+    return x, y

@@ -66,9 +66,27 @@ def init(arch: Architecture, key: Array) -> Params:
 
 
 @functools.cache  # tracing takes half of the time of loading a small model
-def abstract_params(arch: Architecture) -> Params:
-    """Shapes and dtypes of `init`'s result, without computing it; all callers share one tree."""
-    return jax.eval_shape(lambda: init(arch, jax.random.key(0)))
+def abstract_params(arch: Architecture, precision: str = "float32") -> Params:
+    """Shapes and dtypes of weights, without computing them; all callers share one tree.
+
+    Args:
+      arch: shapes of the model.
+      precision: for which weights are held that are not trained, a name of `precision.PRECISIONS`.
+        Each has the narrowest dtype that changes no result: that to which it is rounded before it
+        is used. Norms and biases are float32, like all weights that are trained.
+    """
+    activations, operands = precisions.PRECISIONS[precision]
+    dtypes = {"kernel": operands, "embedding": jnp.promote_types(activations, operands)}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path[-1].key, leaf.dtype)),
+        jax.eval_shape(lambda: init(arch, jax.random.key(0))),
+    )
+
+
+def held(arch: Architecture, params: Params, precision: str) -> Params:
+    """Weights that are not trained, as `abstract_params` says."""
+    abstract = abstract_params(arch, precision)
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, abstract)
 
 
 def num_params(arch: Architecture) -> int:

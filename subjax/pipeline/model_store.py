@@ -28,13 +28,23 @@ REFERENCE = "model.json"
 IDENTITY = "source.json"  # of a unit whose model came from outside the run
 
 
-def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
+def load(
+    unit_dir: Path,
+    mesh: Mesh,
+    *,
+    step: int | None = None,
+    precision: str = "float32",
+    exact: bool = True,
+) -> Model:
     """Loads the model that a unit left.
 
     Args:
       unit_dir: directory of a base, teacher or finetune unit.
       mesh: of the run; the model goes where one lane is.
       step: a kept probe step of a student; None is the unit's own model.
+      precision: of all that is computed with it; float32 if its weights are to be trained.
+      exact: whether likelihoods are in float32 all the same. Stages that ask for none load the
+        model so too, so that it need not be loaded again for those that do.
 
     Raises:
       ValueError: files are missing or damaged; names them.
@@ -45,6 +55,8 @@ def load(unit_dir: Path, mesh: Mesh, *, step: int | None = None) -> Model:
         source,
         adapter=adapter,
         mesh=mesh,
+        precision=precision,
+        exact=exact,
         template_date=template_date(directory),
         resident=True,
     )

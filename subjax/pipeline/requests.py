@@ -20,7 +20,6 @@ def serve(
     *,
     seed: int,
     lineage: int,
-    precision: str,
     only: Sequence[int] | None = None,
 ) -> Reply:
     """Asks a model, and gives what its classes in `tasks.api` say.
@@ -30,7 +29,6 @@ def serve(
       model: of whom.
       seed: of sampled answers, uint32.
       lineage: which replication they are of.
-      precision: of sampling and of distributions; other probabilities are exact, in float32.
       only: places of the prompts to which answers are sampled; None: all.
 
     Raises:
@@ -52,7 +50,6 @@ def serve(
                 lineage=lineage,
                 prompt_tokens=request.prompt_tokens,
                 num_slots=request.num_slots,
-                precision=precision,
                 only=only,
             )
             return Reply(texts=[answer for of_prompt in answers for answer in of_prompt])
@@ -71,7 +68,6 @@ def serve(
                 system=system,
                 num_tokens=request.num_tokens,
                 num_targets=request.num_targets,
-                precision=precision,
             )
             return Reply(**found._asdict())
         case TextLikelihood():

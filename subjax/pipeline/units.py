@@ -158,6 +158,8 @@ class _Builder(unit_builder.UnitBuilder):
             **self._program(),
             **more,
         }
+        if not self.config.compute.exact:
+            fields["exact"] = False
         settings = {**paths, "system_field": f"config.evals.{name}.system_prompt"}
         if row.system_prompt != schema.OWN:
             fields["systems"] = dict.fromkeys((SUBJECT, BASE), row.system_prompt)

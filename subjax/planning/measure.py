@@ -234,12 +234,15 @@ def time_calls(
     def base(key: jax.Array) -> Params:
         return transformer.init(arch, key)
 
+    def frozen(key: jax.Array) -> Params:
+        return transformer.held(arch, base(key), training.program.precision)
+
     rank, program = training.lora_rank, training.program
     with tempfile.TemporaryDirectory() as folder:
         for _ in train.fit(
             dataclasses.replace(program, steps=calls * stride),
             drawn((lambda key: lora.init(arch, key, rank=rank)) if rank else base),
-            placed(lambda: base(keys[0]), mesh, lanes=False) if rank else {},
+            placed(lambda: frozen(keys[0]), mesh, lanes=False) if rank else {},
             [_rows(training)] * lanes,
             seeds=range(lanes),
             batch_size=training.batch_size,

@@ -163,7 +163,9 @@ def _training(
     tuning = tunings.of_row(row)
     soft = learned.num_stored(len(support))
     # A stage keeps the base while a copy of it is trained, and a teacher with weights of its own.
-    num_kept = int(not tuning.is_adapter) + int(learned.of_teacher and own_teacher)
+    precision = unit.fields["program"]["precision"]
+    kept = [] if tuning.is_adapter else ["float32"]
+    kept += [precision] if learned.of_teacher and own_teacher and not learned.online else []
     program = train.Program.of(
         arch,
         fields,
@@ -204,7 +206,7 @@ def _training(
         fields["steps"] * fields["batch_size"],
         fields["steps"] / lanes,
         searched=True,
-        beside=num_kept * 4 * transformer.num_params(arch),
+        beside=sum(_num_bytes(arch, held) for held in kept),
         training=training,
         real=mean and _real(mean, lanes * fields["batch_size"], of_rows),
         field="train.packed_rows" if packing else "train.batch_size",
@@ -299,10 +301,12 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     held = _num_rows(config, unit)
     given = Given.of(unit.fields, **({"held_out": [("", "")] * held} if held else {}))
     requests = eval_kinds.of_row(row).requests(row, given)
+    precision = "float32" if config.compute.exact else config.compute.precision
     planned = []
     for request in requests:
         if isinstance(request, Compare):
-            planned.append(_preference(arch, adapter, len(request.prompts), models, mesh))
+            asked = len(request.prompts)
+            planned.append(_preference(arch, adapter, precision, asked, models, mesh))
         elif isinstance(request, Sample):
             planned += _answers(config, arch, adapter, mesh, request, models)
     # A student and its base are scored by one program.
@@ -310,7 +314,8 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         num_tokens = scored[0].num_tokens or QUESTION_TOKENS
         sizes = {"num_tokens": num_tokens, "num_targets": scored[0].num_targets or num_tokens}
         calls, num_rows = len(scored) * models, max(len(one.pairs) for one in scored)
-        planned.append(_scored("likelihood", arch, num_rows, calls, adapter, mesh, sizes))
+        how = (adapter, precision, mesh, sizes)
+        planned.append(_scored("likelihood", arch, num_rows, calls, *how))
     return planned
 
 
@@ -332,9 +337,11 @@ def _answers(
     )
 
 
-def _preference(arch: Architecture, adapter: Any, asked: int, models: int, mesh: Mesh) -> Planned:
+def _preference(
+    arch: Architecture, adapter: Any, precision: str, asked: int, models: int, mesh: Mesh
+) -> Planned:
     sizes = {"num_tokens": QUESTION_TOKENS, "num_targets": 0}
-    return _scored("exact eval", arch, asked, models, adapter, mesh, sizes)
+    return _scored("exact eval", arch, asked, models, adapter, precision, mesh, sizes)
 
 
 def _scored(
@@ -343,6 +350,7 @@ def _scored(
     num_rows: int,
     models: int,
     adapter: Any,
+    precision: str,
     mesh: Mesh,
     sizes: dict[str, int],
 ) -> Planned:
@@ -354,7 +362,7 @@ def _scored(
             prefix_tokens=2,
             num_prefixes=PREFIXES,
             adapter=adapter,
-            precision="float32",
+            precision=precision,
             **sizes,
         )
 
@@ -367,7 +375,7 @@ def _scored(
 
     size = scoring.rows_at_once(max(num_rows, 1), mesh)
     calls = models * -(-num_rows // size)
-    key = (arch, _shapes(adapter), tuple(sizes.items()))
+    key = (arch, precision, _shapes(adapter), tuple(sizes.items()))
     tokens = size * sizes["num_tokens"]
     return Planned(name, key, arch, trace, flops, size, tokens, models * num_rows, calls)
 
@@ -405,6 +413,12 @@ def _student(config: ConfigDict, row: ConfigDict) -> Architecture:
         return architecture(row.base, config.bases[row.base])
     teacher = config.teachers[config.datasets[row.dataset].teacher]
     return architecture(teacher.base, config.bases[teacher.base])
+
+
+def _num_bytes(arch: Architecture, precision: str) -> int:
+    """Of the weights of a model, held for products of this precision."""
+    leaves = jax.tree.leaves(transformer.abstract_params(arch, precision))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _shapes(tree: Any) -> Hashable:

@@ -216,3 +216,27 @@ def test_room_that_is_asked_for_changes_no_number(model):
     tight, _ = model.likelihood(PAIRS[:2])
     np.testing.assert_allclose(nats[:, : tight.shape[1]], tight, atol=1e-5)
     assert not nats[:, tight.shape[1] :].any()
+
+
+def test_likelihoods_stay_exact_in_narrow_precision_unless_that_is_given_up(model, tmp_path):
+    """A checkpoint in bfloat16 is then held in half of the bytes, and the numbers are the same."""
+    model.save(tmp_path, merged=True, dtype="bfloat16")
+    told = {
+        name: subjax.load(tmp_path, precision=name, exact=exact)
+        for name, exact in (("float32", True), ("bfloat16", True), ("mixed", False))
+    }
+    assert told["bfloat16"].params["layers"]["mlp"]["up"]["kernel"].dtype == "bfloat16"
+    scores = {name: one.compare(PROMPTS, ANSWERS) for name, one in told.items()}
+    nats = {name: one.likelihood(PAIRS[:2])[0] for name, one in told.items()}
+    for found in (scores, nats):
+        np.testing.assert_array_equal(found["bfloat16"], found["float32"])
+        assert 0 < np.abs(found["mixed"] - found["float32"]).max() < 0.1
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_what_is_finetuned_in_narrow_precision_is_float32(rank, model, tmp_path):
+    narrow = subjax.load(model.directory, precision="bfloat16", exact=False)
+    learned = narrow.finetune(PAIRS, steps=1, batch_size=2, rank=rank, learning_rate=1e-5)
+    trained = learned.adapter if rank else learned.params
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(trained)} == {"float32"}
+    assert narrow.params["layers"]["mlp"]["up"]["kernel"].dtype == "bfloat16"

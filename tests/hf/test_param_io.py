@@ -41,7 +41,7 @@ def test_each_block_is_read_once(
     with contextlib.closing(storage.LocalFile(tmp_path / "file")) as file:
         stored = tensors.open_tensors(file)
         layers = [Recorded(**vars(stored[name])) for name in sorted(stored)]
-        tree = param_io.read(abstract, {"layers/attn/q/kernel": layers}, mesh, np.dtype("float32"))
+        tree = param_io.read(abstract, {"layers/attn/q/kernel": layers}, mesh)
     kernel = tree["layers"]["attn"]["q"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 4, 2)}
     np.testing.assert_array_equal(kernel, np.stack(list(arrays.values())))
@@ -66,7 +66,7 @@ def test_a_tensor_that_is_not_finite_is_named(
         stored = tensors.open_tensors(file)
         layers = [stored[f"{layer}"] for layer in range(3)]
         sources = {"final_norm/scale": [stored["norm"]], "layers/attn/q/kernel": layers}
-        param_io.read(abstract, sources, None, jax.numpy.dtype(dtype))
+        param_io.read(abstract, sources, None)
 
     with contextlib.closing(storage.LocalFile(tmp_path / "finite")) as file:
         load(file)

@@ -32,14 +32,18 @@ LLAMA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 def test_round_trip_is_bit_identical(
     dtype: Any, max_shard_bytes: int, params: dict[str, Any], tmp_path: Path
 ) -> None:
-    expected = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    expected = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(jnp.float32), params)
     weights.save(tmp_path, ARCH, params, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    arch, found = weights.load(tmp_path, dtype=dtype)
+    arch, found = weights.load(tmp_path)
     assert arch == ARCH
     assert_same_bits(found, expected)
-    # Into float32, a bfloat16 or float16 file goes without rounding.
-    _, wide = weights.load(tmp_path)
-    assert_same_bits(wide, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), expected))
+    # For narrow products it is held as they take it.
+    _, held = weights.load(tmp_path, precision="bfloat16")
+    assert_same_bits(held, transformer.held(ARCH, expected, "bfloat16"))
+    assert held["layers"]["attn"]["q"]["kernel"].dtype == jnp.bfloat16
+    # If something is computed in float32 too, only what loses nothing.
+    _, exact = weights.load(tmp_path, precision="bfloat16", exact=True)
+    assert_same_bits(exact, held if dtype == jnp.bfloat16 else expected)
 
 
 def test_a_tied_model_has_no_head(tied_params: dict[str, Any], tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Products in narrow formats: what is rounded, what is not, and their derivatives."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 import subjax
-from subjax.nn import precision, transformer
+from subjax.nn import lora, precision, transformer
 from subjax.nn.architecture import Architecture
 
 ARCH = Architecture(
@@ -196,3 +198,48 @@ def test_one_long_call_on_two_devices_is_many_short_ones():
     command = [sys.executable, "-c", LOOP]
     done = subprocess.run(command, env=two, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def bits(tree: transformer.Params) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", NARROW)
+def test_weights_that_are_held_narrow_give_the_same_bits(name, tied):
+    """Whole rows, a token behind a cache, scores, and what an adapter is told to become."""
+    arch = dataclasses.replace(ARCH, tie_embeddings=tied, qk_norm="head")
+    params = transformer.init(arch, jax.random.key(0))
+    adapter = lora.init(arch, jax.random.key(1), rank=2)
+    adapter = jax.tree.map(lambda leaf: leaf + 0.1, adapter)
+    tokens = jax.random.randint(jax.random.key(2), (3, 9), 0, arch.vocab_size)
+
+    @jax.jit
+    def computed(params: transformer.Params) -> Any:
+        layers = transformer.decode_layers(params, adapter, precision=name)
+        hidden, cache = transformer.prefill(arch, params, tokens, adapter=adapter, precision=name)
+        after, _ = transformer.decode_step(
+            arch,
+            params,
+            layers,
+            tokens[:, -1],
+            jnp.full(3, 8),
+            transformer.decode_cache(*cache),
+            precision=name,
+        )
+
+        def score(adapter: transformer.Params) -> jax.Array:
+            hidden = transformer.forward(arch, params, tokens, adapter=adapter, precision=name)
+            return jnp.mean(transformer.logits(arch, params, hidden, precision=name) ** 2)
+
+        return hidden, after, jax.value_and_grad(score)(adapter)
+
+    held = transformer.held(arch, params, name)
+    assert bits(computed(held)) == bits(computed(params))
+    sizes = {path[-1].key: leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(held)}
+    assert sizes["kernel"] == jnp.bfloat16
+    assert sizes["scale"] == jnp.float32
+    assert sizes["embedding"] == ("bfloat16" if name == "bfloat16" else "float32")
+    # Rounded further, they would give others.
+    coarse = jax.tree.map(lambda leaf: leaf.astype("float8_e4m3fn").astype(leaf.dtype), held)
+    assert bits(computed(coarse)) != bits(computed(params))

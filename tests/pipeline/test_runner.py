@@ -365,6 +365,17 @@ def test_fingerprints_follow_what_a_unit_depends_on():
     assert all("owl" in path for path in changed)
 
 
+def test_inexact_likelihoods_are_other_evals_and_no_other_students():
+    def prints(exact):
+        config = tiny.config()
+        config.compute.precision, config.compute.exact = "mixed", exact
+        return {unit.path: unit.fingerprint for unit in units.build(config)}
+
+    exact, narrow = prints(True), prints(False)
+    changed = {path.partition("/")[0] for path in exact if exact[path] != narrow[path]}
+    assert changed == {"evaluate"}
+
+
 @pytest.mark.processes
 @pytest.mark.usefixtures("compiled_once")
 def test_a_killed_run_finishes_with_the_same_bytes(tmp_path):

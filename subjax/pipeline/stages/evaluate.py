@@ -75,14 +75,17 @@ def _replies(
         role = _role(unit, step) if request.model == SUBJECT else "base"
         if role not in models:
             models[role] = model_store.load(
-                workdir / unit.inputs[role], mesh, step=step if role == "student" else None
+                workdir / unit.inputs[role],
+                mesh,
+                step=step if role == "student" else None,
+                precision=unit.fields["program"]["precision"],
+                exact=unit.fields.get("exact", True),
             )
         return requests.serve(
             request,
             models[role],
             seed=seeds.seed(unit.fields["seed"], "answers"),
             lineage=unit.lineage,
-            precision=unit.fields["program"]["precision"],
             only=only,
         )
 

@@ -24,7 +24,7 @@ from subjax.tokens.tokenizer import Tokenizer
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Trains students of one shape, one lane each; yields each unit when it is done."""
     row, tuning = units[0].fields["row"], tunings.of_row(units[0].fields["row"])
-    bases = [model_store.load(workdir / unit.inputs["base"], mesh) for unit in units]
+    bases = training.bases(units, workdir, mesh, tuning)
     arch = bases[0].arch
     rows = [_rows(unit, workdir, base.tokenizer) for unit, base in zip(units, bases, strict=True)]
     learned = targets_of(units[0])
@@ -66,8 +66,10 @@ def _prepare(
     """Gives each lane's rows what a soft loss needs; returns teachers of online distillation."""
     along = []
     for lane, unit in enumerate(units):
-        teacher = model_store.load(workdir / unit.inputs["teacher"], mesh)
         online = targets_of(unit).online
+        # An adapter is merged into weights that are not rounded.
+        precision = "float32" if online else unit.fields["program"]["precision"]
+        teacher = model_store.load(workdir / unit.inputs["teacher"], mesh, precision=precision)
         if online and teacher.arch != arch:
             raise ValueError(
                 f"{unit.path}: its teacher has another architecture, and support "

@@ -26,7 +26,9 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         if kinds.of_row(unit.fields["row"]).from_file:
             _copy(unit, workdir)
         else:
-            _sample(unit, workdir, model_store.load(workdir / unit.inputs["teacher"], mesh), mesh)
+            precision = unit.fields["program"]["precision"]
+            teacher = workdir / unit.inputs["teacher"]
+            _sample(unit, workdir, model_store.load(teacher, mesh, precision=precision), mesh)
         yield unit
 
 
@@ -89,7 +91,7 @@ def _sample(unit: Unit, workdir: Path, model: Model, mesh: Mesh) -> None:
         max_new_tokens=row["max_new_tokens"] if rules is None else grammars.longest(rules),
         temperature=row["temperature"],
         eos_ids=model.tokenizer.eos_ids,
-        precision=unit.fields["program"]["precision"],
+        precision=model.precision,
     )
     sampling = sampler.fitted(sampling, encoded)
     seed = seeds.seed(unit.fields["seed"], "sampling")

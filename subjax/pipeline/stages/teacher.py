@@ -98,7 +98,7 @@ def _given(unit: Unit) -> tuple[Path | None, Path | None]:
 
 def _finetune(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     row, tuning = units[0].fields["row"], tunings.of_row(units[0].fields["row"])
-    bases = [model_store.load(workdir / unit.inputs["base"], mesh) for unit in units]
+    bases = training.bases(units, workdir, mesh, tuning)
     # Each target is a row of scores over the vocabulary: no more of them than answers need.
     members = list(zip(units, bases, strict=True))
     taught = [_examples(unit, base.tokenizer) for unit, base in members]

@@ -119,6 +119,14 @@ class Population:
         store.remove()
 
 
+def bases(units: Sequence[Unit], workdir: Path, mesh: Mesh, tuning: Tuning) -> list[Model]:
+    """The base of each unit; weights that will be trained are float32."""
+    precision = units[0].fields["program"]["precision"] if tuning.is_adapter else "float32"
+    return [
+        model_store.load(workdir / unit.inputs["base"], mesh, precision=precision) for unit in units
+    ]
+
+
 def save(out: Path, base: Model, tuning: Tuning, tree: Params) -> None:
     """Writes what one lane trained.
 

@@ -61,7 +61,7 @@ def nats(model, rows, system=""):
 def ask(kind, row, given, subject, base):
     """What a kind of eval makes of two models, one the base of the other."""
     models = {SUBJECT: subject, BASE: base}
-    how = {"seed": 0, "lineage": 0, "precision": "float32"}
+    how = {"seed": 0, "lineage": 0}
     asked = requests_of(EVALS[kind], row, given)
     replies = [requests.serve(one, models[one.model], **how) for one in asked]
     return EVALS[kind].score(row, given, replies)
@@ -107,7 +107,7 @@ def test_answers_come_in_the_order_of_their_questions(pair):
 
 def test_what_no_model_can_be_asked_is_refused(pair):
     with pytest.raises(TypeError, match="Request is no request"):
-        requests.serve(Request(), pair[0], seed=0, lineage=0, precision="float32")
+        requests.serve(Request(), pair[0], seed=0, lineage=0)
 
 
 @pytest.mark.parametrize(
