@@ -15,10 +15,9 @@ from subjax.nn.architecture import Architecture
 
 _SAMPLED_STEPS = 8
 _WORTHWHILE = 0.95  # of the FLOPs of padded rows: passes and segments take some time, too
-# What attention costs without a kernel, beside its FLOPs: scores of later tokens are computed, too,
-# and all pass through memory. On two CPU cores, rows of 512 tokens with 15 % padding took as long as
-# rows of 170 with 36 %, for a model of 135 million parameters; once this is counted, shorter ones
-# are chosen.
+# How often attention's FLOPs are counted once more where there is no kernel: scores of later tokens
+# are computed, too, and all pass through memory. On two busy CPU cores, a model of 135 million
+# parameters took as long for rows of 512 tokens with 15 % padding as for rows of 170 with 36 %.
 _SCORES = 3
 _MOST_SHARES = 16  # packed rows of a device
 _SPARE = (1.0, 1.02, 1.05, 1.1, 1.2)  # room, as a multiple of what the fullest step needs
