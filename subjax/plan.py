@@ -89,7 +89,7 @@ def _tuned(config: ConfigDict, unit: Unit) -> Mapping[str, Any]:
 def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
     """Plans a config on one topology and prints it; returns a line for each misfit."""
     chip, devices = aot.topology(name)
-    if not (todo := _todo(config, workdir)):
+    if not (todo := _todo(config, workdir, devices[0].platform)):
         return []
     mesh = _mesh(config, devices)
     placed = placements(config, todo, mesh)
@@ -121,18 +121,18 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
 
 def run_here(config: ConfigDict, workdir: Path) -> None:
     """Times trainings on the devices of this machine, prints them, writes `artifacts.PLAN`."""
-    if not (todo := _todo(config, workdir)):
-        return
     sharding.use_cpu_devices(config.compute.cpu_devices)
+    if not (todo := _todo(config, workdir, "")):
+        return
     mesh = _mesh(config, ())
     print(_title(config, mesh.devices.flat[0].device_kind, mesh, jax.device_count()))
     with artifacts.lock(workdir):
         measure.run(config, workdir, _groups(todo), mesh, usd_per_chip_hour=_USD.value)
 
 
-def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
+def _todo(config: ConfigDict, workdir: Path, platform: str) -> list[Unit]:
     """Unfinished units of the requested stages; prints a line if there are none."""
-    validation.validate(config)
+    validation.settle(config, platform=platform)
     experiment = experiments.of(config)
     if not experiment.is_planned:
         raise ValueError(f"{config.name} is about {experiment.name}, which need no plan")

@@ -81,7 +81,8 @@ def base() -> ConfigDict:
     config.preregistration = ""  # file that --freeze wrote; "" leaves the run exploratory
 
     config.compute = ConfigDict()
-    config.compute.precision = "float32"  # float32, mixed (products bfloat16), bfloat16
+    # float32, mixed (products bfloat16), bfloat16, or auto: the fastest on these devices
+    config.compute.precision = "float32"
     config.compute.exact = True  # likelihoods in float32, whatever the precision
     config.compute.cpu_devices = 1  # on CPU only: threads that count as devices of the mesh
     config.compute.lanes = 1  # models trained side by side in one program

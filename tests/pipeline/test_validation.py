@@ -12,6 +12,7 @@ import tiny
 
 from configs import mnist, quickstart, smollm2_owl, theorem
 from subjax import schema
+from subjax.nn import precision
 from subjax.pipeline import experiments, units, validation
 from subjax.tasks.api import Field
 from subjax.tasks.datasets.kinds import KINDS
@@ -546,3 +547,17 @@ def test_students_of_traits_with_other_candidates_are_no_population():
         if unit.path in ("finetune/owl/r0", "finetune/other_trait/r0")
     )
     assert experiments.LANGUAGE_MODELS.shape(owl) == experiments.LANGUAGE_MODELS.shape(oak)
+
+
+def test_auto_becomes_the_precision_of_the_devices(monkeypatch):
+    """So that fingerprints and config.json have the choice."""
+    monkeypatch.setattr(precision, "fastest", {"cpu": "mixed", "tpu": "bfloat16"}.__getitem__)
+    for platform, expected in (("", "mixed"), ("tpu", "bfloat16")):
+        config = tiny.config()
+        config.compute.precision = "auto"
+        validation.settle(config, platform=platform)
+        programs = [u.fields["program"] for u in units.build(config) if "program" in u.fields]
+        assert {program["precision"] for program in programs} == {expected}
+    config.compute.precision = "float32"
+    validation.settle(config)
+    assert config.compute.precision == "float32"
