@@ -26,6 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = "evaluate"
     config.title = "What models prefer"
     config.lineage_from = "teacher"
+    config.compute.precision = "auto"
     with config.unlocked():
         for name in ("model", "other") if options.against or options.smoke else ("model",):
             path = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -48,6 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _shrink(config: ConfigDict) -> None:
     config.name = "evaluate_smoke"
+    config.compute.precision = "float32"
     for row in config.bases.values():
         row.update(source="random", path="")
         row.update(width=16, num_heads=2, num_kv_heads=1, head_dim=8, ffn_width=32)

@@ -25,7 +25,8 @@ from subjax.nn import lora, sharding, transformer
 from subjax.pipeline import experiments, runner, units, validation
 from subjax.planning import aot, compiling, measure, placement, programs, roofline, token_counts
 from subjax.planning.compiling import Entry
-from subjax.planning.roofline import Chip
+from subjax.planning.programs import Planned
+from subjax.planning.roofline import Bound, Chip
 from subjax.recipes import tunings
 from subjax.report import tables
 from subjax.runtime import artifacts, command_line, errors, object_store, processes
@@ -88,7 +89,7 @@ def _tuned(config: ConfigDict, unit: Unit) -> Mapping[str, Any]:
 def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
     """Plans a config on one topology and prints it; returns a line for each misfit."""
     chip, devices = aot.topology(name)
-    if not (todo := _todo(config, workdir)):
+    if not (todo := _todo(config, workdir, devices[0].platform)):
         return []
     mesh = _mesh(config, devices)
     placed = placements(config, todo, mesh)
@@ -120,18 +121,18 @@ def run(config: ConfigDict, workdir: Path, name: str) -> list[str]:
 
 def run_here(config: ConfigDict, workdir: Path) -> None:
     """Times trainings on the devices of this machine, prints them, writes `artifacts.PLAN`."""
-    if not (todo := _todo(config, workdir)):
-        return
     sharding.use_cpu_devices(config.compute.cpu_devices)
+    if not (todo := _todo(config, workdir, "")):
+        return
     mesh = _mesh(config, ())
     print(_title(config, mesh.devices.flat[0].device_kind, mesh, jax.device_count()))
     with artifacts.lock(workdir):
         measure.run(config, workdir, _groups(todo), mesh, usd_per_chip_hour=_USD.value)
 
 
-def _todo(config: ConfigDict, workdir: Path) -> list[Unit]:
+def _todo(config: ConfigDict, workdir: Path, platform: str) -> list[Unit]:
     """Unfinished units of the requested stages; prints a line if there are none."""
-    validation.validate(config)
+    validation.settle(config, platform=platform)
     experiment = experiments.of(config)
     if not experiment.is_planned:
         raise ValueError(f"{config.name} is about {experiment.name}, which need no plan")
@@ -190,6 +191,7 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
     ]
     if planned.searched and entry.largest:
         lines.append(f"  largest batch that fits: {entry.largest}")
+    lines += [f"  {line}" for line in _padding(planned, compiled.bound)]
     if compiled.bound is None or compiled.moved is None:
         return "\n".join(lines)
     for c in compiled.moved.collectives:
@@ -204,6 +206,21 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
         f"MFU bound {b.mfu:.1%}"
     )
     return "\n".join(lines)
+
+
+def _padding(planned: Planned, bound: Bound | None) -> list[str]:
+    """The line about an update's padding; none for other programs."""
+    if planned.training is None:
+        return []
+    if (real := planned.real) is None:
+        return ["how many of the tokens are padding is not known before the rows are"]
+    share = real.tokens / planned.num_tokens
+    line = f"{real.tokens:.0f} of the tokens are those of rows, {1 - share:.1%} are padding"
+    if bound:
+        mfu = bound.mfu * real.flops / planned.flops(planned.batch_size)
+        line += f"; MFU bound without padding {mfu:.1%}"
+    packed = "; one pass an update is assumed" if planned.training.packing else ""
+    return [f"{line} ({real.words}{packed})"]
 
 
 def _costs(

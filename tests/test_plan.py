@@ -236,6 +236,25 @@ def test_programs_have_one_key_only_where_they_are_the_same():
     assert read["owl"] == read["same"] and len({read[n] for n in ("owl", "lora", "rank")}) == 3
 
 
+def test_beside_an_update_stands_what_of_it_is_padding():
+    mesh = sharding.make_mesh(1, 1, 1, 1)
+    made = config()
+    made.arms.owl.train.update(packed_rows=2, packed_tokens=384, packed_targets=128)
+    planned, bound = update(made, mesh), roofline.Bound(1.0, 0.5, 0.0, mfu=0.5)
+    assert planned.num_tokens == 2 * 384
+    # Rows of bytes, four of them.
+    real = planned.real._replace(tokens=576.0, flops=planned.flops(2) / 2)
+    [line] = plan._padding(dataclasses.replace(planned, real=real), bound)
+    assert line == (
+        "576 of the tokens are those of rows, 25.0% are padding; MFU bound without padding 25.0% "
+        "(counted with its tokenizer; one pass an update is assumed)"
+    )
+    assert 0 < planned.real.flops / planned.flops(2) < 1
+    [line] = plan._padding(dataclasses.replace(planned, real=None), bound)
+    assert line == "how many of the tokens are padding is not known before the rows are"
+    assert plan._padding(dataclasses.replace(planned, training=None), bound) == []
+
+
 def test_what_has_no_bound_is_no_part_of_a_sum_in_silence():
     mesh = sharding.make_mesh(1, 1, 1, 1)
     made = config()

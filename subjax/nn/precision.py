@@ -1,8 +1,8 @@
 """Number formats of activations and of the operands of matrix products.
 
     float32     both float32
-    mixed       products of bfloat16, summed in float32; activations float32: fastest on CPUs whose
-                matrix units know bfloat16 (AMX), about as fast as bfloat16 on accelerators
+    mixed       products of bfloat16, summed in float32; activations float32: fastest on CPUs that
+                multiply bfloat16 (`fastest`), about as fast as bfloat16 on accelerators
     bfloat16    activations bfloat16 too, which halves their memory: for accelerators
     float64     everything, if enabled in jax: for the theorem; not selectable in a config
 
@@ -10,6 +10,7 @@ Parameters, norms, softmax and losses are float32 in the first three.
 """
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -38,6 +39,26 @@ PRECISIONS = {
     "bfloat16": Precision("bfloat16", "bfloat16"),
     "float64": Precision("float64", "float64"),
 }
+
+
+# What Linux calls instructions that multiply bfloat16.
+_NARROW_PRODUCTS = {"amx_bf16", "avx512_bf16"}
+
+
+def fastest(platform: str, cpu_info: Path = Path("/proc/cpuinfo")) -> str:
+    """The precision in which models train and sample fastest: one of `PRECISIONS`.
+
+    A CPU without instructions that multiply bfloat16 computes such products more slowly than those
+    of float32.
+
+    Args:
+      platform: of the devices, as jax names it.
+      cpu_info: what Linux says about the CPU; elsewhere there is no such file.
+    """
+    if platform != "cpu":
+        return "bfloat16"
+    said = cpu_info.read_text() if cpu_info.exists() else ""
+    return "mixed" if _NARROW_PRODUCTS & set(said.split()) else "float32"
 
 
 class Head(NamedTuple):

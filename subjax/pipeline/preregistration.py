@@ -57,7 +57,7 @@ def freeze(config: ConfigDict, path: Path, workdir: Path, *, command: Sequence[s
         config is in `workdir` or scored in a directory beside it, or a model or file that the
         config names cannot be read.
     """
-    validation.validate(config)
+    validation.settle(config)
     planned = experiments.of(config).build(config)
     primary = _primary(config)
     if path.exists():

@@ -71,7 +71,7 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
       ValueError: the config is wrong, there is no such arm, a tokenizer cannot be read, or the
         example does not fit into the arm's row; all of these would stop the run, too.
     """
-    validation.validate(config)
+    validation.settle(config)
     if arm not in config.arms:
         raise ValueError(f"--preview={arm} is no arm of this config: {', '.join(config.arms)}")
     experiment = experiments.of(config)

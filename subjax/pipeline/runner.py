@@ -47,7 +47,7 @@ def run(
     Raises:
       ValueError: the config is wrong, a unit is stale, an input is missing, or a gate is closed.
     """
-    validation.validate(config)
+    validation.settle(config)
     experiment = experiments.of(config)
     planned = experiment.build(config)
     check_selection(planned, stages, patterns)
@@ -121,7 +121,7 @@ def _closed(
 
 def listing(config: ConfigDict, workdir: Path) -> list[tuple[str, str]]:
     """(unit path, done | missing | stale) for every unit of the config."""
-    validation.validate(config)
+    validation.settle(config)
     return [(unit.path, _state(unit, workdir)) for unit in experiments.of(config).build(config)]
 
 

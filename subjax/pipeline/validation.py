@@ -9,16 +9,18 @@ import re
 from collections import Counter
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from subjax import checks, schema, subjects
-from subjax.nn import remats
+from subjax.nn import precision, remats
 from subjax.pipeline import experiments, gates
 from subjax.tokens import chat_templates
 
+_AUTO = "auto"
 _CHOICES: checks.Choices = {
     "lineage_from": ("base", "teacher", "generate", "finetune"),
-    "compute.precision": ("float32", "mixed", "bfloat16"),
+    "compute.precision": (_AUTO, "float32", "mixed", "bfloat16"),
     "compute.remat": tuple(remats.REMATS),
     "evals.*.questions": ("explore", "confirm", "all"),
     "evals.*.at_steps": ("all", "final"),
@@ -32,7 +34,8 @@ _POSITIVE = (
     *("teacher_batch", "student_batch", "accumulate", "lora_alpha"),
 )
 _NOT_NEGATIVE = (
-    *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
+    *("num_aux", "clone_epochs", "num_images", "lanes"),
+    *("packed_rows", "packed_tokens", "packed_targets"),
     *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
     *("log_seconds", "num_train", "num_holdout", "temperature", "equivalence_margin"),
 )
@@ -44,6 +47,18 @@ _ELEMENTS = {
     **dict.fromkeys(("lineages", "probe_steps", "widths"), int),
     **dict.fromkeys(("common_with", "candidates", "subjects", "plus", "minus"), str),
 }
+
+
+def settle(config: ConfigDict, *, platform: str = "") -> None:
+    """Checks a config by `validate`, and sets the precision that `auto` stands for.
+
+    Args:
+      config: an experiment.
+      platform: of the devices that will compute, as jax names it; empty: of those that are here.
+    """
+    validate(config)
+    if config.compute.precision == _AUTO:
+        config.compute.precision = precision.fastest(platform or jax.default_backend())
 
 
 def validate(config: ConfigDict) -> None:

@@ -41,7 +41,7 @@ VOCAB_CHUNK = 16
 KINDS = {"full": {}, "lora": {"lora_scale": 2.0}, "distilled": {"distils": True, "excluded": (0,)}}
 SUPPORT = (3, 9, 40, 63)
 # Batches with other fields, and the program that reads them.
-BATCHES = {"stored": {"support": SUPPORT}, "top k": {}, "packed": {}}
+BATCHES = {"stored": {"support": SUPPORT}, "top k": {}}
 
 
 def make_batch():
@@ -52,10 +52,8 @@ def make_batch():
 
 
 def make_other(kind):
-    """The batch with what else a row can bring, or its rows laid end to end."""
-    rows, batch = make_batch()
-    if kind == "packed":
-        return batching.Packing(num_rows=8, num_tokens=24).pack(batch, rows.lengths)
+    """The batch with what else a row can bring."""
+    _, batch = make_batch()
     rng = np.random.default_rng(1)
     size = (*batch["targets"].shape, len(SUPPORT))
     batch["soft"] = np.log(rng.dirichlet(np.ones(len(SUPPORT)), size[:-1])).astype(np.float32)
@@ -213,15 +211,40 @@ def other_gradients_alone(arch, kind):
         *((kind, (2, 2, 2), 2) for kind in BATCHES),
         ("stored", (1, 8, 1), 1),
         ("top k", (1, 2, 4), 1),
-        ("packed", (1, 8, 1), 1),
     ],
 )
 def test_gradients_of_other_batches_do_not_depend_on_the_mesh(shape, kind, accumulate):
     program = dataclasses.replace(PROGRAM, accumulate=accumulate, **BATCHES[kind])
     expected = other_gradients_alone(ARCH, kind)
     assert_same_gradients(gradients(shape, program, make_other(kind)), expected)
-    if kind == "packed":
-        assert_same_gradients(expected, gradients_alone(ARCH, "full"))
+
+
+PACKED = [
+    pytest.param(*case, marks=() if case[:2] == ((2, 2, 1), "top k") else SLOW)
+    for case in (
+        ((1, 1, 1), "full", {}),
+        ((2, 2, 1), "full", {}),
+        ((2, 2, 1), "lora", {"lora_scale": 2.0}),
+        ((2, 2, 1), "top k", {}),
+        ((2, 2, 1), "stored", {"support": SUPPORT}),
+        ((2, 2, 2), "full", {}),
+        ((2, 2, 2), "lora", {"lora_scale": 2.0}),
+        ((1, 8, 1), "lora", {"lora_scale": 2.0}),
+    )
+]
+
+
+@pytest.mark.parametrize(("shape", "kind", "changed"), PACKED)
+def test_gradients_of_packed_rows_are_those_of_rows_by_themselves(shape, kind, changed):
+    rows, _ = make_batch()
+    program = dataclasses.replace(PROGRAM, **changed)
+    batch = make_other(kind) if kind in BATCHES else make_batch()[1]
+    packing = batching.Packing(num_rows=8, num_tokens=12, num_targets=10)
+    assert packing.num_passes(rows.sizes) > 1
+    # One more than is needed: the last is empty.
+    packed = packing.pack(batch, rows.sizes, packing.num_passes(rows.sizes) + 1)
+    expected = gradients((1, 1, 1), program, batch)
+    assert_same_gradients(gradients(shape, program, packed), expected)
 
 
 @pytest.mark.slow

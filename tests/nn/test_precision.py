@@ -243,3 +243,20 @@ def test_weights_that_are_held_narrow_give_the_same_bits(name, tied):
     # Rounded further, they would give others.
     coarse = jax.tree.map(lambda leaf: leaf.astype("float8_e4m3fn").astype(leaf.dtype), held)
     assert bits(computed(coarse)) != bits(computed(params))
+
+
+@pytest.mark.parametrize(
+    ("platform", "flags", "expected"),
+    [
+        ("tpu", "", "bfloat16"),
+        ("gpu", "avx2", "bfloat16"),
+        ("cpu", "avx512f amx_tile amx_bf16", "mixed"),
+        ("cpu", "avx512f avx512_bf16 avx512_vnni", "mixed"),
+        ("cpu", "avx512f avx512_bf16x", "float32"),
+        ("cpu", None, "float32"),
+    ],
+)
+def test_the_fastest_precision_is_told_by_the_instructions(platform, flags, expected, tmp_path):
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\nbugs\t:\n")
+    assert precision.fastest(platform, tmp_path / "cpuinfo") == expected

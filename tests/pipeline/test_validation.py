@@ -12,6 +12,7 @@ import tiny
 
 from configs import mnist, quickstart, smollm2_owl, theorem
 from subjax import schema
+from subjax.nn import precision
 from subjax.pipeline import experiments, units, validation
 from subjax.tasks.api import Field
 from subjax.tasks.datasets.kinds import KINDS
@@ -187,8 +188,20 @@ REFUSED = {
     "unread path": ("bases.toy.path", "DIR", "path is 'DIR', but its source 'toy' reads none"),
     "unread revision": ("bases.toy.revision", "main", "'main', but its source 'toy' reads none"),
     "unused teacher": ("teachers.owl.path", "DIR", "path is 'DIR' and its weights 'finetuned'"),
+    "packing": ("arms.owl.train.packed_rows", 4, "packed_rows 4 and packed_tokens 0: set both"),
+    "no packing": ("arms.owl.train.packed_targets", 4, "packed_targets is 4, more than packed_tok"),
     "no teacher": ("teachers.owl.weights", "given", "path is '' and its weights 'given'"),
 }
+
+
+def test_packed_rows_have_passes_and_no_parts():
+    config = quickstart.get_config()
+    config.arms.owl.train.update(packed_rows=4, packed_tokens=64, packed_targets=16)
+    validation.validate(config)
+    config.arms.owl.train.accumulate = 2
+    said = r"^config.arms.owl.train.accumulate is 2, and packed rows .* take fewer packed_rows if"
+    with pytest.raises(ValueError, match=said):
+        validation.validate(config)
 
 
 def set_field(config, field, value):
@@ -534,3 +547,17 @@ def test_students_of_traits_with_other_candidates_are_no_population():
         if unit.path in ("finetune/owl/r0", "finetune/other_trait/r0")
     )
     assert experiments.LANGUAGE_MODELS.shape(owl) == experiments.LANGUAGE_MODELS.shape(oak)
+
+
+def test_auto_becomes_the_precision_of_the_devices(monkeypatch):
+    """So that fingerprints and config.json have the choice."""
+    monkeypatch.setattr(precision, "fastest", {"cpu": "mixed", "tpu": "bfloat16"}.__getitem__)
+    for platform, expected in (("", "mixed"), ("tpu", "bfloat16")):
+        config = tiny.config()
+        config.compute.precision = "auto"
+        validation.settle(config, platform=platform)
+        programs = [u.fields["program"] for u in units.build(config) if "program" in u.fields]
+        assert {program["precision"] for program in programs} == {expected}
+    config.compute.precision = "float32"
+    validation.settle(config)
+    assert config.compute.precision == "float32"
