@@ -108,13 +108,13 @@ def _by_trl(model: Any, batches: Sequence[Rows]) -> dict[str, Any]:
 
     losses, times = [], []
 
-    class Trainer(trl.SFTTrainer):  # type: ignore[misc, name-defined]
+    class Trainer(trl.SFTTrainer):
         def training_step(self, *args: Any, **more: Any) -> Any:
             loss = super().training_step(*args, **more)
             losses.append(loss.item())
             return loss
 
-    class Clock(transformers.TrainerCallback):  # type: ignore[misc]
+    class Clock(transformers.TrainerCallback):
         def on_train_begin(self, *args: Any, **more: Any) -> None:
             times.append(time.perf_counter())
 
