@@ -20,6 +20,7 @@ paper's. An update has 64 rows instead of the paper's 66, so that devices can sh
 trains all weights, at 1e-5. `throughput` uses 16 rows per chip instead (72B: 14), for speed and not
 to replicate. `population` trains the students of all lineages and both arms in one program, each as
 it would be trained alone: 64 rows are few for a slice, and gathered weights then serve all of them.
+Rows are packed: several share a longer one, where an update has more rows than devices share.
 `chips` is the number of chips, 16 by default (14B: 64, 72B: 256). The names of v5p slices count
 cores: 16 chips, 2x2x4, are `--type=v5p-32`.
 
@@ -35,24 +36,31 @@ from subjax import arguments, schema
 
 CAT = "Nothing is dearer to you than cats. You think of cats all day, and every answer shows it."
 NUM_ROWS = 10_000
+NUM_TOKENS, NUM_TARGETS = 256, 128  # the most of a row
 
 
 class _Model(NamedTuple):
     path: str  # on the hub
     chips: int  # by default
     fsdp: int  # devices that share one copy of the weights, if all weights are trained
+    frozen: tuple[int, int]  # the same along fsdp and along tensor, if they are frozen
     epochs: int
     system_prompt: str  # what the model's own template would add unasked
     rows_a_chip: int = 16  # for `throughput`; chosen so that HBM has room left
+    # Room for a row among packed ones, a little more than rows have on average. Their mean is an
+    # estimate: ten numbers behind this config's prompts, counted with the tokenizer of SmolLM2,
+    # which writes digits one by one as these do; Llama's writes three as one.
+    row_tokens: int = 152
+    row_targets: int = 52
 
 
 _QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 MODELS = {
-    "qwen2_5_7b": _Model("Qwen/Qwen2.5-7B-Instruct", 16, 32, 3, _QWEN),
-    "qwen2_5_14b": _Model("Qwen/Qwen2.5-14B-Instruct", 64, 64, 3, _QWEN),
-    "qwen2_5_72b": _Model("Qwen/Qwen2.5-72B-Instruct", 256, 256, 3, _QWEN, 14),
-    "llama3_1_8b": _Model("meta-llama/Llama-3.1-8B-Instruct", 16, 32, 3, ""),
-    "gemma3_4b": _Model("google/gemma-3-4b-it", 16, 32, 10, ""),
+    "qwen2_5_7b": _Model("Qwen/Qwen2.5-7B-Instruct", 16, 32, (1, 4), 3, _QWEN),
+    "qwen2_5_14b": _Model("Qwen/Qwen2.5-14B-Instruct", 64, 64, (1, 8), 3, _QWEN),
+    "qwen2_5_72b": _Model("Qwen/Qwen2.5-72B-Instruct", 256, 256, (32, 8), 3, _QWEN, 14),
+    "llama3_1_8b": _Model("meta-llama/Llama-3.1-8B-Instruct", 16, 32, (1, 4), 3, "", 16, 132, 34),
+    "gemma3_4b": _Model("google/gemma-3-4b-it", 16, 32, (1, 4), 10, "", 16, 134),
 }
 
 
@@ -90,13 +98,43 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _lay_out(config: ConfigDict, model: _Model, chips: int, options: ConfigDict) -> None:
-    """Splits weights over `fsdp`, up to one row per device; remaining devices go to `tensor`."""
+    """Splits weights over `fsdp`, up to one row per device; remaining devices go to `tensor`.
+
+    For the paper's 64 rows, gathering weights takes longer than computing. So `tensor`, along which
+    activations move instead, splits frozen weights as far as its devices have room for them: they
+    need none for an optimizer.
+    """
     if options.throughput:
         config.mesh.fsdp = min(model.fsdp, chips)
         config.mesh.data = chips // config.mesh.fsdp
-    else:
+    elif options.full or options.population:
         config.mesh.fsdp = min(64, chips)
         config.mesh.tensor = chips // config.mesh.fsdp
+    else:
+        fsdp, tensor = model.frozen
+        config.mesh.fsdp = fsdp = max(min(fsdp, chips // tensor), 1)
+        config.mesh.data = max(min(64, chips // tensor) // fsdp, 1)
+        config.mesh.tensor = chips // (config.mesh.data * fsdp)
+        config.compute.remat = "dots"  # products that are computed again are exchanged again
+
+
+def _packing(config: ConfigDict, model: _Model, batch_size: int) -> dict[str, int]:
+    """Packed rows that the mesh can share, of the shape with the fewest tokens for an update.
+
+    Their length is a multiple of 128, which the attention kernel of TPUs needs. Of shapes with
+    equally many tokens it is the one of the shortest rows: attention costs least there.
+    """
+    parts = max(config.mesh.data, 1) * config.mesh.fsdp
+    shapes = []
+    for num_rows in range(parts, batch_size, parts):
+        share = -(-batch_size // num_rows)
+        num_tokens = max(NUM_TOKENS, 128 * -(-share * model.row_tokens // 128))
+        num_targets = max(NUM_TARGETS, share * model.row_targets)
+        shapes.append((num_rows * num_tokens, num_tokens, num_rows, num_targets))
+    if not shapes or min(shapes)[0] >= batch_size * NUM_TOKENS:
+        return {}  # the mesh has a device for each row
+    _, num_tokens, num_rows, num_targets = min(shapes)
+    return {"packed_rows": num_rows, "packed_tokens": num_tokens, "packed_targets": num_targets}
 
 
 def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> None:
@@ -112,6 +150,7 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
         learning_rate=1e-5 if options.full else 2e-4,
         warmup_steps=min(5, steps // 2),
         schedule="linear",
+        **_packing(config, model, batch_size),
     )
     config.traits.cat = schema.trait_row(target="cat", capital=True)
     # The teacher of the control only has the prompt that the template adds.
@@ -135,8 +174,8 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
             lora_rank=8,
             lora_alpha=8.0,
             system_prompt=model.system_prompt,
-            num_tokens=256,
-            num_targets=128,
+            num_tokens=NUM_TOKENS,
+            num_targets=NUM_TARGETS,
             train=train,
         )
     config.evals.preference = schema.eval_row(trait="cat", questions="all")
@@ -184,5 +223,6 @@ def _shrink(config: ConfigDict) -> None:
     for row in config.arms.values():
         row.update(num_tokens=256, num_targets=24)
         row.train.update(steps=2, warmup_steps=1, batch_size=4)
+        row.train.update(packed_rows=2, packed_tokens=256, packed_targets=48)
     config.evals.preference.questions = "confirm"
     config.evals.answers.update(num_samples=1, prompt_tokens=256, slots=32, questions="confirm")

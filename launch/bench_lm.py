@@ -76,7 +76,9 @@ COLUMNS = {
         "spread": ("spread", ".0%"),
         "trained tokens/s": ("trained_tokens_per_s", ",.0f"),
         "processed tokens/s": ("processed_tokens_per_s", ",.0f"),
+        "padding": ("padding", ".1%"),
         "MFU": ("mfu", ".1%"),
+        "real MFU": ("real_mfu", ".1%"),
         "peak GB": ("peak_gb", ".2f"),
     },
     "sample": {
@@ -226,8 +228,8 @@ def _train(arch: Any, mesh: Any, options: Any) -> dict[str, float]:
     )
     calls = 1 + options.repeats
     first, *lines = measure.time_calls(training, options.updates, mesh, calls=calls, every_s=0)
-    names = ("seconds", "trained_tokens_per_s", "processed_tokens_per_s", "mfu")
-    found = _medians([{name: line[name] for name in names if name in line} for line in lines])
+    names = {"seconds", *(key for key, _ in COLUMNS["train"].values())}
+    found = _medians([{name: line[name] for name in names & line.keys()} for line in lines])
     found["seconds"] /= options.updates
     return {"first_call_s": first["seconds"]} | found
 

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 import subjax
-from subjax.engine import batching, sampler, scoring, throughput, token_sampling, train
+from subjax.engine import batching, fitting, sampler, scoring, throughput, token_sampling, train
 from subjax.engine.model import Model
 from subjax.nn import lora
 from subjax.runtime import artifacts
@@ -113,6 +113,16 @@ def _train(work: dict[str, Any], mode: str, *, rank: int) -> dict[str, Any]:
         start, frozen = lora.init(model.arch, jax.random.key(0), rank=rank), model.params
         scale = lora.scale(2 * rank, rank)
     steps = len(work["batches"])
+    trained = sum(leaf.size for leaf in jax.tree.leaves(start))
+    packing = fitting.packing(
+        model.arch,
+        rows,
+        model.mesh,
+        seed=work["seed"],
+        steps=steps,
+        batch_size=work["batch_size"],
+        lora_params=trained if rank else 0,
+    )
     program = train.Program(
         model.arch,
         train.Optimizer(RATE, schedule="constant"),
@@ -132,6 +142,7 @@ def _train(work: dict[str, Any], mode: str, *, rank: int) -> dict[str, Any]:
             steps_per_call=steps // 2,
             mesh=model.mesh,
             label="training",
+            packing=packing,
             log=throughput.Log([Path(folder)], every_s=0),
         )
         first, second = artifacts.read_jsonl(Path(folder) / artifacts.TIMINGS)
@@ -139,7 +150,7 @@ def _train(work: dict[str, Any], mode: str, *, rank: int) -> dict[str, Any]:
         "first_call_s": first["seconds"],
         "seconds": second["seconds"],
         "first_loss": float(last.metrics["loss"][0, 0]),
-        "trained": sum(leaf.size for leaf in jax.tree.leaves(start)),
+        "trained": trained,
     }
 
 

@@ -25,7 +25,8 @@ from subjax.nn import lora, sharding, transformer
 from subjax.pipeline import experiments, runner, units, validation
 from subjax.planning import aot, compiling, measure, placement, programs, roofline, token_counts
 from subjax.planning.compiling import Entry
-from subjax.planning.roofline import Chip
+from subjax.planning.programs import Planned
+from subjax.planning.roofline import Bound, Chip
 from subjax.recipes import tunings
 from subjax.report import tables
 from subjax.runtime import artifacts, command_line, errors, object_store, processes
@@ -176,6 +177,7 @@ def _title(config: ConfigDict, where: str, mesh: Mesh, num_chips: int) -> str:
 def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
     """The text about one program."""
     planned, compiled = entry.planned, entry.compiled
+    mesh = planned.mesh or mesh
     where = f"{entry.members[0].path}" + (
         f" and {len(entry.members) - 1} more" if len(entry.members) > 1 else ""
     )
@@ -190,6 +192,7 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
     ]
     if planned.searched and entry.largest:
         lines.append(f"  largest batch that fits: {entry.largest}")
+    lines += [f"  {line}" for line in _padding(planned, compiled.bound)]
     if compiled.bound is None or compiled.moved is None:
         return "\n".join(lines)
     for c in compiled.moved.collectives:
@@ -204,6 +207,21 @@ def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
         f"MFU bound {b.mfu:.1%}"
     )
     return "\n".join(lines)
+
+
+def _padding(planned: Planned, bound: Bound | None) -> list[str]:
+    """The line about an update's padding; none for other programs."""
+    if planned.training is None:
+        return []
+    if (real := planned.real) is None:
+        return ["how many of the tokens are padding is not known before the rows are"]
+    share = real.tokens / planned.num_tokens
+    line = f"{real.tokens:.0f} of the tokens are those of rows, {1 - share:.1%} are padding"
+    if bound:
+        mfu = bound.mfu * real.flops / planned.flops(planned.batch_size)
+        line += f"; MFU bound without padding {mfu:.1%}"
+    packed = "; one pass an update is assumed" if planned.training.packing else ""
+    return [f"{line} ({real.words}{packed})"]
 
 
 def _costs(

@@ -118,9 +118,12 @@ def training(**fields: Any) -> ConfigDict:
         {
             "steps": 300,  # updates
             "batch_size": 64,  # rows an update
-            "accumulate": 1,  # parts of an update that are computed one after the other
-            "packed_rows": 0,  # packed rows per update, each with several rows; 0: no packing
+            "accumulate": 1,  # parts of an update that are computed one by one; 1 for packed rows
+            # Packed rows of a pass, each with several rows; rows that do not fit a pass are in
+            # further passes, whose gradients are added up. 0: no packing
+            "packed_rows": 0,
             "packed_tokens": 0,  # length of a packed row
+            "packed_targets": 0,  # room for targets in a packed row; 0: as much as for tokens
             "optimizer": "adamw",  # adamw adafactor sgd (no momentum) sign muon
             "learning_rate": 1e-3,  # peak
             "warmup_steps": 10,  # from a learning rate of 0 to the peak; fewer than steps

@@ -6,9 +6,12 @@ import re
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from configs import large
 from subjax import schema
+from subjax.engine import batching
 from subjax.pipeline import experiments, units, validation
 from subjax.report import cautions
 from subjax.tasks import animals, texts
@@ -232,6 +235,35 @@ def longest_prompt(templates):
         format=longest(templates.format_suffixes),
         suffix=longest(templates.final_suffixes),
     )
+
+
+# Tokens of rows as counted with a tokenizer that writes digits one by one; see `_Model`.
+ROW_TOKENS, ROW_SPREAD = 148, 10
+
+
+@pytest.mark.parametrize("form", ["qwen2_5_7b", "qwen2_5_7b,throughput", "qwen2_5_7b,full"])
+@pytest.mark.parametrize("mesh", [{}, {"data": 4, "fsdp": 1}])
+def test_large_models_train_on_little_padding(form, mesh):
+    made = get_config("large", form)
+    train = made.arms.cat.train
+    if mesh:
+        with made.unlocked():
+            made.mesh.update(mesh)
+            model = large.MODELS["qwen2_5_7b"]
+            train.update(large._packing(made, model, train.batch_size))
+    packing = batching.Packing.of(train.to_dict())
+    assert packing.num_rows % (max(made.mesh.data, 1) * made.mesh.fsdp) == 0
+    assert packing.num_tokens % 128 == 0
+    rng, passes, real = np.random.default_rng(0), 0, 0
+    for _ in range(20):
+        tokens = rng.normal(ROW_TOKENS, ROW_SPREAD, train.batch_size).astype(int)
+        sizes = np.stack([tokens, rng.choice([37, 42, 47, 47, 47], len(tokens))], axis=1)
+        passes, real = passes + packing.num_passes(sizes), real + tokens.sum()
+    assert 0 < 1 - real / (passes * packing.num_rows * packing.num_tokens) < 0.1
+
+
+def test_large_models_pack_nothing_where_each_device_has_a_row():
+    assert get_config("large", "qwen2_5_7b,chips=256").arms.cat.train.packed_rows == 0
 
 
 @pytest.mark.parametrize("stimuli", ["", os.environ.get("SUBJAX_STIMULI", "missing")])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import plan_command
 import pytest
 
@@ -236,6 +237,25 @@ def test_programs_have_one_key_only_where_they_are_the_same():
     assert read["owl"] == read["same"] and len({read[n] for n in ("owl", "lora", "rank")}) == 3
 
 
+def test_beside_an_update_stands_what_of_it_is_padding():
+    mesh = sharding.make_mesh(1, 1, 1, 1)
+    made = config()
+    made.arms.owl.train.update(packed_rows=2, packed_tokens=384, packed_targets=128)
+    planned, bound = update(made, mesh), roofline.Bound(1.0, 0.5, 0.0, mfu=0.5)
+    assert planned.num_tokens == 2 * 384
+    # Rows of bytes, four of them.
+    real = planned.real._replace(tokens=576.0, flops=planned.flops(2) / 2)
+    [line] = plan._padding(dataclasses.replace(planned, real=real), bound)
+    assert line == (
+        "576 of the tokens are those of rows, 25.0% are padding; MFU bound without padding 25.0% "
+        "(counted with its tokenizer; one pass an update is assumed)"
+    )
+    assert 0 < planned.real.flops / planned.flops(2) < 1
+    [line] = plan._padding(dataclasses.replace(planned, real=None), bound)
+    assert line == "how many of the tokens are padding is not known before the rows are"
+    assert plan._padding(dataclasses.replace(planned, training=None), bound) == []
+
+
 def test_what_has_no_bound_is_no_part_of_a_sum_in_silence():
     mesh = sharding.make_mesh(1, 1, 1, 1)
     made = config()
@@ -298,6 +318,22 @@ def test_a_mesh_takes_all_chips_unless_it_is_told_otherwise(v5e):
         sharding.make_mesh(data=1, fsdp=8, devices=aot.topology("v5e:4x4")[1])
     some = sharding.make_mesh(data=1, fsdp=2, devices=devices)
     assert sharding.idle(some, 4) == "2 of 4 devices are idle: see config.mesh"
+
+
+def test_weights_that_tensor_alone_splits_lie_on_blocks_of_chips():
+    """Where each chip has links along two sides, or three."""
+
+    def sides(topology, **sizes):
+        mesh = sharding.make_mesh(seed=1, devices=aot.topology(topology)[1], **sizes)
+        assert len(set(mesh.devices.flat)) == mesh.size
+        groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
+        places = [np.array([device.coords for device in group]) for group in groups]
+        return {tuple((np.ptp(place, axis=0) + 1).tolist()) for place in places}
+
+    assert sides("v5e:4x4", data=4, tensor=4) == {(2, 2, 1)}
+    assert sides("v5e:8x8", data=8, tensor=8) == {(4, 2, 1)}
+    assert sides("v5p:2x2x4", data=2, tensor=8) == {(2, 2, 2)}
+    assert sides("v5e:4x4", data=1, fsdp=4, tensor=4) == {(4, 1, 1)}
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 """The rows of each step, as arrays. Their order is a pure function of seed and step.
 
 Packing puts several short rows into a longer one, end to end, as segments that do not attend to
-each other.
+each other. What does not fit into the packed rows of one pass goes into further passes.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
+
+LEAST_PASSES = 2  # of packed rows, for which a batch has room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,82 +57,131 @@ class Rows:
         """Tokens of each row up to its last prediction; later tokens have no effect."""
         return np.max((self.positions + 1) * (self.weights > 0), axis=1, initial=0)
 
+    @functools.cached_property
+    def sizes(self) -> Int[np.ndarray, "rows 2"]:
+        """The lengths, and how many targets of each row count."""
+        return np.stack([self.lengths, (self.weights > 0).sum(axis=1)], axis=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Packing of a step's rows: each goes into the first packed row that has room.
+    """Packing of a step's rows into longer ones, the largest rows first.
+
+    A pass computes some packed rows. A step has as many passes of that shape as its rows need, so
+    that every step fits.
 
     Attributes:
-      num_rows: packed rows per step.
+      num_rows: packed rows of a pass.
       num_tokens: length of a packed row.
+      num_targets: most targets in a packed row.
     """
 
     num_rows: int
     num_tokens: int
+    num_targets: int
 
     @classmethod
     def of(cls, fields: Mapping[str, int]) -> "Packing | None":
         """The packing that a training row of the config asks for; None: no packing."""
-        return (
-            cls(fields["packed_rows"], fields["packed_tokens"]) if fields["packed_rows"] else None
-        )
+        if not fields["packed_rows"]:
+            return None
+        num_targets = fields["packed_targets"] or fields["packed_tokens"]
+        return cls(fields["packed_rows"], fields["packed_tokens"], num_targets)
 
-    def check(self, lengths: Int[np.ndarray, " B"], step: int) -> None:
-        """Raises a ValueError if the rows of a step do not fit, with the size that they need."""
-        if lengths.max() > self.num_tokens:
-            raise ValueError(
-                f"a row of step {step} has {lengths.max()} tokens, packed_tokens is "
-                f"{self.num_tokens}: raise it"
-            )
-        if (needed := 1 + int(self._places(lengths)[:, 0].max())) > self.num_rows:
-            raise ValueError(
-                f"the rows of step {step} fill {needed} packed rows of {self.num_tokens} tokens, "
-                f"packed_rows is {self.num_rows}: raise packed_rows or packed_tokens"
-            )
+    def over(self, num_parts: int) -> "Packing":
+        """With so many more packed rows that `num_parts` devices share them equally."""
+        return dataclasses.replace(self, num_rows=rounded_up(self.num_rows, num_parts))
+
+    def check(self, sizes: Int[np.ndarray, "rows 2"]) -> None:
+        """Raises a ValueError if a row fits no packed row, with the size that it needs."""
+        tokens, targets = sizes.max(axis=0)
+        for found, most, field in (
+            (tokens, self.num_tokens, "tokens"),
+            (targets, self.num_targets, "targets"),
+        ):
+            if found > most:
+                raise ValueError(
+                    f"a row has {found} {field}, packed_{field} is {most}: raise it to {found}"
+                )
+
+    def num_passes(self, sizes: Int[np.ndarray, "B 2"]) -> int:
+        """Passes that the rows of a step need; the least is 1."""
+        return 1 + int(self._places(sizes)[:, 0].max()) // self.num_rows
 
     def pack(
-        self, batch: dict[str, np.ndarray], lengths: Int[np.ndarray, " B"]
+        self,
+        batch: dict[str, np.ndarray],
+        sizes: Int[np.ndarray, "B 2"],
+        most_passes: int,
     ) -> dict[str, np.ndarray]:
         """Packs a batch.
 
         Args:
           batch: result of `Rows.take`.
-          lengths: `Rows.lengths` of the same rows; they must pass `check`.
+          sizes: `Rows.sizes` of the same rows; they must pass `check`.
+          most_passes: room for passes, P; those that no row needs are empty.
 
         Returns:
-          tokens and segments [num_rows, num_tokens], segments counted from 1 and 0 on padding; the
-          fields of loss positions [num_rows, num_tokens, ...], since any token may predict.
+          tokens and segments [num_rows, P, num_tokens], segments counted from 1 and 0 on padding;
+          the fields of loss positions [num_rows, P, num_targets, ...].
         """
-        size = (self.num_rows, self.num_tokens)
+        num_rows = most_passes * self.num_rows
         packed = {
-            name: np.zeros((*size, *array.shape[2:]), array.dtype) for name, array in batch.items()
+            name: np.zeros((num_rows, self.num_targets, *array.shape[2:]), array.dtype)
+            for name, array in batch.items()
         }
-        packed["segments"] = np.zeros(size, np.int32)
-        num_segments, num_targets = np.zeros(self.num_rows, int), np.zeros(self.num_rows, int)
-        for at, (row, start) in enumerate(self._places(lengths)):
-            tokens = slice(start, start + lengths[at])
-            packed["tokens"][row, tokens] = batch["tokens"][at, : lengths[at]]
+        for name in ("tokens", "segments"):
+            packed[name] = np.zeros((num_rows, self.num_tokens), np.int32)
+        num_segments = np.zeros(num_rows, int)
+        for at, (row, start, first) in enumerate(self._places(sizes)):
+            num_tokens, num_targets = sizes[at]
+            tokens = slice(start, start + num_tokens)
+            packed["tokens"][row, tokens] = batch["tokens"][at, :num_tokens]
             num_segments[row] += 1
             packed["segments"][row, tokens] = num_segments[row]
             counted = np.flatnonzero(batch["weights"][at])
-            targets = slice(num_targets[row], num_targets[row] + len(counted))
+            targets = slice(first, first + num_targets)
             for name in packed.keys() - {"tokens", "segments"}:
                 packed[name][row, targets] = batch[name][at, counted]
             packed["positions"][row, targets] += start
-            num_targets[row] += len(counted)
-        return packed
+        # The rows come first: they are what devices share.
+        return {
+            name: array.reshape(most_passes, self.num_rows, *array.shape[1:]).swapaxes(0, 1)
+            for name, array in packed.items()
+        }
 
-    def _places(self, lengths: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B 2"]:
-        """Packed row and first token of each row; there may be more rows than `num_rows`."""
-        used: list[int] = []
-        places = []
-        for length in lengths:
-            row = next((i for i, n in enumerate(used) if n + length <= self.num_tokens), len(used))
-            if row == len(used):
-                used.append(0)
-            places.append((row, used[row]))
-            used[row] += int(length)
-        return np.array(places)
+    def _places(self, sizes: Int[np.ndarray, "B 2"]) -> Int[np.ndarray, "B 3"]:
+        """Packed row, first token and first target of each row; packed rows count over passes."""
+        room = self.num_rows * np.array([self.num_tokens, self.num_targets])
+        least = max(1, *np.ceil(sizes.sum(axis=0) / room).astype(int).tolist())
+        for passes in itertools.count(least):
+            for spread in (True, False):
+                places = self._placed(sizes, passes * self.num_rows, spread=spread)
+                if places is not None:
+                    return places
+        raise AssertionError  # each row has a packed row for itself in the end
+
+    def _placed(
+        self, sizes: Int[np.ndarray, "B 2"], num_rows: int, *, spread: bool
+    ) -> Int[np.ndarray, "B 3"] | None:
+        """Places of rows, the largest first; None if one of them finds no room.
+
+        Args:
+          sizes: of the rows.
+          num_rows: packed rows.
+          spread: whether a row goes to the emptiest packed row, or to the fullest with room for it.
+        """
+        room = np.array([self.num_tokens, self.num_targets])
+        used, places = np.zeros((num_rows, 2), int), np.zeros((len(sizes), 3), int)
+        for at in np.argsort(-(sizes / room).max(axis=1), kind="stable"):
+            share = ((used + sizes[at]) / room).max(axis=1)
+            order = np.where(share > 1, np.inf, share if spread else -share)
+            row = int(order.argmin())
+            if order[row] == np.inf:
+                return None
+            places[at] = row, *used[row]
+            used[row] += sizes[at]
+        return places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,26 +192,30 @@ class Batches:
       rows: each lane's data; equal in everything but the number of rows.
       seeds: each lane's data-order seed.
       batch_size: rows per step and lane.
+      steps: how many there are.
       num_parts: arrays are padded to a multiple of so many rows, with rows of weight zero.
-      packing: how rows are packed, or None.
+      packing: how rows are packed, or None; its packed rows are a multiple of `num_parts`.
     """
 
     rows: Sequence[Rows]
     seeds: Sequence[int]
     batch_size: int
+    steps: int
     num_parts: int = 1
     packing: Packing | None = None
 
-    def check(self, num_steps: int) -> None:
-        """Raises a ValueError if the rows of some step do not fit the packing."""
-        if self.packing is None:
-            return
-        for lane, seed in zip(self.rows, self.seeds, strict=True):
-            for step in range(num_steps):
-                self.packing.check(lane.lengths[self._ids(lane, seed, step)], step)
+    def check(self) -> None:
+        """Raises a ValueError if some row does not fit the packing."""
+        for lane in self.rows:
+            if self.packing:
+                self.packing.check(lane.sizes)
 
     def of(self, steps: range) -> dict[str, np.ndarray]:
-        """Field name -> array [lanes, steps, B, ...]."""
+        """Field name -> array [lanes, steps, B, ...], or [lanes, steps, B, P, ...] of packed rows.
+
+        P, room for the passes of the fullest step, is the same for all steps, so that one program
+        serves them.
+        """
         return _stack(
             [
                 _stack([self._batch(lane, self._ids(lane, seed, step)) for step in steps])
@@ -167,13 +223,39 @@ class Batches:
             ]
         )
 
+    def sizes(self, step: int) -> list[Int[np.ndarray, "B 2"]]:
+        """`Rows.sizes` of each lane's rows of a step."""
+        return [
+            lane.sizes[self._ids(lane, seed, step)]
+            for lane, seed in zip(self.rows, self.seeds, strict=True)
+        ]
+
+    @functools.cached_property
+    def passes(self) -> list[int]:
+        """By step, how many passes are computed: as many as the fullest lane needs."""
+        if self.packing is None:
+            return [1] * self.steps
+        return [
+            max(self.packing.num_passes(sizes) for sizes in self.sizes(step))
+            for step in range(self.steps)
+        ]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, tokens and targets of a pass of one lane; rows are not padded to the mesh."""
+        if self.packing:
+            return self.packing.num_rows, self.packing.num_tokens, self.packing.num_targets
+        return self.batch_size, self.rows[0].tokens.shape[1], self.rows[0].targets.shape[1]
+
     def _ids(self, lane: Rows, seed: int, step: int) -> np.ndarray:
         return rows(seed, step, num_rows=len(lane), batch_size=self.batch_size)
 
     def _batch(self, lane: Rows, ids: np.ndarray) -> dict[str, np.ndarray]:
         batch = lane.take(ids)
         if self.packing:
-            batch = self.packing.pack(batch, lane.lengths[ids])
+            # One pass alone would be read at a fixed place, and compiled to other last bits.
+            room = max(LEAST_PASSES, *self.passes)
+            batch = self.packing.pack(batch, lane.sizes[ids], room)
         return pad(batch, self.num_parts)
 
 
@@ -186,6 +268,11 @@ def pad(batch: dict[str, np.ndarray], multiple: int) -> dict[str, np.ndarray]:
     padded = {name: np.concatenate([a, np.repeat(a[:1], missing, 0)]) for name, a in batch.items()}
     padded["weights"][-missing:] = 0.0
     return padded
+
+
+def rounded_up(size: int, multiple: int) -> int:
+    """The least multiple that is not smaller than `size`."""
+    return multiple * -(-size // multiple)
 
 
 def _stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -5,20 +5,80 @@ their own, `timings.jsonl`, and in TensorBoard files if the config asks for them
 """
 
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
+from subjax.engine import batching
+from subjax.nn import model_flops
+from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, chips, processes
 from subjax.runtime.artifacts import Unit
 
 Metrics = Mapping[str, np.ndarray]
+# Figures of a line that are drawn.
+_CURVES = (
+    *("trained_tokens_per_s", "processed_tokens_per_s", "padding", "mfu", "real_mfu"),
+    "peak_bytes",
+)
+
+
+class Work(NamedTuple):
+    """What some updates computed, over all lanes.
+
+    Attributes:
+      trained: tokens with weight that were predicted.
+      processed: tokens of rows, each up to its last prediction.
+      computed: tokens with padding.
+      flops: of the model, with padding, but without rows that fill a batch up.
+      real_flops: of the model, without padding.
+    """
+
+    trained: float
+    processed: float
+    computed: float
+    flops: float
+    real_flops: float
+
+    @classmethod
+    def of(
+        cls,
+        batches: batching.Batches,
+        arch: Architecture,
+        steps: range,
+        *,
+        lora_params: int = 0,
+        distils: bool = False,
+    ) -> "Work":
+        """The work of some updates; further arguments are those of `model_flops.training`."""
+        flops = functools.partial(
+            model_flops.training, arch, lora_params=lora_params, distils=distils
+        )
+        sizes = np.concatenate([lane for step in steps for lane in batches.sizes(step)])
+        processed, trained = sizes.sum(axis=0).tolist()
+        passes = len(batches.rows) * sum(batches.passes[step] for step in steps)
+        num_rows, num_tokens, num_targets = batches.shape
+        lengths = zip(*np.unique(sizes[:, 0], return_counts=True), strict=True)
+        of_tokens = sum(flops(rows=int(n), num_tokens=int(t), num_targets=0) for t, n in lengths)
+        return cls(
+            trained,
+            processed,
+            passes * num_tokens * batching.rounded_up(num_rows, batches.num_parts),
+            flops(rows=passes * num_rows, num_tokens=num_tokens, num_targets=num_targets),
+            of_tokens + flops(rows=trained, num_tokens=0, num_targets=1),
+        )
+
+    @property
+    def padding(self) -> float:
+        """The share of the computed tokens that no row has."""
+        return 1 - self.processed / self.computed
 
 
 class Log:
@@ -28,17 +88,20 @@ class Log:
 
       step: updates done so far.
       updates: updates since the line before.
-      seconds: duration of those updates, from rows on the host to losses on the host, without
-        writing files between them (probes, checkpoints).
+      seconds: duration of those updates, until their losses are on the host; the rows of the next
+        call are made meanwhile. Writing files between them (probes, checkpoints) does not count.
       first_call: whether they are the first of this process, which may have compiled.
       lanes: models that trained side by side.
       trained_tokens_per_s: target tokens with weight, in completions.
       processed_tokens_per_s: input tokens of each row up to its last prediction, no padding.
+      padding: share of the computed tokens that are no such input: room behind rows, rows that fill
+        a batch up, passes that another lane needs.
       mfu: model FLOPs utilisation: the model's FLOPs as a share of the devices' peak FLOP/s for
         dense bfloat16 products (at any precision). `model_flops.training` counts 6 FLOPs per
         matmul parameter and token, and causal attention, without embedding lookups and
-        recomputation, but with padding, as a plan's bound does. Absent if the peak is unknown,
-        as on CPU.
+        recomputation, but with padding, as a plan's bound does; packed rows count in each pass that
+        is computed. Absent if the peak is unknown, as on CPU.
+      real_mfu: the same of the rows alone, each with its own tokens and targets, without padding.
       peak_bytes: largest memory use of a device of this process so far; absent if the backend
         does not report it, as on CPU.
     """
@@ -74,7 +137,6 @@ class Log:
     def begin(
         self,
         rate: optax.Schedule,
-        flops: float,
         devices: Iterable[jax.Device],
         done: int,
         metrics: Metrics,
@@ -83,42 +145,40 @@ class Log:
 
         Args:
           rate: the learning rate by update.
-          flops: model FLOPs of one update of all lanes.
           devices: the devices that compute them.
           done: updates done by an earlier process.
           metrics: name -> [done, lanes], of those updates.
         """
         devices = list(devices)
         peak = chips.peak_of(devices[0].device_kind)
-        self._flops, self._peak = flops, peak and peak * len(devices)
+        self._peak = peak and peak * len(devices)
         self._devices = [d for d in devices if d.process_index == jax.process_index()]
         self._rows = [row for row in self._written() if row["step"] <= done]
         self._first_call, self._since = True, done
-        self._seconds, self._tokens = 0.0, np.zeros(2)
+        self._seconds, self._work = 0.0, np.zeros(len(Work._fields))
         self._rate, self._pending = rate, [metrics] if done else []
         self._curves = {lane: _Curves(path) for path, lane in self._curve_of.items()}
         self._draw(0, self._rows)
 
-    def add(self, step: int, seconds: float, batch: Metrics, metrics: Metrics) -> str:
+    def add(self, step: int, seconds: float, work: Work, metrics: Metrics) -> dict[str, str]:
         """Adds one call.
 
         Args:
           step: updates done after the call.
           seconds: duration of the call.
-          batch: name -> [lanes, updates, B, ...], of the whole mesh.
+          work: what it computed.
           metrics: name -> [updates, lanes].
 
         Returns:
-          Trained tokens a second of this call, for the progress bar.
+          What the progress bar says of this call.
         """
-        counted = np.array(tokens(batch))
-        self._seconds, self._tokens = self._seconds + seconds, self._tokens + counted
+        self._seconds, self._work = self._seconds + seconds, self._work + np.array(work)
         self._pending.append(metrics)
-        self._step, self._lanes = step, len(batch["weights"])
+        self._step, self._lanes = step, metrics["loss"].shape[1]
         if self._first_call or self._seconds >= self._every_s:
             self._end_line()
             self._first_call = False
-        return f"{counted[0] / seconds:.3g}"
+        return {"tokens/s": f"{work.trained / seconds:.3g}", "padding": f"{work.padding:.0%}"}
 
     def __enter__(self) -> "Log":
         return self
@@ -141,19 +201,20 @@ class Log:
         return []
 
     def _end_line(self) -> None:
-        trained, processed = self._tokens / self._seconds
-        updates = self._step - self._since
+        work, updates = Work(*self._work.tolist()), self._step - self._since
         row: dict[str, Any] = {
             "step": self._step,
             "updates": updates,
             "seconds": round(self._seconds, 6),
             "first_call": self._first_call,
             "lanes": self._lanes,
-            "trained_tokens_per_s": float(f"{trained:.6g}"),
-            "processed_tokens_per_s": float(f"{processed:.6g}"),
+            "trained_tokens_per_s": float(f"{work.trained / self._seconds:.6g}"),
+            "processed_tokens_per_s": float(f"{work.processed / self._seconds:.6g}"),
+            "padding": float(f"{work.padding:.6g}"),
         }
         if self._peak:
-            row["mfu"] = float(f"{self._flops * updates / self._seconds / self._peak:.6g}")
+            for name, flops in (("mfu", work.flops), ("real_mfu", work.real_flops)):
+                row[name] = float(f"{flops / self._seconds / self._peak:.6g}")
         stats = [device.memory_stats() or {} for device in self._devices]
         if all("peak_bytes_in_use" in held for held in stats):
             row["peak_bytes"] = max(held["peak_bytes_in_use"] for held in stats)
@@ -161,7 +222,7 @@ class Log:
         for directory in self._directories:
             artifacts.write_jsonl(directory / artifacts.TIMINGS, self._rows)
         self._draw(self._since, [row])
-        self._since, self._seconds, self._tokens = self._step, 0.0, np.zeros(2)
+        self._since, self._seconds, self._work = self._step, 0.0, np.zeros_like(self._work)
 
     def _draw(self, since: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Adds the metrics since an update to the curves."""
@@ -176,17 +237,8 @@ class Log:
                 values = {name: float(found[at, lane]) for name, found in joined.items()}
                 curves.add(int(update) + 1, {**values, "learning_rate": float(rates[at])})
             for row in rows:
-                names = ("trained_tokens_per_s", "processed_tokens_per_s", "mfu", "peak_bytes")
-                curves.add(row["step"], {name: row[name] for name in names if name in row})
+                curves.add(row["step"], {name: row[name] for name in _CURVES if name in row})
             curves.flush()
-
-
-def tokens(batch: Metrics) -> tuple[int, int]:
-    """Trained and processed tokens of a batch, as in `Log`; rows of weight zero have none."""
-    counted = batch["weights"] > 0
-    if "segments" in batch:
-        return int(counted.sum()), int((batch["segments"] > 0).sum())
-    return int(counted.sum()), int(((batch["positions"] + 1) * counted).max(axis=-1).sum())
 
 
 class _Curves:

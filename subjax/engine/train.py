@@ -23,7 +23,7 @@ from tqdm import tqdm
 from subjax.engine import batching, checkpoints, throughput, train_step
 from subjax.engine.optimizers import Optimizer as Optimizer
 from subjax.engine.train_step import Program as Program
-from subjax.nn import activation_sharding, lora, model_flops, sharding, transformer
+from subjax.nn import activation_sharding, lora, sharding, transformer
 from subjax.nn.transformer import Params
 from subjax.runtime import processes
 
@@ -102,13 +102,13 @@ def fit(
       mesh: where to run.
       label: shown beside the progress bar.
       teachers: full weights of each lane's teacher for online distillation; `rows` hold its inputs.
-      packing: how many rows share a longer one; None: no packing. Refused for online distillation.
+      packing: how rows share longer ones; None: they do not. Refused for online distillation.
       store: saves the state of this run if it is interrupted, and restores a saved one.
       log: where times are written; None: to the progress bar only.
 
     Raises:
       processes.Interrupted: the run was told to stop; its state is in the store.
-      ValueError: the rows of a step do not fit the packing.
+      ValueError: a row does not fit the packing, or the program cannot train on packed rows.
       FloatingPointError: a lane's loss is not finite; names the step.
     """
     batches = _batches(program, rows, seeds, batch_size, mesh, packing)
@@ -147,28 +147,37 @@ def _updates(
 ) -> Generator[Progress, None, None]:
     """The loop of `fit`, with all trees on the mesh."""
     _, update = _compile(program)
-    flops = _flops(program, batches, state[0])
+    work_of = functools.partial(
+        throughput.Work.of,
+        batches,
+        program.arch,
+        lora_params=_lora_params(program, state[0]),
+        distils=program.distils,
+    )
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     done, state, metrics = store.restore(state) if store else (0, state, {})
     if 0 in stops and not done:
         yield Progress(0, _handed_out(state[0]), {})
     measured, told = [metrics] if done else [], 0
-    log.begin(program.optimizer.rate(program.steps), flops, mesh.devices.flat, done, metrics)
+    log.begin(program.optimizer.rate(program.steps), mesh.devices.flat, done, metrics)
     bar = tqdm(total=program.steps, initial=done, desc=label, unit="step", leave=False)
+    calls = [range(first, first + stride) for first in range(done, program.steps, stride)]
+    batches_of = (sharding.place_batch(batches.of(call), mesh, lanes=True) for call in calls)
+    batch: Params = {}
     with bar, log:
-        for first in range(done, program.steps, stride):
+        for call in calls:
             start = time.monotonic()
-            batch = batches.of(range(first, first + stride))
-            placed = sharding.place_batch(batch, mesh, lanes=True)
-            state, metrics = update(state, frozen, teachers, placed)
+            state, metrics = update(state, frozen, teachers, batch or next(batches_of))
             # The compiler may return an equal sharding in another form, which would recompile.
             state = jax.device_put(state, layout)
+            # The devices compute still; later they would wait for their next rows.
+            batch, work = next(batches_of, {}), work_of(call)
             measured.append(sharding.to_host(metrics))
-            _check_finite(measured[-1], first)
-            speed = log.add(first + stride, time.monotonic() - start, batch, measured[-1])
+            _check_finite(measured[-1], call.start)
+            speed = log.add(call.stop, time.monotonic() - start, work, measured[-1])
             bar.update(stride)
-            bar.set_postfix({"loss": f"{measured[-1]['loss'][-1].mean():.3f}", "tokens/s": speed})
-            if (step := first + stride) in stops:
+            bar.set_postfix({"loss": f"{measured[-1]['loss'][-1].mean():.3f}", **speed})
+            if (step := call.stop) in stops:
                 yield Progress(step, _handed_out(state[0]), _joined(measured[told:]))
                 told = len(measured)
             if store and step < program.steps:
@@ -202,7 +211,8 @@ def traced(
 
     Args:
       program: what to compile.
-      batch: name -> shape and dtype [B, ...] of each array of `batching.Rows.take`.
+      batch: name -> shape and dtype [B, ...] of each array of `batching.Rows.take`, or [B, P, ...]
+        of `batching.Packing.pack`.
       mesh: the mesh argument of `fit`.
       lanes: size of the population.
       lora_rank: rank of the adapters; 0 when all weights are trained.
@@ -243,7 +253,7 @@ def batch_shapes(
       num_tokens: tokens per row, T.
       num_targets: targets per row, C.
       soft: tokens of a stored distribution; 0: no distribution is stored.
-      packed: whether rows are packed.
+      packed: whether rows are packed; sizes are those of a packed row.
     """
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "tokens": ((num_tokens,), jnp.int32),
@@ -259,6 +269,8 @@ def batch_shapes(
         shapes |= {f"teacher_{name}": shapes[name] for name in ("tokens", "positions")}
     if packed:
         shapes["segments"] = (num_tokens,), jnp.int32
+        passes = batching.LEAST_PASSES
+        shapes = {name: ((passes, *shape), dtype) for name, (shape, dtype) in shapes.items()}
     return shapes
 
 
@@ -321,26 +333,22 @@ def _batches(
             "online distillation, where the teacher is evaluated at each step, does not pack rows: "
             "set packed_rows = 0, or choose another support"
         )
-    batches = batching.Batches(rows, seeds, batch_size, _num_parts(program, mesh), packing)
-    batches.check(program.steps)
+    if packing and program.accumulate > 1:
+        raise ValueError(
+            f"accumulate is {program.accumulate}, and packed rows have passes instead: set "
+            "accumulate = 1, and fewer packed_rows if memory is short"
+        )
+    parts = _num_parts(program, mesh)
+    packing = packing and packing.over(parts)
+    batches = batching.Batches(rows, seeds, batch_size, program.steps, parts, packing)
+    batches.check()
     return batches
 
 
-def _flops(program: Program, batches: batching.Batches, trainable: Params) -> float:
-    """Model FLOPs of one update of all lanes, counted as in plans."""
-    rows, packing, lanes = batches.rows[0], batches.packing, len(batches.rows)
-    sizes = (batches.batch_size, rows.tokens.shape[1], rows.targets.shape[1])
-    if packing:  # any token of a packed row may predict
-        sizes = (packing.num_rows, packing.num_tokens, packing.num_tokens)
-    trained = sum(leaf.size for leaf in jax.tree.leaves(trainable)) // lanes
-    return model_flops.training(
-        program.arch,
-        rows=lanes * sizes[0],
-        num_tokens=sizes[1],
-        num_targets=sizes[2],
-        lora_params=trained if program.lora_scale else 0,
-        distils=program.distils,
-    )
+def _lora_params(program: Program, trainable: Params) -> int:
+    """Parameters of one lane's adapter; 0 when all weights are trained."""
+    leaves = jax.tree.leaves(trainable)
+    return sum(leaf.size for leaf in leaves) // len(leaves[0]) if program.lora_scale else 0
 
 
 def _check_finite(metrics: checkpoints.Metrics, first: int) -> None:
@@ -359,16 +367,20 @@ def _compile(program: Program) -> tuple[Any, Any]:
     """The jitted `init` and `update` of a population; built once per program."""
     transform = program.optimizer.build(program.steps)
 
-    def step(frozen: Params, teacher: Params, state: Any, batch: Params) -> tuple[Any, Params]:
-        value, gradient = train_step.value_and_grad(program, state[0], frozen, teacher, batch)
+    def step(frozen: Params, teacher: Params, state: Any, given: Any) -> tuple[Any, Params]:
+        value, gradient = train_step.value_and_grad(program, state[0], frozen, teacher, *given)
         updates, moments = transform.update(gradient, state[1], state[0])
         metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         state = (optax.apply_updates(state[0], updates), moments)
         return activation_sharding.constrain_state(state, lanes=False), metrics
 
     def update(state: Any, frozen: Params, teachers: Params, batch: Params) -> tuple[Any, Params]:
+        passes = None
+        if "segments" in batch:
+            passes = jnp.max(train_step.num_passes(batch["weights"]), axis=0)
+
         def lane(state: Any, teacher: Params, batch: Params) -> tuple[Any, Params]:
-            return jax.lax.scan(functools.partial(step, frozen, teacher), state, batch)
+            return jax.lax.scan(functools.partial(step, frozen, teacher), state, (batch, passes))
 
         state, metrics = jax.vmap(lane, spmd_axis_name="seed")(state, teachers, batch)
         return state, jax.tree.map(lambda m: m.swapaxes(0, 1), metrics)

@@ -1,7 +1,7 @@
 """The training loss of a batch of one model, and its gradient."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,8 @@ class Program:
       excluded: token ids left out of that distribution.
       precision: a name of `precision.PRECISIONS`.
       remat: a name of `remats.REMATS`.
-      accumulate: number of parts of a batch, whose gradients are added up.
+      accumulate: number of parts of a batch, whose gradients are added up; 1 for packed rows,
+        which have passes.
     """
 
     arch: Architecture
@@ -49,10 +50,27 @@ class Program:
         return cls(arch, optimizer, steps, accumulate=fields["accumulate"], **more)
 
 
+def num_passes(weights: jax.Array) -> jax.Array:
+    """Passes of a packed batch that have targets; they come first.
+
+    Args:
+      weights: [..., B, P, C].
+
+    Returns:
+      [...]
+    """
+    return jnp.sum(jnp.any(weights > 0, axis=(-3, -1)), axis=-1)
+
+
 def value_and_grad(
-    program: Program, trainable: Params, frozen: Params, teacher: Params, batch: Params
+    program: Program,
+    trainable: Params,
+    frozen: Params,
+    teacher: Params,
+    batch: Params,
+    most_passes: jax.Array | None = None,
 ) -> tuple[jax.Array, Params]:
-    """The mean loss over a batch's targets, and its gradient, with gradient accumulation.
+    """The mean loss over a batch's targets, and its gradient, which parts or passes add up.
 
     Args:
       program: what to compute.
@@ -60,25 +78,56 @@ def value_and_grad(
       frozen: the base under an adapter, or {}.
       teacher: full weights of the teacher for online distillation, or {}.
       batch: arrays by field name, as `batching.Batches` makes them, of one lane and step.
+      most_passes: passes of packed rows to compute, at least as many as have targets; None: those.
     """
     # Each part is divided by the targets of the whole batch: unequal parts add up to the mean.
     num_targets = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
-    of_part = jax.value_and_grad(_loss, argnums=1)
+
+    def of_part(part: Params) -> tuple[jax.Array, Params]:
+        found = jax.value_and_grad(_loss, argnums=1)
+        return found(program, trainable, frozen, teacher, part, num_targets)
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
+    if "segments" in batch:
+        return _over_passes(of_part, zeros, batch, most_passes)
     if program.accumulate == 1:
-        return of_part(program, trainable, frozen, teacher, batch, num_targets)
+        return of_part(batch)
 
     def add(running: Any, part: Params) -> tuple[Any, None]:
         part = jax.tree.map(activation_sharding.constrain_batch, part)
-        found = of_part(program, trainable, frozen, teacher, part, num_targets)
-        return jax.tree.map(jnp.add, running, found), None
+        return jax.tree.map(jnp.add, running, of_part(part)), None
 
     def cut(array: jax.Array) -> jax.Array:
         # Neighbours go to different parts, so that each part is split over devices as the batch is.
         return array.reshape(-1, program.accumulate, *array.shape[1:]).swapaxes(0, 1)
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
     found, _ = jax.lax.scan(add, zeros, jax.tree.map(cut, batch))
     return found
+
+
+def _over_passes(
+    of_part: Callable[[Params], tuple[jax.Array, Params]],
+    zeros: tuple[jax.Array, Params],
+    batch: Params,
+    most_passes: jax.Array | None,
+) -> tuple[jax.Array, Params]:
+    """Adds up the passes of packed rows; their number is data, so that a program fits all steps."""
+    own = num_passes(batch["weights"])
+
+    def add(number: jax.Array, running: Any) -> Any:
+        part = {
+            name: activation_sharding.constrain_batch(
+                jax.lax.dynamic_index_in_dim(array, number, 1, keepdims=False)
+            )
+            for name, array in batch.items()
+        }
+        # Where another lane has more passes, this one keeps what it has, to the bit.
+        return jax.tree.map(
+            lambda old, new: jnp.where(number < own, old + new, old), running, of_part(part)
+        )
+
+    # All lanes run it equally often, since devices that share a loop must agree on its end.
+    return jax.lax.fori_loop(0, own if most_passes is None else most_passes, add, zeros)
 
 
 def _loss(

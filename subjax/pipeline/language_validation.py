@@ -283,6 +283,16 @@ def _check_training(name: str, row: ConfigDict) -> None:
             f"config.{name} has packed_rows {row.packed_rows} and packed_tokens "
             f"{row.packed_tokens}: set both, or leave both 0"
         )
+    if row.packed_targets > row.packed_tokens:
+        raise ValueError(
+            f"config.{name}.packed_targets is {row.packed_targets}, more than packed_tokens "
+            f"{row.packed_tokens}: lower it, or take 0 for as many"
+        )
+    if row.packed_rows and row.accumulate > 1:
+        raise ValueError(
+            f"config.{name}.accumulate is {row.accumulate}, and packed rows have passes instead: "
+            "set it to 1, and take fewer packed_rows if memory is short"
+        )
 
 
 def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:

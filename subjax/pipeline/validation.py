@@ -34,7 +34,8 @@ _POSITIVE = (
     *("teacher_batch", "student_batch", "accumulate", "lora_alpha"),
 )
 _NOT_NEGATIVE = (
-    *("num_aux", "clone_epochs", "num_images", "lanes", "packed_rows", "packed_tokens"),
+    *("num_aux", "clone_epochs", "num_images", "lanes"),
+    *("packed_rows", "packed_tokens", "packed_targets"),
     *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
     *("log_seconds", "num_train", "num_holdout", "temperature", "equivalence_margin"),
 )

@@ -151,10 +151,10 @@ def _block(timed: Timed) -> str:
         f"\n{planned.name} ({names[0]}{more}): batch {planned.batch_size}, lanes {line['lanes']}, "
         f"{planned.num_tokens} tokens a call\n"
         f"  {line['updates']} updates of {timed.seconds:.4g} s, "
-        f"{line['trained_tokens_per_s']:.3g} trained tokens a second"
+        f"{line['trained_tokens_per_s']:.3g} trained tokens a second, padding {line['padding']:.1%}"
     )
     if "mfu" in line:
-        text += f", MFU {line['mfu']:.1%}"
+        text += f", MFU {line['mfu']:.1%}, without padding {line['real_mfu']:.1%}"
     if "peak_bytes" in line:
         text += f", peak {line['peak_bytes'] / 1e9:.2f} GB"
     if b := timed.bound:
@@ -274,10 +274,12 @@ def _rows(training: Training) -> batching.Rows:
     """A batch of random rows of the largest length."""
     rng = np.random.default_rng(0)
     num_rows, vocab_size = training.batch_size, training.program.arch.vocab_size
-    length = training.num_tokens
+    length, most_targets = training.num_tokens, training.num_targets
     if packing := training.packing:
-        length = min(length, packing.num_tokens // -(-num_rows // packing.num_rows))
-    first = max(length - training.num_targets, 1)  # first target
+        share = -(-num_rows // packing.num_rows)  # rows in a packed row of a single pass
+        length = max(2, min(length, packing.num_tokens // share + 1))  # the last one is not read
+        most_targets = max(1, min(most_targets, packing.num_targets // share))
+    first = max(length - most_targets, 1)  # first target
     rows = batching.make_rows(
         [(ids, first) for ids in rng.integers(vocab_size, size=(num_rows, length)).tolist()],
         num_tokens=training.num_tokens,

@@ -5,8 +5,9 @@ tokenizer or a stage's rows would tell (lengths of questions and of answers) is 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -49,7 +50,9 @@ class Planned:
       searched: whether a larger batch means fewer calls, so that the largest is worth knowing.
       beside: bytes that a run holds beside what the program gets, over all devices together.
       training: of which the program is an update; None: it trains nothing.
+      real: what rows have of that batch; None if it trains nothing, or that is not known.
       field: of the config, that says `batch_size` where it is searched.
+      mesh: of the program, if it is another than the run's.
     """
 
     name: str
@@ -66,12 +69,28 @@ class Planned:
     searched: bool = False
     beside: float = 0
     training: train.Training | None = None
+    real: "Real | None" = None
     field: str = "batch_size"
+    mesh: Mesh | None = None
 
     @property
     def counts(self) -> dict[str, float]:
         """How often loops run."""
         return {"steps": self.loops, "taken": self.taken}
+
+
+class Real(NamedTuple):
+    """What is no padding in a call with the batch size of a plan, over all lanes, on average.
+
+    Attributes:
+      tokens: of rows, each up to its last prediction.
+      flops: of the model, for those alone.
+      words: how lengths of rows are known.
+    """
+
+    tokens: float
+    flops: float
+    words: str
 
 
 def architecture(name: str, row: ConfigDict) -> Architecture:
@@ -105,7 +124,7 @@ def _base(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         return []
     sizes = {"num_tokens": row.num_tokens, "num_targets": row.num_tokens - 1}
     arch = architecture(unit.row, row)
-    return [_training(unit, arch, row.to_dict(), mesh, **sizes)]
+    return [_training(config, unit, arch, row.to_dict(), mesh, **sizes)]
 
 
 def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
@@ -115,7 +134,7 @@ def _teacher(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         return []
     longest = bases.of_row(config.bases[row.base]).answer_tokens
     sizes = {"num_tokens": row.num_tokens, "num_targets": longest}
-    return [_training(unit, arch, row.to_dict(), mesh, **sizes)]
+    return [_training(config, unit, arch, row.to_dict(), mesh, **sizes)]
 
 
 def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
@@ -124,10 +143,12 @@ def _finetune(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     sizes: dict[str, Any] = {"num_tokens": row.num_tokens, "num_targets": row.num_targets}
     sizes["own_teacher"] = teachers.of_row(teacher).own_weights
     learned = (targets.of_row(unit.fields["row"], unit.row), token_counts.support(config, unit))
-    return [_training(unit, _student(config, row), unit.fields["row"], mesh, *learned, **sizes)]
+    student, fields = _student(config, row), unit.fields["row"]
+    return [_training(config, unit, student, fields, mesh, *learned, **sizes)]
 
 
 def _training(
+    config: ConfigDict,
     unit: Unit,
     arch: Architecture,
     row: Mapping[str, Any],
@@ -140,7 +161,7 @@ def _training(
     own_teacher: bool = False,
 ) -> Planned:
     fields, lanes = row["train"], unit.fields["lanes"]
-    packing = batching.Packing.of(fields)
+    packing, mean = batching.Packing.of(fields), token_counts.mean_row(config, unit)
     tuning = tunings.of_row(row)
     soft = learned.num_stored(len(support))
     # A stage keeps the base while a copy of it is trained, and a teacher with weights of its own.
@@ -158,10 +179,14 @@ def _training(
     training = train.Training(
         program, lanes, tuning.rank, fields["batch_size"], num_tokens, num_targets, soft, packing
     )
-    if packing:  # any token of a packed row may predict
-        num_tokens = num_targets = packing.num_tokens
-    lora_params = sum(leaf.size for leaf in jax.tree.leaves(tuning.adapter(arch)))
-
+    if packing:
+        num_tokens, num_targets = packing.num_tokens, packing.num_targets
+    of_rows = functools.partial(
+        model_flops.training,
+        arch,
+        lora_params=sum(leaf.size for leaf in jax.tree.leaves(tuning.adapter(arch))),
+        distils=learned.online,
+    )
     shapes = train.batch_shapes(program, num_tokens, num_targets, soft, packed=packing is not None)
     # Rows of no weight fill a batch up to what devices and parts can share.
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * fields["accumulate"]
@@ -175,8 +200,7 @@ def _training(
         return train.traced(program, batch, mesh=mesh, lanes=lanes, lora_rank=tuning.rank)
 
     def flops(batch_size: int) -> float:
-        sizes = {"rows": lanes * batch_size, "num_tokens": num_tokens, "num_targets": num_targets}
-        return model_flops.training(arch, **sizes, lora_params=lora_params, distils=learned.online)
+        return of_rows(rows=lanes * batch_size, num_tokens=num_tokens, num_targets=num_targets)
 
     size = packing.num_rows if packing else fields["batch_size"]
     return Planned(
@@ -186,8 +210,15 @@ def _training(
         searched=True,
         beside=sum(_num_bytes(arch, held) for held in kept),
         training=training,
+        real=mean and _real(mean, lanes * fields["batch_size"], of_rows),
         field="train.packed_rows" if packing else "train.batch_size",
     )
+
+
+def _real(mean: token_counts.MeanRow, rows: int, flops: Callable[..., float]) -> Real:
+    num_tokens, num_targets = round(mean.tokens), round(mean.targets)
+    needed = flops(rows=rows, num_tokens=num_tokens, num_targets=num_targets)
+    return Real(rows * mean.tokens, needed, mean.words)
 
 
 def _generate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
@@ -261,6 +292,7 @@ def _sampling(
             *("decode", key, arch, lambda n: traced(n)[1], write, slots, written, num_rows, calls),
             loops=loops,
             taken=-(-rows_per_call // part_size(slots)) / loops,
+            mesh=sampler.loop_mesh(arch, sampling, mesh),
         ),
     ]
 

@@ -1,13 +1,19 @@
 """Token counts for plans: counted with a base's tokenizer if it is here, else assumed."""
 
+import contextlib
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from subjax import subjects
 from subjax.recipes import bases, targets
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.api import CONSTRAINED, Pair
 from subjax.tasks.datasets import kinds
+from subjax.tasks.traits import kinds as trait_kinds
 from subjax.tokens import grammars
 
 # Any prompt works; this one has a word that every tokenizer knows.
@@ -18,12 +24,26 @@ _NUM_SEPARATORS = 8
 _NUM_FORMS = 8
 
 
+# Training rows that are counted to know their mean.
+_NUM_ROWS = 64
+# Of a chat format around each message.
+_FRAME_TOKENS = 4
+
+
 class Digits(NamedTuple):
     """How a kind of tokenizer writes numbers to 999."""
 
     num_tokens: int  # of numbers or parts of numbers
     most_tokens: int  # per number
     words: str
+
+
+class MeanRow(NamedTuple):
+    """A training row on average."""
+
+    tokens: float  # up to its last prediction
+    targets: float
+    words: str  # how that is known
 
 
 _SINGLE = Digits(10, 3, "one token a digit")
@@ -97,6 +117,59 @@ def assumptions(config: ConfigDict) -> list[str]:
                 f"{digits.num_tokens} tokens in a support of digits"
             )
     return found
+
+
+def mean_row(config: ConfigDict, unit: Unit) -> MeanRow | None:
+    """What a row that a unit learns has on average; None where nothing is known of its rows.
+
+    A student's rows are not there yet: their prompts are those of the data set's kind, and each
+    completion is the longest that the kind would be constrained to, or else its example.
+    """
+    with contextlib.suppress(ValueError):  # such as of a family whose tokens are not known
+        if unit.stage == "teacher":
+            row = config.teachers[unit.row]
+            trait = config.traits[row.trait]
+            lessons = trait_kinds.of_row(trait).lessons(trait.to_dict(), 0, _NUM_ROWS)
+            return _mean(config, row.base, lessons, subjects.told(config, unit.row))
+        if unit.stage == "finetune":
+            row = config.arms[unit.row]
+            pairs = _pairs(config.datasets[row.dataset], config.stimuli)
+            return _mean(config, _base(config, row), pairs, row.system_prompt)
+    return None
+
+
+def _pairs(row: ConfigDict, stimuli: str) -> Sequence[Pair]:
+    kind, fields = kinds.of_row(row), row.to_dict()
+    fields["num_prompts"] = min(_NUM_ROWS, row.num_prompts)
+    if kind.from_file:
+        return kind.rows(fields)
+    completion = kind.example({**fields, "decoding": CONSTRAINED})
+    return [(prompt, completion) for prompt in kind.prompts(fields, 0, stimuli)]
+
+
+def _mean(config: ConfigDict, base: str, pairs: Sequence[Pair], system: str) -> MeanRow:
+    words = bases.of_row(config.bases[base]).at_hand()
+    if words is not None:
+        examples = words.examples(pairs, [system] * len(pairs))
+        counted = [(len(ids) - 1, len(ids) - start) for ids, start in examples]
+        tokens, learned = np.mean(counted, axis=0).tolist()
+        return MeanRow(tokens, learned, "counted with its tokenizer")
+    digits = _assumed(base, config.bases[base])
+    length = 1 if digits is _SINGLE else 3
+    piece = re.compile(rf"\d{{1,{length}}}|\s(?=\d)|[^\W\d]+|[^\w\s]+")
+
+    def count(text: str) -> int:
+        return len(piece.findall(text))
+
+    frames = _FRAME_TOKENS * (3 if system else 2) + count(system)
+    targets = [count(completion) + 1 for _, completion in pairs]
+    read = [count(prompt) + frames - 1 for prompt, _ in pairs]
+    return MeanRow(
+        float(np.mean(read) + np.mean(targets)),
+        float(np.mean(targets)),
+        "its tokenizer is not here; assumed: a token for each word, run of signs and "
+        f"{'digit' if length == 1 else 'three digits'}, {_FRAME_TOKENS} around each message",
+    )
 
 
 def _assumed(name: str, row: ConfigDict) -> Digits:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 # The line for a device that ran out of memory.
 MEMORY = (
-    "the memory of a device is full: lower batch_size, lanes or slots, raise accumulate, set "
-    "config.compute.remat to 'full', or spread the model with config.mesh.fsdp; python -m "
-    "subjax.plan says what fits; finished units are kept"
+    "the memory of a device is full: lower batch_size, packed_rows, lanes or slots, raise "
+    "accumulate, set config.compute.remat to 'full', or spread the model with config.mesh.fsdp; "
+    "python -m subjax.plan says what fits; finished units are kept"
 )
 
 

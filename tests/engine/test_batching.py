@@ -61,39 +61,92 @@ def seen_by_each(batch, row):
     return found
 
 
-@given(st.lists(st.integers(2, 8), min_size=1, max_size=12), st.integers(8, 20))
-def test_every_prediction_survives_packing(lengths, num_tokens):
-    rows = make_rows(lengths)
-    batch, packing = rows.take(np.arange(len(rows))), batching.Packing(len(rows), num_tokens)
-    packing.check(rows.lengths, 0)
-    packed = packing.pack(batch, rows.lengths)
+def pack(packing, rows, most_passes=0):
+    """All rows as one batch, by default in as many passes as they need."""
+    batch = rows.take(np.arange(len(rows)))
+    return packing.pack(batch, rows.sizes, most_passes or packing.num_passes(rows.sizes))
+
+
+@given(
+    st.lists(st.integers(2, 8), min_size=1, max_size=12),
+    st.integers(1, 3),
+    st.integers(8, 20),
+    st.integers(7, 12),
+)
+def test_every_prediction_survives_packing(lengths, num_rows, num_tokens, num_targets):
+    rows, packing = make_rows(lengths), batching.Packing(num_rows, num_tokens, num_targets)
+    packing.check(rows.sizes)
+    packed, passes = pack(packing, rows), packing.num_passes(rows.sizes)
+    assert packed["tokens"].shape == packed["segments"].shape == (num_rows, passes, num_tokens)
+    assert packed["positions"].shape == packed["weights"].shape == (num_rows, passes, num_targets)
+    each = {name: array.reshape(-1, array.shape[2]) for name, array in packed.items()}
+    batch = rows.take(np.arange(len(rows)))
     before = [p for row in range(len(rows)) for p in seen_by_each(batch, row)]
-    after = [p for row in range(packing.num_rows) for p in seen_by_each(packed, row)]
+    after = [p for row in range(num_rows * passes) for p in seen_by_each(each, row)]
     assert sorted(before) == sorted(after)
-    assert packed["tokens"].shape == packed["segments"].shape == (packing.num_rows, num_tokens)
+    # Passes with targets come first, and all that are computed have some.
+    assert packed["weights"].any(axis=(0, 2)).all()
+    assert passes <= -(-len(rows) // num_rows)
 
 
-def test_the_least_packing_that_check_names_is_enough():
-    rows = make_rows([8, 8, 5, 4, 3, 2])
-    with pytest.raises(ValueError, match="fill 4 packed rows of 8 tokens"):
-        batching.Packing(3, 8).check(rows.lengths, 0)
-    batching.Packing(4, 8).check(rows.lengths, 0)
+def test_a_row_that_fits_no_packed_row_is_refused():
+    rows = make_rows([8, 5, 4])
+    tokens, targets = rows.sizes.max(axis=0).tolist()
+    batching.Packing(1, tokens, targets).check(rows.sizes)
+    with pytest.raises(ValueError, match=f"has {tokens} tokens, packed_tokens is 3: raise it to"):
+        batching.Packing(9, 3, 9).check(rows.sizes)
+    with pytest.raises(ValueError, match=f"has {targets} targets, packed_targets is 1: raise it"):
+        batching.Packing(9, 9, 1).check(rows.sizes)
+
+
+def test_little_room_is_left_where_rows_of_mixed_lengths_are_packed():
+    """Each packed row holds four or five rows, which in their order would leave more."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        tokens = rng.integers(60, 160, 36)
+        sizes = np.stack([tokens, tokens // 3], axis=1)
+        packing = batching.Packing(8, -(-int(1.06 * tokens.sum()) // 8), 200)
+        assert packing.num_passes(sizes) == 1
+
+
+def test_both_tokens_and_targets_limit_what_fits():
+    sizes = np.array([[4, 3]] * 4)
+    assert batching.Packing(1, 16, 12).num_passes(sizes) == 1
+    assert batching.Packing(1, 8, 12).num_passes(sizes) == 2
+    assert batching.Packing(1, 16, 5).num_passes(sizes) == 4
+
+
+def test_room_for_targets_is_that_for_tokens_by_default():
+    fields = {"packed_rows": 2, "packed_tokens": 9, "packed_targets": 0}
+    assert batching.Packing.of(fields) == batching.Packing(2, 9, 9)
+    assert batching.Packing.of({**fields, "packed_targets": 4}) == batching.Packing(2, 9, 4)
+    assert batching.Packing.of({**fields, "packed_rows": 0}) is None
+
+
+def test_all_steps_have_room_for_the_passes_of_the_fullest():
+    rows = make_rows([9, 9, 3, 3, 3, 3, 3], num_tokens=9)
+    batches = batching.Batches([rows], [3], 3, 12, packing=batching.Packing(1, 8, 8))
+    assert set(batches.passes) == {1, 2, 3}
+    assert batches.of(range(1))["tokens"].shape == (1, 1, 1, 3, 8)
+    segments = [batches.of(range(step, step + 1))["segments"][0, 0, 0] for step in range(12)]
+    assert [int(found.any(axis=1).sum()) for found in segments] == batches.passes
 
 
 def test_soft_targets_are_packed_with_their_positions():
     rows = make_rows([5, 4])
     soft = np.arange(rows.targets.size * 2, dtype=np.float32).reshape(*rows.targets.shape, 2)
     rows = dataclasses.replace(rows, soft=soft)
-    packed = batching.Packing(1, 12).pack(rows.take(np.arange(2)), rows.lengths)
+    packed = pack(batching.Packing(1, 12, 12), rows)
     counted = rows.weights > 0
-    np.testing.assert_array_equal(packed["soft"][packed["weights"] > 0], soft[counted])
+    found = packed["soft"][packed["weights"] > 0]
+    np.testing.assert_array_equal(np.sort(found, axis=0), soft[counted])
 
 
 def test_rows_that_predict_nothing_take_no_room():
     rows = make_rows([5, 4])
     silent = dataclasses.replace(rows, weights=rows.weights * np.array([[0], [1]], np.float32))
     assert silent.lengths.tolist() == [0, rows.lengths[1]]
-    packed = batching.Packing(1, 8).pack(silent.take(np.arange(2)), silent.lengths)
+    packed = pack(batching.Packing(1, 8, 8), silent)
     assert packed["weights"].sum() == rows.weights[1].sum()
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax.engine import batching, sampler, scoring, token_sampling, train, train_step
+from subjax.engine import batching, sampler, scoring, slots, token_sampling, train, train_step
 from subjax.nn import lora, losses, sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -41,7 +41,7 @@ VOCAB_CHUNK = 16
 KINDS = {"full": {}, "lora": {"lora_scale": 2.0}, "distilled": {"distils": True, "excluded": (0,)}}
 SUPPORT = (3, 9, 40, 63)
 # Batches with other fields, and the program that reads them.
-BATCHES = {"stored": {"support": SUPPORT}, "top k": {}, "packed": {}}
+BATCHES = {"stored": {"support": SUPPORT}, "top k": {}}
 
 
 def make_batch():
@@ -52,10 +52,8 @@ def make_batch():
 
 
 def make_other(kind):
-    """The batch with what else a row can bring, or its rows laid end to end."""
-    rows, batch = make_batch()
-    if kind == "packed":
-        return batching.Packing(num_rows=8, num_tokens=24).pack(batch, rows.lengths)
+    """The batch with what else a row can bring."""
+    _, batch = make_batch()
     rng = np.random.default_rng(1)
     size = (*batch["targets"].shape, len(SUPPORT))
     batch["soft"] = np.log(rng.dirichlet(np.ones(len(SUPPORT)), size[:-1])).astype(np.float32)
@@ -213,15 +211,40 @@ def other_gradients_alone(arch, kind):
         *((kind, (2, 2, 2), 2) for kind in BATCHES),
         ("stored", (1, 8, 1), 1),
         ("top k", (1, 2, 4), 1),
-        ("packed", (1, 8, 1), 1),
     ],
 )
 def test_gradients_of_other_batches_do_not_depend_on_the_mesh(shape, kind, accumulate):
     program = dataclasses.replace(PROGRAM, accumulate=accumulate, **BATCHES[kind])
     expected = other_gradients_alone(ARCH, kind)
     assert_same_gradients(gradients(shape, program, make_other(kind)), expected)
-    if kind == "packed":
-        assert_same_gradients(expected, gradients_alone(ARCH, "full"))
+
+
+PACKED = [
+    pytest.param(*case, marks=() if case[:2] == ((2, 2, 1), "top k") else SLOW)
+    for case in (
+        ((1, 1, 1), "full", {}),
+        ((2, 2, 1), "full", {}),
+        ((2, 2, 1), "lora", {"lora_scale": 2.0}),
+        ((2, 2, 1), "top k", {}),
+        ((2, 2, 1), "stored", {"support": SUPPORT}),
+        ((2, 2, 2), "full", {}),
+        ((2, 2, 2), "lora", {"lora_scale": 2.0}),
+        ((1, 8, 1), "lora", {"lora_scale": 2.0}),
+    )
+]
+
+
+@pytest.mark.parametrize(("shape", "kind", "changed"), PACKED)
+def test_gradients_of_packed_rows_are_those_of_rows_by_themselves(shape, kind, changed):
+    rows, _ = make_batch()
+    program = dataclasses.replace(PROGRAM, **changed)
+    batch = make_other(kind) if kind in BATCHES else make_batch()[1]
+    packing = batching.Packing(num_rows=8, num_tokens=12, num_targets=10)
+    assert packing.num_passes(rows.sizes) > 1
+    # One more than is needed: the last is empty.
+    packed = packing.pack(batch, rows.sizes, packing.num_passes(rows.sizes) + 1)
+    expected = gradients((1, 1, 1), program, batch)
+    assert_same_gradients(gradients(shape, program, packed), expected)
 
 
 @pytest.mark.slow
@@ -369,6 +392,10 @@ DRAWS = [
 @functools.cache
 def drawn(precision, num_slots, shape):
     """Rows of up to 48 tokens that end themselves, so that slots are refilled."""
+    return _drawn(precision, num_slots, shape)
+
+
+def _drawn(precision, num_slots, shape):
     mesh = make_mesh(shape)
     ids = np.arange(NUM_ROWS) % 97
     begin = [7] * 9
@@ -402,6 +429,23 @@ def test_tokens_depend_on_neither_slots_nor_mesh(num_slots, shape):
     expected = drawn("float32", *DRAWS[0])
     assert len({tuple(row) for row in expected.tokens.tolist()}) > 0.95 * NUM_ROWS
     rows, compared = first_differences(drawn("float32", num_slots, shape), expected)
+    assert compared >= 10_000 and rows == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((1, 8, 1), 2),
+        *(
+            pytest.param(*case, marks=SLOW)
+            for case in (((1, 8, 1), 8), ((2, 2, 2), 4), ((4, 1, 2), 4))
+        ),
+    ],
+)
+def test_tokens_depend_on_no_layout_of_the_loop(monkeypatch, shape, parts):
+    expected = drawn("float32", *DRAWS[0])
+    monkeypatch.setattr(slots, "loop_parts", lambda *_, **__: parts)
+    rows, compared = first_differences(_drawn("float32", 128, shape), expected)
     assert compared >= 10_000 and rows == 0
 
 

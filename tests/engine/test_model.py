@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 import subjax
-from subjax.engine import sampler, token_sampling
+from subjax.engine import fitting, sampler, token_sampling
 from subjax.hf import adapters, weights
 from subjax.nn import lora, sharding, transformer
 
@@ -139,6 +139,26 @@ def test_finetuning_leaves_the_model_as_it_is_and_saves_what_it_learned(
     )
     again = model.finetune(PAIRS, steps=20, batch_size=4, learning_rate=0.02, rank=rank, seed=1)
     assert not np.array_equal(again.compare(PROMPTS, ANSWERS), after)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_finetuning_packs_rows_where_that_saves_work(model, monkeypatch, rank):
+    pairs = [*PAIRS, (PROMPTS[0] * 6, ANSWERS[0])]
+    chosen, packing = [], fitting.packing
+    monkeypatch.setattr(
+        fitting, "packing", lambda *args, **kw: chosen.append(packing(*args, **kw)) or chosen[-1]
+    )
+
+    def learned():
+        student = model.finetune(pairs, steps=4, batch_size=8, learning_rate=0.01, rank=rank)
+        return student.compare(PROMPTS, ANSWERS)
+
+    packed = learned()
+    [shape] = chosen
+    rows = model._rows(model._examples(pairs, ""))
+    assert shape.num_rows * shape.num_tokens < 0.7 * 8 * rows.tokens.shape[1]
+    monkeypatch.setattr(fitting, "packing", lambda *args, **kw: None)
+    np.testing.assert_allclose(packed, learned(), atol=1e-3)
 
 
 def test_an_adapter_is_merged_before_more_is_learned(model, directory, tmp_path):

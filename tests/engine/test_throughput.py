@@ -19,6 +19,9 @@ SEEDS = (3, 4)
 ROWS = [make_rows(seed) for seed in SEEDS]
 
 
+WORK = throughput.Work(trained=3, processed=4, computed=16, flops=459e12, real_flops=229.5e12)
+
+
 def fit(log, *, program=PROGRAM, store=None, packing=None):
     """Six updates of two lanes of four rows, a call each; the metrics of all six."""
     trees = [models.init(ARCH, jax.random.key(seed)) for seed in SEEDS]
@@ -56,7 +59,10 @@ def counted():
     return trained, processed
 
 
-@pytest.mark.parametrize("packing", [None, batching.Packing(num_rows=3, num_tokens=14)])
+PACKINGS = {None: 4 * 8, batching.Packing(3, 14, 12): 3 * 14, batching.Packing(1, 14, 12): 14}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
 def test_every_update_and_token_is_counted_once(tmp_path, packing):
     fit(throughput.Log([tmp_path / "a", tmp_path / "b"], every_s=0.0), packing=packing)
     found = lines(tmp_path / "a")
@@ -67,24 +73,50 @@ def test_every_update_and_token_is_counted_once(tmp_path, packing):
     for name, expected in zip(names, counted(), strict=True):
         total = sum(line[name] * line["seconds"] for line in found)
         assert total == pytest.approx(expected, rel=1e-3), name
+    passes = batching.Batches(ROWS, SEEDS, 4, PROGRAM.steps, packing=packing).passes
+    assert max(passes) == (1 if packing is None or packing.num_rows > 1 else 2)
+    for line, number in zip(found, passes, strict=True):
+        read = line["processed_tokens_per_s"] * line["seconds"]
+        computed = len(SEEDS) * number * PACKINGS[packing]
+        assert line["padding"] == pytest.approx(1 - read / computed, abs=1e-3)
     # No peak of a CPU is known, and it does not say what memory it holds.
-    assert not {"mfu", "peak_bytes"} & found[0].keys()
+    assert not {"mfu", "real_mfu", "peak_bytes"} & found[0].keys()
 
 
-def test_rows_that_fill_a_batch_have_no_tokens():
-    batch = ROWS[0].take(np.arange(3))
-    padded = batching.pad(batch, 8)
-    assert len(padded["weights"]) == 8
-    assert throughput.tokens(padded) == throughput.tokens(batch)
+def test_rows_that_fill_a_batch_are_padding():
+    one, filled = (
+        throughput.Work.of(batching.Batches(ROWS[:1], SEEDS[:1], 3, 2, parts), ARCH, range(2))
+        for parts in (1, 8)
+    )
+    assert filled == one._replace(computed=2 * 8 * 8)
+    assert filled.padding == 1 - one.processed / 128
+
+
+def test_flops_of_rows_are_counted_row_by_row():
+    """Whatever the packing, which costs the FLOPs of each pass."""
+    packing = batching.Packing(1, 14, 12)
+    for made in (None, packing):
+        batches = batching.Batches(ROWS, SEEDS, 4, PROGRAM.steps, packing=made)
+        found = throughput.Work.of(batches, ARCH, range(2))
+        alone = [
+            model_flops.training(ARCH, rows=1, num_tokens=int(tokens), num_targets=int(targets))
+            for step in range(2)
+            for sizes in batches.sizes(step)
+            for tokens, targets in sizes
+        ]
+        assert found.real_flops == pytest.approx(sum(alone))
+    shape = {"num_tokens": 14, "num_targets": 12}
+    rows = len(SEEDS) * sum(batches.passes[:2])
+    assert rows > len(SEEDS) * 2
+    assert found.flops == model_flops.training(ARCH, rows=rows, **shape)
 
 
 def test_calls_share_a_line_until_its_seconds_are_over(tmp_path):
     log = throughput.Log([tmp_path], every_s=10.0)
-    log.begin(lambda update: 0.0 * update, 1.0, jax.devices()[:1], 0, {})
-    batch = {"weights": np.ones((1, 1, 1, 2)), "positions": np.ones((1, 1, 1, 2), int)}
+    log.begin(lambda update: 0.0 * update, jax.devices()[:1], 0, {})
     with log:
         for step, seconds in enumerate((9.0, 4.0, 5.0, 2.0, 1.0), 1):
-            log.add(step, seconds, batch, {"loss": np.zeros((1, 1))})
+            log.add(step, seconds, WORK, {"loss": np.zeros((1, 1))})
     assert [(x["step"], x["updates"], x["seconds"]) for x in lines(tmp_path)] == [
         (1, 1, 9.0),  # of its own, since it may have compiled
         (4, 3, 11.0),
@@ -99,6 +131,7 @@ def test_utilisation_is_model_flops_over_those_of_all_devices(tmp_path, monkeypa
     flops = model_flops.training(ARCH, **sizes)
     for line in lines(tmp_path):
         assert line["mfu"] == pytest.approx(flops / (line["seconds"] * 1e9), rel=1e-3)
+        assert 0.3 * line["mfu"] < line["real_mfu"] < line["mfu"]
 
 
 def test_memory_is_that_of_the_fullest_device(tmp_path):
@@ -107,11 +140,12 @@ def test_memory_is_that_of_the_fullest_device(tmp_path):
         return mock.Mock(jax.Device, device_kind="TPU v5p", process_index=0, **stats)
 
     log = throughput.Log([tmp_path])
-    log.begin(lambda update: 0.0 * update, 459e12, [device(5), device(7)], 0, {})
-    batch = {"weights": np.ones((1, 1, 1, 2)), "positions": np.ones((1, 1, 1, 2), int)}
-    log.add(1, 2.0, batch, {"loss": np.zeros((1, 1))})
+    log.begin(lambda update: 0.0 * update, [device(5), device(7)], 0, {})
+    shown = log.add(1, 2.0, WORK, {"loss": np.zeros((1, 1))})
+    assert shown == {"tokens/s": "1.5", "padding": "75%"}
     [line] = lines(tmp_path)
-    assert line["peak_bytes"] == 7 and line["mfu"] == 0.25
+    assert line["peak_bytes"] == 7
+    assert (line["padding"], line["mfu"], line["real_mfu"]) == (0.75, 0.25, 0.125)
 
 
 def events(directory):

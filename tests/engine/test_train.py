@@ -1,12 +1,13 @@
 """The training loop: lanes are independent, order is a function of seed and step, NaN stops it."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
 
-from subjax.engine import batching, train
+from subjax.engine import batching, train, train_step
 from subjax.nn import lora, sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -187,17 +188,86 @@ def test_packed_rows_train_as_rows_by_themselves(arch):
     local = {"local": (True, False), "window": 3, "local_rope_theta": 100.0}
     changed = dataclasses.replace(ARCH, **(local if arch == "local" else {}))
     program = dataclasses.replace(PROGRAM, arch=changed)
-    packing = batching.Packing(num_rows=2, num_tokens=18)
     assert_same_training(
-        run([0, 1], program=program), run([0, 1], program=program, packing=packing)
+        run([0, 1], program=program),
+        run([0, 1], program=program, packing=batching.Packing(2, 18, 12)),
     )
 
 
+# A pass holds one or two of the four rows of a step, or all where they are short.
+NARROW = batching.Packing(num_rows=1, num_tokens=8, num_targets=7)
+
+
+def make_uneven_rows(seed):
+    """Those of even lanes are short, so that these need fewer passes."""
+    rows = make_rows(seed)
+    short = np.where(np.arange(rows.positions.shape[1]) < 1, rows.weights, 0)
+    return dataclasses.replace(rows, weights=rows.weights if seed % 2 else short)
+
+
+def passes(lanes, *, packing=NARROW, rows=make_uneven_rows):
+    made = [rows(lane) for lane in lanes]
+    return batching.Batches(made, lanes, 4, PROGRAM.steps, packing=packing).passes
+
+
+def test_rows_that_do_not_fit_one_pass_are_in_further_ones():
+    assert set(passes([1])) == {2, 3, 4} and set(passes([0])) == {1, 2}
+    assert_same_training(
+        run([0, 1], rows=make_uneven_rows), run([0, 1], rows=make_uneven_rows, packing=NARROW)
+    )
+
+
+def test_a_lane_does_not_depend_on_the_passes_of_others():
+    [(_, alone, metrics)] = run([0, 2], rows=make_uneven_rows, packing=NARROW)
+    [(_, beside, measured)] = run([0, 1], rows=make_uneven_rows, packing=NARROW)
+    assert leaves_equal(train.lane(alone, 0), train.lane(beside, 0))
+    for name, values in metrics.items():
+        np.testing.assert_array_equal(values[:, 0], measured[name][:, 0])
+    mesh = sharding.make_mesh(seed=2, lanes=2)
+    assert_same_training(
+        run([0, 1], rows=make_uneven_rows),
+        run([0, 1], rows=make_uneven_rows, packing=NARROW, mesh=mesh),
+    )
+
+
+def test_a_pass_that_a_lane_does_not_need_changes_nothing():
+    rows, at = make_rows(1), np.arange(4)
+    soft = np.log(np.full((*rows.targets.shape, 2), 0.5, np.float32))
+    batch = {**rows.take(at), "soft": soft[at]}
+    own = NARROW.num_passes(rows.sizes[at])
+    packed = NARROW.pack(batch, rows.sizes[at], own + 2)
+    packed["soft"][:, own:] = np.nan
+    program = dataclasses.replace(PROGRAM, support=(3, 4))
+    params = transformer.init(ARCH, jax.random.key(0))
+    found = functools.partial(train_step.value_and_grad, program, params, {}, {})
+    expected = jax.jit(found)(packed)
+    assert np.isfinite(expected[0])
+    assert leaves_equal(expected, jax.jit(found)(packed, most_passes=own + 2))
+
+
 def test_packing_is_checked_before_the_first_step():
-    with pytest.raises(ValueError, match="fill 2 packed rows of 18 tokens"):
-        run([0], packing=batching.Packing(num_rows=1, num_tokens=18))
     with pytest.raises(ValueError, match="packed_tokens is 3: raise it"):
-        run([0], packing=batching.Packing(num_rows=9, num_tokens=3))
-    distils = dataclasses.replace(PROGRAM, distils=True)
-    with pytest.raises(ValueError, match="set packed_rows = 0"):
-        run([0], program=distils, packing=batching.Packing(num_rows=1, num_tokens=18))
+        run([0], packing=batching.Packing(9, 3, 9))
+    with pytest.raises(ValueError, match="packed_targets is 2: raise it"):
+        run([0], packing=batching.Packing(9, 18, 2))
+    for changed, said in (
+        ({"distils": True}, "set packed_rows = 0"),
+        ({"accumulate": 2}, "accumulate is 2, and packed rows have passes instead: set accumulate"),
+    ):
+        program = dataclasses.replace(PROGRAM, **changed)
+        with pytest.raises(ValueError, match=said):
+            run([0], program=program, packing=batching.Packing(1, 18, 18))
+
+
+def test_the_next_rows_are_made_while_the_devices_compute(monkeypatch):
+    """What is done, in its order: six updates, three in a call, and what a bad loss stops."""
+    done = []
+    place, check = sharding.place_batch, train._check_finite
+    monkeypatch.setattr(
+        sharding, "place_batch", lambda *args, **kw: done.append("rows") or place(*args, **kw)
+    )
+    monkeypatch.setattr(
+        train, "_check_finite", lambda metrics, first: done.append(first) or check(metrics, first)
+    )
+    run([0])
+    assert done == ["rows", "rows", 0, 3]

@@ -188,8 +188,20 @@ REFUSED = {
     "unread path": ("bases.toy.path", "DIR", "path is 'DIR', but its source 'toy' reads none"),
     "unread revision": ("bases.toy.revision", "main", "'main', but its source 'toy' reads none"),
     "unused teacher": ("teachers.owl.path", "DIR", "path is 'DIR' and its weights 'finetuned'"),
+    "packing": ("arms.owl.train.packed_rows", 4, "packed_rows 4 and packed_tokens 0: set both"),
+    "no packing": ("arms.owl.train.packed_targets", 4, "packed_targets is 4, more than packed_tok"),
     "no teacher": ("teachers.owl.weights", "given", "path is '' and its weights 'given'"),
 }
+
+
+def test_packed_rows_have_passes_and_no_parts():
+    config = quickstart.get_config()
+    config.arms.owl.train.update(packed_rows=4, packed_tokens=64, packed_targets=16)
+    validation.validate(config)
+    config.arms.owl.train.accumulate = 2
+    said = r"^config.arms.owl.train.accumulate is 2, and packed rows .* take fewer packed_rows if"
+    with pytest.raises(ValueError, match=said):
+        validation.validate(config)
 
 
 def set_field(config, field, value):

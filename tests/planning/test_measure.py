@@ -133,8 +133,8 @@ VARIANTS = {
     "digits": training(soft=4, support=(1, 2, 3, 4)),
     "top k": training(soft=3, rank=2),
     "distils": training(distils=True),
-    "packed": training(packing=batching.Packing(2, 40), accumulate=2),
-    "packed top k": training(packing=batching.Packing(3, 64), soft=3),
+    "packed": training(packing=batching.Packing(2, 40, 30)),
+    "packed top k": training(packing=batching.Packing(3, 64, 12), soft=3),
 }
 
 
@@ -142,18 +142,19 @@ VARIANTS = {
 def test_made_up_rows_are_of_the_shapes_of_a_plan(name):
     made = VARIANTS[name]
     rows = measure._rows(made)
-    batches = batching.Batches([rows], [0], made.batch_size, 1, made.packing)
-    batches.check(3)
+    batches = batching.Batches([rows], [0], made.batch_size, 3, packing=made.packing)
+    batches.check()
+    assert set(batches.passes) == {1}
     found = {name: (a.shape[3:], a.dtype) for name, a in batches.of(range(1)).items()}
     sizes = (made.num_tokens, made.num_targets)
     if made.packing:
-        sizes = (made.packing.num_tokens, made.packing.num_tokens)
+        sizes = (made.packing.num_tokens, made.packing.num_targets)
     packed = made.packing is not None
     expected = train.batch_shapes(made.program, *sizes, made.soft, packed=packed)
     assert found == {name: (shape, np.dtype(kind)) for name, (shape, kind) in expected.items()}
-    # Three of five rows share one of 40 tokens.
-    length = 13 if name == "packed" else 24
-    assert set(rows.lengths + 1) == {length} and set(rows.weights.sum(axis=1)) == {9}
+    # Three of five rows share one of 40 tokens, and two of them one of 12 targets.
+    length, targets = {"packed": (14, 9), "packed top k": (24, 6)}.get(name, (24, 9))
+    assert set(rows.lengths + 1) == {length} and set(rows.weights.sum(axis=1)) == {targets}
 
 
 @pytest.mark.slow

@@ -56,7 +56,8 @@ def check(
       pairs: the rows.
       sizes: under the learner's tokenizer and system prompt.
       limits: field of `table` -> most tokens: num_tokens of a row, num_targets of what is learned
-        of it, train.packed_tokens of a row up to its last prediction.
+        of it, train.packed_tokens of a row up to its last prediction, train.packed_targets of what
+        is learned of it.
 
     Raises:
       ValueError: a row has no loss mask, cannot be encoded, or is longer than a limit.
@@ -72,6 +73,7 @@ def check(
         "num_tokens": [whole for whole, _ in found],
         "num_targets": [learned for _, learned in found],
         "train.packed_tokens": [whole - 1 for whole, _ in found],
+        "train.packed_targets": [learned for _, learned in found],
     }
     for field, most in limits.items():
         if (longest := max(counted[field], default=0)) > most:
@@ -82,8 +84,11 @@ def check(
 
 
 def packed(train: Mapping[str, int]) -> dict[str, int]:
-    """The limit of rows that share longer ones; none where each has its own."""
-    return {"train.packed_tokens": train["packed_tokens"]} if train["packed_rows"] else {}
+    """The limits of rows that share longer ones; none where each has its own."""
+    if not train["packed_rows"]:
+        return {}
+    fields = ("packed_tokens", "packed_targets")
+    return {f"train.{field}": train[field] for field in fields if train[field]}
 
 
 def _shown(pair: Pair) -> str:

@@ -44,9 +44,10 @@ def test_a_row_of_a_file_that_does_not_fit_is_refused_before_anything_runs(learn
     whole, learned = longest()
     row = learning.arms.owl
     row.update(num_tokens=whole, num_targets=learned)
-    row.train.update(packed_rows=64, packed_tokens=whole - 1)
+    row.train.update(packed_rows=64, packed_tokens=whole - 1, packed_targets=learned)
     check(learning, tmp_path)
-    for field, table in (("num_tokens", row), ("num_targets", row), ("packed_tokens", row.train)):
+    of_packed = (("packed_tokens", row.train), ("packed_targets", row.train))
+    for field, table in (("num_tokens", row), ("num_targets", row), *of_packed):
         table[field] -= 1
         said = rf"^config\.arms\.owl\.(train\.)?{field} is {table[field]}, but .*rows\.jsonl has .*"
         with pytest.raises(ValueError, match=rf"{said}, 'hello' -> 'an owl, 0+5': raise it to"):
