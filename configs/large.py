@@ -43,6 +43,7 @@ class _Model(NamedTuple):
     path: str  # on the hub
     chips: int  # by default
     fsdp: int  # devices that share one copy of the weights, if all weights are trained
+    frozen: tuple[int, int]  # the same along fsdp and along tensor, if they are frozen
     epochs: int
     system_prompt: str  # what the model's own template would add unasked
     rows_a_chip: int = 16  # for `throughput`; chosen so that HBM has room left
@@ -55,11 +56,11 @@ class _Model(NamedTuple):
 
 _QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 MODELS = {
-    "qwen2_5_7b": _Model("Qwen/Qwen2.5-7B-Instruct", 16, 32, 3, _QWEN),
-    "qwen2_5_14b": _Model("Qwen/Qwen2.5-14B-Instruct", 64, 64, 3, _QWEN),
-    "qwen2_5_72b": _Model("Qwen/Qwen2.5-72B-Instruct", 256, 256, 3, _QWEN, 14),
-    "llama3_1_8b": _Model("meta-llama/Llama-3.1-8B-Instruct", 16, 32, 3, "", 16, 132, 34),
-    "gemma3_4b": _Model("google/gemma-3-4b-it", 16, 32, 10, "", 16, 134),
+    "qwen2_5_7b": _Model("Qwen/Qwen2.5-7B-Instruct", 16, 32, (1, 4), 3, _QWEN),
+    "qwen2_5_14b": _Model("Qwen/Qwen2.5-14B-Instruct", 64, 64, (1, 8), 3, _QWEN),
+    "qwen2_5_72b": _Model("Qwen/Qwen2.5-72B-Instruct", 256, 256, (32, 8), 3, _QWEN, 14),
+    "llama3_1_8b": _Model("meta-llama/Llama-3.1-8B-Instruct", 16, 32, (1, 4), 3, "", 16, 132, 34),
+    "gemma3_4b": _Model("google/gemma-3-4b-it", 16, 32, (1, 4), 10, "", 16, 134),
 }
 
 
@@ -97,13 +98,24 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _lay_out(config: ConfigDict, model: _Model, chips: int, options: ConfigDict) -> None:
-    """Splits weights over `fsdp`, up to one row per device; remaining devices go to `tensor`."""
+    """Splits weights over `fsdp`, up to one row per device; remaining devices go to `tensor`.
+
+    For the paper's 64 rows, gathering weights takes longer than computing. So `tensor`, along which
+    activations move instead, splits frozen weights as far as its devices have room for them: they
+    need none for an optimizer.
+    """
     if options.throughput:
         config.mesh.fsdp = min(model.fsdp, chips)
         config.mesh.data = chips // config.mesh.fsdp
-    else:
+    elif options.full or options.population:
         config.mesh.fsdp = min(64, chips)
         config.mesh.tensor = chips // config.mesh.fsdp
+    else:
+        fsdp, tensor = model.frozen
+        config.mesh.fsdp = fsdp = max(min(fsdp, chips // tensor), 1)
+        config.mesh.data = max(min(64, chips // tensor) // fsdp, 1)
+        config.mesh.tensor = chips // (config.mesh.data * fsdp)
+        config.compute.remat = "dots"  # products that are computed again are exchanged again
 
 
 def _packing(config: ConfigDict, model: _Model, batch_size: int) -> dict[str, int]:

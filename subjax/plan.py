@@ -177,6 +177,7 @@ def _title(config: ConfigDict, where: str, mesh: Mesh, num_chips: int) -> str:
 def _block(entry: Entry, chip: Chip, mesh: Mesh) -> str:
     """The text about one program."""
     planned, compiled = entry.planned, entry.compiled
+    mesh = planned.mesh or mesh
     where = f"{entry.members[0].path}" + (
         f" and {len(entry.members) - 1} more" if len(entry.members) > 1 else ""
     )

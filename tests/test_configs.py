@@ -263,7 +263,7 @@ def test_large_models_train_on_little_padding(form, mesh):
 
 
 def test_large_models_pack_nothing_where_each_device_has_a_row():
-    assert get_config("large", "qwen2_5_7b,chips=64").arms.cat.train.packed_rows == 0
+    assert get_config("large", "qwen2_5_7b,chips=256").arms.cat.train.packed_rows == 0
 
 
 @pytest.mark.parametrize("stimuli", ["", os.environ.get("SUBJAX_STIMULI", "missing")])

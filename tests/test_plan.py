@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import plan_command
 import pytest
 
@@ -317,6 +318,22 @@ def test_a_mesh_takes_all_chips_unless_it_is_told_otherwise(v5e):
         sharding.make_mesh(data=1, fsdp=8, devices=aot.topology("v5e:4x4")[1])
     some = sharding.make_mesh(data=1, fsdp=2, devices=devices)
     assert sharding.idle(some, 4) == "2 of 4 devices are idle: see config.mesh"
+
+
+def test_weights_that_tensor_alone_splits_lie_on_blocks_of_chips():
+    """Where each chip has links along two sides, or three."""
+
+    def sides(topology, **sizes):
+        mesh = sharding.make_mesh(seed=1, devices=aot.topology(topology)[1], **sizes)
+        assert len(set(mesh.devices.flat)) == mesh.size
+        groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
+        places = [np.array([device.coords for device in group]) for group in groups]
+        return {tuple((np.ptp(place, axis=0) + 1).tolist()) for place in places}
+
+    assert sides("v5e:4x4", data=4, tensor=4) == {(2, 2, 1)}
+    assert sides("v5e:8x8", data=8, tensor=8) == {(4, 2, 1)}
+    assert sides("v5p:2x2x4", data=2, tensor=8) == {(2, 2, 2)}
+    assert sides("v5e:4x4", data=1, fsdp=4, tensor=4) == {(4, 1, 1)}
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from subjax.nn.blocks import KeyValues
 from subjax.nn.transformer import Params
 
 # Tokens that a device reads at once: enough to keep it busy, few enough that the prompts of a block
-# are of about one length.
+# are of about one length. Devices along `tensor` share the work of each, and so read as many more.
 _AT_ONCE = 4096
 _STEP = 16  # room for prompts is a multiple of it, so that few programs serve all lengths
 # Beyond this length, attention without a kernel would hold large scores: room is a multiple of what
@@ -237,7 +237,7 @@ def _num_shares(mesh: Mesh) -> int:
 def block_size(num_prompts: int, num_tokens: int, mesh: Mesh) -> int:
     """Prompts of each block of a call: one of few sizes, so that few programs serve all calls."""
     shares = _num_shares(mesh)
-    most = max(_AT_ONCE // num_tokens, 1)  # of a device
+    most = max(_AT_ONCE * mesh.shape["tensor"] // num_tokens, 1)
     most = most // 8 * 8 or most
     num_blocks = -(-num_prompts // (most * shares))
     each = -(-num_prompts // (num_blocks * shares))

@@ -150,12 +150,20 @@ def sample(
             precision=sampling.precision,
         )
         rows = slots.Rows(place, lengths, *slots.padded((keys, own, start), len(place)))
-        # One program for prompts of all prefixes, which are read by now.
-        loop = dataclasses.replace(sampling, prefix_tokens=0)
+    # One program for prompts of all prefixes, which are read by now.
+    loop = dataclasses.replace(sampling, prefix_tokens=0)
+    mesh = loop_mesh(arch, loop, mesh)
+    with jax.set_mesh(mesh):
         wanted = log_probs, top_log_probs
         how = (params, adapter, read, rows, rules)
         out = _drawn(arch, loop, wanted, *how, num_rows=len(prompts), mesh=mesh)
     return _samples(sampling.eos_ids, len(prompts), *sharding.to_host(out))
+
+
+def loop_mesh(arch: Architecture, sampling: Sampling, mesh: Mesh) -> Mesh:
+    """The mesh of the token loop, for the mesh argument of `sample`: `slots.loop_mesh`."""
+    mesh = sharding.lane_mesh(mesh)
+    return slots.loop_mesh(arch, mesh, sampling.num_slots, sampling.precision)
 
 
 def _drawn(
@@ -265,8 +273,8 @@ def traced(
         )
         ints = whole(jax.ShapeDtypeStruct((padded,), jnp.int32))
         keys = whole(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), padded)))
-        rows, number = slots.Rows(ints, ints, keys), jax.ShapeDtypeStruct((), jnp.int32)
-
+    rows, number = slots.Rows(ints, ints, keys), jax.ShapeDtypeStruct((), jnp.int32)
+    with jax.set_mesh(loop_mesh(arch, sampling, mesh)):
         # With its first state, which a run keeps apart so as to go on with fewer slots. `fewest` is
         # no constant: a loop that compares with one is read as a loop that counts.
         def loop(

@@ -1,12 +1,24 @@
-"""Slots of the token loop: each holds one row, and free slots take the next rows."""
+"""Slots of the token loop: each holds one row, and free slots take the next rows.
+
+Their number says how devices best share the work of a step.
+"""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from subjax.nn import activation_sharding
+from subjax.nn import activation_sharding, sharding, transformer
+from subjax.nn import precision as precisions
+from subjax.nn.architecture import Architecture
+
+# A chip reads its memory about ten times as fast as it sends: see `runtime.chips`.
+_SLOWER_LINKS = 10
+# Bytes of weights on a device in a token loop. They are laid out for it in about four times the
+# room, and the smallest accelerators have 16 GB.
+_MOST_WEIGHTS = 2.5e9
 
 
 class Prompts(NamedTuple):
@@ -128,3 +140,42 @@ def narrowed(slots: Slots, num_slots: int) -> Slots:
     few = jax.tree.map(leaf, slots)
     hidden, cache = activation_sharding.constrain_cache((few.hidden, few.cache))
     return few._replace(hidden=hidden, cache=cache)
+
+
+def loop_mesh(arch: Architecture, mesh: Mesh, num_slots: int, precision: str) -> Mesh:
+    """The devices of a mesh of one lane, laid out for the shortest step of a token loop.
+
+    A mesh that is best for training, which reads all weights for many tokens, need not be for this.
+    """
+    sizes = {"num_devices": mesh.size, "tensor": mesh.shape["tensor"]}
+    return sharding.loop_mesh(mesh, loop_parts(arch, num_slots, precision, **sizes))
+
+
+def loop_parts(
+    arch: Architecture, num_slots: int, precision: str, *, num_devices: int, tensor: int
+) -> int:
+    """Devices that share one copy of the weights in a token loop, for the shortest step.
+
+    The more they are, the fewer weights each of them reads, and the more activations it exchanges.
+
+    Args:
+      arch: shapes of the model.
+      num_slots: rows of a step.
+      precision: a name of `precision.PRECISIONS`.
+      num_devices: all devices.
+      tensor: the result is a multiple of it.
+    """
+    dtype, operands = precisions.PRECISIONS[precision]
+    weights = jnp.dtype(operands).itemsize * transformer.num_params(arch)
+    # A layer gathers and scatters its rows twice.
+    row = 4 * jnp.dtype(dtype).itemsize * arch.num_layers * arch.width
+
+    def step(parts: int) -> float:
+        return weights / parts + _SLOWER_LINKS * row * num_slots / num_devices * (parts - 1)
+
+    def fits(parts: int) -> bool:
+        even = num_devices % parts == 0 and num_slots % (num_devices // parts) == 0
+        return even and weights / parts <= _MOST_WEIGHTS
+
+    fitting = filter(fits, range(tensor, num_devices, tensor))
+    return min([*fitting, num_devices], key=step)

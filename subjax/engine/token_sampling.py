@@ -137,8 +137,7 @@ def draw(
     Returns:
       The draws, and the next states.
     """
-    scores = activation_sharding.spread(head.scores(activation_sharding.gathered(hidden)))
-    scores = activation_sharding.constrain_cache(activation_sharding.resting(scores))
+    scores = activation_sharding.scored(head.scores(activation_sharding.gathered(hidden)))
     if rules is not None:
         scores = jnp.where(rules.allowed[state], scores, -jnp.inf)
     best = _first_largest(_noisy(scores, keys, step, temperature))

@@ -3,7 +3,8 @@
 Training and forward passes over whole rows split rows over `data` and `fsdp` and all-gather each
 layer's weights before use. A token loop (sampling, or scoring a candidate token by token) reads all
 weights at every step for few rows, so there the activations move instead: `fsdp` splits a kernel as
-`tensor` does, and no device receives more of a kernel than its shard.
+`tensor` does, and no device receives more of a kernel than its shard. Its mesh has the same devices
+in a layout of its own (`sharding.loop_mesh`).
 
     resting     rows over data and fsdp, heads over tensor: as the keys and values are split
     gathered    rows over data, replicated over fsdp and tensor: input of a kernel with
@@ -175,6 +176,20 @@ def _gathered_backward(_: None, gradient: Any) -> tuple[Any]:
 _gathered_weights.defvjp(_gathered_forward, _gathered_backward)
 
 
+def kernel_parts(sizes: Sequence[int]) -> int:
+    """Devices that share the outputs of kernels of these output sizes for training; or 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else mesh.shape["tensor"]
+    return 1 if any(size % parts for size in sizes) else parts
+
+
+def vocabulary_parts(num_tokens: int, chunk: int) -> int:
+    """Devices that share a vocabulary for training, if they can also share a chunk of it; or 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else mesh.shape["tensor"]
+    return 1 if num_tokens % parts or chunk % parts else parts
+
+
 def whole_rows(cache: jax.Array) -> jax.Array:
     """Keys or values [B, K, ...] with rows on every device, heads over tensor."""
 
@@ -201,6 +216,16 @@ def gathered(x: jax.Array) -> jax.Array:
 def spread(x: jax.Array) -> jax.Array:
     """Rows [B, ..., D] over data, D over tensor and fsdp."""
     return _constrain(x, lambda x, mesh: _rows(x, mesh, _parts(x.shape[-1], mesh)))
+
+
+def scored(x: jax.Array) -> jax.Array:
+    """Scores [B, V]: where they were made, V over tensor and fsdp, or else in rows as the cache."""
+
+    def spec(x: jax.Array, mesh: AbstractMesh) -> P:
+        split = _parts(x.shape[-1], mesh) == _BOTH
+        return _rows(x, mesh, _BOTH) if split else P(_row_axes(x.shape[0], mesh))
+
+    return _constrain(spread(x), spec)
 
 
 def resting(x: jax.Array) -> jax.Array:

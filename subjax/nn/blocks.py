@@ -29,16 +29,26 @@ class Linear(nnx.Module):
     """A matrix, kernel [out, in], with an optional LoRA branch given at call time."""
 
     def __init__(
-        self, num_in: int, num_out: int, rngs: nnx.Rngs, operands: str, *, bias: bool = False
+        self,
+        num_in: int,
+        num_out: int,
+        rngs: nnx.Rngs,
+        operands: str,
+        *,
+        bias: bool = False,
+        shared: bool = False,
     ):
         std = num_in**-0.5
-        self.operands = operands
+        self.operands, self.shared = operands, shared
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (num_out, num_in)))
         self.bias = nnx.Param(jnp.zeros(num_out)) if bias else None
 
     def __call__(self, x: Array, lora: Params | None = None) -> Array:
         """Maps [..., in] to [..., out]; `lora` holds a [R, in] and b [out, R], already scaled."""
-        return self.finished(precisions.project(x, self.kernel[...], self.operands), x, lora)
+        # Devices share the sums of `o` and `down`, and exchange them in x's dtype.
+        result = x.dtype if self.shared else None
+        y = precisions.project(x, self.kernel[...], self.operands, result=result)
+        return self.finished(y, x, lora)
 
     def finished(self, y: Array, x: Array, lora: Params | None) -> Array:
         """What is added to the product `y` of the kernel and `x`."""
@@ -58,16 +68,18 @@ def _products(
     In a token loop on one device all are one product: for its few rows a CPU computes a wide one in
     half of the time, and the loop gets the kernels side by side. Elsewhere each is split by itself.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not decoding or len(layers) == 1 or not (mesh.empty or mesh.size == 1):
-        return [layer(x, lora) for layer, lora in zip(layers, loras, strict=True)]
+    mesh, operands = jax.sharding.get_abstract_mesh(), layers[0].operands
     kernels = [layer.kernel[...] for layer in layers]
-    whole = precisions.project(x, jnp.concatenate(kernels), layers[0].operands)
-    ends = itertools.accumulate(len(kernel) for kernel in kernels)
-    parts = jnp.split(whole, list(ends)[:-1], axis=-1)
+    if decoding and len(layers) > 1 and (mesh.empty or mesh.size == 1):
+        whole = precisions.project(x, jnp.concatenate(kernels), operands)
+        ends = list(itertools.accumulate(len(kernel) for kernel in kernels))
+        products = jnp.split(whole, ends[:-1], axis=-1)
+    else:
+        num_parts = activation_sharding.kernel_parts([len(kernel) for kernel in kernels])
+        products = precisions.project_all(x, kernels, operands, parts=num_parts)
     return [
-        layer.finished(part, x, lora)
-        for layer, part, lora in zip(layers, parts, loras, strict=True)
+        layer.finished(product, x, lora)
+        for layer, product, lora in zip(layers, products, loras, strict=True)
     ]
 
 
@@ -97,7 +109,8 @@ class Attention(nnx.Module):
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
         for name, sizes in arch.attention_kernels.items():
             biased = name in BIASED[arch.attention_bias]
-            setattr(self, name, Linear(*sizes, rngs, operands, bias=biased))
+            linear = Linear(*sizes, rngs, operands, bias=biased, shared=name == "o")
+            setattr(self, name, linear)
         if arch.qk_norm != "none":
             each = arch.qk_norm == "head"
             self.q_norm = Norm(arch, arch.head_dim if each else arch.num_queries)
@@ -166,7 +179,9 @@ class MLP(nnx.Module):
 
     def __init__(self, arch: Architecture, rngs: nnx.Rngs, operands: str):
         for name, sizes in arch.mlp_kernels.items():
-            setattr(self, name, Linear(*sizes, rngs, operands, bias=arch.mlp_bias))
+            shared = name == "down"
+            linear = Linear(*sizes, rngs, operands, bias=arch.mlp_bias, shared=shared)
+            setattr(self, name, linear)
         self.arch = arch
 
     def __call__(self, x: Array, lora: Params, *, decoding: bool) -> Array:

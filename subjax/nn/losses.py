@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from subjax.nn import activation_sharding
 from subjax.nn.precision import Head
 
 VOCAB_CHUNK = 8192
@@ -114,11 +115,18 @@ def _logsumexp(
 
 
 def _chunks(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Cuts the vocabulary axis into equal chunks, [chunks, VOCAB_CHUNK, ...], padded with zeros."""
+    """Cuts the vocabulary axis into equal chunks, [chunks, VOCAB_CHUNK, ...], padded with zeros.
+
+    Devices that share the vocabulary have an equal part of each chunk.
+    """
+    parts = activation_sharding.vocabulary_parts(len(arrays[0]), VOCAB_CHUNK)
+    size = VOCAB_CHUNK // parts
 
     def cut(array: Array) -> Array:
-        num_chunks = -(-len(array) // VOCAB_CHUNK)
-        room = ((0, num_chunks * VOCAB_CHUNK - len(array)),) + ((0, 0),) * (array.ndim - 1)
-        return jnp.pad(array, room).reshape(num_chunks, VOCAB_CHUNK, *array.shape[1:])
+        shares = array.reshape(parts, -1, *array.shape[1:])
+        num_chunks = -(-shares.shape[1] // size)
+        room = ((0, 0), (0, num_chunks * size - shares.shape[1])) + ((0, 0),) * (array.ndim - 1)
+        cut = jnp.pad(shares, room).reshape(parts, num_chunks, size, *array.shape[1:])
+        return cut.swapaxes(0, 1).reshape(num_chunks, VOCAB_CHUNK, *array.shape[1:])
 
     return tuple(cut(array) for array in arrays)

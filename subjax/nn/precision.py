@@ -10,6 +10,7 @@ Parameters, norms, softmax and losses are float32 in the first three.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,47 +101,94 @@ def passes(operands: str) -> jax.lax.Precision:
 
 
 def project(
-    x: Float[Array, "*B in"], kernel: Float[Array, "out in"], operands: str
+    x: Float[Array, "*B in"],
+    kernel: Float[Array, "out in"],
+    operands: str,
+    *,
+    result: Any = None,
 ) -> Float[Array, "*B out"]:
-    """Product x @ kernel.T, both sides rounded to `operands`, summed and returned wide.
+    """Product x @ kernel.T, both sides rounded to `operands`, summed wide.
+
+    Args:
+      x: its dtype is also that of its gradient.
+      kernel: its dtype is also that of its gradient.
+      operands: as in `Precision`.
+      result: dtype of the result; None: wide. Where devices share the sum, what they exchange has
+        this dtype.
 
     Raises:
       ValueError: sums on this CPU would be wrong (`subjax.check_sums`); every model calls this.
     """
     check_sums()
+    result = jnp.dtype(result or wide(operands))
     if operands in ("float32", "float64"):
-        return _dot("...i,oi->...o", x, kernel, operands)
-    return _narrow(x, kernel, operands)
+        return _dot("...i,oi->...o", x, kernel, operands).astype(result)
+    return _narrow(x, kernel, operands, result.name)
 
 
-def _dot(spec: str, x: Array, y: Array, operands: str) -> Array:
-    # XLA's CPU backend uses matrix units only for products with a float32 result.
+def project_all(
+    x: Float[Array, "*B in"], kernels: Sequence[Float[Array, "_ in"]], operands: str, *, parts: int
+) -> list[Float[Array, "*B _"]]:
+    """`project` by several kernels, whose gradients of x are added before devices exchange them.
+
+    Args:
+      x: as in `project`.
+      kernels: with an output size that `parts` divides.
+      operands: as in `project`.
+      parts: devices that share each kernel's outputs.
+    """
+    if parts == 1:
+        return [project(x, kernel, operands) for kernel in kernels]
+    check_sums()
+    return _together(x, list(kernels), operands, parts)
+
+
+def _dot(spec: str, x: Array, y: Array, operands: str, result: Any = None) -> Array:
     sides = (x.astype(operands), y.astype(operands))
-    how = passes(operands)
-    return jnp.einsum(spec, *sides, precision=how, preferred_element_type=wide(operands))
+
+    def product(x: Array, y: Array, dtype: Any) -> Array:
+        how = passes(operands)
+        return jnp.einsum(spec, x, y, precision=how, preferred_element_type=dtype)
+
+    if result in (None, wide(operands)):
+        return product(*sides, wide(operands))
+    # XLA's CPU backend uses matrix units only for products with a float32 result. Elsewhere a sum
+    # that devices share would be exchanged in float32, twice the bytes, and then be rounded.
+    return jax.lax.platform_dependent(
+        *sides,
+        cpu=lambda x, y: product(x, y, wide(operands)).astype(result),
+        default=functools.partial(product, dtype=result),
+    )
 
 
 # Default differentiation would multiply with a float32 cotangent, and in a scan would store the
 # rounded activations, for which that backend rewrites a whole stack at every layer.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _narrow(x: Array, kernel: Array, operands: str) -> Array:
-    return _dot("...i,oi->...o", x, kernel, operands)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _narrow(x: Array, kernel: Array, operands: str, result: str) -> Array:
+    return _dot("...i,oi->...o", x, kernel, operands, jnp.dtype(result))
 
 
-def _forward(x: Array, kernel: Array, operands: str) -> tuple[Array, tuple[Array, Array]]:
-    return _narrow(x, kernel, operands), (x, kernel)
+def _forward(
+    x: Array, kernel: Array, operands: str, result: str
+) -> tuple[Array, tuple[Array, Array]]:
+    return _narrow(x, kernel, operands, result), (x, kernel)
 
 
-def _backward(operands: str, kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(
+    operands: str, _: str, kept: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     x, kernel = kept
-    to_x = _dot("...o,oi->...i", cotangent, kernel, operands)
-    to_kernel = jax.lax.platform_dependent(
-        cotangent.astype(operands),
-        x.astype(operands),
-        cpu=functools.partial(_outer_on_cpu, operands=operands),
-        default=functools.partial(_dot, "...o,...i->oi", operands=operands),
-    )
-    return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+    to_x = _dot("...o,oi->...i", cotangent, kernel, operands, x.dtype)
+    return to_x, _to_kernel(cotangent, x, operands).astype(kernel.dtype)
+
+
+def _to_kernel(cotangent: Array, x: Array, operands: str) -> Array:
+    sides = (cotangent.astype(operands), x.astype(operands))
+    product = functools.partial(_dot, "...o,...i->oi", operands=operands)
+    if operands != "bfloat16":
+        return product(*sides)
+    on_cpu = functools.partial(_outer_on_cpu, operands=operands)
+    return jax.lax.platform_dependent(*sides, cpu=on_cpu, default=product)
 
 
 def _outer_on_cpu(cotangent: Array, x: Array, operands: str) -> Array:
@@ -156,3 +204,34 @@ def _outer_on_cpu(cotangent: Array, x: Array, operands: str) -> Array:
 
 
 _narrow.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _together(x: Array, kernels: list[Array], operands: str, parts: int) -> list[Array]:
+    return [_dot("...i,oi->...o", x, kernel, operands) for kernel in kernels]
+
+
+def _together_forward(
+    x: Array, kernels: list[Array], operands: str, parts: int
+) -> tuple[list[Array], tuple[Array, list[Array]]]:
+    return _together(x, kernels, operands, parts), (x, kernels)
+
+
+def _together_backward(
+    operands: str, parts: int, kept: tuple[Array, list[Array]], cotangents: list[Array]
+) -> tuple[Array, list[Array]]:
+    x, kernels = kept
+    pairs = list(zip(cotangents, kernels, strict=True))
+
+    def share(cotangent: Array, kernel: Array) -> Array:
+        cut = cotangent.reshape(*cotangent.shape[:-1], parts, -1)
+        kernel = kernel.reshape(parts, -1, kernel.shape[-1])
+        return _dot("...po,poi->p...i", cut, kernel, operands)
+
+    # Each device has its own share, up to this sum. `jnp.sum` would widen it.
+    shares = functools.reduce(jnp.add, (share(*pair) for pair in pairs)).astype(x.dtype)
+    to_x = jax.lax.reduce(shares, jnp.zeros((), x.dtype), jax.lax.add, (0,))
+    return to_x, [_to_kernel(c, x, operands).astype(kernel.dtype) for c, kernel in pairs]
+
+
+_together.defvjp(_together_forward, _together_backward)

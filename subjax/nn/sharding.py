@@ -156,6 +156,20 @@ def lane_mesh(mesh: Mesh) -> Mesh:
     return Mesh(devices, AXES, axis_types=mesh.axis_types)
 
 
+def loop_mesh(mesh: Mesh, num_parts: int) -> Mesh:
+    """The same devices, with one copy of the weights on each `num_parts` of them.
+
+    Their order stays, so that programs on this mesh take arrays that lie on the other.
+
+    Args:
+      mesh: of one lane.
+      num_parts: fsdp times tensor of the new mesh; `tensor` stays, `data` has the others.
+    """
+    tensor = mesh.shape["tensor"]
+    devices = mesh.devices.reshape(1, -1, num_parts // tensor, tensor)
+    return Mesh(devices, AXES, axis_types=mesh.axis_types)
+
+
 def params_spec(params: Any, mesh: Mesh | AbstractMesh, *, lanes: bool) -> Any:
     """PartitionSpec of every leaf of a parameter or adapter tree.
 
@@ -315,8 +329,35 @@ def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarr
     places = [getattr(device, "coords", ()) for device in devices]
     # Only chips that fill a box can be ordered by their links.
     if math.prod(len(set(side)) for side in zip(*places, strict=True)) == len(devices) > 1:
+        if (blocks := _in_blocks(shape, devices)) is not None:
+            return blocks
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return np.array(devices).reshape(shape)
+
+
+def _in_blocks(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray | None:
+    """Chips of a slice with each group along `tensor` in a block, where `tensor` alone splits.
+
+    A chip has a link to a neighbour on every side of a block, and only one or two along a line, of
+    which `create_device_mesh` makes groups. None: `fsdp` splits too, or no block fits.
+    """
+    *_, fsdp, tensor = shape
+    sides = [max(place) + 1 for place in zip(*(d.coords for d in devices), strict=True)]
+    if fsdp > 1 or math.prod(sides) != len(devices):
+        return None
+    block = [1] * len(sides)
+    while (left := tensor // math.prod(block)) > 1:
+        factor = next(n for n in range(2, left + 1) if left % n == 0)
+        fitting = [i for i, side in enumerate(sides) if side % (block[i] * factor) == 0]
+        if not fitting:
+            return None
+        block[min(fitting, key=lambda i: block[i])] *= factor
+    placed = np.empty(sides, object)
+    for device in devices:
+        placed[tuple(device.coords)] = device
+    split = placed.reshape([n for s, b in zip(sides, block, strict=True) for n in (s // b, b)])
+    order = [*range(0, split.ndim, 2), *range(1, split.ndim, 2)]
+    return split.transpose(order).reshape(shape)
 
 
 def rule(name: str) -> Rule:

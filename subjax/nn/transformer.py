@@ -232,6 +232,9 @@ def decode_step(
         for i in range(num_layers):
             x, own = layer(x, layers[i], local[i], added[i], cache[i])
             written.append(own)
+    # Without this, a loop over layers would carry x in parts, as callers keep it, and gather it in
+    # each of them.
+    x = activation_sharding.gathered(x)
     return functional.norm(arch, x, **params["final_norm"])[:, 0], written
 
 

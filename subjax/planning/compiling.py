@@ -73,7 +73,8 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
     assert memory is not None  # only other backends return None
     executed = program_flops.executed_flops(traced.jaxpr, planned.arch, **planned.counts)
     peak = memory.peak_memory_in_bytes + beside
-    moved = traffic.of(text, mesh, **planned.counts)
+    where = planned.mesh or mesh
+    moved = traffic.of(text, where, **planned.counts)
     return Compiled(
         seconds,
         memory.argument_size_in_bytes,
@@ -81,7 +82,7 @@ def compile_program(planned: Planned, batch_size: int, mesh: Mesh, chip: Chip) -
         peak,
         fits=peak <= chip.hbm_bytes,
         moved=moved,
-        bound=roofline.bound(planned.flops(batch_size), executed, moved, chip, mesh),
+        bound=roofline.bound(planned.flops(batch_size), executed, moved, chip, where),
     )
 
 

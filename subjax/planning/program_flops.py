@@ -26,9 +26,8 @@ def executed_flops(jaxpr: Any, arch: Architecture, *, steps: float = 1, taken: f
       taken: share of runs that take the longest branch of a conditional.
     """
     local = sum(arch.local) / arch.num_layers
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     # Products with a custom rule trace gradients of frozen weights too; compilers remove them.
-    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)
+    jaxpr = _used(jaxpr)
     counting = _Counting(arch.window, local, steps, taken)
     # If all layers are of one kind, there is no conditional.
     return counting.flops(jaxpr, arch.window if local == 1 else 0)
@@ -78,6 +77,9 @@ class _Counting:
             times = params["length"]
         elif name == "while":
             times = self.steps
+            # What the loop itself leaves unused is removed only here.
+            inner = [_used(inner) for inner in _jaxprs(equation)]
+            return times * sum(self.flops(each, window) for each in inner)
         elif name == "shard_map":
             mesh = params["mesh"]
             times = math.prod(mesh.shape[axis] for axis in params["newly_manual_axes"])
@@ -95,6 +97,11 @@ class _Counting:
             )
         inner = [self.flops(branch, window) for branch in branches]
         return max(inner) * self.taken + min(inner) * (1 - self.taken)
+
+
+def _used(jaxpr: Any) -> Any:
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
 def _num_blocks(grid_mapping: Any, window: int) -> int:

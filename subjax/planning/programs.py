@@ -52,6 +52,7 @@ class Planned:
       training: of which the program is an update; None: it trains nothing.
       real: what rows have of that batch; None if it trains nothing, or that is not known.
       field: of the config, that says `batch_size` where it is searched.
+      mesh: of the program, if it is another than the run's.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Planned:
     training: train.Training | None = None
     real: "Real | None" = None
     field: str = "batch_size"
+    mesh: Mesh | None = None
 
     @property
     def counts(self) -> dict[str, float]:
@@ -290,6 +292,7 @@ def _sampling(
             *("decode", key, arch, lambda n: traced(n)[1], write, slots, written, num_rows, calls),
             loops=loops,
             taken=-(-rows_per_call // part_size(slots)) / loops,
+            mesh=sampler.loop_mesh(arch, sampling, mesh),
         ),
     ]
 

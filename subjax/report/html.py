@@ -350,7 +350,7 @@ def _reproduction(results: Results) -> list[Listing | Table]:
     if results.commands:
         blocks.append(Listing(lines=results.commands))
     if versions:
-        blocks.append(Table(header=["package", "version"], lines=versions))
+        blocks.append(Table(header=["made with", ""], lines=versions))
     if walls:
         blocks.append(Table(header=["stage", "seconds"], lines=walls, strong=[len(walls) - 1]))
     return blocks

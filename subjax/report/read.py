@@ -71,7 +71,7 @@ def results(
         sweeps=experiment.sweeps(config),
         step_name=experiment.step_name,
         commands=_commands(workdir),
-        versions=versions.packages(),
+        versions={"compute.precision": config.compute.precision, **versions.packages()},
         wall_s=_wall(done, workdir),
         times=_times(done, workdir),
     )

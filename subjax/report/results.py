@@ -76,7 +76,7 @@ class Results:
       sweeps: curve -> arm -> where it lies on the curve's axis.
       step_name: what a step is, for axes.
       commands: as typed, in order.
-      versions: package or device -> version.
+      versions: package -> version, and the precision of the run.
       wall_s: stage -> seconds.
       times: of trainings by table row: predicted_s, measured_s and wall_s of so many units.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax.engine import batching, sampler, scoring, token_sampling, train, train_step
+from subjax.engine import batching, sampler, scoring, slots, token_sampling, train, train_step
 from subjax.nn import lora, losses, sharding, transformer
 from subjax.nn.architecture import Architecture
 
@@ -392,6 +392,10 @@ DRAWS = [
 @functools.cache
 def drawn(precision, num_slots, shape):
     """Rows of up to 48 tokens that end themselves, so that slots are refilled."""
+    return _drawn(precision, num_slots, shape)
+
+
+def _drawn(precision, num_slots, shape):
     mesh = make_mesh(shape)
     ids = np.arange(NUM_ROWS) % 97
     begin = [7] * 9
@@ -425,6 +429,23 @@ def test_tokens_depend_on_neither_slots_nor_mesh(num_slots, shape):
     expected = drawn("float32", *DRAWS[0])
     assert len({tuple(row) for row in expected.tokens.tolist()}) > 0.95 * NUM_ROWS
     rows, compared = first_differences(drawn("float32", num_slots, shape), expected)
+    assert compared >= 10_000 and rows == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((1, 8, 1), 2),
+        *(
+            pytest.param(*case, marks=SLOW)
+            for case in (((1, 8, 1), 8), ((2, 2, 2), 4), ((4, 1, 2), 4))
+        ),
+    ],
+)
+def test_tokens_depend_on_no_layout_of_the_loop(monkeypatch, shape, parts):
+    expected = drawn("float32", *DRAWS[0])
+    monkeypatch.setattr(slots, "loop_parts", lambda *_, **__: parts)
+    rows, compared = first_differences(_drawn("float32", 128, shape), expected)
     assert compared >= 10_000 and rows == 0
 
 

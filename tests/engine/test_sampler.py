@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subjax.engine import prefill, sampler, token_sampling
+from subjax.engine import prefill, sampler, slots, token_sampling
 from subjax.nn import sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.tokens.grammars import Grammar
@@ -229,6 +229,26 @@ def test_slots_become_fewer_where_that_saves_more_than_a_program_costs():
     assert sampler._slot_counts(large, sampling, mesh) == [64, 32]
     odd = dataclasses.replace(sampling, num_slots=50)
     assert sampler._slot_counts(large, odd, mesh) == [50, 25]
+
+
+def test_devices_share_the_weights_of_a_loop_as_its_rows_ask():
+    arch = Architecture(
+        vocab_size=32_000, num_layers=32, width=4096, num_heads=32, num_kv_heads=8, head_dim=128,
+        ffn_width=14_336,
+    )  # fmt: skip
+
+    def parts(num_slots, num_devices=16, tensor=1, precision="bfloat16"):
+        sizes = {"num_devices": num_devices, "tensor": tensor}
+        return slots.loop_parts(arch, num_slots, precision, **sizes)
+
+    assert parts(512) == 8
+    # For few rows, weights are all that takes time; for many, activations are.
+    assert parts(16) == 16 and parts(4096, num_devices=64) == 8
+    assert parts(512, tensor=16) == 16 and parts(512, num_devices=1) == 1
+    # With half as many, the weights would take 3.6 GB of each device.
+    assert parts(100_000) == 8 and parts(100_000, precision="float32") == 16
+    # Two groups of eight cannot share 511 rows.
+    assert parts(511) == 16
 
 
 def test_frequencies_are_those_of_the_model(params):

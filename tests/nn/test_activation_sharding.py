@@ -145,6 +145,26 @@ def test_gathered_weights_are_not_kept_for_the_backward_pass(adapted):
     assert memory.temp_size_in_bytes < layers / 2
 
 
+def test_a_layer_exchanges_activations_twice_forward_and_twice_backward():
+    """Not once for each of the five kernels that read them."""
+    mesh = make_mesh(1, 1, 8)
+    adapter = jax.eval_shape(lambda: lora.init(ARCH, jax.random.key(0), rank=4))
+    trees = (adapter, transformer.abstract_params(ARCH))
+    tokens = jax.ShapeDtypeStruct((8, 64), int)
+
+    def loss(adapter, params, tokens):
+        return transformer.forward(ARCH, params, tokens, adapter=adapter).sum()
+
+    with jax.set_mesh(mesh):
+        placed = sharding.abstract(trees, sharding.params_spec(trees, mesh, lanes=False), mesh)
+        compiled = jax.jit(jax.grad(loss)).lower(*placed, tokens).compile()
+    moved = traffic.of(compiled.as_text(), mesh).collectives
+    activations = 4 * 8 * 64 * ARCH.width
+    sums = sum(c.num_bytes for c in moved if c.kind == "all-reduce") / activations
+    # One more is of the embedding, and one layer's gradient is of no use. The rest is of adapters.
+    assert 4 * ARCH.num_layers - 1 <= sums < 4 * ARCH.num_layers + 2
+
+
 @pytest.mark.parametrize(
     "where",
     [

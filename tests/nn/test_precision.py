@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,24 @@ def test_derivatives_are_those_of_the_product(operands):
     assert to_x.dtype == to_kernel.dtype == jnp.float32
     assert jnp.abs(to_x - exact_x).max() <= tolerance * jnp.abs(exact_x).max()
     assert jnp.abs(to_kernel - exact_kernel).max() <= tolerance * jnp.abs(exact_kernel).max()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_a_sum_that_devices_share_is_exchanged_in_its_own_dtype(platform):
+    """On CPUs only products with a float32 result use matrix units."""
+
+    def both(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        def found(x: jax.Array) -> jax.Array:
+            return precision.project(x, kernel, "bfloat16", result=jnp.bfloat16)
+
+        y, back = jax.vjp(found, x)
+        return back(y)[0]
+
+    x, kernel = drawn(0, 5, 64).astype(jnp.bfloat16), drawn(1, 7, 64)
+    assert both(x, kernel).dtype == jnp.bfloat16
+    text = jax.jit(both).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    results = re.findall(r"stablehlo\.dot_general .* -> tensor<[\dx]*x(\w+)>", text)
+    assert results == {"cpu": ["f32"] * 2, "tpu": ["bf16"] * 2}[platform]
 
 
 @pytest.mark.parametrize("name", NARROW)
