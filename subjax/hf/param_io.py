@@ -87,7 +87,8 @@ def read(
     hidden = total < _BAR_FROM_BYTES or jax.process_index() != 0
     arrays: dict[str, jax.Array] = {}
     with tqdm(total=total, unit="B", unit_scale=True, desc="loading", disable=hidden) as bar:
-        for path, leaf in leaves.items():
+        # A leaf is in memory twice while it goes to the devices: the largest go first.
+        for path, leaf in sorted(leaves.items(), key=lambda item: -num_bytes[item[0]]):
             block = _reader(path, sources[path], leaf.shape, leaf.dtype)
             if mesh is None:
                 array = jax.device_put(block((slice(None),) * leaf.ndim))

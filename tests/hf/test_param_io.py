@@ -78,6 +78,26 @@ def test_a_tensor_that_is_not_finite_is_named(
         load(file)
 
 
+def test_the_largest_is_read_first(tmp_path: Path) -> None:
+    """While a leaf goes to the devices it is in memory twice, beside all those that are there."""
+    sizes, asked = {"few": 2, "most": 30, "more": 7}, []
+
+    class Noted(Tensor):
+        def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:
+            asked.append(out.size)
+            super().read(index, out)
+
+    arrays = {name: np.ones(size, np.float32) for name, size in sizes.items()}
+    safetensors.numpy.save_file(arrays, tmp_path / "file")
+    abstract = {name: jax.ShapeDtypeStruct((size,), "float32") for name, size in sizes.items()}
+    with contextlib.closing(storage.LocalFile(tmp_path / "file")) as file:
+        stored = tensors.open_tensors(file)
+        sources = {name: [Noted(**vars(tensor))] for name, tensor in stored.items()}
+        found = param_io.read(abstract, sources, None)
+    assert asked == [30, 7, 2]
+    assert {name: array.size for name, array in found.items()} == sizes
+
+
 @pytest.mark.parametrize(
     ("shape", "stacked", "spec", "by_rows"),
     [
