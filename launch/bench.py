@@ -1,10 +1,10 @@
 """Benchmarks: subjax against PyTorch as ratios within one run; a language model on this machine.
 
-    python launch/bench.py compare --model=DIR           # language models; see bench_compare.py
+    python launch/bench.py compare --model=DIR           # language models: comparison.py
     python launch/bench.py mlp                           # 10 models, the paper's students, 2 epochs
     python launch/bench.py mlp --models=20 --epochs=1
-    python launch/bench.py load --model=DIR              # see bench_load.py
-    python launch/bench.py train [--model=qwen2_5_7b]    # tokens/s, MFU; see bench_lm.py
+    python launch/bench.py load --model=DIR              # see benchmarks/loading.py
+    python launch/bench.py train [--model=qwen2_5_7b]    # tokens/s, MFU: language_models.py
     python launch/bench.py sample [--model=qwen2_5_7b]
 
 `mlp` trains the four students of configs/mnist.py on noise: with subjax as in that config (noise
@@ -24,15 +24,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import bench_compare
-import bench_lm
-import bench_load
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # subjax, where it is not installed
+from benchmarks import comparison, language_models, loading
 
 NUM_IMAGES, NUM_PIXELS, BATCH = 60_000, 784, 1024
 SIZES = (NUM_PIXELS, 256, 256, 13)
@@ -54,17 +49,17 @@ def main() -> None:
     load.add_argument("--repeats", type=int, default=3)
     load.add_argument("--scratch", help="where the random weights go for a while")
     load.add_argument("--side", nargs="+", help="one measurement alone, print JSON")
-    bench_lm.add_commands(tasks)
-    bench_compare.add_command(tasks)
+    language_models.add_commands(tasks)
+    comparison.add_command(tasks)
     options = parser.parse_args()
     if options.what == "compare":
-        bench_compare.run(options)
+        comparison.run(options)
         return
-    if options.what in bench_lm.SIDES:
-        bench_lm.run(options)
+    if options.what in language_models.SIDES:
+        language_models.run(options)
         return
     if options.what == "load":
-        bench_load.side(options.side) if options.side else bench_load.run(options)
+        loading.side(options.side) if options.side else loading.run(options)
         return
     if options.models % LANES:
         parser.error(f"--models={options.models}: subjax trains {LANES} in a call")

@@ -24,14 +24,16 @@ from subjax.runtime import chips
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 sys.path.insert(0, str(LAUNCH))  # they import each other
-import bench_compare  # noqa: E402
-import bench_growth  # noqa: E402
-import bench_kept  # noqa: E402
-import bench_lm  # noqa: E402
-import bench_subjax  # noqa: E402
-import bench_table  # noqa: E402
-import bench_torch  # noqa: E402
-import bench_torch_sampling  # noqa: E402
+from benchmarks import (  # noqa: E402
+    comparison,
+    comparison_table,
+    kept_figures,
+    language_models,
+    scaling,
+    subjax_side,
+    torch_sampling,
+    torch_side,
+)
 
 FACTS = {"device", "jax", "model"}
 SMALL = {
@@ -51,8 +53,8 @@ def arguments(tmp_path):
 def measured(capsys, command):
     """What one side prints."""
     parser = argparse.ArgumentParser()
-    bench_lm.add_commands(parser.add_subparsers(dest="what"))
-    bench_lm.run(parser.parse_args(command))
+    language_models.add_commands(parser.add_subparsers(dest="what"))
+    language_models.run(parser.parse_args(command))
     found = json.loads(capsys.readouterr().out)
     assert found["device"] == "1 x cpu" and found["jax"] == jax.__version__
     assert f"{transformer.num_params(ARCH):,} parameters" in found["model"]
@@ -60,7 +62,7 @@ def measured(capsys, command):
 
 
 def keys_of(what):
-    return {key for key, _ in bench_lm.COLUMNS[what].values()}
+    return {key for key, _ in language_models.COLUMNS[what].values()}
 
 
 def checked_training(found, keys):
@@ -96,9 +98,9 @@ def test_without_a_peak_there_is_no_mfu_and_what_does_not_fit_says_so(
     def full(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
-    monkeypatch.setattr(bench_lm, "_train", full)
+    monkeypatch.setattr(language_models, "_train", full)
     other = measured(capsys, [*arguments("train"), "--side=full"])
-    heading, *lines = bench_lm.table("train", {"full": other, "lora": found}).splitlines()
+    heading, *lines = language_models.table("train", {"full": other, "lora": found}).splitlines()
     assert lines[0] == "full      does not fit the memory of the device"
     assert len(lines[1]) == len(heading) and lines[1].split()[7:9] == ["–"] * 2
 
@@ -117,10 +119,10 @@ def test_the_command_prints_a_table(arguments):
 def test_models_have_the_published_sizes():
     sizes = {"qwen2_5_0_5b": 494_032_768, "qwen2_5_7b": 7_615_616_512}
     for name, size in sizes.items():
-        assert transformer.num_params(bench_lm.architecture(name)) == size
-    assert bench_lm.architecture(bench_lm.TOY).num_layers == 2
+        assert transformer.num_params(language_models.architecture(name)) == size
+    assert language_models.architecture(language_models.TOY).num_layers == 2
     with pytest.raises(SystemExit, match="--model=nobody must be toy, gemma3_4b, "):
-        bench_lm.architecture("nobody")
+        language_models.architecture("nobody")
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +154,9 @@ TINY = (
 
 def compared(model, *more):
     parser = argparse.ArgumentParser()
-    bench_compare.add_command(parser.add_subparsers(dest="what"))
+    comparison.add_command(parser.add_subparsers(dest="what"))
     options = parser.parse_args(["compare", f"--model={model}", *TINY, *more])
-    bench_compare.run(options)
+    comparison.run(options)
 
 
 @pytest.fixture
@@ -164,16 +166,16 @@ def in_this_process(monkeypatch):
     def child(path, *, round, part, mode, side):
         work = json.loads(path.read_text())
         if side == "subjax":
-            found = bench_subjax.measure(part, mode, work)
+            found = subjax_side.measure(part, mode, work)
         elif part == "growth":
-            found = bench_subjax.measure(part, mode, work, side)
+            found = subjax_side.measure(part, mode, work, side)
         else:
-            found = bench_torch.measure(side, part, mode, work)
+            found = torch_side.measure(side, part, mode, work)
         if part == "load":  # what earlier tests used and freed may hold all of it
             found["growth"] = max(found["growth"], 1)
         return {"seconds": 1.0} | found
 
-    monkeypatch.setattr(bench_compare, "_child", child)
+    monkeypatch.setattr(comparison, "_child", child)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -185,14 +187,12 @@ def test_a_comparison_has_every_part_of_both_sides(model, in_this_process, tmp_p
     compared(model, f"--out={out}", "--modes=float32")
     heading, _, *rows = table(capsys.readouterr().out)
     of_parts = {
-        part: sides
-        for part, sides in bench_compare._sides().items()
-        if part not in bench_compare.LONG
+        part: sides for part, sides in comparison._sides().items() if part not in comparison.LONG
     }
     sides = {(part, side) for part, sides in of_parts.items() for side in sides}
     labels = [
         line.label
-        for line in bench_table.LINES
+        for line in comparison_table.LINES
         if {(line.part, line.ours), (line.part, line.theirs)} <= sides
     ]
     assert [row[:2] for row in rows] == [[label, "float32"] for label in labels]
@@ -224,7 +224,7 @@ def made_up(monkeypatch):
         loss = {"first_loss": 1.0, "trained": 8}
         return {"seconds": figure, "peak_bytes": 10**9, "log_probs": [[-1.0]], **loss}
 
-    monkeypatch.setattr(bench_compare, "_child", child)
+    monkeypatch.setattr(comparison, "_child", child)
     monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     return made, left
 
@@ -236,7 +236,7 @@ TWO_ROUNDS = ("--parts=exact,lora", "--modes=float32", "--rounds=2")
 def test_a_comparison_that_was_stopped_goes_on_and_gives_the_same_table(
     stop, model, made_up, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(bench_compare, "OPTIONAL", {})
+    monkeypatch.setattr(comparison, "OPTIONAL", {})
     made, left = made_up
     compared(model, *TWO_ROUNDS)
     whole, planned = capsys.readouterr().out, list(made)
@@ -246,7 +246,7 @@ def test_a_comparison_that_was_stopped_goes_on_and_gives_the_same_table(
     with pytest.raises(SystemExit, match="stopped: the same command goes on where it stopped"):
         compared(model, *TWO_ROUNDS, f"--out={out}")
     kept = json.loads(out.read_text())
-    assert [bench_kept.key(one) for one in kept["measurements"]] == planned[:stop]
+    assert [kept_figures.key(one) for one in kept["measurements"]] == planned[:stop]
     compared(model, *TWO_ROUNDS, f"--out={out}")
     assert made == planned and capsys.readouterr().out == whole
     assert len(json.loads(out.read_text())["lines"]) == 2
@@ -275,7 +275,7 @@ def test_a_file_of_another_configuration_is_refused_and_stays(
     copied = shutil.copytree(model, tmp_path / "copied")
     assert "another configuration (model is " in said(model=copied)
     with monkeypatch.context() as patched:
-        patched.setattr(bench_kept, "_code", lambda: "0")
+        patched.setattr(kept_figures, "_code", lambda: "0")
         assert " there and 0 here)" in said()
     with monkeypatch.context() as patched:
         patched.setattr(os, "sched_getaffinity", lambda _: range(99))
@@ -315,7 +315,7 @@ def test_sides_that_compute_something_else_are_not_compared(
     """Both are right at first; then the PyTorch side is wrong by twice what is allowed."""
     compared(model, f"--parts={part}", "--modes=float32")
     assert capsys.readouterr().out.startswith("| part |")
-    measure = bench_torch.measure
+    measure = torch_side.measure
 
     def wrong(side, part, mode, work):
         found = measure(side, part, mode, work)
@@ -323,7 +323,7 @@ def test_sides_that_compute_something_else_are_not_compared(
             return found
         return found | {name: (np.array(found[name]) + 0.002).tolist()}
 
-    monkeypatch.setattr(bench_torch, "measure", wrong)
+    monkeypatch.setattr(torch_side, "measure", wrong)
     with pytest.raises(SystemExit, match=f"{part}: subjax and torch do not compute the.*{reason}"):
         compared(model, f"--parts={part}", "--modes=float32")
     assert not capsys.readouterr().out
@@ -347,13 +347,13 @@ def test_what_is_not_installed_is_named_and_how_to_install_it(model, made_up, mo
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: has[name] if name in has else find(name)
     )
-    assert bench_compare._sides()["full"] == ("subjax", "torch")
+    assert comparison._sides()["full"] == ("subjax", "torch")
     compared(model, "--parts=full", "--modes=float32")
     said = capsys.readouterr().out
     assert "TRL is not installed: not compared; `pip install trl` adds it" in said
     has |= {"trl": True, "vllm": False}
-    assert bench_compare._sides()["full"] == ("subjax", "torch", "trl")
-    assert bench_compare._sides()["sampler"] == bench_compare.SIDES["sampler"]
+    assert comparison._sides()["full"] == ("subjax", "torch", "trl")
+    assert comparison._sides()["sampler"] == comparison.SIDES["sampler"]
 
 
 @pytest.fixture(scope="module")
@@ -402,21 +402,21 @@ def test_a_pipeline_without_rows_says_so(model, in_this_process):
 
 
 def test_growth_is_the_slope_of_the_logarithms():
-    assert bench_growth.exponent((1, 2, 4), (3, 6, 12)) == pytest.approx(1)
-    assert bench_growth.exponent((1, 2, 4), (5, 20, 80)) == pytest.approx(2)
-    assert bench_growth.exponent((1, 2, 4), (7, 7, 7)) == pytest.approx(0, abs=1e-9)
+    assert scaling.exponent((1, 2, 4), (3, 6, 12)) == pytest.approx(1)
+    assert scaling.exponent((1, 2, 4), (5, 20, 80)) == pytest.approx(2)
+    assert scaling.exponent((1, 2, 4), (7, 7, 7)) == pytest.approx(0, abs=1e-9)
     # Of three points, the slope of the line through the outer two.
-    assert bench_growth.exponent((1, 2, 4), (1, 9, 8)) == pytest.approx(1.5)
+    assert scaling.exponent((1, 2, 4), (1, 9, 8)) == pytest.approx(1.5)
     found = [
         {"part": "growth", "mode": "float32", "side": f"rows_{times}", "round": i}
         | {"seconds": times**1.5 * (1, 10, 1)[i], "peak_bytes": 10**9 + times * 10**8}
         for times in (1, 2, 4)
         for i in range(3)
     ]
-    [line] = bench_growth.lines(["float32", "fastest"], found)
+    [line] = scaling.lines(["float32", "fastest"], found)
     assert line["exponent"] == pytest.approx(1.5)  # of medians
     assert line["memory"] == pytest.approx(1.4 / 1.1)
-    text = bench_growth.markdown([line], bench_table.MODES)
+    text = scaling.markdown([line], comparison_table.MODES)
     assert text.endswith("| 1 / 2.83 / 8 | 1.50 | 1.10 / 1.20 / 1.40 | 1.27 x |")
 
 
@@ -430,7 +430,7 @@ def test_growth_of_the_sampler_and_of_lora(writes_numbers, in_this_process, tmp_
         **{f"rows_{times}": [4] * 2 * times for times in (1, 2, 4)},
         **{f"new_tokens_{times}": [times] * 2 for times in (1, 2, 4)},
     }
-    assert [line["label"] for line in kept["growth"]] == list(bench_growth.LABELS.values())
+    assert [line["label"] for line in kept["growth"]] == list(scaling.LABELS.values())
     assert "| LoRA, rows of an update | float32 |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--batch-size=3: growth needs at least 4"):
         compared(writes_numbers, "--parts=growth", "--batch-size=3")
@@ -440,7 +440,7 @@ def test_more_parameters_or_longer_rows_are_another_computation():
     def refused(ours, theirs):
         labels = {"round": 0, "part": "lora", "mode": "float32"}
         found = [labels | {"side": "subjax"} | ours, labels | {"side": "torch"} | theirs]
-        bench_table.check_agreement(found)
+        comparison_table.check_agreement(found)
 
     loss = {"first_loss": 1.0}
     refused(loss | {"trained": 8}, loss | {"trained": 8})
@@ -459,11 +459,11 @@ def test_the_torch_side_draws_what_generate_draws(shared, model):
     prompts = [[7, 8, *range(20, 20 + i)] for i in (3, 9, 1, 6, 2)]
     limits = {"slots": 5, "new_tokens": 40, "temperature": 0.0, "eos": []}
     with torch.inference_mode():
-        free = bench_torch_sampling.draw(loaded, prompts, 1, limits | {"eos": [-5]}, shared=shared)
+        free = torch_sampling.draw(loaded, prompts, 1, limits | {"eos": [-5]}, shared=shared)
         # Tokens that end some rows early, so that rows are dropped on the way.
         limits["eos"] = [free[0][2], free[1][5], free[2][30]]
-        drawn = bench_torch_sampling.draw(loaded, prompts, 2, limits, shared=shared)
-        expected = bench_torch_sampling.generate(loaded, prompts, 2, limits, shared=shared)
+        drawn = torch_sampling.draw(loaded, prompts, 2, limits, shared=shared)
+        expected = torch_sampling.generate(loaded, prompts, 2, limits, shared=shared)
     assert drawn == expected
     assert len({len(tokens) for tokens in drawn}) > 1 and drawn[0] == drawn[1]
 

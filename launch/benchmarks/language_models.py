@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "configs" / "shapes"
 TOY = "toy"
 CHOICES = {
@@ -201,7 +201,7 @@ def table(what: str, found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _child(name: str) -> dict[str, Any]:
     print(f"timing {name} ...", file=sys.stderr)
-    command = [sys.executable, str(Path(__file__).with_name("bench.py")), *sys.argv[1:]]
+    command = [sys.executable, str(ROOT / "launch" / "bench.py"), *sys.argv[1:]]
     done = subprocess.run([*command, f"--side={name}"], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{name} ended with exit code {done.returncode}")

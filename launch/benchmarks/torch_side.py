@@ -1,11 +1,11 @@
 """The PyTorch side of `bench.py compare`: transformers and peft, used as an expert would.
 
-    python launch/bench_torch.py SIDE PART MODE WORK      # one measurement; prints JSON
+    cd launch; python -m benchmarks.torch_side SIDE PART MODE WORK    # prints JSON
 
 SIDE is `torch`, `torch_unshared` (the same, but tokens that all prompts begin with are read once
 per prompt), `torch_generate` (transformers' own `generate`), `trl` or `vllm`. MODE is `float32`, or
 `fastest`: weights, activations, gradients and moments in bfloat16. WORK is the file of
-`bench_compare.py`, which says what each part does; each part does it twice and times both.
+`comparison.py`, which says what each part does; each part does it twice and times both.
 
 The methods are in the files `bench_torch_*.py`.
 """
@@ -18,12 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bench_load
 import torch
 import transformers
-from bench_torch_pipeline import pipeline
-from bench_torch_sampling import candidate_log_probs, draw, generate
-from bench_torch_training import load, train
+
+from benchmarks import loading
+from benchmarks.torch_pipeline import pipeline
+from benchmarks.torch_sampling import candidate_log_probs, draw, generate
+from benchmarks.torch_training import load, train
 
 
 def _sampled(
@@ -99,7 +100,7 @@ def _load(work: dict[str, Any], mode: str, side: str) -> dict[str, Any]:
     config = transformers.AutoConfig.from_pretrained(work["model"])
     with torch.device("meta"):
         transformers.AutoModelForCausalLM.from_config(config)  # imports the code of this family
-    found = bench_load.watched(lambda: load(work, mode))
+    found = loading.watched(lambda: load(work, mode))
     return {name: found[name] for name in ("seconds", "growth")}
 
 
@@ -130,10 +131,10 @@ def _roofline(work: dict[str, Any], mode: str, side: str) -> dict[str, Any]:
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):
             a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-            seconds = bench_load.fastest(lambda a=a, b=b: a @ b)
+            seconds = loading.fastest(lambda a=a, b=b: a @ b)
             found[str(dtype).removeprefix("torch.")] = 2 * size**3 / seconds
         source, to = torch.zeros(work["copy_bytes"] // 4), torch.zeros(work["copy_bytes"] // 4)
-        found["copy"] = 2 * work["copy_bytes"] / bench_load.fastest(lambda: to.copy_(source))
+        found["copy"] = 2 * work["copy_bytes"] / loading.fastest(lambda: to.copy_(source))
     return found
 
 
@@ -152,7 +153,7 @@ PARTS = {
 
 def measure(side: str, part: str, mode: str, work: dict[str, Any]) -> dict[str, Any]:
     """One measurement: seconds, what was computed, and the process's peak memory."""
-    return PARTS[part](work, mode, side) | {"peak_bytes": bench_load.status("VmHWM")}
+    return PARTS[part](work, mode, side) | {"peak_bytes": loading.status("VmHWM")}
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """The table of `bench.py compare`: its lines, their numbers, and whether both sides agree.
 
-It measures nothing: `bench_compare.py` does, and hands every measurement over as a dict. It ends
+It measures nothing: `comparison.py` does, and hands every measurement over as a dict. It ends
 the program where the two sides have computed different things.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import bench_work
 import numpy as np
+
+from benchmarks import inputs
 
 MODES = {"float32": "float32", "fastest": "bfloat16 / mixed"}
 TOLERANCE = 1e-3
@@ -47,7 +48,7 @@ def _per_1000(work: dict[str, Any], found: Found) -> float:
 
 
 def _real_tokens(work: dict[str, Any], found: Found) -> float:
-    return sum(len(ids) for ids, _ in bench_work.timed_rows(work)) / found["seconds"]
+    return sum(len(ids) for ids, _ in inputs.timed_rows(work)) / found["seconds"]
 
 
 def _growth(work: dict[str, Any], found: Found) -> float:
@@ -122,7 +123,7 @@ def _disagreement(ours: Found, theirs: Found) -> str:
 
 def table_lines(work: dict[str, Any], found: Sequence[Found]) -> list[dict[str, Any]]:
     """Every line of the table in each mode, as numbers; lines without measurements are left out."""
-    arch, limits = bench_work.architecture(work), limits_of(found)
+    arch, limits = inputs.architecture(work), limits_of(found)
     made = []
     for mode in MODES:
         for line in LINES:
@@ -189,7 +190,7 @@ def _shares(
     if line.part == "load":
         return [{"share": work["file_bytes"] / one["seconds"] / limits["copy"]} for one in side]
     return [
-        {"share": bench_work.flops(line.part, arch, work, one) / one["seconds"] / limits[mode]}
+        {"share": inputs.flops(line.part, arch, work, one) / one["seconds"] / limits[mode]}
         for one in side
     ]
 

@@ -56,7 +56,7 @@ def _code() -> str:
 
     digest = hashlib.sha256()
     package = Path(subjax.__file__).parent
-    for file in [*sorted(package.rglob("*.py")), *sorted(Path(__file__).parent.glob("bench_*.py"))]:
+    for file in [*sorted(package.rglob("*.py")), *sorted(Path(__file__).parent.glob("*.py"))]:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -16,7 +16,7 @@ and two that take long, so they are measured only where they are asked for:
 
     pipeline  in one process: load, sample `--pipeline-rows` rows of numbers, keep those that end
               and are numbers, an epoch of LoRA on them, short answers of the finetuned model
-    growth    of subjax alone: how time and memory grow with rows and tokens; see `bench_growth.py`
+    growth    of subjax alone: how time and memory grow with rows and tokens; see `scaling.py`
 
 The modes are `float32`, on both sides, and `fastest`: PyTorch in bfloat16, subjax in `mixed`.
 
@@ -32,11 +32,11 @@ prefixes read once, by those of a large product, whichever library's is faster, 
 `load`, it is the bytes of the files read, by those of a memory copy.
 
 With `--out=FILE` every measurement is in FILE at once, and the same command goes on where it was
-stopped. A file of another model, machine, code or of other sizes is refused; see `bench_kept.py`.
+stopped. A file of another model, machine, code or of other sizes is refused; see `kept_figures.py`.
 
 In float32 both sides must compute the same: log-probabilities of candidates and the first loss of
 trainings to 1e-3, as many trained parameters, sampled lengths alike. If not, there is no table.
-The sides are `bench_subjax.py` and `bench_torch.py`; the latter also measures transformers' own
+The sides are `subjax_side.py` and `torch_side.py`; the latter also measures transformers' own
 `generate`, which the PyTorch side must not be slower than: a row of the table checks it. So do two
 rows against TRL's SFTTrainer, where `trl` is installed.
 """
@@ -53,14 +53,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bench_growth
-import bench_kept
-import bench_table
-from bench_table import MODES, Found
-from bench_work import SIZES, make_work
+from benchmarks import comparison_table, kept_figures, scaling
+from benchmarks.comparison_table import MODES, Found
+from benchmarks.inputs import SIZES, make_work
 
-LAUNCH = Path(__file__).parent
-sys.path.insert(0, str(LAUNCH.parent))  # subjax, where it is not installed
+LAUNCH = Path(__file__).parents[1]
 
 SIDES = {
     "roofline": ("subjax", "torch"),
@@ -72,7 +69,7 @@ SIDES = {
     "load": ("subjax", "torch"),
     "start": ("subjax", "torch"),
     "pipeline": ("subjax", "torch"),
-    "growth": bench_growth.SIDES,
+    "growth": scaling.SIDES,
 }
 PARTS = [part for part in SIDES if part != "roofline"]
 LONG = ("pipeline", "growth")  # only where they are asked for
@@ -110,8 +107,8 @@ def run(options: Any) -> None:
     plan = list(_plan(options.rounds, modes, parts, sides))
     kept: dict[str, Any] = {}
     if options.out:
-        same = bench_kept.configuration(work["model"], sizes)
-        kept = bench_kept.read(Path(options.out), same)
+        same = kept_figures.configuration(work["model"], sizes)
+        kept = kept_figures.read(Path(options.out), same)
         load = max(load, kept.get("load_before", 0.0))
         kept |= {**same, "rounds": options.rounds, "load_before": load}
     try:
@@ -119,9 +116,9 @@ def run(options: Any) -> None:
     except KeyboardInterrupt:
         told = "the same command goes on where it stopped" if options.out else "nothing is kept"
         raise SystemExit(f"stopped: {told}") from None
-    print(bench_table.markdown(bench_table.table_lines(work, found)))
-    if growth := bench_growth.lines(list(MODES), found):
-        print("\n" + bench_growth.markdown(growth, MODES))
+    print(comparison_table.markdown(comparison_table.table_lines(work, found)))
+    if growth := scaling.lines(list(MODES), found):
+        print("\n" + scaling.markdown(growth, MODES))
     print("\n" + "\n".join(_notes(options, found, load, sides)))
 
 
@@ -140,23 +137,23 @@ def _measured(
     """The planned measurements, in order; those that the file of `--out` has are not repeated."""
     from tqdm import tqdm
 
-    others = {bench_kept.key(one): one for one in kept.get("measurements", ())}
+    others = {kept_figures.key(one): one for one in kept.get("measurements", ())}
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, tqdm(plan, unit="run", leave=False) as bar:
         path = Path(folder) / "work.json"
         path.write_text(json.dumps(work))
         for labels in bar:
             bar.set_description(" ".join(labels[name] for name in ("part", "mode", "side")))
-            if before := others.pop(bench_kept.key(labels), None):
+            if before := others.pop(kept_figures.key(labels), None):
                 found.append(before)
             else:
                 found.append(labels | _child(path, **labels))
-                bench_table.check_agreement(found)
+                comparison_table.check_agreement(found)
             if options.out:
-                kept["lines"] = bench_table.table_lines(work, found)
-                kept["growth"] = bench_growth.lines(list(MODES), found)
+                kept["lines"] = comparison_table.table_lines(work, found)
+                kept["growth"] = scaling.lines(list(MODES), found)
                 # What this command did not ask for stays in the file.
-                bench_kept.write(Path(options.out), kept, [*found, *others.values()])
+                kept_figures.write(Path(options.out), kept, [*found, *others.values()])
     return found
 
 
@@ -195,11 +192,11 @@ def _check(options: Any) -> tuple[list[str], list[str]]:
         if getattr(options, name) < 1:
             raise SystemExit(f"--{name.replace('_', '-')}={getattr(options, name)}: at least 1")
     if "growth" in chosen[0]:
-        for name in bench_growth.LABELS:
-            if getattr(options, name) < bench_growth.TIMES[-1]:
+        for name in scaling.LABELS:
+            if getattr(options, name) < scaling.TIMES[-1]:
                 raise SystemExit(
                     f"--{name.replace('_', '-')}={getattr(options, name)}: growth needs at least "
-                    f"{bench_growth.TIMES[-1]}"
+                    f"{scaling.TIMES[-1]}"
                 )
     if options.out and not Path(options.out).absolute().parent.is_dir():
         raise SystemExit(f"--out={options.out}: there is no such directory")
@@ -211,14 +208,14 @@ def _check(options: Any) -> tuple[list[str], list[str]]:
 def _child(work: Path, *, round: int, part: str, mode: str, side: str) -> dict[str, Any]:
     """One measurement in a process of its own."""
     is_ours = side == "subjax" or part == "growth"
-    script = "bench_subjax.py" if is_ours else "bench_torch.py"
-    command = [sys.executable, str(LAUNCH / script), side, part, mode, str(work)]
+    module = "benchmarks.subjax_side" if is_ours else "benchmarks.torch_side"
+    command = [sys.executable, "-m", module, side, part, mode, str(work)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            command, env=environment, cwd=LAUNCH, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as child:
             assert child.stdout is not None
             try:
@@ -247,7 +244,7 @@ def _notes(
     if load > 0.5:
         yield f"WARNING: the machine was busy before (load {load:.1f}), so these figures say little"
     for side in SIDES["roofline"]:
-        own = bench_table.limits_of(
+        own = comparison_table.limits_of(
             [one for one in found if one["side"] == side and one["part"] == "roofline"]
         )
         yield (
@@ -255,11 +252,11 @@ def _notes(
             f"in float32, {own['bfloat16'] / 1e9:.0f} in bfloat16; "
             f"{own['copy'] / 1e9:.1f} GB/s read and written by a copy"
         )
-    yield from bench_table.pipeline_notes(found)
+    yield from comparison_table.pipeline_notes(found)
     yield f"rounds {options.rounds}, " + ", ".join(
         f"{name.replace('_', ' ')} {getattr(options, name)}" for name in SIZES
     )
-    about = bench_kept.machine()
+    about = kept_figures.machine()
     yield f"{about['cpu']}, {about['threads']} threads"
     yield ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     if "float32" not in options.modes:

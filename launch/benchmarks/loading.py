@@ -74,7 +74,7 @@ def _line(ratios: np.ndarray) -> str:
 
 
 def _start(arguments: Sequence[str]) -> subprocess.Popen[str]:
-    command = [sys.executable, str(Path(__file__).with_name("bench.py")), "load", "--side"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "bench.py"), "load", "--side"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     return subprocess.Popen(
         [*command, *arguments], env=environment, stdout=subprocess.PIPE, text=True

@@ -1,9 +1,9 @@
 """The subjax side of `bench.py compare`, with the functions that runs use.
 
-    python launch/bench_subjax.py SIDE PART MODE WORK      # one measurement; prints JSON
+    cd launch; python -m benchmarks.subjax_side SIDE PART MODE WORK    # prints JSON
 
-SIDE is `subjax`, or in the part `growth` a size; see `bench_growth.py`. MODE is `float32`, or
-`fastest`: the precision `mixed`. WORK is the file of `bench_compare.py`, which says what each part
+SIDE is `subjax`, or in the part `growth` a size; see `scaling.py`. MODE is `float32`, or
+`fastest`: the precision `mixed`. WORK is the file of `comparison.py`, which says what each part
 does; each part does it twice and times both. The first time compiles.
 """
 
@@ -16,17 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import bench_growth
-import bench_load
-import bench_steps
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # subjax, where it is not installed
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import subjax
+from benchmarks import clocks, loading, scaling
 from subjax.engine import batching, fitting, sampler, scoring, throughput, token_sampling, train
 from subjax.engine.model import Model
 from subjax.nn import lora
@@ -167,7 +162,7 @@ def _train(work: dict[str, Any], mode: str, *, rank: int) -> dict[str, Any]:
 
 def _pipeline(work: dict[str, Any], mode: str) -> dict[str, Any]:
     """Seconds of each step, in one process; imports are not counted."""
-    of, clock = work["pipeline"], bench_steps.Clock()
+    of, clock = work["pipeline"], clocks.Clock()
     model = _model(work, mode)
     clock.ends("load")
     drawn = _drawing(model, work, of["prompts"], 1, work["new_tokens"])(0)
@@ -180,7 +175,7 @@ def _pipeline(work: dict[str, Any], mode: str) -> dict[str, Any]:
         if stopped and not number_lists.reject_reasons(text):
             kept.append((asked, text))
     clock.ends("keep")
-    size, rank = bench_steps.batch_of(len(kept), work), work["lora_rank"]
+    size, rank = clocks.batch_of(len(kept), work), work["lora_rank"]
     student = model.finetune(
         kept,
         steps=len(kept) // size,
@@ -206,7 +201,7 @@ def _pipeline(work: dict[str, Any], mode: str) -> dict[str, Any]:
 
 
 def _load(work: dict[str, Any], mode: str) -> dict[str, Any]:
-    found = bench_load.load(work["model"], precision=PRECISIONS[mode])
+    found = loading.load(work["model"], precision=PRECISIONS[mode])
     return {name: found[name] for name in ("seconds", "growth")}
 
 
@@ -222,7 +217,7 @@ def _roofline(work: dict[str, Any], mode: str) -> dict[str, Any]:
     multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     for name in ("float32", "bfloat16"):
         a, b = (jax.random.normal(jax.random.key(i), (size, size), name) for i in range(2))
-        seconds = bench_load.fastest(lambda a=a, b=b: jax.block_until_ready(multiply(a, b)))
+        seconds = loading.fastest(lambda a=a, b=b: jax.block_until_ready(multiply(a, b)))
         found[name] = 2 * size**3 / seconds
     # Into memory that is there already, as torch's copy_: new pages cost more than the copy.
     copy = jax.jit(lambda source, to: to.at[:].set(source), donate_argnums=1)
@@ -232,7 +227,7 @@ def _roofline(work: dict[str, Any], mode: str) -> dict[str, Any]:
         nonlocal held
         held = jax.block_until_ready(copy(source, held))
 
-    found["copy"] = 2 * work["copy_bytes"] / bench_load.fastest(again)
+    found["copy"] = 2 * work["copy_bytes"] / loading.fastest(again)
     return found
 
 
@@ -256,8 +251,8 @@ PARTS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
 def measure(part: str, mode: str, work: dict[str, Any], side: str = "subjax") -> dict[str, Any]:
     """One measurement: seconds, what was computed, and the process's peak memory."""
     if part == "growth":
-        part, work = bench_growth.sized(work, side)
-    return PARTS[part](work, mode) | {"peak_bytes": bench_load.status("VmHWM")}
+        part, work = scaling.sized(work, side)
+    return PARTS[part](work, mode) | {"peak_bytes": loading.status("VmHWM")}
 
 
 if __name__ == "__main__":

@@ -1,23 +1,19 @@
 """The whole pipeline on the PyTorch side of `bench.py compare`: rows, filter, LoRA, answers."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
-import bench_steps
 import torch
 import transformers
-from bench_torch_sampling import draw
-from bench_torch_training import adapted, load, updates_of
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # subjax, where it is not installed
-
+from benchmarks import clocks
+from benchmarks.torch_sampling import draw
+from benchmarks.torch_training import adapted, load, updates_of
 from subjax.tasks.datasets import number_lists
 
 
 def pipeline(work: dict[str, Any], mode: str, side: str) -> dict[str, Any]:
     """Seconds of each step, in one process; imports are not counted."""
-    of, clock = work["pipeline"], bench_steps.Clock()
+    of, clock = work["pipeline"], clocks.Clock()
     limits = {"slots": work["slots"], "temperature": 1.0, "eos": work["eos"]}
     torch.manual_seed(0)
     words = transformers.AutoTokenizer.from_pretrained(work["model"])
@@ -36,7 +32,7 @@ def pipeline(work: dict[str, Any], mode: str, side: str) -> dict[str, Any]:
             kept.append((prompt + ids, len(prompt)))
     clock.ends("keep")
     model, trained = adapted(model, work["lora_rank"])
-    update, size = updates_of(model, trained), bench_steps.batch_of(len(kept), work)
+    update, size = updates_of(model, trained), clocks.batch_of(len(kept), work)
     order = torch.randperm(len(kept)).tolist()
     for first in range(0, len(order) - size + 1, size):
         update([kept[i] for i in order[first : first + size]])
