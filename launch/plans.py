@@ -94,12 +94,12 @@ of which every row is one of what such a command prints:
 
     {command}
 
-GB a chip count the base that a stage keeps beside the copy that it trains. The bound is of the
-formula that the command prints without `--table`; padding counts as tokens. Without `--nosearch` it
+GB a chip count the base that a stage keeps beside the copy that it trains. The batch is of packed
+rows, where rows are packed. The bound is of the formula that the command prints without `--table`;
+padding counts as tokens, and that command prints its share. Without `--nosearch` it
 also looks for the largest batch that fits, with up to five more compilations an update. CPU s is
 the CPU time that compiling took, over all threads, on a machine that is not the same for all rows.
-By the clock it is less on two cores: the longest, the update of 72 billion parameters on v5e, was
-compiled in 115 s. `large_smoke` takes one chip of its four.
+`large_smoke` takes one chip of its four.
 
 """
 
