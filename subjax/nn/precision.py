@@ -49,8 +49,7 @@ _NARROW_PRODUCTS = {"amx_bf16", "avx512_bf16"}
 def fastest(platform: str, cpu_info: Path = Path("/proc/cpuinfo")) -> str:
     """The precision in which models train and sample fastest: one of `PRECISIONS`.
 
-    A CPU without instructions that multiply bfloat16 computes such products more slowly than those
-    of float32.
+    A CPU without instructions that multiply bfloat16 gains nothing from it.
 
     Args:
       platform: of the devices, as jax names it.

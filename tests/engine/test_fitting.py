@@ -42,3 +42,4 @@ def test_the_longest_row_fits_although_no_sampled_step_has_it():
     rows = make_rows([10] * 399 + [90])
     found = fitting.packing(WIDE, rows, sharding.make_mesh(seed=1), **{**HOW, "steps": 1})
     found.check(rows.sizes)
+    assert found.num_tokens >= rows.sizes[-1, 0] == rows.sizes[:, 0].max()
