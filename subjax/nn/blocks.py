@@ -53,7 +53,7 @@ class Linear(nnx.Module):
     def finished(self, y: Array, x: Array, lora: Params | None) -> Array:
         """What is added to the product `y` of the kernel and `x`."""
         if lora is not None:
-            low = precisions.project(x, lora["a"], self.operands)
+            low = remats.low_rank(precisions.project(x, lora["a"], self.operands))
             y = y + precisions.project(low, lora["b"], self.operands)
         if self.bias is not None:
             y = y + functional.along(self.bias[...], y)

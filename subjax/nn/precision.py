@@ -105,6 +105,7 @@ def project(
     operands: str,
     *,
     result: Any = None,
+    forward_mode: bool = False,
 ) -> Float[Array, "*B out"]:
     """Product x @ kernel.T, both sides rounded to `operands`, summed wide.
 
@@ -114,15 +115,16 @@ def project(
       operands: as in `Precision`.
       result: dtype of the result; None: wide. Where devices share the sum, what they exchange has
         this dtype.
+      forward_mode: allow `jax.jvp` where the operands are not narrow, for slower gradients on CPUs.
 
     Raises:
       ValueError: sums on this CPU would be wrong (`subjax.check_sums`); every model calls this.
     """
     check_sums()
     result = jnp.dtype(result or wide(operands))
-    if operands in ("float32", "float64"):
+    if forward_mode and operands != "bfloat16":
         return _dot("...i,oi->...o", x, kernel, operands).astype(result)
-    return _narrow(x, kernel, operands, result.name)
+    return _project(x, kernel, operands, result.name)
 
 
 def project_all(
@@ -161,16 +163,17 @@ def _dot(spec: str, x: Array, y: Array, operands: str, result: Any = None) -> Ar
 
 
 # Default differentiation would multiply with a float32 cotangent, and in a scan would store the
-# rounded activations, for which that backend rewrites a whole stack at every layer.
+# rounded activations, for which that backend rewrites a whole stack at every layer. See also
+# `_turned_on_cpu`.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _narrow(x: Array, kernel: Array, operands: str, result: str) -> Array:
+def _project(x: Array, kernel: Array, operands: str, result: str) -> Array:
     return _dot("...i,oi->...o", x, kernel, operands, jnp.dtype(result))
 
 
 def _forward(
     x: Array, kernel: Array, operands: str, result: str
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _narrow(x, kernel, operands, result), (x, kernel)
+    return _project(x, kernel, operands, result), (x, kernel)
 
 
 def _backward(
@@ -182,27 +185,31 @@ def _backward(
 
 
 def _to_kernel(cotangent: Array, x: Array, operands: str) -> Array:
+    """Sum over all positions of cotangent times x, [out, in]."""
     sides = (cotangent.astype(operands), x.astype(operands))
     product = functools.partial(_dot, "...o,...i->oi", operands=operands)
-    if operands != "bfloat16":
-        return product(*sides)
-    on_cpu = functools.partial(_outer_on_cpu, operands=operands)
+    on_cpu = functools.partial(_turned_on_cpu, operands=operands)
     return jax.lax.platform_dependent(*sides, cpu=on_cpu, default=product)
 
 
-def _outer_on_cpu(cotangent: Array, x: Array, operands: str) -> Array:
-    """Sum over all positions of cotangent times x.
+def _turned_on_cpu(cotangent: Array, x: Array, operands: str) -> Array:
+    """`_to_kernel` as XLA's CPU backend computes it fast.
 
-    XLA's CPU backend multiplies two narrow arrays on matrix units only if the last axis of the
-    first is contracted with an earlier axis of the second, both in row-major order; else it widens
-    both sides. So the first is transposed, with a barrier that stops XLA from undoing it.
+    It multiplies two arrays by its fast routines only if the last axis of the first is contracted
+    with an earlier axis of the second, both in row-major order. Else it widens narrow ones, and
+    writes a wide first one in column-major order, which slows every reader of it down. So the
+    narrower one is transposed and comes first; barriers stop XLA from undoing that.
     """
-    turned = jnp.moveaxis(cotangent, -1, 0)
+    swapped = cotangent.shape[-1] > x.shape[-1]
+    first, second = (x, cotangent) if swapped else (cotangent, x)
+    turned = jnp.moveaxis(first, -1, 0)
     turned = with_layout_constraint(turned, Layout(tuple(range(turned.ndim))))
-    return _dot("o...,...i->oi", jax.lax.optimization_barrier(turned), x, operands)
+    barred = jax.lax.optimization_barrier(turned)
+    product = _dot("n...,...w->nw", barred, second, operands)
+    return jax.lax.optimization_barrier(product).T if swapped else product
 
 
-_narrow.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

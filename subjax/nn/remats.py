@@ -42,6 +42,11 @@ def projected(y: Array) -> Array:
     return checkpoint_name(y, _PROJECTION)
 
 
+def low_rank(y: Array) -> Array:
+    """Marks a product with an adapter's `a`, which "none" stores on every mesh, and others never."""
+    return checkpoint_name(y, "low_rank")
+
+
 def wrapped(layer: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A layer with activation checkpointing, by a name of `REMATS`.
 

@@ -52,6 +52,19 @@ def test_derivatives_are_those_of_the_product(operands):
     assert jnp.abs(to_kernel - exact_kernel).max() <= tolerance * jnp.abs(exact_kernel).max()
 
 
+@pytest.mark.parametrize("operands", ["float32", "bfloat16"])
+def test_gradients_turn_the_narrower_side(operands):
+    """The wider one in column-major order made an update on CPUs take 1.4 times as long."""
+    x, kernel = drawn(0, 3, 50, 8), drawn(1, 72, 8)
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.tanh(precision.project(jnp.sin(x), kernel, operands)))
+
+    text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).compile().as_text()
+    assert re.search(r"\[8,(3,50|150)\]", text)
+    assert not re.search(r"\[72,(3,50|150)\]|\[(3,50|150),72\]\{0", text)
+
+
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_a_sum_that_devices_share_is_exchanged_in_its_own_dtype(platform):
     """On CPUs only products with a float32 result use matrix units."""
@@ -102,7 +115,11 @@ def test_activations_have_their_dtype(name, activations):
 
 def test_float32_can_be_differentiated_forward():
     x, kernel = drawn(0, 4, 8), drawn(1, 3, 8)
-    along = jax.jvp(lambda x: precision.project(x, kernel, "float32"), (x,), (x,))[1]
+
+    def found(x: jax.Array) -> jax.Array:
+        return precision.project(x, kernel, "float32", forward_mode=True)
+
+    along = jax.jvp(found, (x,), (x,))[1]
     np.testing.assert_allclose(along, x @ kernel.T, rtol=1e-5)
 
 
