@@ -124,6 +124,9 @@ def training(**fields: Any) -> ConfigDict:
             "packed_rows": 0,
             "packed_tokens": 0,  # length of a packed row
             "packed_targets": 0,  # room for targets in a packed row; 0: as much as for tokens
+            # room for rows in a packed row, which attend one by one: for CPUs and GPUs, where
+            # attention to whole packed rows takes long. 0: any number, for the kernel of TPUs
+            "packed_segments": 0,
             "optimizer": "adamw",  # adamw adafactor sgd (no momentum) sign muon
             "learning_rate": 1e-3,  # peak
             "warmup_steps": 10,  # from a learning rate of 0 to the peak; fewer than steps

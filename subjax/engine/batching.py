@@ -74,11 +74,14 @@ class Packing:
       num_rows: packed rows of a pass.
       num_tokens: length of a packed row.
       num_targets: most targets in a packed row.
+      num_segments: most rows in a packed row, which attend one by one: for devices without a kernel
+        for attention. 0: any number, and attention is computed for whole packed rows.
     """
 
     num_rows: int
     num_tokens: int
     num_targets: int
+    num_segments: int = 0
 
     @classmethod
     def of(cls, fields: Mapping[str, int]) -> "Packing | None":
@@ -86,7 +89,9 @@ class Packing:
         if not fields["packed_rows"]:
             return None
         num_targets = fields["packed_targets"] or fields["packed_tokens"]
-        return cls(fields["packed_rows"], fields["packed_tokens"], num_targets)
+        return cls(
+            fields["packed_rows"], fields["packed_tokens"], num_targets, fields["packed_segments"]
+        )
 
     def over(self, num_parts: int) -> "Packing":
         """With so many more packed rows that `num_parts` devices share them equally."""
@@ -123,7 +128,8 @@ class Packing:
 
         Returns:
           tokens and segments [num_rows, P, num_tokens], segments counted from 1 and 0 on padding;
-          the fields of loss positions [num_rows, P, num_targets, ...].
+          the fields of loss positions [num_rows, P, num_targets, ...]; with `num_segments` places
+          [num_rows, P, num_segments, T], where each segment's tokens stand, and -1 behind them.
         """
         num_rows = most_passes * self.num_rows
         packed = {
@@ -132,16 +138,25 @@ class Packing:
         }
         for name in ("tokens", "segments"):
             packed[name] = np.zeros((num_rows, self.num_tokens), np.int32)
+        by_token = {"tokens", "segments"}
+        if self.num_segments:
+            most = batch["tokens"].shape[1]
+            packed["places"] = np.full((num_rows, self.num_segments, most), -1, np.int32)
+            by_token.add("places")
         num_segments = np.zeros(num_rows, int)
         for at, (row, start, first) in enumerate(self._places(sizes)):
             num_tokens, num_targets = sizes[at]
             tokens = slice(start, start + num_tokens)
             packed["tokens"][row, tokens] = batch["tokens"][at, :num_tokens]
+            if self.num_segments:
+                packed["places"][row, num_segments[row], :num_tokens] = (
+                    np.arange(num_tokens) + start
+                )
             num_segments[row] += 1
             packed["segments"][row, tokens] = num_segments[row]
             counted = np.flatnonzero(batch["weights"][at])
             targets = slice(first, first + num_targets)
-            for name in packed.keys() - {"tokens", "segments"}:
+            for name in packed.keys() - by_token:
                 packed[name][row, targets] = batch[name][at, counted]
             packed["positions"][row, targets] += start
         # The rows come first: they are what devices share.
@@ -152,8 +167,9 @@ class Packing:
 
     def _places(self, sizes: Int[np.ndarray, "B 2"]) -> Int[np.ndarray, "B 3"]:
         """Packed row, first token and first target of each row; packed rows count over passes."""
-        room = self.num_rows * np.array([self.num_tokens, self.num_targets])
-        least = max(1, *np.ceil(sizes.sum(axis=0) / room).astype(int).tolist())
+        sizes = self._counted(sizes)
+        needed = sizes.sum(axis=0) / (self.num_rows * self._room)
+        least = max(1, *np.ceil(needed).astype(int).tolist())
         for passes in itertools.count(least):
             for spread in (True, False):
                 places = self._placed(sizes, passes * self.num_rows, spread=spread)
@@ -161,8 +177,18 @@ class Packing:
                     return places
         raise AssertionError  # each row has a packed row for itself in the end
 
+    def _counted(self, sizes: Int[np.ndarray, "B 2"]) -> Int[np.ndarray, "B R"]:
+        ones = np.ones((len(sizes), 1), int)
+        return np.concatenate([sizes, ones], axis=1) if self.num_segments else sizes
+
+    @property
+    def _room(self) -> Int[np.ndarray, " R"]:
+        """What a packed row has room for: tokens, targets and, where their number counts, rows."""
+        rows = [self.num_segments] if self.num_segments else []
+        return np.array([self.num_tokens, self.num_targets, *rows])
+
     def _placed(
-        self, sizes: Int[np.ndarray, "B 2"], num_rows: int, *, spread: bool
+        self, sizes: Int[np.ndarray, "B R"], num_rows: int, *, spread: bool
     ) -> Int[np.ndarray, "B 3"] | None:
         """Places of rows, the largest first; None if one of them finds no room.
 
@@ -171,15 +197,15 @@ class Packing:
           num_rows: packed rows.
           spread: whether a row goes to the emptiest packed row, or to the fullest with room for it.
         """
-        room = np.array([self.num_tokens, self.num_targets])
-        used, places = np.zeros((num_rows, 2), int), np.zeros((len(sizes), 3), int)
+        room = self._room
+        used, places = np.zeros((num_rows, len(room)), int), np.zeros((len(sizes), 3), int)
         for at in np.argsort(-(sizes / room).max(axis=1), kind="stable"):
             share = ((used + sizes[at]) / room).max(axis=1)
             order = np.where(share > 1, np.inf, share if spread else -share)
             row = int(order.argmin())
             if order[row] == np.inf:
                 return None
-            places[at] = row, *used[row]
+            places[at] = row, *used[row, :2]
             used[row] += sizes[at]
         return places
 

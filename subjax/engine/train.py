@@ -244,7 +244,11 @@ def traced(
 
 
 def batch_shapes(
-    program: Program, num_tokens: int, num_targets: int, soft: int, *, packed: bool
+    program: Program,
+    num_tokens: int,
+    num_targets: int,
+    soft: int,
+    packing: batching.Packing | None = None,
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
     """Shape and dtype of one row of each array of a batch, as `batching.Rows.take` has them.
 
@@ -253,8 +257,11 @@ def batch_shapes(
       num_tokens: tokens per row, T.
       num_targets: targets per row, C.
       soft: tokens of a stored distribution; 0: no distribution is stored.
-      packed: whether rows are packed; sizes are those of a packed row.
+      packing: how rows are packed; None: they are not.
     """
+    longest = num_tokens
+    if packing:
+        num_tokens, num_targets = packing.num_tokens, packing.num_targets
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         "tokens": ((num_tokens,), jnp.int32),
         "positions": ((num_targets,), jnp.int32),
@@ -267,8 +274,10 @@ def batch_shapes(
             shapes["soft_ids"] = (num_targets, soft), jnp.int32
     if program.distils:
         shapes |= {f"teacher_{name}": shapes[name] for name in ("tokens", "positions")}
-    if packed:
+    if packing:
         shapes["segments"] = (num_tokens,), jnp.int32
+        if packing.num_segments:
+            shapes["places"] = (packing.num_segments, longest), jnp.int32
         passes = batching.LEAST_PASSES
         shapes = {name: ((passes, *shape), dtype) for name, (shape, dtype) in shapes.items()}
     return shapes

@@ -142,9 +142,8 @@ def _loss(
         params, adapter = frozen, lora.scaled(trainable, program.lora_scale)
     else:
         params, adapter = trainable, None
-    hidden = _hidden(
-        program, params, adapter, batch["tokens"], batch["positions"], batch.get("segments")
-    )
+    packed = {name: batch[name] for name in ("segments", "places") if name in batch}
+    hidden = _hidden(program, params, adapter, batch["tokens"], batch["positions"], **packed)
     head = transformer.head(program.arch, params, precision=program.precision)
     if "soft_ids" in batch:
         student = losses.chosen_log_probs(hidden, head, batch["soft_ids"])
@@ -168,15 +167,15 @@ def _hidden(
     adapter: Params | None,
     tokens: jax.Array,
     at: jax.Array,
-    segments: jax.Array | None = None,
+    **packed: jax.Array,
 ) -> jax.Array:
     hidden = transformer.forward(
         program.arch,
         params,
         tokens,
-        segments=segments,
         adapter=adapter,
         precision=program.precision,
         remat=program.remat,
+        **packed,
     )
     return losses.at_positions(hidden, at)

@@ -1,9 +1,10 @@
-"""Attention on TPUs: JAX's splash kernel, which never holds the scores of all pairs of positions.
+"""Faster ways to attend than `functional.attend`, which is the reference.
 
-`functional.attend` is the reference, and runs everywhere else. The mesh decides: programs that are
-compiled for TPU chips use the kernel for rows of a multiple of 128 positions that begin themselves,
-other programs never.
-The axis letters are those of `transformer`.
+On TPUs JAX's splash kernel, which never holds the scores of all pairs of positions. The mesh
+decides: programs that are compiled for TPU chips use it for rows of a multiple of 128 positions
+that begin themselves, other programs never. Elsewhere packed rows attend segment by segment.
+The axis letters are those of `transformer`; U is the number of segments of a packed row, W the most
+tokens of one.
 """
 
 import functools
@@ -16,6 +17,8 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from subjax.nn import functional
+from subjax.nn import precision as precisions
 from subjax.nn.architecture import Architecture
 
 _MULTIPLE = 128  # of positions: the width of the chip's vector registers
@@ -43,8 +46,9 @@ def causal(
     *,
     near: bool | Array,
     segments: Int[Array, "B T"] | None = None,
+    places: Int[Array, "B U W"] | None = None,
 ) -> Attend | None:
-    """The kernel for a layer: a function of queries, keys and values as in `splash`.
+    """A faster way for a layer: a function of queries, keys and values as in `splash`.
 
     Args:
       arch: window, cap and scale.
@@ -52,12 +56,15 @@ def causal(
       operands: as in `usable`.
       near: whether the layer is local; an array if layers of both kinds share a program.
       segments: as in `splash`.
+      places: as in `by_segment`, which is used where the kernel is not; None: it is not.
 
     Returns:
-      The kernel, or None where it is not usable.
+      The kernel, `by_segment`, or None where neither is usable.
     """
     if not usable(length, operands):
-        return None
+        if segments is None or places is None:
+            return None
+        return by_segment(arch, segments, places, operands, near=near)
 
     def attend(q: Array, k: Array, v: Array) -> Array:
         if isinstance(near, bool) or arch.window >= q.shape[1]:
@@ -68,6 +75,70 @@ def causal(
         return jax.lax.cond(near, *kinds, q, k, v)
 
     return attend
+
+
+def by_segment(
+    arch: Architecture,
+    segments: Int[Array, "B T"],
+    places: Int[Array, "B U W"],
+    operands: str,
+    *,
+    near: bool | Array = False,
+) -> Attend:
+    """Attention of packed rows by `functional.attend`, with each segment as a row of its own.
+
+    So only pairs of positions within a segment have scores.
+
+    Args:
+      arch: window, cap and scale.
+      segments: which segment a token belongs to, from 1; 0: padding, for which the result is 0.
+      places: where the tokens of each segment stand in its packed row; -1: it has no more.
+      operands: as in `usable`.
+      near: as in `causal`.
+    """
+    most, length = places.shape[1:]
+    apart = places.reshape(len(places), -1)
+    together = (segments - 1) * length + functional.segment_positions(segments)
+    together = jnp.where(segments > 0, together, -1)
+    at = jnp.arange(length)
+    distance = at[:, None] - at[None]
+    mask = (distance >= 0) & ((distance < arch.window) | jnp.logical_not(near))
+
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        def cut(x: Array) -> Array:
+            """[B, T, heads, H] -> [B * U, W, heads, H]."""
+            flat = _moved(x.reshape(*x.shape[:2], -1), apart, together)
+            return flat.reshape(-1, length, *x.shape[2:])
+
+        k, v = (cut(x.swapaxes(1, 2)).swapaxes(1, 2) for x in (k, v))
+        y = functional.attend(arch, cut(q), k, v, mask[None], precisions.passes(operands))
+        y = _moved(y.reshape(len(q), most * length, -1), together, apart)
+        return y.reshape(q.shape)
+
+    return attend
+
+
+# The transpose of a gather would add up the gradients one by one, since XLA does not know that no
+# two tokens go to one place. Moving them back is as fast as moving them.
+@jax.custom_vjp
+def _moved(
+    x: Float[Array, "B S D"], sources: Int[Array, "B T"], targets: Int[Array, "B S"]
+) -> Float[Array, "B T D"]:
+    """The entries of x that stand at `sources`, zeros for -1; `targets` is where they come to."""
+    found = jnp.take_along_axis(x, jnp.maximum(sources, 0)[..., None], axis=1)
+    return jnp.where((sources >= 0)[..., None], found, 0)
+
+
+def _moved_forward(x: Array, sources: Array, targets: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _moved(x, sources, targets), (sources, targets)
+
+
+def _moved_backward(kept: tuple[Array, Array], cotangent: Array) -> tuple[Array, None, None]:
+    sources, targets = kept
+    return _moved(cotangent, targets, sources), None, None
+
+
+_moved.defvjp(_moved_forward, _moved_backward)
 
 
 def splash(

@@ -100,6 +100,7 @@ def forward(
     tokens: Int[Array, "B T"],
     *,
     segments: Int[Array, "B T"] | None = None,
+    places: Int[Array, "B U W"] | None = None,
     adapter: Params | None = None,
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
@@ -114,6 +115,7 @@ def forward(
       params: the nested dict of this module's docstring.
       tokens: token ids, right-padded.
       segments: for packed rows: a number per segment; None: each row is one segment.
+      places: for packed rows that attend segment by segment, as in `attention.by_segment`.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       residual_add: a vector added to the residual stream after each layer (steering), or None.
       precision: a name of `precision.PRECISIONS`.
@@ -122,7 +124,8 @@ def forward(
     Returns:
       The final hidden states, normalised; `logits` turns them into scores.
     """
-    return _scan_layers(arch, params, tokens, segments, adapter, residual_add, precision, remat)[0]
+    packed = (segments, places)
+    return _scan_layers(arch, params, tokens, packed, adapter, residual_add, precision, remat)[0]
 
 
 def prefill(
@@ -140,8 +143,9 @@ def prefill(
     With `past`, keys and values [L, 1, K, P, H] of P tokens that all rows begin with, `tokens` are
     what follows these.
     """
+    alone = (None, None)
     return _scan_layers(
-        arch, params, tokens, None, adapter, residual_add, precision, keep_cache=True, past=past
+        arch, params, tokens, alone, adapter, residual_add, precision, keep_cache=True, past=past
     )
 
 
@@ -273,7 +277,7 @@ def _scan_layers(
     arch: Architecture,
     params: Params,
     tokens: Array,
-    segments: Array | None,
+    packed: tuple[Array | None, Array | None],
     adapter: Params | None,
     residual_add: Array | None,
     precision: str,
@@ -282,6 +286,7 @@ def _scan_layers(
     past: KeyValues | None = None,
 ) -> tuple[Array, Any]:
     (dtype, operands), length = precisions.PRECISIONS[precision], tokens.shape[1]
+    segments, places = packed
     at = jnp.arange(length)[None] if segments is None else functional.segment_positions(segments)
     begin = 0 if past is None else past[0].shape[3]
     views = functional.views(arch, begin + at, begin + length, segments)
@@ -298,7 +303,9 @@ def _scan_layers(
         near = any(arch.local) if local is None else local
         attend = None
         if before is None:
-            attend = attention.causal(arch, length, operands, near=near, segments=segments)
+            attend = attention.causal(
+                arch, length, operands, near=near, segments=segments, places=places
+            )
         x, keyvalues = blocks.block(arch, operands, weights)(
             x, _view(views, near), lora=lora, attend=attend, past=before
         )

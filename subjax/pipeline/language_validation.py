@@ -283,6 +283,11 @@ def _check_training(name: str, row: ConfigDict) -> None:
             f"config.{name} has packed_rows {row.packed_rows} and packed_tokens "
             f"{row.packed_tokens}: set both, or leave both 0"
         )
+    if row.packed_segments and not row.packed_rows:
+        raise ValueError(
+            f"config.{name}.packed_segments is {row.packed_segments}, and packed_rows is 0: set "
+            "packed_rows and packed_tokens too, or leave all 0"
+        )
     if row.packed_targets > row.packed_tokens:
         raise ValueError(
             f"config.{name}.packed_targets is {row.packed_targets}, more than packed_tokens "

@@ -35,7 +35,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("num_aux", "clone_epochs", "num_images", "lanes"),
-    *("packed_rows", "packed_tokens", "packed_targets"),
+    *("packed_rows", "packed_tokens", "packed_targets", "packed_segments"),
     *("warmup_steps", "weight_decay", "clip_norm", "checkpoint_minutes", "data"),
     *("log_seconds", "num_train", "num_holdout", "temperature", "equivalence_margin"),
 )

@@ -179,15 +179,15 @@ def _training(
     training = train.Training(
         program, lanes, tuning.rank, fields["batch_size"], num_tokens, num_targets, soft, packing
     )
-    if packing:
-        num_tokens, num_targets = packing.num_tokens, packing.num_targets
     of_rows = functools.partial(
         model_flops.training,
         arch,
         lora_params=sum(leaf.size for leaf in jax.tree.leaves(tuning.adapter(arch))),
         distils=learned.online,
     )
-    shapes = train.batch_shapes(program, num_tokens, num_targets, soft, packed=packing is not None)
+    shapes = train.batch_shapes(program, num_tokens, num_targets, soft, packing)
+    if packing:
+        num_tokens, num_targets = packing.num_tokens, packing.num_targets
     # Rows of no weight fill a batch up to what devices and parts can share.
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * fields["accumulate"]
 

@@ -72,18 +72,28 @@ def pack(packing, rows, most_passes=0):
     st.integers(1, 3),
     st.integers(8, 20),
     st.integers(7, 12),
+    st.integers(0, 3),
 )
-def test_every_prediction_survives_packing(lengths, num_rows, num_tokens, num_targets):
-    rows, packing = make_rows(lengths), batching.Packing(num_rows, num_tokens, num_targets)
+def test_every_prediction_survives_packing(
+    lengths, num_rows, num_tokens, num_targets, num_segments
+):
+    rows = make_rows(lengths)
+    packing = batching.Packing(num_rows, num_tokens, num_targets, num_segments)
     packing.check(rows.sizes)
     packed, passes = pack(packing, rows), packing.num_passes(rows.sizes)
     assert packed["tokens"].shape == packed["segments"].shape == (num_rows, passes, num_tokens)
     assert packed["positions"].shape == packed["weights"].shape == (num_rows, passes, num_targets)
-    each = {name: array.reshape(-1, array.shape[2]) for name, array in packed.items()}
+    each = {name: array.reshape(-1, *array.shape[2:]) for name, array in packed.items()}
     batch = rows.take(np.arange(len(rows)))
     before = [p for row in range(len(rows)) for p in seen_by_each(batch, row)]
     after = [p for row in range(num_rows * passes) for p in seen_by_each(each, row)]
     assert sorted(before) == sorted(after)
+    if num_segments:
+        assert each["places"].shape[1:] == (num_segments, 8)
+        for segments, places in zip(each["segments"], each["places"], strict=True):
+            for number in range(num_segments):
+                stand = np.flatnonzero(segments == number + 1)
+                assert places[number].tolist() == [*stand, *[-1] * (8 - len(stand))]
     # Passes with targets come first, and all that are computed have some.
     assert packed["weights"].any(axis=(0, 2)).all()
     assert passes <= -(-len(rows) // num_rows)
@@ -117,7 +127,7 @@ def test_both_tokens_and_targets_limit_what_fits():
 
 
 def test_room_for_targets_is_that_for_tokens_by_default():
-    fields = {"packed_rows": 2, "packed_tokens": 9, "packed_targets": 0}
+    fields = {"packed_rows": 2, "packed_tokens": 9, "packed_targets": 0, "packed_segments": 0}
     assert batching.Packing.of(fields) == batching.Packing(2, 9, 9)
     assert batching.Packing.of({**fields, "packed_targets": 4}) == batching.Packing(2, 9, 4)
     assert batching.Packing.of({**fields, "packed_rows": 0}) is None

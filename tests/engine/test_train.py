@@ -183,14 +183,15 @@ def test_a_batch_that_does_not_divide_the_mesh_is_filled_up():
     assert_same_training(one, run([0], program=dataclasses.replace(PROGRAM, accumulate=3)))
 
 
+@pytest.mark.parametrize("num_segments", [0, 3])
 @pytest.mark.parametrize("arch", ["everywhere", "local"])
-def test_packed_rows_train_as_rows_by_themselves(arch):
+def test_packed_rows_train_as_rows_by_themselves(arch, num_segments):
     local = {"local": (True, False), "window": 3, "local_rope_theta": 100.0}
     changed = dataclasses.replace(ARCH, **(local if arch == "local" else {}))
     program = dataclasses.replace(PROGRAM, arch=changed)
     assert_same_training(
         run([0, 1], program=program),
-        run([0, 1], program=program, packing=batching.Packing(2, 18, 12)),
+        run([0, 1], program=program, packing=batching.Packing(2, 18, 12, num_segments)),
     )
 
 

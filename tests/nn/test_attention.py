@@ -1,6 +1,8 @@
-"""The TPU kernel, run operation by operation, against the einsum: values and gradients."""
+"""Faster ways to attend, the kernel run operation by operation, against the einsum."""
 
 import dataclasses
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +77,53 @@ def test_segments_keep_packed_rows_apart():
     np.testing.assert_allclose(fast, reference(WIDE, False, *rows, segments), atol=2e-5)
     alone = attention.splash(WIDE, *rows, interpret=True)
     assert not np.allclose(fast, alone, atol=1e-2)
+
+
+def uneven_segments():
+    """Two packed rows of 12 tokens: their segments, and where the tokens of each stand."""
+    segments = np.array(
+        [[1, 1, 1, 2, 2, 2, 2, 3, 0, 0, 0, 0], [1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 0, 0]]
+    )
+    places = np.full((2, 4, 5), -1)
+    for row in range(2):
+        for number in range(1, 4):
+            found = np.flatnonzero(segments[row] == number)
+            places[row, number - 1, : len(found)] = found
+    return jnp.array(segments), jnp.array(places)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("name", ["causal", "one_kv_head", "near"])
+def test_segments_attend_by_themselves_as_in_whole_packed_rows(name, traced):
+    near = {"window": 3, "local": (True, False)}
+    arch, local = (dataclasses.replace(WIDE, **near), True) if name == "near" else CASES[name]
+    rows, (segments, places) = heads(arch, length=12), uneven_segments()
+    pulls = jax.random.normal(jax.random.key(1), rows[0].shape)
+    real = (segments > 0)[..., None, None]
+
+    def whole(*rows):
+        return jnp.where(real, reference(arch, local, *rows, segments), 0)
+
+    def apart(*rows, near=local):
+        return attention.by_segment(arch, segments, places, "float32", near=near)(*rows)
+
+    if traced:
+        apart = jax.jit(functools.partial(apart, near=jnp.array(local)))
+    np.testing.assert_allclose(apart(*rows), whole(*rows), atol=2e-5)
+    gradients = [
+        jax.grad(lambda *rows: jnp.sum(pulls * way(*rows)), (0, 1, 2))(*rows)  # noqa: B023
+        for way in (whole, apart)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_segments_that_attend_by_themselves_have_no_other_scores():
+    segments, places = uneven_segments()
+    attend = attention.causal(*(WIDE, 12, "float32"), near=False, segments=segments, places=places)
+    sizes = re.findall(r"f32\[([\d,]+)\]", str(jax.make_jaxpr(attend)(*heads(WIDE, length=12))))
+    assert not [size for size in sizes if size.endswith("12,12")]
+    assert [size for size in sizes if size.endswith("5,5")]
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4])  # 4 does not divide the two kv heads

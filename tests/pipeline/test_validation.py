@@ -190,6 +190,11 @@ REFUSED = {
     "unused teacher": ("teachers.owl.path", "DIR", "path is 'DIR' and its weights 'finetuned'"),
     "packing": ("arms.owl.train.packed_rows", 4, "packed_rows 4 and packed_tokens 0: set both"),
     "no packing": ("arms.owl.train.packed_targets", 4, "packed_targets is 4, more than packed_tok"),
+    "no segments": (
+        "arms.owl.train.packed_segments",
+        4,
+        "packed_segments is 4, .* set packed_rows",
+    ),
     "no teacher": ("teachers.owl.weights", "given", "path is '' and its weights 'given'"),
 }
 

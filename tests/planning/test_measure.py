@@ -134,6 +134,7 @@ VARIANTS = {
     "top k": training(soft=3, rank=2),
     "distils": training(distils=True),
     "packed": training(packing=batching.Packing(2, 40, 30)),
+    "packed by segment": training(packing=batching.Packing(2, 40, 30, 3)),
     "packed top k": training(packing=batching.Packing(3, 64, 12), soft=3),
 }
 
@@ -146,14 +147,12 @@ def test_made_up_rows_are_of_the_shapes_of_a_plan(name):
     batches.check()
     assert set(batches.passes) == {1}
     found = {name: (a.shape[3:], a.dtype) for name, a in batches.of(range(1)).items()}
-    sizes = (made.num_tokens, made.num_targets)
-    if made.packing:
-        sizes = (made.packing.num_tokens, made.packing.num_targets)
-    packed = made.packing is not None
-    expected = train.batch_shapes(made.program, *sizes, made.soft, packed=packed)
+    sizes = (made.num_tokens, made.num_targets, made.soft)
+    expected = train.batch_shapes(made.program, *sizes, made.packing)
     assert found == {name: (shape, np.dtype(kind)) for name, (shape, kind) in expected.items()}
     # Three of five rows share one of 40 tokens, and two of them one of 12 targets.
-    length, targets = {"packed": (14, 9), "packed top k": (24, 6)}.get(name, (24, 9))
+    lengths = {**dict.fromkeys(("packed", "packed by segment"), (14, 9)), "packed top k": (24, 6)}
+    length, targets = lengths.get(name, (24, 9))
     assert set(rows.lengths + 1) == {length} and set(rows.weights.sum(axis=1)) == {targets}
 
 
