@@ -43,7 +43,7 @@ def projected(y: Array) -> Array:
 
 
 def low_rank(y: Array) -> Array:
-    """Marks a product with an adapter's `a`, which "none" stores on every mesh, and others never."""
+    """Marks a product with an adapter's `a`: "none" stores it on every mesh, the others never."""
     return checkpoint_name(y, "low_rank")
 
 
