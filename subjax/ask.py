@@ -15,7 +15,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import jax
 
@@ -23,7 +23,7 @@ from subjax.engine.model import Model
 from subjax.nn import sharding
 from subjax.pipeline import model_store
 from subjax.recipes import bases
-from subjax.runtime import command_line, object_store, processes
+from subjax.runtime import command_line, object_store
 
 _STAGES = ("base", "teacher", "finetune")
 _GAP = "   "
@@ -161,13 +161,6 @@ def _wrapped(text: str, width: int, begins: str = "") -> list[str]:
     return [f"{begins if not i else ' ' * len(begins)}{line}" for i, line in enumerate(lines)]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Refuses in one line, as every command line of subjax does."""
-
-    def error(self, message: str) -> NoReturn:
-        processes.leave(1, f"{message}: --help lists the flags")
-
-
 def _positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
@@ -175,11 +168,7 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m subjax.ask",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.ArgumentParser("subjax.ask", __doc__)
     parser.add_argument("questions", nargs="+", help="what the user says")
     parser.add_argument("--workdir", required=True, help="of the run; gs:// too")
     parser.add_argument(

@@ -19,7 +19,7 @@ from subjax.tasks.datasets import numbers
 
 ROOT = Path(__file__).parents[1]
 FORMS = {
-    "quickstart": ("", "confirm", "smoke"),
+    "quickstart": ("", "confirm", "grid", "smoke", "grid,smoke"),
     "smollm2_owl": ("", "confirm", "published", "trial", "smoke"),
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
     "mnist_ablations": ("", "aux=3,clone=10", "digits,models=5", "smoke"),
@@ -202,7 +202,7 @@ def test_commands_in_the_pages_name_existing_files(page):
 
 
 def test_arguments_are_strict():
-    with pytest.raises(ValueError, match="'nope' is unknown; known: confirm, smoke"):
+    with pytest.raises(ValueError, match="'nope' is unknown; known: confirm, grid, smoke"):
         get_config("quickstart", "nope")
     with pytest.raises(ValueError, match="not of type int"):
         get_config("smollm2_owl", "lineages=many")

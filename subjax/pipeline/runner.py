@@ -22,7 +22,7 @@ from subjax.engine import checkpoints
 from subjax.experiment import Run
 from subjax.nn import sharding
 from subjax.pipeline import experiments, gates, preregistration, validation
-from subjax.report import read, summary, tables, write
+from subjax.report import read, score_files, summary, tables, write
 from subjax.runtime import artifacts, processes, versions
 from subjax.runtime.artifacts import Unit
 
@@ -148,6 +148,16 @@ def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
         experiments.of(config), config, planned, workdir, status=status, status_reason=reason
     )
     rows = write.write(workdir / "report", found)
+    done = [unit for unit in planned if unit.path not in found.missing]
+    scored = {unit.path: experiments.of(config).scored_as(config, unit) for unit in done}
+    score_files.write(
+        workdir / "report" / score_files.NAME,
+        config,
+        found.cautions,
+        {path: names for path, names in scored.items() if names},
+        done,
+        workdir,
+    )
     print(tables.console_table(rows, found.metrics, summary.masses(found, rows), found.replication))
     for caution in found.cautions:
         print(f"caution: {caution}")

@@ -43,38 +43,45 @@ def results(
     for unit in done:
         by_stage[unit.stage].append(unit)
     return Results(
-        title=config.title or config.name,
-        claim=config.claim,
+        **of_config(experiment, config),
         status=status,
         status_reason=status_reason,
         lineages=tuple(config.lineages),
-        arms=_scored(config),
-        metrics={
-            **{name: eval_kinds.of_row(row).metrics for name, row in config.evals.items()},
-            **experiment.own_metrics,
-        },
-        targets={
-            name: "" if row.trait == schema.OWN else subjects.target_of(config, row.trait)
-            for name, row in config.evals.items()
-        },
         scores=_scores(experiment, config, done, workdir),
         theorems=experiment.theorems(done, workdir),
-        contrasts=_contrasts(config),
-        replication=experiment.replication(config),
         cautions=cautions.of(config, planned),
         missing=[unit.path for unit in planned if unit not in done],
         counts=_counts(by_stage["filter"], workdir),
         examples=_examples(by_stage["filter"], workdir),
         answers=_answers(by_stage["evaluate"], workdir),
         curves=_curves(by_stage[experiment.student_stage], workdir),
-        published=experiment.published(config),
-        sweeps=experiment.sweeps(config),
-        step_name=experiment.step_name,
         commands=_commands(workdir),
         versions={"compute.precision": config.compute.precision, **versions.packages()},
         wall_s=_wall(done, workdir),
         times=_times(done, workdir),
     )
+
+
+def of_config(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
+    """The fields of `Results` that the config alone decides, but for its lineages."""
+    return {
+        "title": config.title or config.name,
+        "claim": config.claim,
+        "arms": _scored(config),
+        "metrics": {
+            **{name: eval_kinds.of_row(row).metrics for name, row in config.evals.items()},
+            **experiment.own_metrics,
+        },
+        "targets": {
+            name: "" if row.trait == schema.OWN else subjects.target_of(config, row.trait)
+            for name, row in config.evals.items()
+        },
+        "contrasts": _contrasts(config),
+        "replication": experiment.replication(config),
+        "published": experiment.published(config),
+        "sweeps": experiment.sweeps(config),
+        "step_name": experiment.step_name,
+    }
 
 
 def _scored(config: ConfigDict) -> tuple[str, ...]:

@@ -74,6 +74,26 @@ def sign_flip_test(values: npt.ArrayLike) -> float:
     return float(np.mean(np.abs(sums) >= threshold))
 
 
+def difference(
+    values: npt.ArrayLike, others: npt.ArrayLike, level: float = 0.95
+) -> tuple[Interval, float]:
+    """Mean of `values` less that of `others`, unpaired, and Welch's two-sided p that it is 0.
+
+    `values` [lineages] and `others` [other lineages] are independent; their spreads may differ. The
+    interval's n counts the smaller side, and "welch" is its kind. With fewer than two on a side, or
+    no spread on both, the interval and p are nan. ValueError: as in `t_interval`.
+    """
+    sides = _lineages(values), _lineages(others, "others")
+    _check_open_unit("level", level)
+    (mean, sd), (other_mean, other_sd) = (_mean_and_sd(side) for side in sides)
+    n, gap = min(side.size for side in sides), mean - other_mean
+    if n < 2 or sd == other_sd == 0.0:
+        return Interval(gap, math.nan, math.nan, "welch", n), math.nan
+    test = stats.ttest_ind(*sides, equal_var=False)
+    low, high = test.confidence_interval(level)
+    return Interval(gap, float(low), float(high), "welch", n), float(test.pvalue)
+
+
 def equivalence_test(values: npt.ArrayLike, margin: float) -> float:
     """P-value that |mean| < margin, by two one-sided t-tests (Schuirmann 1987).
 

@@ -163,7 +163,7 @@ def summarise(results: Results) -> list[SummaryRow]:
         for arm in results.arms:
             if trajectory(results, eval_name, arm, metric):
                 rows.append(_arm_row(results, eval_name, arm, metric))
-    return [{name: _stable(value) for name, value in row.items()} for row in rows]
+    return [{name: stable(value) for name, value in row.items()} for row in rows]
 
 
 def _contrast_rows(results: Results, contrast: Contrast) -> list[SummaryRow]:
@@ -236,7 +236,8 @@ def _unfinished(results: Results, eval_name: str, arm: str) -> bool:
     return False
 
 
-def _stable(value: Any) -> Any:
+def stable(value: Any) -> Any:
+    """A float with six significant digits, None for one that is not finite; others as they are."""
     if not isinstance(value, float):
         return value
     # Six digits hide how a sum was ordered; adding 0.0 turns a negative zero into zero.

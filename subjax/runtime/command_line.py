@@ -1,5 +1,6 @@
 """What command lines share: the flags about a config, and how an error ends a command."""
 
+import argparse
 import os
 import re
 import sys
@@ -18,6 +19,22 @@ flags.disclaim_key_flags()
 
 
 _WITH_KINDS = ("traits", "datasets", "evals")  # tables to whose rows a kind adds fields
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that shows a docstring as it is, and refuses in one line."""
+
+    def __init__(self, command: str, about: str | None):
+        """For a command such as subjax.ask, whose docstring --help shows."""
+        super().__init__(
+            prog=f"python -m {command}",
+            description=about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with exit code 1."""
+        processes.leave(1, f"{message}: --help lists the flags")
 
 
 class ConfigFlags:

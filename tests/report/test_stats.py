@@ -325,3 +325,18 @@ def test_combine_names_the_arm_of_another_length():
 def test_combine_names_what_is_wrong(weights, message):
     with pytest.raises(ValueError, match=message):
         stats.combine({"owl": np.ones(2), "cat": np.array([1.0, NAN])}, weights)
+
+
+def test_a_difference_of_runs_is_welchs():
+    ours, theirs = [2.0, 3.5, 3.0, 4.0], [1.0, 0.5, 2.5]
+    interval, p = stats.difference(ours, theirs)
+    # Welch 1947, with Satterthwaite's degrees of freedom.
+    one, other = np.var(ours, ddof=1) / 4, np.var(theirs, ddof=1) / 3
+    df = (one + other) ** 2 / (one**2 / 3 + other**2 / 2)
+    gap, error = np.mean(ours) - np.mean(theirs), math.sqrt(one + other)
+    half = scipy_stats.t.ppf(0.975, df) * error
+    assert (interval.mean, interval.n) == (pytest.approx(gap), 3)
+    assert (interval.low, interval.high) == pytest.approx((gap - half, gap + half))
+    assert p == pytest.approx(2 * scipy_stats.t.sf(gap / error, df))
+    alone, p = stats.difference(ours, [1.0])
+    assert alone.mean == pytest.approx(np.mean(ours) - 1) and math.isnan(alone.low + p)

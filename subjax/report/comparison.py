@@ -1,0 +1,247 @@
+"""Several runs side by side: their contrasts, pooled or one against the other, table and figure.
+
+Runs of one config with different lineages are pooled, since a lineage is the unit of replication.
+Other runs are groups of their own. Refuses to compare what was not asked alike.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from subjax.report import figures, stats, summary, tables
+from subjax.report.panels import Pair, axis_label, pair_of
+from subjax.report.results import Contrast, Results
+from subjax.report.score_files import Scored, ScoreFile
+
+# Fields of a config that say how, where and how often it runs, or what it is called.
+_NO_PART = ("name", "title", "claim", "lineages", "compute", "mesh", "preregistration")
+
+Line = dict[str, Any]  # a row of comparison.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run, or several that are pooled.
+
+    Attributes:
+      label: what it is called.
+      file: its config, scores and what was asked; of pooled runs, all scores.
+      results: what a report needs of it.
+    """
+
+    label: str
+    file: ScoreFile
+    results: Results
+
+
+def settings(run: ScoreFile) -> dict[str, Any]:
+    """Field -> value of all that makes a run another experiment."""
+    return dict(_flat({k: v for k, v in run.config.to_dict().items() if k not in _NO_PART}))
+
+
+def differences(one: ScoreFile, other: ScoreFile) -> list[tuple[str, str, str]]:
+    """Field of the config, its value in one run and in the other, for those that differ."""
+    before, after = settings(one), settings(other)
+    return [
+        (name, str(before.get(name, "–")), str(after.get(name, "–")))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def pool(labels: Sequence[str], files: Sequence[ScoreFile]) -> ScoreFile:
+    """The scores of runs of one config; a unit that several of them have counts once.
+
+    Raises:
+      ValueError: two runs have the same unit, made from something else.
+    """
+    scored: dict[str, Scored] = {}
+    whose: dict[str, str] = {}
+    for label, file in zip(labels, files, strict=True):
+        for one in file.scored:
+            before = scored.setdefault(one.unit, one)
+            whose.setdefault(one.unit, label)
+            if before.fingerprint != one.fingerprint:
+                raise ValueError(
+                    f"{whose[one.unit]} and {label} have one config, but {one.unit} is made from "
+                    "other files or other code in each: compare runs of different lineages, or "
+                    "leave one of them out"
+                )
+    asked = functools.reduce(operator.or_, (dict(file.asked) for file in files))
+    cautions = dict.fromkeys(itertools.chain.from_iterable(file.cautions for file in files))
+    return ScoreFile(files[0].config, list(cautions), asked, list(scored.values()))
+
+
+def shared(runs: Sequence[Run]) -> list[Contrast]:
+    """The contrasts that all runs have, in the first one's order.
+
+    Raises:
+      ValueError: there is none; or an eval that they need did not ask the same of all runs.
+    """
+    by_name = [{one.name: one for one in run.results.contrasts} for run in runs]
+    names = [
+        name
+        for name, contrast in by_name[0].items()
+        if all(_same(contrast, other.get(name)) for other in by_name[1:])
+    ]
+    if not names:
+        told = "; ".join(
+            f"{run.label}: {', '.join(own) or 'none'}"
+            for run, own in zip(runs, by_name, strict=True)
+        )
+        raise ValueError(
+            f"these runs have no contrast of one name, eval, metric and arms in common ({told}): "
+            "give their configs a row of `contrasts` in common, and report them again"
+        )
+    for name in names:
+        _check_asked(runs, by_name[0][name])
+    return [by_name[0][name] for name in names]
+
+
+def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
+    """A line for each contrast and run, and for each run after the first its difference from it.
+
+    p-values of runs are sign-flip tests, those of differences Welch's; both are two-sided and not
+    adjusted. What cannot be computed is None.
+    """
+    found = []
+    for contrast in contrasts:
+        values = [list(summary.contrast_values(r.results, contrast).values()) for r in runs]
+        for run, own in zip(runs, values, strict=True):
+            p = stats.sign_flip_test(own) if own else math.nan
+            interval = stats.t_interval(own) if own else None
+            found.append(_line(contrast, run.label, "run", "sign_flip", interval, p))
+        for run, own in zip(runs[1:], values[1:], strict=True):
+            interval, p = None, math.nan
+            if own and values[0]:
+                interval, p = stats.difference(own, values[0])
+            label = f"{run.label} − {runs[0].label}"
+            found.append(_line(contrast, label, "difference", "welch", interval, p))
+    return found
+
+
+def table(runs: Sequence[Run], found: Sequence[Line]) -> str:
+    """The lines as a Markdown table."""
+    header = ["contrast", "metric", "run", "mean [95 %]", "lineages", "test", "p"]
+    rows = [
+        [
+            line["contrast"],
+            f"{line['eval']} {line['metric']}",
+            line["run"],
+            tables.estimate(line, sign=True),
+            str(line["n_lineages"]),
+            line["test"],
+            tables.p_value(line["p"]),
+        ]
+        for line in found
+    ]
+    notes = [f"{run.label}: {tables.interval_note(run.results.replication)}" for run in runs]
+    return tables.markdown_table(header, rows) + "\n" + "\n".join(dict.fromkeys(notes)) + "\n"
+
+
+def forest(
+    runs: Sequence[Run], contrasts: Sequence[Contrast], found: Sequence[Line], *, narrow: bool
+) -> figures.Figure:
+    """Every contrast of every run with its interval, a panel for each eval and metric."""
+    panels = []
+    for pair in dict.fromkeys(map(pair_of, contrasts)):
+        strips = [
+            _strip(runs, contrast, line)
+            for contrast in contrasts
+            if pair_of(contrast) == pair
+            for line in found
+            if line["contrast"] == contrast.name
+        ]
+        panels.append(_panel(runs[0].results, pair, strips))
+    note = "Dots: lineages. Bar: mean, 95 % interval. Grey: differences between runs."
+    return figures.strips(panels, narrow=narrow, note=note)
+
+
+def _panel(results: Results, pair: Pair, strips: Sequence[figures.Strip]) -> figures.StripPanel:
+    axis = f"Difference in {axis_label(results, pair, capital=False)}"
+    return figures.StripPanel(title=f"Eval {pair[0]}", axis=axis, strips=strips, zero=True)
+
+
+def _strip(runs: Sequence[Run], contrast: Contrast, line: Line) -> figures.Strip:
+    dots: list[float] = []
+    series = None
+    if line["kind"] == "run":
+        series = [run.label for run in runs].index(line["run"])
+        values = summary.contrast_values(runs[series].results, contrast)
+        dots = [values.get(lineage, math.nan) for lineage in runs[series].results.lineages]
+    mean, low, high = (
+        math.nan if line[end] is None else line[end] for end in ("mean", "ci_low", "ci_high")
+    )
+    return figures.Strip(
+        label=f"{contrast.name}, {line['run']}",
+        values=dots,
+        mean=mean,
+        low=low,
+        high=high,
+        series=series,
+        emphasis=contrast.primary,
+        note=tables.estimate(line, sign=True),
+    )
+
+
+def _line(
+    contrast: Contrast, label: str, kind: str, test: str, interval: stats.Interval | None, p: float
+) -> Line:
+    nothing = stats.Interval(math.nan, math.nan, math.nan, "t", 0)
+    own = interval or nothing
+    line = {
+        "contrast": contrast.name,
+        "eval": contrast.eval,
+        "metric": contrast.metric,
+        "run": label,
+        "kind": kind,
+        "mean": own.mean,
+        "ci_low": own.low,
+        "ci_high": own.high,
+        "ci_kind": own.kind,
+        "n_lineages": own.n,
+        "test": test,
+        "p": p,
+    }
+    return {name: summary.stable(value) for name, value in line.items()}
+
+
+def _same(contrast: Contrast, other: Contrast | None) -> bool:
+    if other is None:
+        return False
+    return (*pair_of(contrast), contrast.weights) == (*pair_of(other), other.weights)
+
+
+def _check_asked(runs: Sequence[Run], contrast: Contrast) -> None:
+    found = {
+        run.label: {
+            one.asked
+            for one in run.file.scored
+            if one.eval == contrast.eval and one.subject in contrast.weights
+        }
+        for run in runs
+    }
+    one, *others = [label for label, digests in found.items() if digests]
+    by_label = {run.label: run.file for run in runs}
+    for other in others:
+        for first, second in itertools.product(found[one], found[other]):
+            before, after = by_label[one].asked[first], by_label[other].asked[second]
+            for name in sorted(before.keys() | after.keys()):
+                if before.get(name) != after.get(name):
+                    raise ValueError(
+                        f"eval {contrast.eval} does not ask the same in {one} and {other}: its "
+                        f"{name} is {str(before.get(name))[:60]} and {str(after.get(name))[:60]}: "
+                        "compare runs whose evals are the same"
+                    )
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from _flat(child, f"{name}.{key}" if name else key)
+    else:
+        yield name, list(value) if isinstance(value, tuple) else value
