@@ -89,8 +89,8 @@ def one_question(config):
 
 
 def other_names(config):
-    for name in list(config.contrasts):
-        del config.contrasts[name]
+    with config.unlocked():
+        config.contrasts = type(config)()
 
 
 @pytest.mark.parametrize(
