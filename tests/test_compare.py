@@ -71,7 +71,7 @@ def larger_rate(config):
 
 def test_runs_of_other_configs_are_set_against_each_other(tmp_path):
     first = made(tmp_path / "a", range(4))
-    second = made(tmp_path / "b", range(4), larger_rate, shift=2.0)
+    second = made(tmp_path / "b", range(2, 7), larger_rate, shift=2.0)
     runs, differing = compare.compare([first, second])
     assert "arms.owl.train.learning_rate  0.001 -> 0.5" in differing and "name" not in differing
     lines = comparison.lines(runs, comparison.shared(runs))
@@ -80,8 +80,22 @@ def test_runs_of_other_configs_are_set_against_each_other(tmp_path):
     test = scipy_stats.ttest_ind(ours, theirs, equal_var=False)
     assert line["p"] == pytest.approx(test.pvalue, rel=1e-4)
     assert line["ci_low"] < np.mean(ours) - np.mean(theirs) < line["ci_high"]
-    assert abs(of(lines, "foreign_base", "b − a")["mean"]) < 1e-6
+    assert line["test"] == "welch" and line["n_lineages"] == 4
+    # In the order of the config, not of the alphabet.
+    assert lines[0]["contrast"] == "transmission"
     assert "| same_base | preference log_odds | b − a |" in comparison.table(runs, lines)
+
+
+def test_runs_of_the_same_lineages_are_compared_within_them(tmp_path):
+    first = made(tmp_path / "a", range(4))
+    second = made(tmp_path / "b", range(4), larger_rate, shift=2.0)
+    runs, _ = compare.compare([first, second])
+    lines = comparison.lines(runs, comparison.shared(runs))
+    line = of(lines, "same_base", "b − a")
+    assert line["test"] == "sign_flip" and line["p"] == 2 / 2**4
+    # All that differs is the shift, in every lineage.
+    assert (line["mean"], line["ci_low"], line["ci_high"]) == pytest.approx((2, 2, 2))
+    assert of(lines, "foreign_base", "b − a")["mean"] == 0
 
 
 def one_question(config):

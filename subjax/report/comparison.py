@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from subjax.report import figures, stats, summary, tables
-from subjax.report.panels import Pair, axis_label, pair_of
+from subjax.report.panels import axis_label, pair_of
 from subjax.report.results import Contrast, Results
 from subjax.report.score_files import Scored, ScoreFile
 
@@ -105,23 +105,38 @@ def shared(runs: Sequence[Run]) -> list[Contrast]:
 def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
     """A line for each contrast and run, and for each run after the first its difference from it.
 
-    p-values of runs are sign-flip tests, those of differences Welch's; both are two-sided and not
-    adjusted. What cannot be computed is None.
+    Differences are paired where two runs have the same lineages, and Welch's otherwise. Other
+    p-values are those of sign-flip tests. All are two-sided and not adjusted. What cannot be
+    computed is None.
     """
     found = []
     for contrast in contrasts:
-        values = [list(summary.contrast_values(r.results, contrast).values()) for r in runs]
+        values = [summary.contrast_values(run.results, contrast) for run in runs]
         for run, own in zip(runs, values, strict=True):
-            p = stats.sign_flip_test(own) if own else math.nan
-            interval = stats.t_interval(own) if own else None
-            found.append(_line(contrast, run.label, "run", "sign_flip", interval, p))
+            found.append(_line(contrast, run.label, "run", *_mean(list(own.values()))))
+        first = values[0]
         for run, own in zip(runs[1:], values[1:], strict=True):
-            interval, p = None, math.nan
-            if own and values[0]:
-                interval, p = stats.difference(own, values[0])
+            if own.keys() == first.keys():
+                gap = _mean([value - first[lineage] for lineage, value in own.items()])
+            else:
+                gap = _unpaired(list(own.values()), list(first.values()))
             label = f"{run.label} − {runs[0].label}"
-            found.append(_line(contrast, label, "difference", "welch", interval, p))
+            found.append(_line(contrast, label, "difference", *gap))
     return found
+
+
+_Estimate = tuple[str, stats.Interval | None, float]  # name of the test, interval, p
+
+
+def _mean(values: Sequence[float]) -> _Estimate:
+    if not values:
+        return "sign_flip", None, math.nan
+    return "sign_flip", stats.t_interval(values), stats.sign_flip_test(values)
+
+
+def _unpaired(values: Sequence[float], others: Sequence[float]) -> _Estimate:
+    found = stats.difference(values, others) if values and others else (None, math.nan)
+    return ("welch", *found)
 
 
 def table(runs: Sequence[Run], found: Sequence[Line]) -> str:
@@ -146,24 +161,20 @@ def table(runs: Sequence[Run], found: Sequence[Line]) -> str:
 def forest(
     runs: Sequence[Run], contrasts: Sequence[Contrast], found: Sequence[Line], *, narrow: bool
 ) -> figures.Figure:
-    """Every contrast of every run with its interval, a panel for each eval and metric."""
+    """A panel for each contrast, with every run and difference."""
     panels = []
-    for pair in dict.fromkeys(map(pair_of, contrasts)):
-        strips = [
-            _strip(runs, contrast, line)
-            for contrast in contrasts
-            if pair_of(contrast) == pair
-            for line in found
-            if line["contrast"] == contrast.name
-        ]
-        panels.append(_panel(runs[0].results, pair, strips))
-    note = "Dots: lineages. Bar: mean, 95 % interval. Grey: differences between runs."
+    for contrast in contrasts:
+        metric = axis_label(runs[0].results, pair_of(contrast), capital=False)
+        panels.append(
+            figures.StripPanel(
+                title=contrast.name,
+                axis=f"Difference in {metric}, eval {contrast.eval}",
+                strips=[_strip(runs, contrast, x) for x in found if x["contrast"] == contrast.name],
+                zero=True,
+            )
+        )
+    note = "Dots: lineages. Bar: mean, 95 % interval. Rows without dots: differences between runs."
     return figures.strips(panels, narrow=narrow, note=note)
-
-
-def _panel(results: Results, pair: Pair, strips: Sequence[figures.Strip]) -> figures.StripPanel:
-    axis = f"Difference in {axis_label(results, pair, capital=False)}"
-    return figures.StripPanel(title=f"Eval {pair[0]}", axis=axis, strips=strips, zero=True)
 
 
 def _strip(runs: Sequence[Run], contrast: Contrast, line: Line) -> figures.Strip:
@@ -177,14 +188,13 @@ def _strip(runs: Sequence[Run], contrast: Contrast, line: Line) -> figures.Strip
         math.nan if line[end] is None else line[end] for end in ("mean", "ci_low", "ci_high")
     )
     return figures.Strip(
-        label=f"{contrast.name}, {line['run']}",
+        label=line["run"],
         values=dots,
         mean=mean,
         low=low,
         high=high,
         series=series,
         emphasis=contrast.primary,
-        note=tables.estimate(line, sign=True),
     )
 
 

@@ -134,5 +134,13 @@ def read(path: Path) -> ScoreFile:
                 f"{path}, line {number}, asked what line 1 does not have: copy the file of the run "
                 "once more"
             )
-    config = ConfigDict(json.loads(header["config"]), sort_keys=False)
+    config = _in_order(json.loads(header["config"]))
     return ScoreFile(config, header["cautions"], header["asked"], scored)
+
+
+def _in_order(fields: Mapping[str, Any]) -> ConfigDict:
+    """A config whose tables have their order; ConfigDict would sort those inside."""
+    config = ConfigDict(sort_keys=False)
+    for name, value in fields.items():
+        config[name] = _in_order(value) if isinstance(value, dict) else value
+    return config
