@@ -3,6 +3,7 @@
 import json
 import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from scipy import stats as scipy_stats
 from configs import quickstart
 from subjax import compare
 from subjax.pipeline import experiments, validation
-from subjax.report import comparison, score_files
+from subjax.report import comparison, score_files, tables
 from subjax.runtime import artifacts
 
+ROOT = Path(__file__).parents[1]
 ARMS = {"owl": 3.0, "placebo": 1.0, "owl_foreign": 0.9, "placebo_foreign": 1.0, "other_trait": 0.5}
 
 
@@ -149,6 +151,15 @@ def test_a_unit_that_two_runs_made_otherwise_is_refused(tmp_path):
         ValueError, match=r"^a and b have one config, but evaluate/.*: compare runs"
     ):
         compare.compare([first, second])
+
+
+def test_scores_that_are_kept_make_the_results_that_are_published():
+    [run], _ = compare.compare([ROOT / "configs/quickstart_grid.jsonl"])
+    lines = comparison.lines([run], comparison.shared([run]))
+    page = (ROOT / "configs/RESULTS.md").read_text()
+    assert len(lines) == 8
+    for line in lines:
+        assert tables.estimate(line, sign=True).removesuffix("]") in page.replace("**", ""), line
 
 
 def test_the_command_writes_a_table_and_a_figure_and_refuses_in_a_line(tmp_path, capsys):

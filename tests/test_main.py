@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from command_server import ROOT, Server
 
-from subjax import main, schema
+from subjax import compare, main, schema
 from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
@@ -531,6 +531,8 @@ def test_a_run_shows_progress_and_the_table_alone(command, tmp_path):
     assert lines[0].startswith("contrast ")
     assert lines[-1] == f"report: {tmp_path}/report/report.html"
     check_pinned(tmp_path)
+    [scored], _ = compare.compare([tmp_path])
+    assert scored.results.lineages == (0, 1)
 
 
 @pytest.fixture
