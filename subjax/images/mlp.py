@@ -77,7 +77,7 @@ def forward(
         layer = layers[f"layer_{i}"]
         if i:
             x = ACTIVATIONS[shape.activation](x)
-        x = project(x, layer["kernel"], operands, forward_mode=True)  # for theorem.py
+        x = project(x, layer["kernel"], operands)
         if shape.biases:
             x = x + layer["bias"][None]
     return x

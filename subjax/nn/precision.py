@@ -105,9 +105,10 @@ def project(
     operands: str,
     *,
     result: Any = None,
-    forward_mode: bool = False,
 ) -> Float[Array, "*B out"]:
     """Product x @ kernel.T, both sides rounded to `operands`, summed wide.
+
+    Only in float64 it can be differentiated forward (`jax.jvp`).
 
     Args:
       x: its dtype is also that of its gradient.
@@ -115,14 +116,13 @@ def project(
       operands: as in `Precision`.
       result: dtype of the result; None: wide. Where devices share the sum, what they exchange has
         this dtype.
-      forward_mode: allow `jax.jvp` where the operands are not narrow, for slower gradients on CPUs.
 
     Raises:
       ValueError: sums on this CPU would be wrong (`subjax.check_sums`); every model calls this.
     """
     check_sums()
     result = jnp.dtype(result or wide(operands))
-    if forward_mode and operands != "bfloat16":
+    if operands == "float64":
         return _dot("...i,oi->...o", x, kernel, operands).astype(result)
     return _project(x, kernel, operands, result.name)
 

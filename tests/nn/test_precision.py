@@ -113,14 +113,11 @@ def test_activations_have_their_dtype(name, activations):
     assert {hidden.dtype, keys.dtype, values.dtype} == {jnp.dtype(activations)}
 
 
-def test_float32_can_be_differentiated_forward():
-    x, kernel = drawn(0, 4, 8), drawn(1, 3, 8)
-
-    def found(x: jax.Array) -> jax.Array:
-        return precision.project(x, kernel, "float32", forward_mode=True)
-
-    along = jax.jvp(found, (x,), (x,))[1]
-    np.testing.assert_allclose(along, x @ kernel.T, rtol=1e-5)
+def test_float64_can_be_differentiated_forward():
+    with jax.enable_x64(True):
+        x, kernel = (drawn(i, n, 8).astype(jnp.float64) for i, n in enumerate((4, 3)))
+        along = jax.jvp(lambda x: precision.project(x, kernel, "float64"), (x,), (x,))[1]
+        np.testing.assert_allclose(along, x @ kernel.T, rtol=1e-12)
 
 
 def test_a_thin_product_is_right_to_its_last_row():
