@@ -5,8 +5,9 @@
 
 A run is a work directory, or the `report/scores.jsonl` of one, which is all that is read. Runs
 whose configs differ in nothing but lineages, name and compute are pooled. Prints what the configs
-differ in and a table of the contrasts that all runs have; --out also gets comparison.json, table.md
-and figure.png, a forest plot.
+differ in and a table of the contrasts that all runs have, with the differences between runs: within
+lineages where two runs have the same ones, otherwise by Welch's test. --out also gets
+comparison.json, table.md and figure.png, a forest plot.
 """
 
 import os

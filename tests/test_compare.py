@@ -139,6 +139,8 @@ def test_a_score_file_that_lacks_something_is_refused(tmp_path, change, said):
     spoil(path, change)
     with pytest.raises(ValueError, match=said):
         compare.compare([path])
+    with pytest.raises(ValueError, match=r"is not JSON.*: give a work directory of subjax, or its"):
+        compare.compare([ROOT / "README.md"])
     path.write_text(path.read_text().partition("\n")[2])
     with pytest.raises(ValueError, match="has no scores of a run of subjax: give a work directory"):
         compare.compare([path])

@@ -115,10 +115,14 @@ def read(path: Path) -> ScoreFile:
     Raises:
       ValueError: it is no such file, or a line of it lacks something; says which.
     """
-    rows = artifacts.read_jsonl(path)
+    try:
+        rows = artifacts.read_jsonl(path)
+    except ValueError as error:
+        told = str(error).rpartition(": ")[0]  # what to do stands behind, and is about own files
+        raise ValueError(f"{told}: give a work directory of subjax, or its report/{NAME}") from None
     if not rows or rows[0].get("subjax_scores") != _FORMAT:
         raise ValueError(
-            f"{path} has no scores of a run of subjax: give a work directory, or {NAME}"
+            f"{path} has no scores of a run of subjax: give a work directory, or its report/{NAME}"
         )
     for number, row in enumerate(rows, start=1):
         for field, kind in (_LINE if number > 1 else _HEADER).items():
