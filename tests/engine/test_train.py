@@ -195,6 +195,13 @@ def test_packed_rows_train_as_rows_by_themselves(arch, num_segments):
     )
 
 
+@pytest.mark.parametrize("shape", [{"data": 2, "fsdp": 2}, {"data": 2, "tensor": 2}])
+def test_segments_attend_by_themselves_on_a_mesh(shape):
+    packing = batching.Packing(4, 10, 8, num_segments=2)
+    mesh = sharding.make_mesh(seed=1, **shape)
+    assert_same_training(run([0, 1]), run([0, 1], packing=packing, mesh=mesh))
+
+
 # A pass holds one or two of the four rows of a step, or all where they are short.
 NARROW = batching.Packing(num_rows=1, num_tokens=8, num_targets=7)
 
