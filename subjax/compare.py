@@ -4,7 +4,7 @@
     python -m subjax.compare runs/a runs/b --out=runs/a_and_b
 
 A run is a work directory, or the `report/scores.jsonl` of one, which is all that is read. Runs
-whose configs differ in nothing but lineages, name and compute are pooled. Prints what the configs
+whose configs differ in nothing but lineages, names and devices are pooled. Prints what the configs
 differ in and a table of the contrasts that all runs have, with the differences between runs: within
 lineages where two runs have the same ones, otherwise by Welch's test. --out also gets
 comparison.json, table.md and figure.png, a forest plot.

@@ -100,6 +100,27 @@ def test_runs_of_the_same_lineages_are_compared_within_them(tmp_path):
     assert of(lines, "foreign_base", "b − a")["mean"] == 0
 
 
+def other_seed(config):
+    config.seed = 1
+
+
+def narrow(config):
+    config.compute.precision = "mixed"
+
+
+@pytest.mark.parametrize("change", [other_seed, narrow])
+def test_what_a_result_depends_on_keeps_runs_apart(tmp_path, change):
+    lineages = range(3)
+    runs, differing = compare.compare(
+        [made(tmp_path / "a", lineages), made(tmp_path / "b", lineages, change)]
+    )
+    assert re.search(r"seed +0 -> 1|compute.precision +float32 -> mixed", differing)
+    lines = comparison.lines(runs, comparison.shared(runs))
+    # Another seed draws other lineages of the same number.
+    expected = {other_seed: "welch", narrow: "sign_flip"}[change]
+    assert of(lines, "same_base", "b − a")["test"] == expected
+
+
 def one_question(config):
     config.evals.preference.questions = "explore"
 

@@ -17,8 +17,10 @@ from subjax.report.panels import axis_label, pair_of
 from subjax.report.results import Contrast, Results
 from subjax.report.score_files import Scored, ScoreFile
 
-# Fields of a config that say how, where and how often it runs, or what it is called.
+# Fields of a config that say where and how often it runs, or what it is called; and those of its
+# `compute` that results depend on beyond their last bits.
 _NO_PART = ("name", "title", "claim", "lineages", "compute", "mesh", "preregistration")
+_COMPUTE = ("precision", "exact")
 
 Line = dict[str, Any]  # a row of comparison.json
 
@@ -40,7 +42,10 @@ class Run:
 
 def settings(run: ScoreFile) -> dict[str, Any]:
     """Field -> value of all that makes a run another experiment."""
-    return dict(_flat({k: v for k, v in run.config.to_dict().items() if k not in _NO_PART}))
+    fields = run.config.to_dict()
+    compute = {name: fields["compute"][name] for name in _COMPUTE}
+    part = {name: value for name, value in fields.items() if name not in _NO_PART}
+    return dict(_flat({**part, "compute": compute}))
 
 
 def differences(one: ScoreFile, other: ScoreFile) -> list[tuple[str, str, str]]:
@@ -105,9 +110,9 @@ def shared(runs: Sequence[Run]) -> list[Contrast]:
 def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
     """A line for each contrast and run, and for each run after the first its difference from it.
 
-    Differences are paired where two runs have the same lineages, and Welch's otherwise. Other
-    p-values are those of sign-flip tests. All are two-sided and not adjusted. What cannot be
-    computed is None.
+    Differences are paired where two runs have the same lineages of one seed, which draw alike, and
+    Welch's otherwise. Other p-values are those of sign-flip tests. All are two-sided and not
+    adjusted. What cannot be computed is None.
     """
     found = []
     for contrast in contrasts:
@@ -116,7 +121,8 @@ def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
             found.append(_line(contrast, run.label, "run", *_mean(list(own.values()))))
         first = values[0]
         for run, own in zip(runs[1:], values[1:], strict=True):
-            if own.keys() == first.keys():
+            alike = run.file.config.seed == runs[0].file.config.seed
+            if alike and own.keys() == first.keys():
                 gap = _mean([value - first[lineage] for lineage, value in own.items()])
             else:
                 gap = _unpaired(list(own.values()), list(first.values()))
