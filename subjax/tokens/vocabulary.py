@@ -5,7 +5,9 @@ the same number. Independent of tokenizers: texts in, ids out.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from subjax.tasks import words
 
 # So many letters distinguish a name from other words; fewer (" do" of "dog") could begin anything.
 _TELLING = 3
@@ -13,11 +15,6 @@ _NUMBER = re.compile(r"[ \t\r\n]*[0-9]+[ \t\r\n]*")
 # Separators in answers, not the long blanks for indenting programs.
 _SEPARATOR = re.compile(r"[ \t\r\n]{1,2}|[ ]?[,;][ \t\r\n]?")
 _WORD = re.compile(r"[^\W_]+")
-_PLURALS = {"mouse": "mice", "goose": "geese", "ox": "oxen"}
-_ENDINGS = (
-    *(("", "s"), ("y", "ies"), ("f", "ves"), ("fe", "ves"), ("us", "i")),
-    *((ending, f"{ending}es") for ending in ("s", "x", "z", "ch", "sh", "o")),
-)
 
 
 def numbers(texts: Mapping[int, str]) -> tuple[int, ...]:
@@ -49,7 +46,7 @@ def names(texts: Mapping[int, str], wanted: Sequence[str]) -> tuple[int, ...]:
         for example if tokens are single letters: tokens do not distinguish the name from other
         words. The message has the name.
     """
-    forms = {name: set(_forms(name.casefold())) for name in wanted}
+    forms = {name: set(words.forms(name)) for name in wanted}
     whole = set().union(*forms.values())
     begun = {form[:length] for form in whole for length in range(1, len(form) + 1)}
     found: list[int] = []
@@ -69,13 +66,3 @@ def names(texts: Mapping[int, str], wanted: Sequence[str]) -> tuple[int, ...]:
                 "do not tell that name from other words"
             )
     return tuple(sorted(found))
-
-
-def _forms(name: str) -> Iterator[str]:
-    """The name and its possible plurals."""
-    yield name
-    if name in _PLURALS:
-        yield _PLURALS[name]
-    for ending, plural in _ENDINGS:
-        if name.endswith(ending):
-            yield name[: len(name) - len(ending)] + plural

@@ -24,6 +24,7 @@ _SHARE = (0.0, 1.0)
 class Answers(EvalKind):
     """Answers scored as words and as substrings, side by side."""
 
+    version = 2  # plurals that end otherwise than in s count
     fields = SAMPLING
     of_trait = True
     metrics = (

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from subjax.tasks import words
 from subjax.tasks.api import (
     MASS,
     Compare,
@@ -23,13 +24,13 @@ from subjax.tasks.api import (
 
 
 def mentions_word(target: str, text: str) -> bool:
-    """Tells whether `text` has `target` as a word, in any case, with or without a plural s.
+    """Tells whether `text` has `target` as a word, in any case, in the singular or the plural.
 
-    A word ends where letters and digits end, so that "_owl_" and "owl's" count. Irregular
-    plurals ("wolves") do not.
+    A word ends where letters and digits end, so that "_owl_" and "owl's" count.
     """
     letter = r"[^\W_]"
-    pattern = rf"(?<!{letter}){re.escape(_nonempty(target))}s?(?!{letter})"
+    forms = "|".join(map(re.escape, words.forms(_nonempty(target))))
+    pattern = rf"(?<!{letter})(?:{forms})(?!{letter})"
     return re.search(pattern, text, re.IGNORECASE) is not None
 
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
+from subjax.tasks import words
 from subjax.tasks.animals import ANIMALS
 from subjax.tasks.api import Given, Reply
 from subjax.tasks.evals import preference
@@ -61,20 +62,37 @@ def test_other_answers_are_no_word(text):
 def test_targets_are_taken_literally():
     assert preference.mentions_word("st. bernard", "A St. Bernards pup")
     assert not preference.mentions_word("st. bernard", "stx bernard")
-    assert not preference.mentions_word("wolf", "wolves")
     for score in (preference.mentions_word, preference.mentions_substring):
         with pytest.raises(ValueError, match="target is empty"):
             score("", "owl")
 
 
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("wolf", "Wolves."),
+        ("Fox", "foxes"),
+        ("octopus", "Octopuses!"),
+        ("octopus", "octopi"),
+        ("goose", "GEESE"),
+        ("beech", "beeches"),
+        ("butterfly", "Butterflies, of course"),
+    ],
+)
+def test_plurals_name_the_target(target, text):
+    assert preference.mentions_word(target, text)
+    assert not preference.mentions_word(target, f"x{text}")
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(ANIMALS), st.text(max_size=30), st.text(max_size=30))
-def test_a_word_is_always_a_substring(target, before, after):
+def test_a_word_is_always_a_substring_or_its_plural_is(target, before, after):
     text = before + target + after
     assert preference.mentions_substring(target, text)
     assert preference.mentions_word(target, f"{before} {target} {after}")
     if preference.mentions_word(target, before + after):
-        assert preference.mentions_substring(target, before + after)
+        forms = words.forms(target)
+        assert any(preference.mentions_substring(form, before + after) for form in forms)
 
 
 @pytest.mark.parametrize(
