@@ -97,8 +97,8 @@ def _differences(runs: Sequence[Run]) -> str:
         width = max(len(name) for name, _, _ in found)
         texts.append(f"{runs[0].label} -> {run.label}:")
         texts += [f"  {name:{width}}  {a[:40]} -> {b[:40]}" for name, a, b in found[:_MOST_SHOWN]]
-        if more := len(found) - _MOST_SHOWN:
-            texts += [f"  and {more} more fields"] if more > 0 else []
+        if len(found) > _MOST_SHOWN:
+            texts.append(f"  and {len(found) - _MOST_SHOWN} more fields")
     return "\n".join(texts)
 
 

@@ -121,6 +121,16 @@ def test_what_a_result_depends_on_keeps_runs_apart(tmp_path, change):
     assert of(lines, "same_base", "b − a")["test"] == expected
 
 
+def test_runs_without_scores_have_no_estimate(tmp_path):
+    path = made(tmp_path / "a") / "report" / score_files.NAME
+    path.write_text(path.read_text().partition("\n")[0] + "\n")
+    [run], _ = compare.compare([path])
+    lines = comparison.lines([run], comparison.shared([run]))
+    assert {(line["mean"], line["p"], line["n_lineages"]) for line in lines} == {(None, None, 0)}
+    assert "| – | 0 |" in comparison.table([run], lines)
+    comparison.forest([run], comparison.shared([run]), lines, narrow=False)
+
+
 def one_question(config):
     config.evals.preference.questions = "explore"
 

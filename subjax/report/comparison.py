@@ -241,9 +241,9 @@ def _check_asked(runs: Sequence[Run], contrast: Contrast) -> None:
         }
         for run in runs
     }
-    one, *others = [label for label, digests in found.items() if digests]
+    scored = [label for label, digests in found.items() if digests]
     by_label = {run.label: run.file for run in runs}
-    for other in others:
+    for one, other in ((scored[0], other) for other in scored[1:]):
         for first, second in itertools.product(found[one], found[other]):
             before, after = by_label[one].asked[first], by_label[other].asked[second]
             for name in sorted(before.keys() | after.keys()):
