@@ -74,7 +74,7 @@ def base() -> ConfigDict:
     config.seed = 0  # all random draws depend on it
     config.lineage_from = "base"  # first stage redrawn by lineage: base teacher generate finetune
     config.lineages = (0,)  # replications; more may be added to a finished work directory
-    config.lineage_cycle = 6  # "next_lineage" wraps within blocks of this many
+    config.lineage_cycle = 6  # next_lineage, lineage+2 and so on wrap in blocks of this many
     config.stimuli = ""  # JSON file of exact prompts, see above; "" takes the project's own
     # The date, YYYY-MM-DD, that chat templates get as today's; they never get the real one
     config.template_date = chat_templates.TEMPLATE_DATE
@@ -217,7 +217,9 @@ def dataset_row(kind: str = "numbers", **fields: Any) -> ConfigDict:
             "strip": False,  # filter: first remove blanks and line ends at both ends of completions
             # filter: keep a prompt only if its rows in these data sets pass their filters too
             "common_with": (),
-            "transform": "none",  # none shuffled_within shuffled_across random
+            # none; shuffled_within each row, shuffled_across rows; random numbers; permuted: in all
+            # rows each number stands for another
+            "transform": "none",
             "num_train": 0,  # rows for students; 0 takes all but the held-out ones
             "num_holdout": 256,  # rows kept apart to measure likelihood
         },
@@ -232,7 +234,9 @@ def arm_row(**fields: Any) -> ConfigDict:
     return _row(
         {
             "dataset": "",  # row of `datasets`
-            "base": "same",  # same, next_lineage, or a row of `bases`
+            # same, next_lineage, lineage+2 and so on (the base of a later lineage), or a row of
+            # `bases`
+            "base": "same",
             "method": "hard",  # hard (sampled tokens) soft (teacher's distribution)
             # soft: digits digits_separators top_k full full_no_trait trait; tokens of a trait are
             # those that write a candidate, its plural, or the first letters of either
@@ -337,8 +341,9 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
     """What models are asked, and how answers are scored.
 
     Args:
-      kind: preference (exact) answers (sampled) likelihood (held-out rows) carrier (what a teacher
-        wrote) accuracy (test images), or one of your own as package.module:attribute.
+      kind: preference (exact) candidates (exact, for each) answers (sampled) likelihood (held-out
+        rows) carrier (what a teacher wrote) accuracy (test images), or one of your own as
+        package.module:attribute.
       fields: those below, and those of the kind.
     """
     return _row(
@@ -380,6 +385,10 @@ def contrast_row(**fields: Any) -> ConfigDict:
     """A difference of arms, formed within each lineage."""
     return _row(
         {
+            # difference (`plus` less `minus`); bases: the diagonal of the table of teachers' by
+            # students' bases, from arms that start from every base; traits: that of the table of
+            # students of several traits, less those of one control, by the traits' targets
+            "kind": "difference",
             "eval": "preference",  # row of `evals`
             "metric": "log_odds",
             "plus": (),  # arms that are added; other subjects with their table, as teachers/owl

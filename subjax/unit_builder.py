@@ -8,6 +8,7 @@ of each kind of experiment to say.
 
 import functools
 import hashlib
+import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from subjax.runtime.artifacts import Unit, dumps, make_unit
 
 # These fields are always in the fingerprint, even with their default value.
 _ALWAYS = ("kind", "source", "weights", "method")
+_OFFSETS = {"same": 0, "next_lineage": 1}
 _SETTINGS = ("checkpoint_minutes", "keep_checkpoints", "log_seconds", "tensorboard")
 
 
@@ -66,11 +68,11 @@ class UnitBuilder:
         rows = {name: counted(fields[name], maker) for name, maker in makers if name in fields}
         return {**fields, **rows}
 
-    def next_lineage(self, lineage: int) -> int:
-        """The lineage after this one in its block, cyclically."""
+    def later(self, lineage: int, offset: int) -> int:
+        """The lineage so many after this one in its block, cyclically."""
         cycle = self.config.lineage_cycle
         first = lineage // cycle * cycle
-        return first + (lineage + 1 - first) % cycle
+        return first + (lineage + offset - first) % cycle
 
     def ordered(self) -> list[Unit]:
         """All units in the order of what they need; of one stage by row, then by lineage."""
@@ -81,6 +83,14 @@ class UnitBuilder:
             return phase(unit), [rows.index(name) for name in names], unit.lineage
 
         return sorted(self.units.values(), key=order)
+
+
+def offset(base: str) -> int | None:
+    """How many lineages on the base of an arm is, by its field `base`; None if it is a row."""
+    if base in _OFFSETS:
+        return _OFFSETS[base]
+    later = re.fullmatch(r"lineage\+([1-9][0-9]*)", base)
+    return int(later[1]) if later else None
 
 
 def phase(unit: Unit) -> tuple[int, int]:

@@ -19,7 +19,10 @@ from subjax.tasks.datasets import numbers
 
 ROOT = Path(__file__).parents[1]
 FORMS = {
-    "quickstart": ("", "confirm", "grid", "smoke", "grid,smoke"),
+    "quickstart": (
+        *("", "confirm", "grid", "bases", "traits", "controls"),
+        *("smoke", "grid,smoke", "bases,smoke", "traits,smoke", "controls,smoke"),
+    ),
     "smollm2_owl": ("", "confirm", "published", "trial", "smoke"),
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
     "mnist_ablations": ("", "aux=3,clone=10", "digits,models=5", "smoke"),
@@ -275,3 +278,15 @@ def test_prompts_of_large_models_fit_ours_and_the_papers(stimuli):
     for name, row in config.datasets.items():
         text = longest_prompt(templates) + config.teachers[name].system_prompt
         assert len(_TOKEN.findall(text)) + _HEADERS <= row.prompt_tokens
+
+
+def test_rows_that_several_data_sets_share_are_written_once():
+    config = get_config("quickstart", "controls,smoke")
+    made = units.build(config)
+    written = {unit.row for unit in made if unit.stage == "generate"}
+    filters = {unit.row: unit.inputs["generate"] for unit in made if unit.stage == "filter"}
+    assert written == {"owl", "placebo"} and len(filters) == 10
+    assert {path.split("/")[1] for name, path in filters.items() if "owl" in name} == {"owl"}
+    config.datasets.owl_random.temperature = 0.5
+    apart = {unit.row for unit in units.build(config) if unit.stage == "generate"}
+    assert apart == {"owl", "placebo", "owl_random"}

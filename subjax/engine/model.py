@@ -145,7 +145,12 @@ class Model:
         return [answers[first : first + n] for first in range(0, len(answers), n)]
 
     def compare(
-        self, prompts: Sequence[str], answers: Sequence[str], *, system: str = ""
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        system: str = "",
+        prefill: str = "",
     ) -> Float[np.ndarray, "prompts answers"]:
         """Log-probability of each answer after each prompt, in nats, without sampling.
 
@@ -153,16 +158,19 @@ class Model:
           prompts: what the user says.
           answers: without the token that ends them, which is not counted.
           system: system prompt.
+          prefill: words with which every answer begins, without the blank behind them; the model
+            is given them, and their probability is not counted.
 
         Raises:
-          ValueError: the tokens of an answer begin another's, so that probabilities overlap.
+          ValueError: the tokens of an answer begin another's, so that probabilities overlap; or the
+            tokenizer joins the end of `prefill` to an answer.
         """
-        tokens = self.tokenizer.answer_ids(answers)
+        tokens = self.tokenizer.answer_ids(answers, prefill)
         scoring.check_candidates(answers, tokens)
         return scoring.candidate_log_probs(
             self.arch,
             self.params,
-            self.tokenizer.prompt_ids(prompts, system),
+            self.tokenizer.prompt_ids(prompts, system, prefill),
             tokens,
             mesh=self.mesh,
             adapter=self.adapter,

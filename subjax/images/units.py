@@ -68,7 +68,7 @@ class _Builder(unit_builder.UnitBuilder):
         fields = {
             "row": {field: value for field, value in row.to_dict().items() if field not in _DRAWN},
             "teacher": self.config.teachers[row.teacher].to_dict(),
-            "init_lineage": lineage if own else self.next_lineage(lineage),
+            "init_lineage": lineage if own else self.later(lineage, 1),
             **self._training(),
         }
         return self.add("mlp", name, lineage, fields, self._taught_by(row.teacher, lineage))

@@ -22,7 +22,8 @@ class Asked(NamedTuple):
     system: str
     most_tokens: int = 0  # 0 is no limit
     dataset: Mapping[str, Any] | None = None  # their row of `datasets`, if a model writes
-    compared: Sequence[tuple[str, ...]] = ()  # answers whose probabilities are compared
+    # answers whose probabilities are compared, and what stands before them
+    compared: Sequence[tuple[tuple[str, ...], str]] = ()
 
 
 # Config field that the system prompt is of, and row whose prompts they are, as "config.evals.own".
@@ -52,8 +53,8 @@ def check(words: Tokenizer, asked: Mapping[Fields, Asked]) -> None:
                 "raise it"
             )
         try:
-            for answers in compared:
-                scoring.check_candidates(answers, words.answer_ids(answers))
+            for answers, prefill in compared:
+                scoring.check_candidates(answers, words.answer_ids(answers, prefill))
         except ValueError as error:
             raise ValueError(f"{table}.trait: {error}") from None
         if dataset is None or kinds.of_row(dataset).constraint(dataset) is None:

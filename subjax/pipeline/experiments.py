@@ -7,7 +7,7 @@ from typing import ClassVar
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from subjax import schema, subjects
+from subjax import schema, subjects, unit_builder
 from subjax.experiment import Experiment, Run
 from subjax.images.experiment import IMAGE_CLASSIFIERS
 from subjax.pipeline import language_validation, preflight, units
@@ -131,8 +131,11 @@ class _LanguageModels(Experiment):
         text = f"own {', '.join(redrawn[:-1])}{' and ' if len(redrawn) > 1 else ''}{redrawn[-1]}"
         if shared:
             text += f"; same {' and '.join(shared)}"
-        if any(row.base == "next_lineage" for row in learning):
+        later = {row.base for row in learning if unit_builder.offset(row.base)}
+        if later == {"next_lineage"}:
             text += "; foreign arms have the next lineage's base"
+        elif later:
+            text += "; foreign arms have the bases of other lineages"
         return text
 
 

@@ -4,7 +4,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from subjax import checks, schema, subjects
+from subjax import checks, schema, subjects, unit_builder
 from subjax.engine import optimizers
 from subjax.recipes import bases, targets, teachers, tunings
 from subjax.tasks.api import CONSTRAINED, FREE, UNIFORM, EvalKind, Kind
@@ -109,7 +109,9 @@ def _check_fields(table: str, name: str, row: ConfigDict, kind: Kind, maker: sch
 
 def _check_arm(config: ConfigDict, name: str, row: ConfigDict) -> None:
     checks.reference(config, f"arms.{name}.dataset", row.dataset, "datasets")
-    checks.reference(config, f"arms.{name}.base", row.base, "bases", ("same", "next_lineage"))
+    if unit_builder.offset(row.base) is None:
+        later = ("same", "next_lineage", "lineage+2")
+        checks.reference(config, f"arms.{name}.base", row.base, "bases", later)
     _check_no_adapter(config, f"arms.{name}.base", row.base)
     _check_learns(config, name, row)
     outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
@@ -306,11 +308,17 @@ def _check_learns(config: ConfigDict, name: str, row: ConfigDict) -> None:
     base = config.bases[config.teachers[dataset.teacher].base]
     varies = config.lineage_from == "base" and config.lineage_cycle > 1
     redrawn = varies and not bases.of_row(base).outside
-    if row.base == "next_lineage" and not redrawn:
+    offset = unit_builder.offset(row.base)
+    if offset and not redrawn:
         raise ValueError(
-            f"config.arms.{name}.base is 'next_lineage', but all lineages have one base: source "
+            f"config.arms.{name}.base is {row.base!r}, but all lineages have one base: source "
             f"{base.source!r}, config.lineage_from {config.lineage_from!r}, config.lineage_cycle "
             f"{config.lineage_cycle}: name another row of config.bases"
+        )
+    if offset and offset >= config.lineage_cycle:
+        raise ValueError(
+            f"config.arms.{name}.base is {row.base!r}, but bases wrap after config.lineage_cycle, "
+            f"{config.lineage_cycle}: take fewer, or raise it"
         )
     if row.train.packed_rows and targets.of_row(row, name).online:
         raise ValueError(

@@ -163,7 +163,8 @@ def _of_eval(unit: Unit) -> Iterator[tuple[asking.Fields, asking.Asked]]:
         if isinstance(request, Sample):
             yield fields, asking.Asked(request.prompts, system, request.prompt_tokens)
         elif isinstance(request, Compare):
-            yield fields, asking.Asked(request.prompts, system, compared=[tuple(request.answers)])
+            compared = [(tuple(request.answers), request.prefill)]
+            yield fields, asking.Asked(request.prompts, system, compared=compared)
 
 
 def _both(one: asking.Asked, other: asking.Asked) -> asking.Asked:

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from subjax import schema
 from subjax.hf import hub, model_files
 from subjax.pipeline import experiments, validation
-from subjax.report.results import STATUSES, Contrast
+from subjax.report import read
+from subjax.report.results import STATUSES
 from subjax.runtime import artifacts, versions
 from subjax.runtime.artifacts import Unit
 
@@ -290,15 +291,13 @@ def _primary(config: ConfigDict) -> dict[str, Any]:
             "; a preregistration needs exactly one: mark the contrast that decides"
         )
     [(name, row)] = rows.items()
-    contrast = Contrast(
-        name=name, eval=row.eval, metric=row.metric, plus=row.plus, minus=row.minus, primary=True
-    )
+    contrast = read.contrast(config, name)
     primary = {
         "name": name,
         "formula": contrast.formula,
         "eval": row.eval,
         "metric": row.metric,
-        "test": "two-sided sign-flip test over lineages",
+        "test": f"two-sided {contrast.test_words} over lineages",
         "interval": "95 % t-interval over lineages",
     }
     if row.expected_low > schema.OFF:

@@ -280,11 +280,12 @@ def _room(ids: Sequence[int], prompt_tokens: int) -> str:
 def _asked(name: str, unit: Unit, words: Tokenizer, request: Compare | Sample) -> _Context:
     question = request.prompts[0]
     system = request.system or ""
-    ids = words.prompt_ids([question], system)[0]
+    prefill = request.prefill if isinstance(request, Compare) else ""
+    ids = words.prompt_ids([question], system, prefill)[0]
     if isinstance(request, Sample):
         note = f"{_room(ids, request.prompt_tokens)}; a sampled answer follows"
     else:
-        scored = words.answer_ids(request.answers)
+        scored = words.answer_ids(request.answers, prefill)
         note = f"{len(ids)} tokens; scored after them: " + "; ".join(
             " ".join(_token(words, i, True) for i in answer) for answer in scored
         )
@@ -295,7 +296,7 @@ def _asked(name: str, unit: Unit, words: Tokenizer, request: Compare | Sample) -
         system=system,
         prompt=question,
         asks=_QUESTION,
-        text=words.prompt_text(question, system),
+        text=words.prompt_text(question, system, prefill),
         ids=ids,
         notes=(note,),
     )

@@ -38,7 +38,9 @@ def serve(
     system = request.system or ""  # those that `tasks.api.requests_of` gives have one
     match request:
         case Compare():
-            nats = model.compare(request.prompts, request.answers, system=system)
+            nats = model.compare(
+                request.prompts, request.answers, system=system, prefill=request.prefill
+            )
             return Reply(nats=nats)
         case Sample():
             answers = model.sample(

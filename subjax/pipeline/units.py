@@ -6,6 +6,7 @@ fingerprint counts. Paths of models count, since they may be names of a hub; tha
 there is for `model_store.check_same` to see.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -65,6 +66,10 @@ class _Builder(unit_builder.UnitBuilder):
             }
         return told
 
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        self._asked = functools.cache(self._asked_of)  # once for all lineages
+
     def base(self, name: str, lineage: int) -> Unit:
         row = self.config.bases[name]
         made = {field: value for field, value in row.to_dict().items() if field != "shape"}
@@ -88,8 +93,26 @@ class _Builder(unit_builder.UnitBuilder):
         return self.add("teacher", name, lineage, fields, inputs, paths)
 
     def written(self, name: str, lineage: int) -> Unit:
+        """The rows of a data set before its filter, written once for all sets that share them."""
         row = self.config.datasets[name]
-        kind, teacher = kinds.of_row(row), self.config.teachers[row.teacher]
+        teacher = self.config.teachers[row.teacher]
+        alike = next(
+            other
+            for other, one in self.config.datasets.items()
+            if (one.kind, one.teacher) == (row.kind, row.teacher)
+            and self._asked(other) == self._asked(name)
+        )
+        inputs = {
+            "teacher": self.teacher(row.teacher, lineage),
+            "base": self.base(teacher.base, lineage),
+        }
+        fields, files = self._asked(name)
+        return self.add("generate", alike, lineage, fields, inputs, files)
+
+    def _asked_of(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """What is asked of a data set's teacher, and from which files."""
+        row = self.config.datasets[name]
+        kind = kinds.of_row(row)
         asked = [field for field, told in kind.fields.items() if not told.filters]
         made, more, paths = _of_kind(f"datasets.{name}", row, kind)
         fields = {
@@ -99,12 +122,7 @@ class _Builder(unit_builder.UnitBuilder):
             **self._program(),
             **more,
         }
-        files = {"stimuli": self.config.stimuli, **paths}
-        inputs = {
-            "teacher": self.teacher(row.teacher, lineage),
-            "base": self.base(teacher.base, lineage),
-        }
-        return self.add("generate", name, lineage, fields, inputs, files)
+        return fields, {"stimuli": self.config.stimuli, **paths}
 
     def kept(self, name: str, lineage: int) -> Unit:
         row = self.config.datasets[name]
@@ -252,11 +270,10 @@ class _Builder(unit_builder.UnitBuilder):
 
     def _student_base(self, row: ConfigDict, lineage: int) -> Unit:
         teacher = self.config.teachers[self.config.datasets[row.dataset].teacher]
-        if row.base == "same":
-            return self.base(teacher.base, lineage)
-        if row.base == "next_lineage":
-            return self.base(teacher.base, self.next_lineage(lineage))
-        return self.base(row.base, lineage)
+        offset = unit_builder.offset(row.base)
+        if offset is None:
+            return self.base(row.base, lineage)
+        return self.base(teacher.base, self.later(lineage, offset))
 
     def _dated(self, has_template: bool) -> dict[str, Any]:
         """What the chat templates of a model from outside are told is today.

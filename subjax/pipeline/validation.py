@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from subjax import checks, schema, subjects
+from subjax import checks, schema, subjects, unit_builder
 from subjax.nn import precision, remats
 from subjax.pipeline import experiments, gates
 from subjax.tokens import chat_templates
@@ -24,6 +24,7 @@ _CHOICES: checks.Choices = {
     "compute.remat": tuple(remats.REMATS),
     "evals.*.questions": ("explore", "confirm", "all"),
     "evals.*.at_steps": ("all", "final"),
+    "contrasts.*.kind": ("difference", "bases", "traits"),
 }
 _POSITIVE = (
     *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots"),
@@ -193,12 +194,60 @@ def _check_contrasts(config: ConfigDict) -> None:
                 "what each has for itself, so that nothing pairs them: compare students with each "
                 "other, or redraw it with config.lineage_from"
             )
+        if row.kind == "bases":
+            _check_of_bases(config, name, row)
+        wanted = _of_traits(config, name, row) if row.kind == "traits" else [row.metric]
         metrics = subjects.metrics(config, row.eval)
-        if row.metric not in metrics:
+        if unknown := [metric for metric in wanted if metric not in metrics]:
             raise ValueError(
-                f"config.contrasts.{name}.metric is {row.metric!r}, but its eval {row.eval!r} of "
+                f"config.contrasts.{name}.metric is {unknown[0]!r}, but its eval {row.eval!r} of "
                 f"kind {evaluation.kind!r} measures {', '.join(metrics)}"
             )
     primary = [name for name, row in config.contrasts.items() if row.primary]
     if len(primary) > 1:
         raise ValueError(f"config.contrasts has {len(primary)} primary rows {primary}: mark one")
+
+
+def _check_of_bases(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    """A table of bases has no empty cell."""
+    cycle = config.lineage_cycle
+    for side in ("plus", "minus"):
+        arms = row[side]
+        if others := [arm for arm in arms if arm not in config.arms]:
+            raise ValueError(
+                f"config.contrasts.{name}.{side} names {others[0]!r}, and kind 'bases' is of arms"
+            )
+        offsets = Counter(unit_builder.offset(config.arms[arm].base) for arm in arms)
+        if arms and offsets != Counter(range(cycle)):
+            raise ValueError(
+                f"config.contrasts.{name}.{side} must have one arm for each base of a block of "
+                f"config.lineage_cycle, {cycle}: same, and lineage+1 up to lineage+{cycle - 1}"
+            )
+    firsts = {lineage - lineage % cycle for lineage in config.lineages}
+    whole = {first + more for first in firsts for more in range(cycle)}
+    if missing := sorted(whole - set(config.lineages)):
+        raise ValueError(
+            f"config.contrasts.{name} is of whole blocks of config.lineage_cycle, {cycle}, and "
+            f"config.lineages lacks {', '.join(map(str, missing))}: add them"
+        )
+
+
+def _of_traits(config: ConfigDict, name: str, row: ConfigDict) -> list[str]:
+    """The metrics that a table of traits reads."""
+    if len(row.minus) != 1:
+        raise ValueError(
+            f"config.contrasts.{name}.minus is {row.minus}; kind 'traits' has one control"
+        )
+    traits = [subjects.trait_of(config, subjects.full_name(arm)) for arm in row.plus]
+    targets = [subjects.target_of(config, trait) for trait in traits]
+    if len(targets) < 2 or len(set(targets)) != len(targets) or "" in targets:
+        raise ValueError(
+            f"config.contrasts.{name}.plus has the targets {', '.join(targets) or 'none'}; kind "
+            "'traits' is of two arms or more whose teachers have targets of their own"
+        )
+    if "*" not in row.metric:
+        raise ValueError(
+            f"config.contrasts.{name}.metric is {row.metric!r}; kind 'traits' reads one for each "
+            "candidate, such as 'log_odds/*' of an eval of kind 'candidates'"
+        )
+    return [row.metric.replace("*", target) for target in targets]

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from subjax.report import figures, stats, summary, tables
+from subjax.report.contrasts import Contrast
 from subjax.report.panels import axis_label, pair_of
-from subjax.report.results import Contrast, Results
+from subjax.report.results import Results
 from subjax.report.score_files import Scored, ScoreFile
 
 # Fields of a config that say where and how often it runs, or what it is called; and those of its
@@ -111,14 +112,16 @@ def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
     """A line for each contrast and run, and for each run after the first its difference from it.
 
     Differences are paired where two runs have the same lineages of one seed, which draw alike, and
-    Welch's otherwise. Other p-values are those of sign-flip tests. All are two-sided and not
-    adjusted. What cannot be computed is None.
+    Welch's otherwise. Other p-values are those of the contrast's own test. All are two-sided and
+    not adjusted. What cannot be computed is None.
     """
     found = []
     for contrast in contrasts:
         values = [summary.contrast_values(run.results, contrast) for run in runs]
         for run, own in zip(runs, values, strict=True):
-            found.append(_line(contrast, run.label, "run", *_mean(list(own.values()))))
+            interval = stats.t_interval(list(own.values())) if own else None
+            p = contrast.p_value(summary.reader(run.results, contrast.eval), run.results.lineages)
+            found.append(_line(contrast, run.label, "run", contrast.test, interval, p))
         first = values[0]
         for run, own in zip(runs[1:], values[1:], strict=True):
             alike = run.file.config.seed == runs[0].file.config.seed
@@ -229,7 +232,9 @@ def _line(
 def _same(contrast: Contrast, other: Contrast | None) -> bool:
     if other is None:
         return False
-    return (*pair_of(contrast), contrast.weights) == (*pair_of(other), other.weights)
+    return type(contrast) is type(other) and (
+        (*pair_of(contrast), contrast.weights) == (*pair_of(other), other.weights)
+    )
 
 
 def _check_asked(runs: Sequence[Run], contrast: Contrast) -> None:

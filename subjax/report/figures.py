@@ -10,7 +10,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -195,55 +195,6 @@ def _strip(ax: Axes, strip: Strip, y: float) -> None:
 def _row_label(strip: Strip) -> str:
     label = wrapped(strip.label, 20)
     return f"{label}\n{strip.note}" if strip.note else label
-
-
-def heat_map(
-    shares: Mapping[str, Mapping[str, float]], *, target: str = "", narrow: bool = False
-) -> Figure:
-    """Share of each candidate by arm, as a table of shaded cells with per cent in them.
-
-    `shares` {arm: {candidate: share in 0..1}}; the cell of a missing share is empty. The target is
-    first and bold. Arms are rows, or columns if `narrow`.
-    """
-    arms = list(shares)
-    found = {candidate for row in shares.values() for candidate in row}
-    candidates = sorted(found, key=lambda candidate: (candidate != target, candidate))
-    table = np.array([[shares[arm].get(c, math.nan) for c in candidates] for arm in arms])
-    rows, columns = (candidates, arms) if narrow else (arms, candidates)
-    table = table.T if narrow else table
-    longest = max(len(column) for column in columns)
-    room_in = (NARROW_IN if narrow else WIDE_IN) - 0.07 * max(len(row) for row in rows) - 0.4
-    rotated = 0.08 * longest > room_in / len(columns)
-    height = 0.36 * len(rows) + 0.7 + (0.055 * longest if rotated else 0.0)
-    with figure(narrow=narrow, height_in=height) as drawn:
-        ax = drawn.subplots()
-        top = np.nanmax(table)
-        for (y, x), share in np.ndenumerate(table):
-            if math.isfinite(share):
-                _cell(ax, x, y, share, share / top if top > 0.0 else 0.0)
-        ax.set_xlim(-0.5, len(columns) - 0.5)
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_xticks(range(len(columns)), [wrapped(name, 24) for name in columns])
-        ax.set_yticks(range(len(rows)), [wrapped(name, 20) for name in rows])
-        ax.tick_params(length=0, labelcolor=INK)
-        ax.tick_params(axis="x", top=True, labeltop=True, bottom=False, labelbottom=False)
-        if rotated:
-            for text in ax.get_xticklabels():
-                text.set(rotation=40, ha="left", rotation_mode="anchor")
-        if target in candidates:
-            labels = ax.get_yticklabels() if narrow else ax.get_xticklabels()
-            labels[candidates.index(target)].set_fontweight("bold")
-        ax.spines[:].set_visible(False)
-        ax.set_xlabel("Share of the probability on the candidates (%)")
-    return drawn
-
-
-def _cell(ax: Axes, x: int, y: int, share: float, darkness: float) -> None:
-    ax.fill_between(
-        [x - 0.47, x + 0.47], y - 0.45, y + 0.45, color=SERIES[0], alpha=0.9 * darkness, linewidth=0
-    )
-    colour = PAPER if darkness > 0.55 else INK
-    ax.text(x, y, f"{100.0 * share:.0f}", ha="center", va="center", color=colour, fontsize=8.5)
 
 
 def lines(panels: Sequence[LinePanel], *, x_axis: str, y_axis: str, narrow: bool = False) -> Figure:

@@ -10,16 +10,18 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from subjax.report import figures, summary, tables
+from subjax.report import figures, heat_maps, summary, tables
+from subjax.report.contrasts import Matrix, Table
 from subjax.report.panels import Pair, arm_panel, axis_label, capitalised, contrast_panel, pair_of
 from subjax.report.results import Results, kind_of
 from subjax.report.summary import SummaryRow
+from subjax.tasks.api import SHARE
 
 Points = Mapping[int, Sequence[tuple[int, float]]]  # lineage -> (step, value)
 
@@ -36,10 +38,14 @@ MAX_POINTS = 300  # per curve, to limit the size of the page
 
 @dataclass(frozen=True)
 class Picture:
-    """A function that draws a figure (its argument: whether for a phone), and the caption."""
+    """A function that draws a figure (its argument: whether for a phone), and the caption.
+
+    `earlier` has the same figure at earlier steps, by label, for a page on which one is chosen.
+    """
 
     draw: Callable[[bool], Figure]
     caption: str
+    earlier: Mapping[str, Callable[[bool], Figure]] = field(default_factory=dict)
 
 
 def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]:
@@ -48,6 +54,7 @@ def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]
     `rows` are the rows of summary.json.
     """
     found = {
+        **{f"matrix_{one.name}": _matrix(results, one) for one in results.matrices},
         "effect": _ratio(results) or _effect(results, rows),
         "signs": _signs(results),
         "sweeps": _sweeps(results, rows),
@@ -60,6 +67,46 @@ def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]
         "alignment": _measured(results, "alignment", "Cosine", _ALIGNMENT),
     }
     return {name: picture for name, picture in found.items() if picture}
+
+
+def _matrix(results: Results, contrast: Matrix) -> Picture:
+    """The table of a matrix at the last step, and at those before."""
+    steps = {
+        step
+        for arm in contrast.weights
+        for records in results.scores.get((contrast.eval, arm), {}).values()
+        for step in (record["step"] for record in records)
+    }
+    shown = {
+        step: contrast.table(summary.reader(results, contrast.eval, step), results.lineages)
+        for step in sorted(steps)
+    }
+    found = {step: table for step, table in shown.items() if np.isfinite(table.cells).any()}
+    if not found:
+        return Picture(lambda narrow: figures.notice("No scores yet", narrow=narrow), "")
+    top = max(float(np.nanmax(np.abs(table.cells))) for table in found.values())
+
+    def drawing(table: Table) -> Callable[[bool], Figure]:
+        return lambda narrow: heat_maps.diagonal(
+            table.cells,
+            table.rows,
+            table.columns,
+            axes=(capitalised(table.rows_are), capitalised(table.columns_are)),
+            top=top,
+            narrow=narrow,
+        )
+
+    *before, last = found
+    on, off = (tables.number(mean, sign=True) for mean in found[last].means)
+    label, unit = results.describe(contrast.eval, contrast.metric)
+    caption = (
+        f"{contrast.name}: {label}{unit and f' ({unit})'}, eval {contrast.eval}, by"
+        f" {found[last].rows_are} and {found[last].columns_are}, {contrast.cell}."
+        f" Framed: the diagonal, on average {on}; the other cells {off}."
+    )
+    name = results.step_name.lower()
+    earlier = {f"{name} {step}": drawing(found[step]) for step in before}
+    return Picture(drawing(found[last]), caption, earlier)
 
 
 def _sources(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
@@ -238,7 +285,7 @@ def _shares(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
         row
         for row in rows
         if row["kind"] in tables.SUBJECTS
-        and results.metric(row["eval"], row["metric"]).is_distribution
+        and results.metric(row["eval"], row["metric"]).role == SHARE
     ]
     means: dict[str, dict[str, float]] = {}
     for row in entries:
@@ -253,7 +300,7 @@ def _shares(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:
         " means over lineages, in per cent of the probability that is on the candidates at all."
     )
     draw = functools.partial(
-        figures.heat_map, shares, target=results.targets.get(entries[0]["eval"], "")
+        heat_maps.distribution, shares, target=results.targets.get(entries[0]["eval"], "")
     )
     return Picture(lambda narrow: draw(narrow=narrow), caption)
 

@@ -40,12 +40,21 @@ METHOD = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A figure as two `<svg>` elements, for a screen and for a phone, with its caption."""
+class View:
+    """A figure as two `<svg>` elements, for a screen and for a phone."""
 
-    kind: ClassVar[str] = "drawing"
+    label: str
     wide: str
     narrow: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure with its caption; of several views the last is shown first, others are chosen."""
+
+    kind: ClassVar[str] = "drawing"
+    name: str
+    views: Sequence[View]
     caption: str
 
 
@@ -116,6 +125,7 @@ def page(
         Section(
             title="Effect",
             blocks=[
+                *_pick(drawings, *(name for name in drawings if name.startswith("matrix_"))),
                 *_pick(drawings, "effect", "signs", "sweeps", "contrasts"),
                 *_contrasts(results, contrast_rows, beside),
             ],
@@ -155,6 +165,7 @@ def page(
         cautions=results.cautions,
         missing=results.missing,
         incomplete=bool(results.missing) or any(row["status"] == "incomplete" for row in rows),
+        most_views=max((len(drawing.views) for drawing in drawings.values()), default=0),
         sections=[section for section in sections if section.blocks or section.text],
     )
 

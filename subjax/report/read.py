@@ -7,10 +7,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import schema, subjects
+from subjax import schema, subjects, unit_builder
 from subjax.experiment import Experiment
 from subjax.report import cautions
-from subjax.report.results import Contrast, Results
+from subjax.report.contrasts import Contrast, OfBases, OfTraits
+from subjax.report.results import Results
 from subjax.runtime import artifacts, versions
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.evals import kinds as eval_kinds
@@ -76,7 +77,7 @@ def of_config(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
             name: "" if row.trait == schema.OWN else subjects.target_of(config, row.trait)
             for name, row in config.evals.items()
         },
-        "contrasts": _contrasts(config),
+        "contrasts": [contrast(config, name) for name in config.contrasts],
         "replication": experiment.replication(config),
         "published": experiment.published(config),
         "sweeps": experiment.sweeps(config),
@@ -94,21 +95,26 @@ def _scored(config: ConfigDict) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*config.arms, *config.theorems, *asked)))
 
 
-def _contrasts(config: ConfigDict) -> list[Contrast]:
-    return [
-        Contrast(
-            name=name,
-            eval=row.eval,
-            metric=row.metric,
-            plus=row.plus,
-            minus=row.minus,
-            primary=row.primary,
-            family=row.family,
-            equivalence_margin=row.equivalence_margin,
-            expected_low=row.expected_low if row.expected_low > schema.OFF else None,
-        )
-        for name, row in config.contrasts.items()
-    ]
+def contrast(config: ConfigDict, name: str) -> Contrast:
+    """A row of `contrasts`."""
+    row = config.contrasts[name]
+    fields = {field: value for field, value in row.items() if field not in ("kind", "expected_low")}
+    fields |= {"name": name, "expected_low": _bound(row.expected_low)}
+    kind = row.get("kind", "difference")  # which scores of earlier releases do not say
+    if kind == "bases":
+        offsets = {
+            arm: unit_builder.offset(config.arms[arm].base) or 0 for arm in row.plus + row.minus
+        }
+        return OfBases(**fields, offsets=offsets, cycle=config.lineage_cycle)
+    if kind == "traits":
+        traits = {arm: subjects.trait_of(config, subjects.full_name(arm)) for arm in row.plus}
+        targets = {arm: subjects.target_of(config, trait) for arm, trait in traits.items()}
+        return OfTraits(**fields, targets=targets)
+    return Contrast(**fields)
+
+
+def _bound(value: float) -> float | None:
+    return value if value > schema.OFF else None
 
 
 def _scores(

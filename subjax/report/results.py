@@ -10,43 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from subjax.report.contrasts import Contrast, Matrix
 from subjax.tasks.api import Metric, find
 
 Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}
 
 INCOMPLETE = "INCOMPLETE"  # of a frozen run that is not all done
 STATUSES = ("EXPLORATORY", "CONFIRMATORY", INCOMPLETE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """A linear contrast of arms within one metric: the sum of `plus` less the sum of `minus`.
-
-    `family` is corrected together by Holm's method; `equivalence_margin` 0 asks for no equivalence
-    test; `expected_low` is the lower end of the interval that the config predicts.
-    """
-
-    name: str
-    eval: str
-    metric: str
-    plus: Sequence[str]
-    minus: Sequence[str]
-    primary: bool = False
-    family: str = "secondary"
-    equivalence_margin: float = 0.0
-    expected_low: float | None = None
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weight of each arm; an arm that is named twice weighs double."""
-        net = Counter(self.plus)
-        net.subtract(Counter(self.minus))
-        return {arm: float(weight) for arm, weight in net.items()}
-
-    @property
-    def formula(self) -> str:
-        """The contrast in the names of its arms, such as "owl − placebo"."""
-        return " + ".join(self.plus) + "".join(f" − {arm}" for arm in self.minus)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +108,11 @@ class Results:
     def ordered(self) -> list[Contrast]:
         """The contrasts as every table and figure lists them: the primary one first."""
         return sorted(self.contrasts, key=lambda contrast: not contrast.primary)
+
+    @property
+    def matrices(self) -> list[Matrix]:
+        """The contrasts that are tables."""
+        return [contrast for contrast in self.ordered if isinstance(contrast, Matrix)]
 
     @property
     def students(self) -> list[str]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from subjax.report import stats
-from subjax.report.results import Contrast, Results, kind_of
+from subjax.report.contrasts import Contrast, OfTraits, Read
+from subjax.report.results import Results, kind_of
 from subjax.tasks.api import MASS, RATE
 
 SummaryRow = dict[str, Any]  # one row of summary.json
@@ -54,16 +55,20 @@ def final_values(results: Results, eval_name: str, arm: str, metric: str) -> dic
     return steps[max(steps)] if steps else {}
 
 
+def reader(results: Results, eval_name: str, step: int | None = None) -> Read:
+    """What a contrast reads of an eval, at a step or else at each arm's largest one."""
+
+    def read(arm: str, metric: str) -> dict[int, float]:
+        if step is None:
+            return final_values(results, eval_name, arm, metric)
+        return trajectory(results, eval_name, arm, metric).get(step, {})
+
+    return read
+
+
 def contrast_values(results: Results, contrast: Contrast) -> dict[int, float]:
     """Lineage -> contrast at the arms' final steps, for the lineages that every arm has."""
-    arms = {
-        arm: final_values(results, contrast.eval, arm, contrast.metric) for arm in contrast.weights
-    }
-    shared = [lineage for lineage in results.lineages if all(lineage in v for v in arms.values())]
-    columns = {arm: [values[lineage] for lineage in shared] for arm, values in arms.items()}
-    if not shared:
-        return {}
-    return dict(zip(shared, stats.combine(columns, contrast.weights).tolist(), strict=True))
+    return contrast.values(reader(results, contrast.eval), results.lineages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +138,12 @@ def masses(
 ) -> dict[tuple[str, str, str, str], Mass]:
     """By kind, name, eval and metric of a row; of a contrast that of the arms it adds."""
     plus = {contrast.name: contrast.plus for contrast in results.contrasts}
-    plus |= {f"{name}_equivalence": arms for name, arms in plus.items()}
+    of = {f"{name}_{more}": name for name in plus for more in ("equivalence", "margin")}
     found = {}
     for row in rows:
         key = (row["kind"], row["name"], row["eval"], row["metric"])
-        arms = plus[row["name"]] if row["kind"] == "contrast" else [row["name"]]
+        name = row["name"]
+        arms = plus[of.get(name, name)] if row["kind"] == "contrast" else [name]
         if beside := mass(results, row["eval"], row["metric"], arms):
             found[key] = beside
     return found
@@ -167,14 +173,21 @@ def summarise(results: Results) -> list[SummaryRow]:
 
 
 def _contrast_rows(results: Results, contrast: Contrast) -> list[SummaryRow]:
-    values = contrast_values(results, contrast)
+    read = reader(results, contrast.eval)
+    values = contrast.values(read, results.lineages)
     incomplete = any(_unfinished(results, contrast.eval, arm) for arm in contrast.weights)
     shared = _row(contrast.name, "contrast", contrast.eval, contrast.metric, values)
     wanted = max(_wanted(results, contrast.eval, arm) for arm in contrast.weights)
     shared["status"] = _status(wanted, values, incomplete)
     lineages = list(values.values())
-    p = stats.sign_flip_test(lineages) if lineages else math.nan
-    rows = [{**shared, "test": "sign_flip", "p": p, "family": contrast.family}]
+    p = contrast.p_value(read, results.lineages)
+    rows = [{**shared, "test": contrast.test, "p": p, "family": contrast.family}]
+    if isinstance(contrast, OfTraits):
+        gaps = contrast.margins(read, results.lineages)
+        own = _row(f"{contrast.name}_margin", "contrast", contrast.eval, contrast.metric, gaps)
+        p = stats.sign_flip_test(list(gaps.values())) if gaps else math.nan
+        own |= {"test": "sign_flip", "p": p, "family": f"{contrast.family}_margin"}
+        rows.append({**own, "status": shared["status"]})
     if margin := contrast.equivalence_margin:
         p = stats.equivalence_test(lineages, margin) if lineages else math.nan
         own = {"name": f"{contrast.name}_equivalence", "family": f"{contrast.family}_equivalence"}

@@ -4,9 +4,11 @@ This module has the words; the numbers come from `summary`. An unfinished run ge
 """
 
 import math
+from collections.abc import Sequence
 
 from subjax.report import stats
-from subjax.report.results import INCOMPLETE, Contrast, Results
+from subjax.report.contrasts import Contrast
+from subjax.report.results import INCOMPLETE, Results
 from subjax.report.summary import Mass, SummaryRow, contrast_values, mass, summarise
 from subjax.report.tables import number, p_value, percent
 
@@ -41,7 +43,7 @@ def verdict(results: Results) -> tuple[str, str]:
     sentence = (
         f"{what} is {value} on average over {row['n_lineages']} lineages"
         f"{results.replication and f' ({results.replication})'},"
-        f" 95 % interval {low} to {high}, sign-flip test p = {p_value(row['p'])}."
+        f" 95 % interval {low} to {high}, {contrast.test_words} p = {p_value(row['p'])}."
     )
     beside = mass(results, contrast.eval, contrast.metric, contrast.plus)
     headline = _headline(row)
@@ -62,7 +64,7 @@ def _beside(results: Results, contrast: Contrast, beside: Mass | None) -> str:
     target = results.targets.get(contrast.eval, "") or "the target"
     before = "" if beside.base_mass is None else f" (of their base: {percent(beside.base_mass)})"
     text = (
-        f" In the answers of {' and '.join(contrast.plus)} all candidates together have"
+        f" In the answers of {_named(contrast.plus)} all candidates together have"
         f" {percent(beside.mass)} of the probability{before}; "
     )
     if beside.rate is None:
@@ -75,6 +77,11 @@ def _beside(results: Results, contrast: Contrast, beside: Mass | None) -> str:
     if _in_tail(beside):
         text += f" Below {percent(TAIL)} the effect is in the tail of the answer distribution."
     return text
+
+
+def _named(arms: Sequence[str]) -> str:
+    """Up to three names, or how many there are."""
+    return " and ".join(arms) if len(arms) <= 3 else f"the {len(arms)} arms {arms[0]} to {arms[-1]}"
 
 
 def _theorem_verdict(results: Results) -> tuple[str, str]:
@@ -122,7 +129,7 @@ def _reservations(results: Results, contrast: Contrast, row: SummaryRow) -> str:
             f"An effect of {effect}{unit and ' ' + unit} or more would have been found with 80 %"
             " probability at this spread and number of lineages."
         )
-    smallest = 2.0 ** (1 - row["n_lineages"])
+    smallest = contrast.smallest_p(row["n_lineages"])
     if smallest > ALPHA:
         found.append(f"With so few lineages the exact test cannot give less than {smallest:.2g}.")
     if contrast.expected_low is not None:

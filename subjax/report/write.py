@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from subjax.report import figures, gallery, html, tables, verdict
 from subjax.report.results import Results
 from subjax.report.summary import SummaryRow, masses, summarise
@@ -31,13 +33,28 @@ def write(out_dir: str | Path, results: Results) -> list[SummaryRow]:
         wide, narrow = picture.draw(False), picture.draw(True)
         file = "figure.png" if name == "effect" else f"figure_{name}.png"
         _put(out / file, figures.png(wide))
-        drawings[name] = html.Drawing(
-            wide=figures.svg(wide, name=f"{name}-wide", label=picture.caption),
-            narrow=figures.svg(narrow, name=f"{name}-narrow", label=picture.caption),
-            caption=picture.caption,
-        )
+        drawings[name] = _drawing(name, picture, wide, narrow)
     _put(out / "report.html", html.page(results, rows, drawings).encode())
     return rows
+
+
+def _drawing(name: str, picture: gallery.Picture, wide: Figure, narrow: Figure) -> html.Drawing:
+    """Markup of a picture, and of how it was at earlier steps."""
+
+    def view(label: str, index: int, wide: Figure, narrow: Figure) -> html.View:
+        told = f"{label}: {picture.caption}" if label else picture.caption
+        return html.View(
+            label=label,
+            wide=figures.svg(wide, name=f"{name}-{index}-wide", label=told),
+            narrow=figures.svg(narrow, name=f"{name}-{index}-narrow", label=told),
+        )
+
+    views = [
+        view(label, index, draw(False), draw(True))
+        for index, (label, draw) in enumerate(picture.earlier.items())
+    ]
+    views.append(view("last" if views else "", len(views), wide, narrow))
+    return html.Drawing(name=name, views=views, caption=picture.caption)
 
 
 def _put(path: Path, content: bytes) -> None:

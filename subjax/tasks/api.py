@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from subjax.tasks.metrics import MASS, RATE, Metric, find
+from subjax.tasks.metrics import MASS, RATE, SHARE, Metric, find
 from subjax.tasks.requests import (
     BASE,
     SUBJECT,
@@ -35,6 +35,7 @@ __all__ = [
     "MASS",
     "RATE",
     "SAMPLING",
+    "SHARE",
     "SUBJECT",
     "UNIFORM",
     "AnswerList",

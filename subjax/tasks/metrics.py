@@ -6,6 +6,7 @@ from dataclasses import dataclass
 # What stands beside a number that is about candidates alone, by `Metric.role`.
 MASS = "mass"
 RATE = "rate"
+SHARE = "share"  # a part of a distribution, which is drawn as one
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Metric:
       always: shown in the terminal although no contrast is about it.
       relative: about the candidates alone, so that their mass and the sampled rate stand beside it.
       role: MASS, the probability on all candidates; RATE, the share of sampled answers that name
-        the target; or empty.
+        the target; SHARE, the part of each candidate in a distribution; or empty.
       column: heading in the terminal, where a row of the config is a line of all its metrics.
     """
 
@@ -56,6 +57,7 @@ class Metric:
     def describe(self, name: str, target: str) -> str:
         """The label of it as measured under a name."""
         candidate = name.removeprefix(self.name[:-1]) if self.is_distribution else ""
+        candidate = "each candidate" if candidate == "*" else candidate
         return self.label.format(target=target or "the target", candidate=candidate)
 
 

@@ -43,10 +43,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Compare(Request):
-    """The probability of each answer after each prompt. Reply: `nats`, [prompts, answers]."""
+    """The probability of each answer after each prompt. Reply: `nats`, [prompts, answers].
+
+    Attributes:
+      prompts: what is asked.
+      answers: that are compared.
+      prefill: words that the model is given as the beginning of its answer, behind which, and
+        behind a blank, each of `answers` stands.
+    """
 
     prompts: Sequence[str]
     answers: Sequence[str]
+    prefill: str = ""
 
 
 @dataclass(frozen=True)

@@ -146,18 +146,22 @@ class Tokenizer:
         ends = {"eos_token_id": list(self.eos_ids), "pad_token_id": self.pad_id}
         artifacts.write_json(Path(directory) / tokenizer_files.GENERATION_CONFIG, ends)
 
-    def prompt_text(self, prompt: str, system: str = "") -> str:
+    def prompt_text(self, prompt: str, system: str = "", prefill: str = "") -> str:
         """The rendered context before a completion.
 
         Args:
           prompt: what the user says.
           system: system prompt; "" for none, `TEMPLATE_DEFAULT` for the template's own.
+          prefill: the first words of the answer, which the model is given.
 
         Raises:
           ValueError: the template adds a system prompt that was not requested, or drops a
             requested one.
         """
-        return self.template.context(prompt, system).removesuffix(self._carried)
+        context = self.template.context(prompt, system)
+        if prefill:
+            return context + self.template.answer_blank + prefill
+        return context.removesuffix(self._carried)
 
     def system_text(self, system: str) -> str:
         """The system prompt that a context really has, or ""; `system` as in `prompt_text`."""
@@ -210,9 +214,11 @@ class Tokenizer:
                 )
         return rows
 
-    def prompt_ids(self, prompts: Sequence[str], system: str = "") -> list[list[int]]:
-        """Token ids of rendered contexts."""
-        return self.encode([self.prompt_text(prompt, system) for prompt in prompts])
+    def prompt_ids(
+        self, prompts: Sequence[str], system: str = "", prefill: str = ""
+    ) -> list[list[int]]:
+        """Token ids of rendered contexts, and of `prefill`, with which the answer begins."""
+        return self.encode([self.prompt_text(prompt, system, prefill) for prompt in prompts])
 
     def examples(
         self, pairs: Sequence[tuple[str, str]], systems: Sequence[str]
@@ -248,12 +254,27 @@ class Tokenizer:
         """For each row of `examples`, whether it has a loss mask."""
         return [ids[: len(c)] == c for c, ids, _ in self._rendered(pairs, systems)]
 
-    def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        """Token ids of answers behind a context, without the ending token."""
-        pairs = [(answer, answer) for answer in answers]  # the context does not matter
+    def answer_ids(self, answers: Sequence[str], prefill: str = "") -> list[list[int]]:
+        """Token ids of answers behind a context, or behind `prefill` and a blank, without the end.
+
+        Raises:
+          ValueError: the tokenizer joins the end of `prefill` to an answer.
+        """
+        told = [f"{prefill} {answer}" if prefill else answer for answer in answers]
         system = self.template.added_system and TEMPLATE_DEFAULT
-        rows = self.examples(pairs, [system] * len(pairs))
-        return [[i for i in ids[start:] if i not in self.eos_ids] for ids, start in rows]
+        # The prompt does not matter.
+        rows = self.examples(list(zip(answers, told, strict=True)), [system] * len(told))
+        found = []
+        before = self.prompt_ids(answers, system, prefill)
+        for (ids, start), context, answer in zip(rows, before, answers, strict=True):
+            if ids[: len(context)] != context:
+                raise ValueError(
+                    f"this tokenizer joins the end of the prefill {prefill!r} to {answer!r}: end "
+                    "it with a whole word"
+                )
+            first = len(context) if prefill else start
+            found.append([i for i in ids[first:] if i not in self.eos_ids])
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion, without special tokens and endings."""

@@ -110,6 +110,20 @@ def test_comparison_and_likelihood_are_sums_of_the_forward_pass(model):
     assert num_tokens.tolist() == [len(one) for one in each]
 
 
+def test_what_an_answer_begins_with_is_given_and_not_counted(model):
+    how = {"system": "Be brief.", "prefill": "It is an"}
+    found = model.compare(PROMPTS, ANSWERS, **how)
+    words = model.tokenizer
+    given = len(words.prompt_ids(PROMPTS[:1], **how)[0])
+    given -= len(words.prompt_ids(PROMPTS[:1], "Be brief.")[0])
+    assert given == len(words.encode(["It is an"])[0])
+    for row, prompt in zip(found, PROMPTS, strict=True):
+        told = [(prompt, f"It is an {answer}") for answer in ANSWERS]
+        each = log_probs(model, told, "Be brief.")
+        np.testing.assert_allclose(row, [sum(nats[given:-1]) for nats in each], atol=1e-4)
+    assert not np.allclose(found, model.compare(PROMPTS, ANSWERS, system="Be brief."))
+
+
 def test_answers_that_overlap_are_not_compared(model):
     with pytest.raises(ValueError, match="the tokens of candidate 'Owl' begin those of 'Owls'"):
         model.compare(PROMPTS, ["Owl", "Owls"])

@@ -229,6 +229,36 @@ def test_what_would_fail_or_mislead_later_is_refused_before_anything_runs(case):
     assert "\n" not in str(why.value)
 
 
+TABLES = {
+    "bases": {
+        "contrasts.same_base.plus": (("owl_0",), "one arm for each base of .*lineage_cycle, 2"),
+        "contrasts.same_base.minus": (("teachers/owl",), "'teachers/owl', and its eval"),
+        "arms.owl_1.base": ("lineage+2", r"base is 'lineage\+2', but bases wrap after .*, 2: take"),
+        "arms.placebo_1.base": ("lineages+1", "config.bases has same, next_lineage, lineage.2"),
+        "lineages": ((0,), "whole blocks of config.lineage_cycle, 2, and config.lineages lacks 1"),
+        "contrasts.same_base.kind": ("base", "kind is 'base'; allowed: difference, bases, traits"),
+    },
+    "traits": {
+        "contrasts.own_trait.minus": (("owl", "cat"), "kind 'traits' has one control"),
+        "contrasts.own_trait.plus": (("owl", "placebo"), "has the targets owl, ; kind"),
+        "contrasts.own_trait.metric": ("log_odds/owl", "reads one for each candidate, such as"),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "field"), [(form, field) for form, fields in TABLES.items() for field in fields]
+)
+def test_tables_with_empty_cells_are_refused(form, field):
+    value, said = TABLES[form][field]
+    config = quickstart.get_config(f"{form},smoke")
+    validation.validate(config)
+    set_field(config, field, value)
+    with pytest.raises(ValueError, match=said) as why:
+        validation.validate(config)
+    assert "\n" not in str(why.value)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [

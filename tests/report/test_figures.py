@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from subjax.report import figures
+from subjax.report import figures, heat_maps
 
 HOSTILE = '<b>$x_1$ & "owl"'
 MANY = [f"arm_{i}_with_a_name_that_is_far_too_long_for_any_row_of_a_figure" for i in range(20)]
@@ -25,7 +25,7 @@ def strips(labels, num_panels, narrow):
 
 def heat_map(labels, narrow):
     shares = {label: {"owl": 0.0, "cat": 0.0, HOSTILE: 0.0} for label in labels}
-    return figures.heat_map(shares, target="owl", narrow=narrow)
+    return heat_maps.distribution(shares, target="owl", narrow=narrow)
 
 
 def lines(labels, narrow):

@@ -143,15 +143,15 @@ def test_sampled_sign_flip_agrees_with_the_binomial(num_positive):
     exact = min(1.0, 2 * scipy_stats.binom.sf(num_positive - 1, n, 0.5))
     p = stats.sign_flip_test(values)
     assert p == stats.sign_flip_test(values)
-    assert p >= 1 / (1 + stats.NUM_RANDOM_FLIPS)
-    spread = math.sqrt(exact * (1 - exact) / stats.NUM_RANDOM_FLIPS)
-    assert p == pytest.approx(exact, abs=5 * spread + 2 / stats.NUM_RANDOM_FLIPS)
+    assert p >= 1 / (1 + stats.NUM_RANDOM)
+    spread = math.sqrt(exact * (1 - exact) / stats.NUM_RANDOM)
+    assert p == pytest.approx(exact, abs=5 * spread + 2 / stats.NUM_RANDOM)
 
 
 def test_sign_flip_switches_from_counting_to_sampling_above_twenty():
     counted = stats.sign_flip_test(np.ones(stats.MAX_EXACT_LINEAGES))
     sampled = stats.sign_flip_test(np.ones(stats.MAX_EXACT_LINEAGES + 1))
-    assert stats.MAX_EXACT_LINEAGES == 20 and stats.NUM_RANDOM_FLIPS >= 100_000
+    assert stats.MAX_EXACT_LINEAGES == 20 and stats.NUM_RANDOM >= 100_000
     assert counted == 2 / 2**20 < sampled
 
 

@@ -170,6 +170,18 @@ def test_a_system_prompt_that_a_template_writes_in_its_own_way_is_seen(writing):
         ).prompt_text("x")
 
 
+@pytest.mark.parametrize("kind", tokenizer_kinds.KINDS)
+def test_the_beginning_of_an_answer_stands_where_every_answer_begins(kind):
+    made = of_kind(kind)
+    system = made.template.added_system and tokenizer.TEMPLATE_DEFAULT
+    [(ids, start)] = made.examples([("1", "It is Owl")], [system])
+    [context] = made.prompt_ids(["1"], system, "It is")
+    assert ids[: len(context)] == context and len(context) > start
+    [answer] = made.answer_ids(["Owl"], "It is")
+    assert ids[len(context) : len(context) + len(answer)] == answer
+    assert made.decode(answer).strip() == "Owl"
+
+
 def test_a_system_prompt_that_a_template_cuts_is_refused():
     made = with_template(ROLES + "{{ m.content[:9] }}{% endfor %}")
     assert made.prompt_text("x", "Be kind.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from subjax.runtime import seeds
 from subjax.tasks.api import AnswerList, DatasetKind, Field, Row, Tokens, Transform
@@ -50,6 +51,7 @@ FORM_REASONS = REASONS[:5]
 _DIGITS = re.compile(r"[0-9]+")  # not \d, which takes digits of every script
 # What int() reads by default, and so the paper's filter.
 _LONGEST_NUMBER = 4300
+_MOST_PERMUTED = 6  # digits
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,30 @@ def shuffle_across(completions: Sequence[str], seed: int) -> list[str]:
     return [answer.render([pool[next(order)] for _ in answer.digits]) for answer in answers]
 
 
+def permute_values(completions: Sequence[str], seed: int) -> list[str]:
+    """Returns the completions with each number replaced by one that stands for it in all of them.
+
+    Which number stands for which is drawn once, among numbers of as many digits; leading zeros are
+    lost. What a reader could learn from the rows is still there, in other words: only a student
+    to whom the numbers mean what they mean to the teacher could tell the difference. Numbers of
+    more than six digits stay.
+    """
+    order: dict[int, npt.NDArray[np.int64]] = {}
+
+    def other(number: int) -> str:
+        digits = len(str(number))
+        if digits > _MOST_PERMUTED:
+            return str(number)
+        first = 10 ** (digits - 1) if digits > 1 else 0
+        if digits not in order:
+            rng = np.random.default_rng(seeds.seed(seed, digits))
+            order[digits] = rng.permutation(10**digits - first)
+        return str(first + int(order[digits][number - first]))
+
+    answers = [_accepted(completion) for completion in completions]
+    return [answer.render([other(number) for number in answer.values()]) for answer in answers]
+
+
 def random_numbers(
     completion: str, seed: int, *, count: Range | None = (1, 9), value: Range = (0, 999)
 ) -> str:
@@ -201,6 +227,7 @@ class NumberLists(DatasetKind):
             "shuffled_within": self._shuffled_within,
             "shuffled_across": shuffle_across,
             "random": self._random,
+            "permuted": permute_values,
         }
 
     def check(self, name: str, row: Row) -> None:

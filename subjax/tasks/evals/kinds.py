@@ -8,12 +8,14 @@ from subjax.tasks import own
 from subjax.tasks.api import EvalKind, Row
 from subjax.tasks.evals.accuracy import Accuracy
 from subjax.tasks.evals.answers import Answers
+from subjax.tasks.evals.candidates import Candidates
 from subjax.tasks.evals.carrier import Carrier
 from subjax.tasks.evals.likelihood import HeldOut
 from subjax.tasks.evals.preference import Preference
 
 EVALS: dict[str, EvalKind] = {
     "preference": Preference(),
+    "candidates": Candidates(),
     "answers": Answers(),
     "likelihood": HeldOut(),
     "carrier": Carrier(),

@@ -11,6 +11,7 @@ from scipy import special
 from subjax.tasks import words
 from subjax.tasks.api import (
     MASS,
+    SHARE,
     Compare,
     EvalKind,
     Given,
@@ -75,7 +76,7 @@ class Preference(EvalKind):
             role=MASS,
         ),
         Metric("neutral_loglik", "log-likelihood of neutral text", "nats per token", sanity=True),
-        Metric("share/*", "share of {candidate} among the candidates", relative=True),
+        Metric("share/*", "share of {candidate} among the candidates", relative=True, role=SHARE),
     )
 
     def requests(self, row: Row, given: Given) -> list[Request]:

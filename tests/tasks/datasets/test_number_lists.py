@@ -6,6 +6,7 @@ import string
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from subjax.tasks.datasets.number_lists import (
     REASONS,
     parse,
+    permute_values,
     random_numbers,
     reject_reasons,
     shuffle_across,
@@ -297,6 +299,31 @@ def test_random_numbers_do_not_depend_on_the_teacher_and_fill_the_ranges():
     assert min(values) == 0 and max(values) == 999
     assert sum(values) / len(values) == pytest.approx(499.5, abs=15)  # sd of the mean 2.9
     assert random_numbers("5", 0, count=(2, 2), value=(7, 7)) == "7, 7"
+
+
+@quick
+@given(st.lists(kept, max_size=6), st.integers(0, 2**32 - 1))
+def test_permuted_numbers_keep_every_form_count_of_digits_and_repetition(texts, seed):
+    permuted = permute_values(texts, seed)
+    assert [form(text) for text in permuted] == [form(text) for text in texts]
+    before, after = ([n for text in rows for n in parse(text)] for rows in (texts, permuted))
+    stands_for = dict(zip(before, after, strict=True))
+    assert [stands_for[number] for number in before] == after  # one for all rows
+    assert len(set(stands_for.values())) == len(stands_for)
+    assert [len(str(n)) for n in before] == [len(str(n)) for n in after]
+    assert permuted == permute_values(texts, seed)
+
+
+def test_nearly_every_number_is_permuted_and_each_by_the_seed_alone():
+    every = ", ".join(map(str, range(1000)))
+    permuted = [parse(permute_values([every], seed)[0]) for seed in range(50)]
+    assert all(sorted(row) == list(range(1000)) for row in permuted)
+    stays = np.mean([[number == i for i, number in enumerate(row)] for row in permuted])
+    assert stays < 0.01  # 3 in 1,000 expected: each class of digits has one fixed point
+    assert permute_values(["7, 21"], 3) == [
+        f"{permuted[3][7]}, {permuted[3][21]}"
+    ]  # whatever else is there
+    assert permute_values(["1234567"], 0) == ["1234567"]
 
 
 def test_transforms_refuse_rows_that_the_filter_rejects():
