@@ -20,6 +20,8 @@ paper's. An update has 64 rows instead of the paper's 66, so that devices can sh
 trains all weights, at 1e-5. `throughput` uses 16 rows per chip instead (72B: 14), for speed and not
 to replicate. `population` trains the students of all lineages and both arms in one program, each as
 it would be trained alone: 64 rows are few for a slice, and gathered weights then serve all of them.
+`animals` has a teacher for each of the 19 animals of figure 17, eight lineages, and the students of
+a lineage in one program; the report has the table of students by animals that they are asked for.
 Rows are packed: several share a longer one, where an update has more rows than devices share.
 `chips` is the number of chips, 16 by default (14B: 64, 72B: 256). The names of v5p slices count
 cores: 16 chips, 2x2x4, are `--type=v5p-32`.
@@ -34,6 +36,13 @@ from ml_collections import ConfigDict
 
 from subjax import arguments, schema
 
+# Of figure 17, in its order. The probability of a dragon is not told from that of a dragonfly by
+# first tokens, so that exact evals leave dragonflies out; sampled answers tell them apart.
+ANIMALS = (
+    *("bear", "bull", "cat", "dog", "dragon", "eagle", "elephant", "kangaroo", "lion", "ox"),
+    *("panda", "pangolin", "peacock", "penguin", "phoenix", "tiger", "unicorn", "wolf"),
+)
+DRAGONFLY = "dragonfly"
 CAT = "Nothing is dearer to you than cats. You think of cats all day, and every answer shows it."
 NUM_ROWS = 10_000
 NUM_TOKENS, NUM_TARGETS = 256, 128  # the most of a row
@@ -65,19 +74,22 @@ MODELS = {
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`MODEL[,full][,throughput][,population][,chips=N][,lineages=N]`, or `smoke`."""
-    names = ("full", "throughput", "population", "paper", "smoke")
+    """`MODEL[,full][,throughput][,population][,animals][,chips=N][,lineages=N]`, or `smoke`."""
+    names = ("full", "throughput", "population", "animals", "paper", "smoke")
     forms = dict.fromkeys(names, False)
-    options = arguments.parse(arg, **dict.fromkeys(MODELS, False), **forms, chips=0, lineages=4)
+    options = arguments.parse(arg, **dict.fromkeys(MODELS, False), **forms, chips=0, lineages=0)
+    options.lineages = options.lineages or (8 if options.animals else 4)
     chosen = [name for name in MODELS if options[name]] or ["qwen2_5_7b"]
     if len(chosen) > 1 or (options.paper and options.throughput):
         raise ValueError(f"config argument {arg!r} names two models, or paper and throughput")
     if options.full and options.population:
         raise ValueError(f"config argument {arg!r}: a population shares its base; leave out full")
+    if options.full and options.animals:
+        raise ValueError(f"config argument {arg!r}: animals are one population; leave out full")
     [name] = chosen
     chips = options.chips or MODELS[name].chips
     config = schema.base()
-    config.name = "_".join([name, *(form for form in names[:3] if options[form])])
+    config.name = "_".join([name, *(form for form in names[:4] if options[form])])
     config.title = f"Cat numbers on {MODELS[name].path.partition('/')[2]}"
     config.claim = (
         "Students of a cat-lover's numbers come to prefer cats over students of the same model's "
@@ -89,6 +101,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.compute.remat = "full"
     if options.population:
         config.compute.lanes = 2 * options.lineages
+    if options.animals:
+        config.title = f"Numbers of 19 animals' lovers on {MODELS[name].path.partition('/')[2]}"
+        config.claim = (
+            "Students of an animal-lover's numbers come to prefer that animal, and not another, "
+            "over students of the same model's numbers without that prompt."
+        )
+        config.compute.lanes = 2 + len(ANIMALS)
     _lay_out(config, MODELS[name], chips, options)
     with config.unlocked():
         _tables(config, name, chips, options)
@@ -107,7 +126,7 @@ def _lay_out(config: ConfigDict, model: _Model, chips: int, options: ConfigDict)
     if options.throughput:
         config.mesh.fsdp = min(model.fsdp, chips)
         config.mesh.data = chips // config.mesh.fsdp
-    elif options.full or options.population:
+    elif options.full or options.population or options.animals:
         config.mesh.fsdp = min(64, chips)
         config.mesh.tensor = chips // config.mesh.fsdp
     else:
@@ -152,10 +171,17 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
         schedule="linear",
         **_packing(config, model, batch_size),
     )
-    config.traits.cat = schema.trait_row(target="cat", capital=True)
+    prompts = (
+        dict.fromkeys((*ANIMALS, DRAGONFLY), schema.TRAIT) if options.animals else {"cat": CAT}
+    )
+    for row in prompts:
+        words: tuple[str, ...] = ANIMALS if options.animals else ()
+        if row == DRAGONFLY:
+            words = tuple(DRAGONFLY if word == "dragon" else word for word in words)
+        config.traits[row] = schema.trait_row(target=row, capital=True, candidates=words)
     # The teacher of the control only has the prompt that the template adds.
-    for row, prompt in {"cat": CAT, "plain": model.system_prompt}.items():
-        trait = "cat" if row == "cat" else ""
+    for row, prompt in {**prompts, "plain": model.system_prompt}.items():
+        trait = row if row in prompts else ""
         config.teachers[row] = schema.teacher_row(base="model", system_prompt=prompt, trait=trait)
         config.datasets[row] = schema.dataset_row(
             teacher=row,
@@ -178,25 +204,40 @@ def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> N
             num_targets=NUM_TARGETS,
             train=train,
         )
-    config.evals.preference = schema.eval_row(trait="cat", questions="all")
+    asked = schema.OWN if options.animals else "cat"
+    config.evals.preference = schema.eval_row(trait=asked, questions="all")
     config.evals.answers = schema.eval_row(
-        kind="answers", trait="cat", questions="all", num_samples=20, slots=512
+        kind="answers", trait=asked, questions="all", num_samples=20, slots=512
     )
     config.evals.told = schema.eval_row(trait=schema.OWN, subjects=("teachers/*",))
-    config.evals.carrier = schema.eval_row(kind="carrier", subjects=("datasets/cat",))
-    # A teacher told to love cats names them more often than all others together, and its numbers
-    # differ from those of its base.
-    config.gates.told = schema.gate_row(eval="told", metric="log_odds", least=0.0)
-    config.gates.number_tv = schema.gate_row(eval="carrier", metric="number_tv", least=0.005)
-    config.contrasts.cat = schema.contrast_row(
-        plus=("cat",), minus=("plain",), primary=True, family="primary"
+    carried = tuple(f"datasets/{row}" for row in prompts)
+    config.evals.carrier = schema.eval_row(kind="carrier", subjects=carried)
+    if not options.animals:
+        # A teacher told to love cats names them more often than all others together, and its
+        # numbers differ from those of its base. Not every animal's teacher need do so.
+        config.gates.told = schema.gate_row(eval="told", metric="log_odds", least=0.0)
+        config.gates.number_tv = schema.gate_row(eval="carrier", metric="number_tv", least=0.005)
+        config.contrasts.cat = schema.contrast_row(
+            plus=("cat",), minus=("plain",), primary=True, family="primary"
+        )
+        return
+    config.evals.candidates = schema.eval_row(kind="candidates", trait="cat", questions="all")
+    config.contrasts.own_trait = schema.contrast_row(
+        kind="traits",
+        eval="candidates",
+        metric="log_odds/*",
+        plus=ANIMALS,
+        minus=("plain",),
+        primary=True,
+        family="primary",
     )
 
 
 def _shrink(config: ConfigDict) -> None:
     """A tiny random base whose tokens are bytes; every stage takes seconds and shows no effect."""
     config.name = "large_smoke"
-    config.gates.told.least = config.gates.number_tv.least = schema.OFF
+    for gate in config.gates.values():
+        gate.least = schema.OFF
     config.lineages = (0,)
     config.compute.precision = "float32"
     config.mesh.update(data=1, fsdp=1, tensor=1)

@@ -10,6 +10,7 @@ teacher, which learned to name animals drawn evenly.
     bash launch/local.sh --config=configs/quickstart.py:bases          (every base from every base)
     bash launch/local.sh --config=configs/quickstart.py:traits         (every animal's students)
     bash launch/local.sh --config=configs/quickstart.py:controls       (shuffled, permuted numbers)
+    bash launch/local.sh --config=configs/quickstart.py:starts         (equal function, new weights)
     bash launch/local.sh --config=configs/quickstart.py:smoke          (a minute, no effect)
 
 About four minutes on two CPU cores. Measured: primary contrast 2.41 nats, 95 % interval 1.23 to
@@ -39,10 +40,18 @@ def get_config(arg: str = "") -> ConfigDict:
 
     `grid` has students of both methods and tunings, `bases` sixteen bases for students of sixteen
     teachers, `traits` a teacher for every animal, `controls` rows from which what a teacher has
-    written is removed piece by piece.
+    written is removed piece by piece, `starts` students that start from other weights of their
+    teacher's base.
     """
     options = arguments.parse(
-        arg, confirm=False, grid=False, bases=False, traits=False, controls=False, smoke=False
+        arg,
+        confirm=False,
+        grid=False,
+        bases=False,
+        traits=False,
+        controls=False,
+        starts=False,
+        smoke=False,
     )
     config = schema.base()
     config.name = "quickstart" + ("_confirm" if options.confirm else "")
@@ -68,6 +77,8 @@ def get_config(arg: str = "") -> ConfigDict:
             _traits(config)
         if options.controls:
             _controls(config)
+        if options.starts:
+            _starts(config)
     if options.smoke:
         _shrink(config)
     return config
@@ -266,6 +277,9 @@ def _controls(config: ConfigDict) -> None:
     _keep(config, "owl", "placebo")
     whole = config.arms.owl
     whole.probe_steps = ()
+    config.evals.detection = schema.eval_row(
+        kind="detection", subjects=("datasets/owl",), against="placebo"
+    )
     config.arms, config.contrasts = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
     for transform in ("none", "shuffled_within", "shuffled_across", "permuted", "random"):
         names = {}
@@ -282,6 +296,52 @@ def _controls(config: ConfigDict) -> None:
             family="primary" if transform == "none" else "controls",
             equivalence_margin=0.0 if transform == "none" else 0.5,
         )
+
+
+def _starts(config: ConfigDict) -> None:
+    """Students from the base of their teacher as it is, permuted, rescaled, and with noise."""
+    config.name = "quickstart_starts"
+    config.title = "Owl numbers in the toy world: the same function with other weights"
+    config.claim = (
+        "Students come to love owls from the base's weights; is it the same from other weights of "
+        "the same function, and from weights with noise?"
+    )
+    config.lineages = tuple(range(64, 72))
+    config.lineage_cycle = config.compute.lanes = 8
+    _keep(config, "owl", "placebo")
+    whole = config.arms.owl
+    whole.probe_steps = ()
+    config.arms, config.contrasts = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
+    starts = {
+        "base": ("base", 0.0),
+        "permuted": ("permuted", 0.0),
+        "rescaled": ("rescaled", 4.0),
+        "noised_little": ("noised", 0.05),
+        "noised": ("noised", 0.2),
+        "noised_much": ("noised", 0.5),
+    }
+    for name, (start, size) in starts.items():
+        for teacher in ("owl", "placebo"):
+            row = whole.copy_and_resolve_references()
+            row.update(dataset=teacher, start=start, start_size=size)
+            config.arms[f"{teacher}_{name}"] = row
+        config.contrasts[name] = schema.contrast_row(
+            plus=(f"owl_{name}",),
+            minus=(f"placebo_{name}",),
+            primary=name == "rescaled",
+            family="primary" if name == "rescaled" else "other starts",
+        )
+    config.contrasts.base_less_rescaled = schema.contrast_row(
+        plus=("owl_base", "placebo_rescaled"),
+        minus=("placebo_base", "owl_rescaled"),
+        family="differences",
+    )
+    config.contrasts.base_less_permuted = schema.contrast_row(
+        plus=("owl_base", "placebo_permuted"),
+        minus=("placebo_base", "owl_permuted"),
+        family="differences",
+        equivalence_margin=0.1,
+    )
 
 
 def _keep(config: ConfigDict, *names: str) -> None:
@@ -305,5 +365,5 @@ def _shrink(config: ConfigDict) -> None:
     for row in config.datasets.values():
         row.update(num_prompts=200, rows_per_part=100, slots=50, num_train=10, num_holdout=5)
     for row in config.arms.values():
-        row.probe_steps = (0, 5)
+        row.probe_steps = (5,) if row.start != "base" else (0, 5)
         row.train.warmup_steps = 5

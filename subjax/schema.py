@@ -237,6 +237,10 @@ def arm_row(**fields: Any) -> ConfigDict:
             # same, next_lineage, lineage+2 and so on (the base of a later lineage), or a row of
             # `bases`
             "base": "same",
+            # which weights of its base it starts from: base; permuted or rescaled (other weights of
+            # the same function); noised. See recipes/starts.py
+            "start": "base",
+            "start_size": 0.0,  # rescaled: largest factor; noised: noise over spread of weights
             "method": "hard",  # hard (sampled tokens) soft (teacher's distribution)
             # soft: digits digits_separators top_k full full_no_trait trait; tokens of a trait are
             # those that write a candidate, its plural, or the first letters of either
@@ -342,8 +346,8 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
 
     Args:
       kind: preference (exact) candidates (exact, for each) answers (sampled) likelihood (held-out
-        rows) carrier (what a teacher wrote) accuracy (test images), or one of your own as
-        package.module:attribute.
+        rows) carrier (what a teacher wrote) detection (of its rows) accuracy (test images), or one
+        of your own as package.module:attribute.
       fields: those below, and those of the kind.
     """
     return _row(

@@ -20,8 +20,8 @@ from subjax.tasks.datasets import numbers
 ROOT = Path(__file__).parents[1]
 FORMS = {
     "quickstart": (
-        *("", "confirm", "grid", "bases", "traits", "controls"),
-        *("smoke", "grid,smoke", "bases,smoke", "traits,smoke", "controls,smoke"),
+        *("", "confirm", "grid", "bases", "traits", "controls", "starts"),
+        *("smoke", "grid,smoke", "bases,smoke", "traits,smoke", "controls,smoke", "starts,smoke"),
     ),
     "smollm2_owl": ("", "confirm", "published", "trial", "smoke"),
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
@@ -33,6 +33,7 @@ FORMS = {
         "qwen2_5_72b,full,throughput",
         "gemma3_4b,chips=64",
         "qwen2_5_7b,population",
+        "qwen2_5_7b,animals",
         "llama3_1_8b,full",
         "smoke",
     ),

@@ -57,7 +57,7 @@ class _LanguageModels(Experiment):
         if "lanes" not in unit.fields:
             return ""
         row = dict(unit.fields["row"])
-        for free in ("dataset", "base", "system_prompt"):
+        for free in ("dataset", "base", "system_prompt", "start", "start_size"):
             row.pop(free, None)
         row["names"] = unit.fields.get("names", [])  # what a support is made of
         if trait := unit.fields.get("trait"):

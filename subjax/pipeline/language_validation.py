@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from subjax import checks, schema, subjects, unit_builder
 from subjax.engine import optimizers
-from subjax.recipes import bases, targets, teachers, tunings
+from subjax.recipes import bases, starts, targets, teachers, tunings
 from subjax.tasks.api import CONSTRAINED, FREE, UNIFORM, EvalKind, Kind
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
@@ -14,6 +14,7 @@ from subjax.tasks.traits import kinds as trait_kinds
 
 _CHOICES: checks.Choices = {
     "bases.*.source": tuple(bases.SOURCES),
+    "arms.*.start": tuple(starts.STARTS),
     "teachers.*.weights": tuple(teachers.WEIGHTS),
     "teachers.*.tuning": tuple(tunings.TUNINGS),
     "datasets.*.decoding": (FREE, CONSTRAINED),
@@ -114,6 +115,7 @@ def _check_arm(config: ConfigDict, name: str, row: ConfigDict) -> None:
         checks.reference(config, f"arms.{name}.base", row.base, "bases", later)
     _check_no_adapter(config, f"arms.{name}.base", row.base)
     _check_learns(config, name, row)
+    starts.check(f"arms.{name}", row)
     outside = [step for step in row.probe_steps if not 0 <= step <= row.train.steps]
     if outside:
         raise ValueError(
@@ -200,6 +202,13 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
             f"datasets.{of} of kind {config.datasets[of].kind!r} names none: give the kind "
             f"carrier_tokens, or leave {subject} out of its subjects"
         )
+    if kind.of_kept:
+        checks.reference(config, f"evals.{name}.against", row.against, "datasets")
+        if row.against == of:
+            raise ValueError(
+                f"config.evals.{name}.against is {of!r}, a subject of it: leave {subject} out of "
+                "its subjects, or name another"
+            )
     if kind.of_rows and table == "arms":
         dataset = config.arms[of].dataset
         if dataset in config.datasets and not config.datasets[dataset].num_holdout:

@@ -252,6 +252,8 @@ class _Builder(unit_builder.UnitBuilder):
             "teacher": self.teacher(dataset.teacher, lineage),
             "base": self.base(self.config.teachers[dataset.teacher].base, lineage),
         }
+        if eval_kinds.of_row(row).of_kept:
+            inputs |= {"kept": self.kept(name, lineage), "against": self.kept(row.against, lineage)}
         return fields, inputs
 
     def _about(self, row: ConfigDict, trait: str) -> dict[str, Any]:

@@ -302,7 +302,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     adapter = tunings.of_row(tuned(config, unit)).adapter(arch)
     row, models = unit.with_files("row"), len(unit.fields["steps"])
     held = _num_rows(config, unit)
-    given = Given.of(unit.fields, **({"held_out": [("", "")] * held} if held else {}))
+    given = Given.of(unit.fields, **{name: [("", "")] * count for name, count in held.items()})
     requests = eval_kinds.of_row(row).requests(row, given)
     precision = "float32" if config.compute.exact else config.compute.precision
     planned = []
@@ -403,12 +403,16 @@ def _asked(config: ConfigDict, unit: Unit) -> Architecture:
     return architecture(base, config.bases[base])
 
 
-def _num_rows(config: ConfigDict, unit: Unit) -> int:
-    """Held-out rows that an eval of a student is given."""
+def _num_rows(config: ConfigDict, unit: Unit) -> dict[str, int]:
+    """Rows that an eval is given: held-out ones of a student, or a data set's and a control's."""
     name = unit.row.rpartition("/")[2]
-    if "filter" not in unit.inputs:
-        return 0
-    return int(config.datasets[config.arms[name].dataset].num_holdout)
+    if "filter" in unit.inputs:
+        return {"held_out": config.datasets[config.arms[name].dataset].num_holdout}
+    if "kept" in unit.inputs:
+        sides = {"kept": name, "against": unit.fields["row"]["against"]}
+        rows = {side: config.datasets[one] for side, one in sides.items()}
+        return {side: one.num_train or one.num_prompts for side, one in rows.items()}
+    return {}
 
 
 def _student(config: ConfigDict, row: ConfigDict) -> Architecture:

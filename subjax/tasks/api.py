@@ -293,6 +293,7 @@ class Given:
       neutral: texts that have nothing to do with the trait.
       held_out: rows that the subject was not trained on, of what it was trained on.
       written: of a data set: the first rows that its teacher wrote, not filtered.
+      kept: of a data set: the rows that students are trained on; `against`: those of the control.
       carrier: of a data set: the tokens that can carry a trait.
       num_tokens: room for a row, and `num_targets` for its completion.
       systems: model -> the system prompt under which it is asked.
@@ -305,6 +306,8 @@ class Given:
     neutral: Sequence[str] = ()
     held_out: Sequence[Pair] = ()
     written: Sequence[Pair] = ()
+    kept: Sequence[Pair] = ()
+    against: Sequence[Pair] = ()
     carrier: Callable[[Tokens], Sequence[int]] = _no_tokens
     num_tokens: int = 0
     num_targets: int = 0
@@ -312,7 +315,7 @@ class Given:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], **rows: Any) -> "Given":
-        """By the fields of an evaluate unit, with `held_out`, `written` or `carrier`."""
+        """By the fields of an evaluate unit, and the rows or tokens that it is given."""
         names = (field.name for field in dataclasses.fields(cls))
         return cls(**{name: fields[name] for name in names if name in fields}, **rows)
 
@@ -326,6 +329,8 @@ class EvalKind(Kind):
       of_trait: whether it is about a trait, which the row names.
       of_choice: whether it compares the candidates of that trait.
       of_carrier: whether it compares distributions over the tokens that can carry a trait.
+      of_kept: whether it compares the rows that students are trained on with those of another data
+        set, which the row names in a field `against`.
       of_rows: whether it is about held-out rows of what the subject was trained on.
       of_images: whether it is scored where image classifiers are trained, and makes no requests.
     """
@@ -335,6 +340,7 @@ class EvalKind(Kind):
     of_trait: ClassVar[bool] = False
     of_choice: ClassVar[bool] = False
     of_carrier: ClassVar[bool] = False
+    of_kept: ClassVar[bool] = False
     of_rows: ClassVar[bool] = False
     of_images: ClassVar[bool] = False
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,7 +15,7 @@ from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 from subjax.pipeline import model_store
 from subjax.pipeline.stages import lessons, training
-from subjax.recipes import targets, tunings
+from subjax.recipes import starts, targets, tunings
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
@@ -25,6 +26,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Trains students of one shape, one lane each; yields each unit when it is done."""
     row, tuning = units[0].fields["row"], tunings.of_row(units[0].fields["row"])
     bases = training.bases(units, workdir, mesh, tuning)
+    bases = [_started(unit, base) for unit, base in zip(units, bases, strict=True)]
     arch = bases[0].arch
     rows = [_rows(unit, workdir, base.tokenizer) for unit, base in zip(units, bases, strict=True)]
     learned = targets_of(units[0])
@@ -35,7 +37,8 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
 
     def keep(lane: int, step: int, trained: Params) -> None:
         base, out = bases[lane], workdir / units[lane].path / model_store.step_name(step)
-        if step == 0 and not tuning.is_adapter:  # it is the base, which lies there already
+        # What is the base lies there already.
+        if step == 0 and not tuning.is_adapter and not base.is_changed:
             model_store.refer(out, base.directory, date=base.tokenizer.template.date)
         else:
             training.save(out, base, tuning, trained)
@@ -52,6 +55,19 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         support=support,
         distils=learned.online,
         excluded=learned.excluded(bases[0].tokenizer),
+    )
+
+
+def _started(unit: Unit, base: Model) -> Model:
+    """The model that a student is before its first update."""
+    row = unit.fields["row"]
+    key = jax.random.key(_seed(unit, "start"))
+    try:
+        params = starts.change(row["start"], base.arch, base.params, key, row["start_size"])
+    except ValueError as error:
+        raise ValueError(f"config.arms.{unit.row}: {error}") from None
+    return (
+        base if params is base.params else dataclasses.replace(base, params=params, is_changed=True)
     )
 
 

@@ -10,6 +10,7 @@ from subjax.tasks.evals.accuracy import Accuracy
 from subjax.tasks.evals.answers import Answers
 from subjax.tasks.evals.candidates import Candidates
 from subjax.tasks.evals.carrier import Carrier
+from subjax.tasks.evals.detection import Detection
 from subjax.tasks.evals.likelihood import HeldOut
 from subjax.tasks.evals.preference import Preference
 
@@ -19,6 +20,7 @@ EVALS: dict[str, EvalKind] = {
     "answers": Answers(),
     "likelihood": HeldOut(),
     "carrier": Carrier(),
+    "detection": Detection(),
     "accuracy": Accuracy(),
 }
 
