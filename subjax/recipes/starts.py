@@ -94,7 +94,7 @@ def _permuted(arch: Architecture, params: Params, key: Array, size: float) -> Pa
 
 def _of_heads(order: Array, head_dim: int) -> Array:
     """The places of all dimensions of heads in this order."""
-    return (order[:, None] * head_dim + jnp.arange(head_dim)).ravel()
+    return (order[:, None] * head_dim + jnp.arange(head_dim)[None]).ravel()
 
 
 def _rescaled(arch: Architecture, params: Params, key: Array, size: float) -> Params:
