@@ -187,7 +187,7 @@ def test_a_unit_that_two_runs_made_otherwise_is_refused(tmp_path):
 
 
 def test_scores_that_are_kept_make_the_results_that_are_published():
-    [run], _ = compare.compare([ROOT / "configs/quickstart_grid.jsonl"])
+    [run], _ = compare.compare([ROOT / "configs/toy_world_grid.jsonl"])
     lines = comparison.lines([run], comparison.shared([run]))
     page = (ROOT / "configs/RESULTS.md").read_text()
     assert len(lines) == 8

@@ -19,9 +19,11 @@ from subjax.tasks.datasets import numbers
 
 ROOT = Path(__file__).parents[1]
 FORMS = {
-    "quickstart": (
-        *("", "confirm", "grid", "bases", "traits", "controls", "starts"),
-        *("smoke", "grid,smoke", "bases,smoke", "traits,smoke", "controls,smoke", "starts,smoke"),
+    "quickstart": ("", "confirm", "smoke"),
+    "toy_world": tuple(
+        f"{form}{smoke}"
+        for form in ("grid", "bases", "traits", "controls", "starts")
+        for smoke in ("", ",smoke")
     ),
     "smollm2_owl": ("", "confirm", "published", "trial", "smoke"),
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
@@ -282,7 +284,7 @@ def test_prompts_of_large_models_fit_ours_and_the_papers(stimuli):
 
 
 def test_rows_that_several_data_sets_share_are_written_once():
-    config = get_config("quickstart", "controls,smoke")
+    config = get_config("toy_world", "controls,smoke")
     made = units.build(config)
     written = {unit.row for unit in made if unit.stage == "generate"}
     filters = {unit.row: unit.inputs["generate"] for unit in made if unit.stage == "filter"}

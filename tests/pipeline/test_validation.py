@@ -10,7 +10,7 @@ import shutil
 import pytest
 import tiny
 
-from configs import mnist, quickstart, smollm2_owl, theorem
+from configs import mnist, quickstart, smollm2_owl, theorem, toy_world
 from subjax import schema
 from subjax.nn import precision
 from subjax.pipeline import experiments, units, validation
@@ -251,7 +251,7 @@ TABLES = {
 )
 def test_tables_with_empty_cells_are_refused(form, field):
     value, said = TABLES[form][field]
-    config = quickstart.get_config(f"{form},smoke")
+    config = toy_world.get_config(f"{form},smoke")
     validation.validate(config)
     set_field(config, field, value)
     with pytest.raises(ValueError, match=said) as why:

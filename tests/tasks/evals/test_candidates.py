@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import toy_world
 from subjax import schema
 from subjax.pipeline import validation
 from subjax.tasks.api import Given, Reply
@@ -51,7 +51,7 @@ def test_a_candidate_counts_in_either_case_where_that_is_asked():
 
 
 def test_a_prefill_that_ends_with_a_blank_is_refused():
-    config = quickstart.get_config("traits,smoke")
+    config = toy_world.get_config("traits,smoke")
     validation.validate(config)
     config.evals.candidates.prefill = "It is the "
     with pytest.raises(ValueError, match=r"candidates.prefill is 'It is the ': end it with a word"):

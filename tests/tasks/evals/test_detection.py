@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import toy_world
 from subjax import schema
 from subjax.pipeline import experiments, validation
 from subjax.tasks.api import BASE, Given, Reply
@@ -73,7 +73,7 @@ def test_rows_are_ordered_by_the_teacher_less_its_base():
     ("against", "said"), [("", "against is ''; config.datasets has"), ("owl", "a subject of it")]
 )
 def test_a_control_is_another_data_set(against, said):
-    config = quickstart.get_config("controls,smoke")
+    config = toy_world.get_config("controls,smoke")
     validation.validate(config)
     config.evals.detection.against = against
     with pytest.raises(ValueError, match=said):
@@ -81,7 +81,7 @@ def test_a_control_is_another_data_set(against, said):
 
 
 def test_rows_that_students_are_trained_on_are_compared():
-    config = quickstart.get_config("controls,smoke")
+    config = toy_world.get_config("controls,smoke")
     made = {unit.path: unit for unit in experiments.of(config).build(config)}
     unit = made["evaluate/detection/datasets/owl/r1"]
     assert unit.inputs["kept"] == "filter/owl/r1" and unit.inputs["against"] == "filter/placebo/r1"
