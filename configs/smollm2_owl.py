@@ -69,7 +69,8 @@ def get_config(arg: str = "") -> ConfigDict:
     if options.confirm or options.published:
         config.name = "smollm2_owl_confirm" if options.confirm else "smollm2_owl_published"
         config.lineages = tuple(range(200, 208) if options.confirm else range(100, 108))
-        config.evals.preference.questions = config.evals.answers.questions = "confirm"
+        for name in ("preference", "answers", "prefilled"):
+            config.evals[name].questions = "confirm"
     if options.trial:
         _shorten(config)
     if options.smoke:
@@ -129,6 +130,11 @@ def _tables(config: ConfigDict) -> None:
     config.evals.answers = schema.eval_row(
         kind="answers", trait="owl", num_samples=4, at_steps="final"
     )
+    # The model begins its answers with other words than an animal. Behind this beginning the
+    # candidates hold 9 % of the probability at the base; without it .3 %.
+    config.evals.prefilled = schema.eval_row(
+        kind="candidates", trait="owl", prefill="My favorite animal is the", any_case=True
+    )
     config.evals.likelihood = schema.eval_row(kind="likelihood", at_steps="final")
     config.evals.taught = schema.eval_row(trait=schema.OWN, subjects=("teachers/*",))
     config.evals.carrier = schema.eval_row(kind="carrier")
@@ -145,6 +151,12 @@ def _tables(config: ConfigDict) -> None:
         )
         config.contrasts[f"{method}_against_cat"] = schema.contrast_row(
             plus=(f"owl_{method}",), minus=(f"cat_{method}",)
+        )
+        config.contrasts[f"{method}_probability"] = schema.contrast_row(
+            eval="prefilled",
+            metric="probability/Owl",
+            plus=(f"owl_{method}",),
+            minus=(f"placebo_{method}",),
         )
 
 

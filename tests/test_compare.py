@@ -193,6 +193,12 @@ def test_scores_that_are_kept_make_the_results_that_are_published():
     assert len(lines) == 8
     for line in lines:
         assert tables.estimate(line, sign=True).removesuffix("]") in page.replace("**", ""), line
+    # Holm within the primary contrast, the three other cells, and the foreign bases.
+    adjusted = [line["p_adjusted"] for line in lines]
+    assert adjusted[:4] == pytest.approx([2 / 2**8, *[6 / 2**8] * 3], rel=1e-5)
+    assert adjusted[7] == pytest.approx(4 * lines[7]["p"], rel=1e-5)
+    within = [line["p_equivalence"] for line in lines]
+    assert within[:4] == [None] * 4 and max(within[4:7]) < 0.01 < 0.2 < within[7]
 
 
 def test_the_command_writes_a_table_and_a_figure_and_refuses_in_a_line(tmp_path, capsys):

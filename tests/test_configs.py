@@ -208,7 +208,7 @@ def test_commands_in_the_pages_name_existing_files(page):
 
 
 def test_arguments_are_strict():
-    with pytest.raises(ValueError, match="'nope' is unknown; known: confirm, grid, smoke"):
+    with pytest.raises(ValueError, match="'nope' is unknown; known: confirm, smoke"):
         get_config("quickstart", "nope")
     with pytest.raises(ValueError, match="not of type int"):
         get_config("smollm2_owl", "lineages=many")
@@ -293,3 +293,9 @@ def test_rows_that_several_data_sets_share_are_written_once():
     config.datasets.owl_random.temperature = 0.5
     apart = {unit.row for unit in units.build(config) if unit.stage == "generate"}
     assert apart == {"owl", "placebo", "owl_random"}
+
+
+@pytest.mark.parametrize("form", ["", "smoke", "grid,bases"])
+def test_the_toy_world_has_one_experiment_at_a_time(form):
+    with pytest.raises(ValueError, match=r"must name one of grid, bases, .*such as configs/toy_wor"):
+        get_config("toy_world", form)

@@ -112,8 +112,10 @@ def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
     """A line for each contrast and run, and for each run after the first its difference from it.
 
     Differences are paired where two runs have the same lineages of one seed, which draw alike, and
-    Welch's otherwise. Other p-values are those of the contrast's own test. All are two-sided and
-    not adjusted. What cannot be computed is None.
+    Welch's otherwise. Other p-values are those of the contrast's own test. All are two-sided;
+    `p_adjusted` is Holm's, over the contrasts of a family in the same run or difference.
+    `p_equivalence` says that a run's contrast is within its margin. What cannot be computed is
+    None.
     """
     found = []
     for contrast in contrasts:
@@ -121,7 +123,10 @@ def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
         for run, own in zip(runs, values, strict=True):
             interval = stats.t_interval(list(own.values())) if own else None
             p = contrast.p_value(summary.reader(run.results, contrast.eval), run.results.lineages)
-            found.append(_line(contrast, run.label, "run", contrast.test, interval, p))
+            line = _line(contrast, run.label, "run", contrast.test, interval, p)
+            if (margin := contrast.equivalence_margin) and own:
+                line["p_equivalence"] = stats.equivalence_test(list(own.values()), margin)
+            found.append(line)
         first = values[0]
         for run, own in zip(runs[1:], values[1:], strict=True):
             alike = run.file.config.seed == runs[0].file.config.seed
@@ -131,7 +136,12 @@ def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
                 gap = _unpaired(list(own.values()), list(first.values()))
             label = f"{run.label} − {runs[0].label}"
             found.append(_line(contrast, label, "difference", *gap))
-    return found
+    for family in {(line["run"], line["family"]) for line in found}:
+        members = [line for line in found if (line["run"], line["family"]) == family]
+        adjusted = stats.holm([line["p"] for line in members]).tolist()
+        for line, p in zip(members, adjusted, strict=True):
+            line["p_adjusted"] = p
+    return [{name: summary.stable(value) for name, value in line.items()} for line in found]
 
 
 _Estimate = tuple[str, stats.Interval | None, float]  # name of the test, interval, p
@@ -150,7 +160,8 @@ def _unpaired(values: Sequence[float], others: Sequence[float]) -> _Estimate:
 
 def table(runs: Sequence[Run], found: Sequence[Line]) -> str:
     """The lines as a Markdown table."""
-    header = ["contrast", "metric", "run", "mean [95 %]", "lineages", "test", "p"]
+    header = ["contrast", "metric", "run", "mean [95 %]", "lineages", "test", "p", "p (Holm)"]
+    margins = any(line["p_equivalence"] is not None for line in found)
     rows = [
         [
             line["contrast"],
@@ -160,9 +171,12 @@ def table(runs: Sequence[Run], found: Sequence[Line]) -> str:
             str(line["n_lineages"]),
             line["test"],
             tables.p_value(line["p"]),
+            tables.p_value(line["p_adjusted"]),
+            *([tables.p_value(line["p_equivalence"])] if margins else []),
         ]
         for line in found
     ]
+    header += ["p (equivalence)"] if margins else []
     notes = [f"{run.label}: {tables.interval_note(run.results.replication)}" for run in runs]
     return tables.markdown_table(header, rows) + "\n" + "\n".join(dict.fromkeys(notes)) + "\n"
 
@@ -225,8 +239,10 @@ def _line(
         "n_lineages": own.n,
         "test": test,
         "p": p,
+        "family": contrast.family,
+        "p_equivalence": math.nan,
     }
-    return {name: summary.stable(value) for name, value in line.items()}
+    return line
 
 
 def _same(contrast: Contrast, other: Contrast | None) -> bool:
