@@ -142,7 +142,11 @@ def test_what_is_made_before_lineages_begin_or_comes_from_outside_is_not_redrawn
     ("name", "form", "said"),
     [
         ("quickstart", "", ["4 of the 8 questions that eval preference asks decide a gate"]),
-        ("smollm2_owl", "", ["30 of the 30 .*preference", "30 of the 30 .*answers"]),
+        (
+            "smollm2_owl",
+            "",
+            [f"30 of the 30 .*{name}" for name in ("preference", "answers", "prefilled")],
+        ),
         ("smollm2_owl", "confirm", []),
         ("large", "", ["30 of the 60 .*preference", "30 of the 60 .*answers"]),
     ],
@@ -163,7 +167,7 @@ def test_questions_of_a_stimuli_file_that_are_taught_or_neutral_are_said(tmp_pat
     config = get_config("smollm2_owl", "confirm")
     config.stimuli = str(path)
     found = cautions.of(config, units.build(config))
-    assert len(found) == 4  # of both evals
+    assert len(found) == 6  # of the three evals
     assert "1 of the 2 questions that eval preference asks were taught to teachers." in found
     assert "1 of the 2 questions that eval preference asks stand in its neutral texts." in found
 
@@ -297,5 +301,7 @@ def test_rows_that_several_data_sets_share_are_written_once():
 
 @pytest.mark.parametrize("form", ["", "smoke", "grid,bases"])
 def test_the_toy_world_has_one_experiment_at_a_time(form):
-    with pytest.raises(ValueError, match=r"must name one of grid, bases, .*such as configs/toy_wor"):
+    with pytest.raises(
+        ValueError, match=r"must name one of grid, bases, .*such as configs/toy_wor"
+    ):
         get_config("toy_world", form)

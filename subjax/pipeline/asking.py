@@ -52,11 +52,14 @@ def check(words: Tokenizer, asked: Mapping[Fields, Asked]) -> None:
                 f"{table}.prompt_tokens is {most_tokens}, but a prompt has {longest} tokens: "
                 "raise it"
             )
-        try:
-            for answers, prefill in compared:
-                scoring.check_candidates(answers, words.answer_ids(answers, prefill))
-        except ValueError as error:
-            raise ValueError(f"{table}.trait: {error}") from None
+        for answers, prefill in compared:
+            field = f"{table}.prefill" if prefill else f"{table}.trait"
+            try:
+                ids = words.answer_ids(answers, prefill)
+                field = f"{table}.trait"
+                scoring.check_candidates(answers, ids)
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
         if dataset is None or kinds.of_row(dataset).constraint(dataset) is None:
             continue
         try:

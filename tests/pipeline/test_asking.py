@@ -67,7 +67,7 @@ def test_every_system_prompt_is_looked_at_under_its_own_field():
     config.arms.owl.system_prompt = "LOVE cat"
     config.datasets.owl.base_system_prompt = "LOVE dog"
     config.evals.preference.subjects = ("arms/*", "bases/toy")
-    animals = toyworld.World().animals
+    animals = (toyworld.World().animals, "")
     found = asked(config)
     of_eval = {key: one for key, one in found.items() if key[2].startswith("config.evals.")}
     assert of_eval == {
@@ -102,7 +102,7 @@ def test_what_several_traits_are_asked_under_one_system_prompt_is_all_looked_at(
         )
     planned = units.build(config)
     found = preflight._asked({unit.path: unit for unit in planned}, planned)[0]["toy"]
-    both = [toyworld.World().animals, CATEGORIES["tree"].words]
+    both = [(toyworld.World().animals, ""), (CATEGORIES["tree"].words, "")]
     for name, rooms, compared in (("taught", 0, both), ("said", 64, [])):
         table = f"config.evals.{name}"
         one = found[f"{table}.system_prompt", table]
@@ -112,12 +112,26 @@ def test_what_several_traits_are_asked_under_one_system_prompt_is_all_looked_at(
         assert len(one.prompts) == len(questions) + len(CATEGORIES["tree"].questions) // 2
 
 
+def test_a_prefill_that_joins_an_answer_is_refused_by_its_field(monkeypatch):
+    words = tiny.BYTES
+    fields = "config.evals.own.system_prompt", "config.evals.own"
+    of = {fields: asking.Asked(["Which?"], "", compared=[(("owl", "cat"), "It is")])}
+    asking.check(words, of)
+    # A tokenizer that joins what stands on both sides of the border.
+    context = type(words).prompt_ids
+    monkeypatch.setattr(
+        type(words), "prompt_ids", lambda *given: [[*ids, 0] for ids in context(*given)]
+    )
+    with pytest.raises(ValueError, match=r"^config.evals.own.prefill: .*joins the end of the pref"):
+        asking.check(words, of)
+
+
 @pytest.mark.parametrize(
     ("compared", "said"), [(("owl", "owlet"), "'owl' begin those of 'owlet'"), (("owl", "dog"), "")]
 )
 def test_answers_that_cannot_be_told_apart_are_refused_by_trait(compared, said):
     fields = "config.evals.own.system_prompt", "config.evals.own"
-    of = {fields: asking.Asked(["Which?"], "", compared=[("a", "b"), compared])}
+    of = {fields: asking.Asked(["Which?"], "", compared=[(("a", "b"), ""), (compared, "")])}
     if not said:
         asking.check(tiny.BYTES, of)
         return
