@@ -40,12 +40,14 @@ MAX_POINTS = 300  # per curve, to limit the size of the page
 class Picture:
     """A function that draws a figure (its argument: whether for a phone), and the caption.
 
-    `earlier` has the same figure at earlier steps, by label, for a page on which one is chosen.
+    `earlier` has the same figure at earlier steps, by label, for a page on which one is chosen;
+    `label` is then that of this one.
     """
 
     draw: Callable[[bool], Figure]
     caption: str
     earlier: Mapping[str, Callable[[bool], Figure]] = field(default_factory=dict)
+    label: str = ""
 
 
 def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]:
@@ -106,7 +108,7 @@ def _matrix(results: Results, contrast: Matrix) -> Picture:
     )
     name = results.step_name.lower()
     earlier = {f"{name} {step}": drawing(found[step]) for step in before}
-    return Picture(drawing(found[last]), caption, earlier)
+    return Picture(drawing(found[last]), caption, earlier, f"{name} {last}")
 
 
 def _sources(results: Results, rows: Sequence[SummaryRow]) -> Picture | None:

@@ -53,7 +53,7 @@ def _drawing(name: str, picture: gallery.Picture, wide: Figure, narrow: Figure) 
         view(label, index, draw(False), draw(True))
         for index, (label, draw) in enumerate(picture.earlier.items())
     ]
-    views.append(view("last" if views else "", len(views), wide, narrow))
+    views.append(view(picture.label, len(views), wide, narrow))
     return html.Drawing(name=name, views=views, caption=picture.caption)
 
 
