@@ -107,6 +107,12 @@ def make_config(kind, path):
             kind="answers", num_samples=1, slots=32, prompt_tokens=320, max_new_tokens=12, **asked
         )
         config.evals.likelihood = schema.eval_row(kind="likelihood")
+        config.evals.candidates = schema.eval_row(
+            kind="candidates", prefill="It is the", any_case=True, subjects=("arms/*hard",), **asked
+        )
+        config.evals.detection = schema.eval_row(
+            kind="detection", subjects=("datasets/constrained",), against="free"
+        )
         config.contrasts.soft = schema.contrast_row(
             plus=("constrained_soft",), minus=("constrained_hard",), primary=True, family="primary"
         )
@@ -132,6 +138,13 @@ def test_a_model_goes_through_the_whole_chain(kind, tmp_path):
     with open(run / "report/scores.csv", newline="") as file:
         scores = list(csv.DictReader(file))
     assert {row["arm"] for row in scores} >= set(config.arms)
+    last = {(row["eval"], row["arm"], row["metric"]): float(row["value"]) for row in scores}
+    each = [last["candidates", "constrained_hard", f"probability/{name}"] for name in CANDIDATES]
+    mass = last["candidates", "constrained_hard", "candidate_mass"]
+    assert 0 < mass < 1 and sum(each) == pytest.approx(mass, rel=1e-4)
+    # Constrained rows have two numbers, free ones of such a model mostly one: counts tell.
+    assert last["detection", "datasets/constrained", "auc_counts"] != 0.5
+    assert 0 <= last["detection", "datasets/constrained", "auc_likelihood"] <= 1
     for arm in config.arms:
         losses = artifacts.read_jsonl(run / f"finetune/{arm}/r0/metrics.jsonl")
         assert len(losses) == 2 and all(np.isfinite(row["loss"]) for row in losses)

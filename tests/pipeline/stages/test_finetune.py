@@ -28,6 +28,10 @@ def test_a_full_student_is_its_base_at_step_0_and_is_not_written_twice(tmp_path:
     config.contrasts = ConfigDict()
     config.arms.owl.tuning = "full"
     config.arms.owl.probe_steps = (0,)
+    with config.unlocked():
+        for start, size in (("permuted", 0.0), ("noised", 0.5)):
+            config.arms[start] = config.arms.owl.copy_and_resolve_references()
+            config.arms[start].update(start=start, start_size=size, probe_steps=())
     runner.run(config, tmp_path, stages=("base", "teacher", "generate", "filter", "finetune"))
     last = config.arms.owl.train.steps
     steps = {step: tmp_path / STUDENT / model_store.step_name(step) for step in (0, last)}
@@ -40,6 +44,16 @@ def test_a_full_student_is_its_base_at_step_0_and_is_not_written_twice(tmp_path:
     mesh = sharding.make_mesh()
     base = model_store.load(tmp_path / "base/toy/r0", mesh).params
     assert not same(model_store.load(steps[last], mesh).params, base)
+    asked = ["Q8", "Q9"], ["owl", "cat", "dog"]
+    learned = model_store.load(steps[last], mesh)
+    permuted, noised = (
+        model_store.load(tmp_path / f"finetune/{name}/r0" / model_store.step_name(last), mesh)
+        for name in ("permuted", "noised")
+    )
+    # Other weights of the base's function, which training takes along the same course.
+    assert not same(permuted.params, learned.params)
+    np.testing.assert_allclose(permuted.compare(*asked), learned.compare(*asked), atol=2e-3)
+    assert not np.allclose(noised.compare(*asked), learned.compare(*asked), atol=0.05)
     export.export(tmp_path, STUDENT, tmp_path / "out", step=0)
     assert same(weights.load(tmp_path / "out", mesh=mesh)[1], base)
     assert artifacts.read_json(steps[0] / model_store.REFERENCE)["weights"].startswith("..")
