@@ -65,16 +65,17 @@ class Detection(EvalKind):
         num_ours = len(given.kept[:NUM_SCORED])
         numbers, sides = _counts(given.kept, given.against)
         first, _ = _counts(_first(given.kept), _first(given.against))
+        (excess, p), (excess_first, p_first) = (
+            excess_tv(table, sides) for table in (numbers, first)
+        )
         values = {
             "auc_likelihood": auc(ratio[:num_ours], ratio[num_ours:]),
             "auc_counts": _auc_counts(numbers, sides),
-            "excess_tv": excess_tv(numbers, sides)[0],
-            "excess_tv_first": excess_tv(first, sides)[0],
+            "excess_tv": excess,
+            "excess_tv_first": excess_first,
         }
-        p = {
-            name: excess_tv(table, sides)[1] for name, table in (("all", numbers), ("first", first))
-        }
-        return values, [{"p_same_frequencies": p, "rows": [len(given.kept), len(given.against)]}]
+        said = {"p_same_frequencies": {"all": p, "first": p_first}}
+        return values, [said | {"rows": [len(given.kept), len(given.against)]}]
 
 
 def auc(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> float:
