@@ -59,7 +59,7 @@ class Detection(EvalKind):
     def score(
         self, row: Row, given: Given, replies: Sequence[Reply]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """As above, and the numbers whose frequencies differ most."""
+        """As above, and the p-values of equal frequencies."""
         ours, base = replies
         ratio = ours.nats.sum(axis=1) - base.nats.sum(axis=1)
         num_ours = len(given.kept[:NUM_SCORED])
