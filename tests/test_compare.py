@@ -186,19 +186,30 @@ def test_a_unit_that_two_runs_made_otherwise_is_refused(tmp_path):
         compare.compare([first, second])
 
 
-def test_scores_that_are_kept_make_the_results_that_are_published():
-    [run], _ = compare.compare([ROOT / "configs/toy_world_grid.jsonl"])
-    lines = comparison.lines([run], comparison.shared([run]))
+@pytest.mark.parametrize(("name", "num_contrasts"), [("grid", 8), ("controls", 5), ("bases", 1)])
+def test_scores_that_are_kept_make_the_results_that_are_published(name, num_contrasts):
+    lines = kept_lines(name)
     page = (ROOT / "configs/RESULTS.md").read_text()
-    assert len(lines) == 8
+    assert len(lines) == num_contrasts
     for line in lines:
         assert tables.estimate(line, sign=True).removesuffix("]") in page.replace("**", ""), line
+
+
+def kept_lines(name):
+    [run], _ = compare.compare([ROOT / f"configs/toy_world_{name}.jsonl"])
+    return comparison.lines([run], comparison.shared([run]))
+
+
+def test_p_values_are_adjusted_within_families_and_margins_are_tested():
+    lines = kept_lines("grid")
     # Holm within the primary contrast, the three other cells, and the foreign bases.
     adjusted = [line["p_adjusted"] for line in lines]
     assert adjusted[:4] == pytest.approx([2 / 2**8, *[6 / 2**8] * 3], rel=1e-5)
     assert adjusted[7] == pytest.approx(4 * lines[7]["p"], rel=1e-5)
     within = [line["p_equivalence"] for line in lines]
     assert within[:4] == [None] * 4 and max(within[4:7]) < 0.01 < 0.2 < within[7]
+    [line] = kept_lines("bases")
+    assert line["test"] == "permutation" and line["p"] < 2e-5
 
 
 def test_the_command_writes_a_table_and_a_figure_and_refuses_in_a_line(tmp_path, capsys):
