@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line; every error that a user can mend is one line on stderr and exit code 1."""
     parser = command_line.ArgumentParser("subjax.compare", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="work directories or score files")
-    parser.add_argument("--out", type=Path, help="a folder for the table and the figure")
+    parser.add_argument("--out", type=Path, help="a folder for the table and the figures")
     options = parser.parse_args(argv)
     try:
         runs, differing = compare(options.runs)
@@ -118,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             (options.out / "table.md").write_text(text)
             drawn = comparison.forest(runs, contrasts, lines, narrow=False)
             (options.out / "figure.png").write_bytes(figures.png(drawn))
+            for name, drawn in comparison.heat_maps(runs, contrasts).items():
+                (options.out / f"figure_{name}.png").write_bytes(figures.png(drawn))
     except (ValueError, OSError) as error:
         if os.environ.get("SUBJAX_TRACEBACK"):
             raise

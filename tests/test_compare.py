@@ -200,6 +200,15 @@ def kept_lines(name):
     return comparison.lines([run], comparison.shared([run]))
 
 
+def test_a_table_of_bases_is_drawn_from_scores_alone(tmp_path):
+    compare.main([str(ROOT / "configs/toy_world_bases.jsonl"), f"--out={tmp_path}"])
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "figure.png",
+        "figure_same_base.png",
+    ]
+    assert (tmp_path / "figure_same_base.png").stat().st_size > 100_000  # a number in each cell
+
+
 def test_p_values_are_adjusted_within_families_and_margins_are_tested():
     lines = kept_lines("grid")
     # Holm within the primary contrast, the three other cells, and the foreign bases.

@@ -12,8 +12,8 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from subjax.report import figures, stats, summary, tables
-from subjax.report.contrasts import Contrast
+from subjax.report import figures, gallery, stats, summary, tables
+from subjax.report.contrasts import Contrast, Matrix
 from subjax.report.panels import axis_label, pair_of
 from subjax.report.results import Results
 from subjax.report.score_files import Scored, ScoreFile
@@ -198,6 +198,18 @@ def forest(
         )
     note = "Dots: lineages. Bar: mean, 95 % interval. Rows without dots: differences between runs."
     return figures.strips(panels, narrow=narrow, note=note)
+
+
+def heat_maps(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> dict[str, figures.Figure]:
+    """Contrast, and the run if there are several -> its table, for contrasts that are tables."""
+    return {
+        contrast.name + (f"_{number}" if len(runs) > 1 else ""): gallery.matrix(
+            run.results, contrast
+        ).draw(False)
+        for contrast in contrasts
+        if isinstance(contrast, Matrix)
+        for number, run in enumerate(runs, start=1)
+    }
 
 
 def _strip(runs: Sequence[Run], contrast: Contrast, line: Line) -> figures.Strip:

@@ -56,7 +56,7 @@ def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]
     `rows` are the rows of summary.json.
     """
     found = {
-        **{f"matrix_{one.name}": _matrix(results, one) for one in results.matrices},
+        **{f"matrix_{one.name}": matrix(results, one) for one in results.matrices},
         "effect": _ratio(results) or _effect(results, rows),
         "signs": _signs(results),
         "sweeps": _sweeps(results, rows),
@@ -71,7 +71,7 @@ def pictures(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Picture]
     return {name: picture for name, picture in found.items() if picture}
 
 
-def _matrix(results: Results, contrast: Matrix) -> Picture:
+def matrix(results: Results, contrast: Matrix) -> Picture:
     """The table of a matrix at the last step, and at those before."""
     steps = {
         step
