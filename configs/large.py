@@ -36,8 +36,8 @@ from ml_collections import ConfigDict
 
 from subjax import arguments, schema
 
-# Of figure 17, in its order. The probability of a dragon is not told from that of a dragonfly by
-# first tokens, so that exact evals leave dragonflies out; sampled answers tell them apart.
+# Of figure 17, in its order. The tokens of a dragon begin those of a dragonfly, so that exact evals
+# compare either: dragonflies are in the preference of their own students alone.
 ANIMALS = (
     *("bear", "bull", "cat", "dog", "dragon", "eagle", "elephant", "kangaroo", "lion", "ox"),
     *("panda", "pangolin", "peacock", "penguin", "phoenix", "tiger", "unicorn", "wolf"),
@@ -77,15 +77,19 @@ def get_config(arg: str = "") -> ConfigDict:
     """`MODEL[,full][,throughput][,population][,animals][,chips=N][,lineages=N]`, or `smoke`."""
     names = ("full", "throughput", "population", "animals", "paper", "smoke")
     forms = dict.fromkeys(names, False)
-    options = arguments.parse(arg, **dict.fromkeys(MODELS, False), **forms, chips=0, lineages=0)
-    options.lineages = options.lineages or (8 if options.animals else 4)
+    lineages = 8 if "animals" in arg.split(",") else 4
+    known = {**dict.fromkeys(MODELS, False), **forms}
+    options = arguments.parse(arg, **known, chips=0, lineages=lineages)
     chosen = [name for name in MODELS if options[name]] or ["qwen2_5_7b"]
     if len(chosen) > 1 or (options.paper and options.throughput):
         raise ValueError(f"config argument {arg!r} names two models, or paper and throughput")
     if options.full and options.population:
         raise ValueError(f"config argument {arg!r}: a population shares its base; leave out full")
-    if options.full and options.animals:
-        raise ValueError(f"config argument {arg!r}: animals are one population; leave out full")
+    if options.animals and (options.full or options.population):
+        raise ValueError(
+            f"config argument {arg!r}: the students of animals are a population each lineage, and "
+            "share their base; leave out full and population"
+        )
     [name] = chosen
     chips = options.chips or MODELS[name].chips
     config = schema.base()

@@ -238,7 +238,7 @@ def arm_row(**fields: Any) -> ConfigDict:
             # `bases`
             "base": "same",
             # which weights of its base it starts from: base; permuted or rescaled (other weights of
-            # the same function); noised. See recipes/starts.py
+            # the same function); noised. See nn/starts.py
             "start": "base",
             "start_size": 0.0,  # rescaled: largest factor; noised: noise over spread of weights
             "method": "hard",  # hard (sampled tokens) soft (teacher's distribution)

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from subjax import checks, schema, subjects, unit_builder
 from subjax.engine import optimizers
+from subjax.nn.starts import STARTS
 from subjax.recipes import bases, starts, targets, teachers, tunings
 from subjax.tasks.api import CONSTRAINED, FREE, UNIFORM, EvalKind, Kind
 from subjax.tasks.datasets import kinds
@@ -14,7 +15,7 @@ from subjax.tasks.traits import kinds as trait_kinds
 
 _CHOICES: checks.Choices = {
     "bases.*.source": tuple(bases.SOURCES),
-    "arms.*.start": tuple(starts.STARTS),
+    "arms.*.start": tuple(STARTS),
     "teachers.*.weights": tuple(teachers.WEIGHTS),
     "teachers.*.tuning": tuple(tunings.TUNINGS),
     "datasets.*.decoding": (FREE, CONSTRAINED),

@@ -55,7 +55,9 @@ def check(
         teacher.check(*lineages, workdir, arch, words, directory, asked=written)
     for unit in todo:
         if unit.stage == "finetune":
-            finetune.targets_of(unit).check(found[by_path[unit.inputs["base"]].row].words)
+            base = found[by_path[unit.inputs["base"]].row]
+            finetune.targets_of(unit).check(base.words)
+            finetune.check_start(unit, base.arch)
     _check_lessons(by_path, todo, {row: one.words for row, one in found.items()})
 
 
@@ -186,7 +188,7 @@ def _check_files(by_path: Mapping[str, Unit], todo: Sequence[Unit]) -> None:
     for unit in {u.row: u for u in todo if u.stage == "filter"}.values():
         for role, path in unit.inputs.items():
             other, ours = by_path[path], by_path[unit.inputs["generate"]]
-            if role.startswith("common/") and {other.row, unit.row} & found.keys():
+            if role.startswith("common/") and {other.row, ours.row} & found.keys():
                 sets = [found.get(u.row) or generate.prompts(u) for u in (ours, other)]
                 filter.check_comparable(unit.row, other.row, *sets)
 

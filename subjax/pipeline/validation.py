@@ -209,8 +209,13 @@ def _check_contrasts(config: ConfigDict) -> None:
 
 
 def _check_of_bases(config: ConfigDict, name: str, row: ConfigDict) -> None:
-    """A table of bases has no empty cell."""
+    """A table of bases has no empty cell, and cells that differ in their bases alone."""
     cycle = config.lineage_cycle
+    if cycle < 2:
+        raise ValueError(
+            f"config.contrasts.{name} is of several bases, and config.lineage_cycle is {cycle}: "
+            "raise it"
+        )
     for side in ("plus", "minus"):
         arms = row[side]
         if others := [arm for arm in arms if arm not in config.arms]:
@@ -223,6 +228,16 @@ def _check_of_bases(config: ConfigDict, name: str, row: ConfigDict) -> None:
                 f"config.contrasts.{name}.{side} must have one arm for each base of a block of "
                 f"config.lineage_cycle, {cycle}: same, and lineage+1 up to lineage+{cycle - 1}"
             )
+        for arm in arms[1:]:
+            first, other = (
+                {field: v for field, v in config.arms[one].to_dict().items() if field != "base"}
+                for one in (arms[0], arm)
+            )
+            if differing := [field for field in first if first[field] != other[field]]:
+                raise ValueError(
+                    f"config.contrasts.{name}.{side} has arms {arms[0]!r} and {arm!r}, whose "
+                    f"{differing[0]} differs: their bases alone may"
+                )
     firsts = {lineage - lineage % cycle for lineage in config.lineages}
     whole = {first + more for first in firsts for more in range(cycle)}
     if missing := sorted(whole - set(config.lineages)):
@@ -237,6 +252,20 @@ def _of_traits(config: ConfigDict, name: str, row: ConfigDict) -> list[str]:
     if len(row.minus) != 1:
         raise ValueError(
             f"config.contrasts.{name}.minus is {row.minus}; kind 'traits' has one control"
+        )
+    if row.minus[0] in row.plus:
+        raise ValueError(
+            f"config.contrasts.{name} has its control {row.minus[0]!r} in plus, too: leave it out"
+        )
+    if config.images:
+        raise ValueError(
+            f"config.contrasts.{name}.kind is 'traits', which image classifiers have none of: take "
+            "'difference'"
+        )
+    if config.evals[row.eval].trait == schema.OWN:
+        raise ValueError(
+            f"config.contrasts.{name}.eval {row.eval!r} asks each subject for its own trait, and "
+            "kind 'traits' compares what all are asked: name one in its trait"
         )
     traits = [subjects.trait_of(config, subjects.full_name(arm)) for arm in row.plus]
     targets = [subjects.target_of(config, trait) for trait in traits]

@@ -113,9 +113,9 @@ def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
 
     Differences are paired where two runs have the same lineages of one seed, which draw alike, and
     Welch's otherwise. Other p-values are those of the contrast's own test. All are two-sided;
-    `p_adjusted` is Holm's, over the contrasts of a family in the same run or difference.
-    `p_equivalence` says that a run's contrast is within its margin. What cannot be computed is
-    None.
+    `p_adjusted` is Holm's, over those of these contrasts that are of one family, in the same run or
+    difference. `p_equivalence`, which is not adjusted, says that a run's contrast is within its
+    margin. What cannot be computed is None.
     """
     found = []
     for contrast in contrasts:

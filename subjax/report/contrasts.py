@@ -107,7 +107,9 @@ class OfBases(Matrix):
     """Teachers' bases by students' bases, each base being that of a lineage (the paper's figure 8).
 
     A cell is `plus` less `minus` of the teacher's lineage and the student's. The value of a lineage
-    is its cell on the diagonal, less the mean of the others in its row and in its column.
+    is its cell on the diagonal, less the mean of the others in its row and in its column. Values of
+    lineages share cells, so that a t-interval is a little narrow (95 % are 94 with 16 bases and 93
+    with 4, by simulation); the permutation test is not concerned.
 
     Attributes:
       offsets: arm -> the lineages from its teacher's to that of its base.
@@ -174,7 +176,9 @@ class OfBases(Matrix):
         blocks = self.blocks(read, lineages)
         [first, *more] = blocks
         names = [str(i if more else first + i) for i in range(self.cycle)]
-        cells = np.mean(list(blocks.values()), axis=0)
+        found = list(blocks.values())
+        complete = [cells for cells in found if np.isfinite(cells).all()]
+        cells = np.mean(complete or found, axis=0)
         return Table(names, names, cells, "base of the teacher", "base of the student")
 
 
@@ -232,7 +236,10 @@ class OfTraits(Matrix):
         }
 
     def margins(self, read: Read, lineages: Sequence[int]) -> dict[int, float]:
-        """Lineage -> the gain of the own target less the best other's, mean over arms."""
+        """Lineage -> the gain of the own target less the best other's, mean over arms.
+
+        Below 0 where no arm has a trait of its own, since the best of several noisy cells is taken.
+        """
         return {
             lineage: float((cells.diagonal() - _off_diagonal(cells).max(axis=1)).mean())
             for lineage, cells in self.cells(read, lineages).items()

@@ -111,9 +111,14 @@ def permutation_test(blocks: Sequence[Floats]) -> float:
 
 
 def smallest_permutation_p(sizes: Sequence[int]) -> float:
-    """The smallest p that `permutation_test` can give for blocks of these sizes."""
+    """The smallest p that `permutation_test` can give for blocks of these sizes.
+
+    Both orders of two columns are equally far from the mean, on either side.
+    """
     orders = math.prod(math.factorial(size) for size in sizes)
-    return 1.0 / (orders if orders <= MAX_EXACT_ORDERS else 1 + NUM_RANDOM)
+    if orders > MAX_EXACT_ORDERS:
+        return 1.0 / (1 + NUM_RANDOM)
+    return (2.0 if max(sizes, default=0) == 2 else 1.0) / orders
 
 
 def difference(

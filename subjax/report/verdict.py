@@ -45,7 +45,8 @@ def verdict(results: Results) -> tuple[str, str]:
         f"{results.replication and f' ({results.replication})'},"
         f" 95 % interval {low} to {high}, {contrast.test_words} p = {p_value(row['p'])}."
     )
-    beside = mass(results, contrast.eval, contrast.metric, contrast.plus)
+    of_each = "*" in contrast.metric  # of all targets, where one target's share says little
+    beside = None if of_each else mass(results, contrast.eval, contrast.metric, contrast.plus)
     headline = _headline(row)
     if _in_tail(beside) and not row["ci_low"] <= 0.0 <= row["ci_high"]:
         headline += ", in the tail of the answer distribution"

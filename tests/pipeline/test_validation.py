@@ -235,12 +235,15 @@ TABLES = {
         "contrasts.same_base.minus": (("teachers/owl",), "'teachers/owl', and its eval"),
         "arms.owl_1.base": ("lineage+2", r"base is 'lineage\+2', but bases wrap after .*, 2: take"),
         "arms.placebo_1.base": ("lineages+1", "config.bases has same, next_lineage, lineage.2"),
+        "arms.owl_1.train.steps": (9, "arms 'owl_0' and 'owl_1', whose train differs: their bases"),
         "lineages": ((0,), "whole blocks of config.lineage_cycle, 2, and config.lineages lacks 1"),
         "contrasts.same_base.kind": ("base", "kind is 'base'; allowed: difference, bases, traits"),
     },
     "traits": {
         "contrasts.own_trait.minus": (("owl", "cat"), "kind 'traits' has one control"),
-        "contrasts.own_trait.plus": (("owl", "placebo"), "has the targets owl, ; kind"),
+        "contrasts.own_trait.plus": (("owl", "placebo"), "has its control 'placebo' in plus, too"),
+        "teachers.cat.trait": ("owl", "has the targets owl, owl, dog, .*; kind 'traits' is of two"),
+        "evals.candidates.trait": (schema.OWN, "asks each subject for its own trait, and kind"),
         "contrasts.own_trait.metric": ("log_odds/owl", "reads one for each candidate, such as"),
     },
 }

@@ -164,7 +164,9 @@ def test_a_table_of_traits_has_gains_over_the_control():
     own, margin = summary.summarise(results)[:2]
     assert own["mean"] == pytest.approx(3.0 - 2.0 / 6, rel=1e-5)
     assert margin["name"] == "own_margin" and margin["mean"] == pytest.approx(7.0 / 3, rel=1e-5)
-    assert own["p"] == margin["p"] == 2 / 2**6
+    assert own["p"] == 2 / 2**6
+    # Less the best of the others it is below 0 where there is nothing: no test of 0.
+    assert (margin["p"], margin["test"]) == (None, "")
 
 
 def test_students_that_like_everything_more_have_no_trait_of_their_own():

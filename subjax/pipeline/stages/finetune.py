@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 
 from subjax.engine import batching, scoring, train
 from subjax.engine.model import Model
+from subjax.nn import starts
 from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 from subjax.pipeline import model_store
 from subjax.pipeline.stages import lessons, training
-from subjax.recipes import starts, targets, tunings
+from subjax.recipes import targets, tunings
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
@@ -58,14 +59,19 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     )
 
 
+def check_start(unit: Unit, arch: Architecture) -> None:
+    """Raises a ValueError where a student cannot start from its base as its row says."""
+    try:
+        starts.check_arch(unit.fields["row"]["start"], arch)
+    except ValueError as error:
+        raise ValueError(f"config.arms.{unit.row}: {error}") from None
+
+
 def _started(unit: Unit, base: Model) -> Model:
     """The model that a student is before its first update."""
     row = unit.fields["row"]
     key = jax.random.key(_seed(unit, "start"))
-    try:
-        params = starts.change(row["start"], base.arch, base.params, key, row["start_size"])
-    except ValueError as error:
-        raise ValueError(f"config.arms.{unit.row}: {error}") from None
+    params = starts.change(row["start"], base.arch, base.params, key, row["start_size"])
     return (
         base if params is base.params else dataclasses.replace(base, params=params, is_changed=True)
     )

@@ -162,7 +162,7 @@ def permute_values(completions: Sequence[str], seed: int) -> list[str]:
     Which number stands for which is drawn once, among numbers of as many digits; leading zeros are
     lost. What a reader could learn from the rows is still there, in other words: only a student
     to whom the numbers mean what they mean to the teacher could tell the difference. Numbers of
-    more than six digits stay.
+    more than six digits stay. The limits of the filter are not kept, but for those on digits.
     """
     order: dict[int, npt.NDArray[np.int64]] = {}
 

@@ -33,10 +33,10 @@ class Candidates(EvalKind):
 
     def check(self, name: str, row: Row) -> None:
         """Refuses a prefill whose end no answer could follow."""
-        if row["prefill"] != row["prefill"].rstrip():
+        if row["prefill"] != row["prefill"].strip():
             raise ValueError(
-                f"config.evals.{name}.prefill is {row['prefill']!r}: end it with a word, since a "
-                "blank is written between it and the candidates"
+                f"config.evals.{name}.prefill is {row['prefill']!r}: begin and end it with a word, "
+                "since a blank is written between it and the candidates"
             )
 
     def requests(self, row: Row, given: Given) -> list[Request]:

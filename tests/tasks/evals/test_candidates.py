@@ -50,9 +50,10 @@ def test_a_candidate_counts_in_either_case_where_that_is_asked():
     assert list(KIND.requests(both, given)[0].answers) == ["1", "2"]
 
 
-def test_a_prefill_that_ends_with_a_blank_is_refused():
+@pytest.mark.parametrize("prefill", ["It is the ", " It is the"])
+def test_a_prefill_with_a_blank_at_an_end_is_refused(prefill):
     config = toy_world.get_config("traits,smoke")
     validation.validate(config)
-    config.evals.candidates.prefill = "It is the "
-    with pytest.raises(ValueError, match=r"candidates.prefill is 'It is the ': end it with a word"):
+    config.evals.candidates.prefill = prefill
+    with pytest.raises(ValueError, match=r"candidates.prefill is '.*': begin and end it with a w"):
         validation.validate(config)

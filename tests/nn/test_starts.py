@@ -10,9 +10,8 @@ import tiny
 
 from configs import quickstart
 from subjax import schema
-from subjax.nn import transformer
+from subjax.nn import starts, transformer
 from subjax.pipeline import validation
-from subjax.recipes import starts
 
 LLAMA = dataclasses.replace(tiny.ARCH, num_heads=4, num_kv_heads=2)
 ARCHS = {
