@@ -262,11 +262,6 @@ def _of_traits(config: ConfigDict, name: str, row: ConfigDict) -> list[str]:
             f"config.contrasts.{name}.kind is 'traits', which image classifiers have none of: take "
             "'difference'"
         )
-    if config.evals[row.eval].trait == schema.OWN:
-        raise ValueError(
-            f"config.contrasts.{name}.eval {row.eval!r} asks each subject for its own trait, and "
-            "kind 'traits' compares what all are asked: name one in its trait"
-        )
     traits = [subjects.trait_of(config, subjects.full_name(arm)) for arm in row.plus]
     targets = [subjects.target_of(config, trait) for trait in traits]
     if len(targets) < 2 or len(set(targets)) != len(targets) or "" in targets:

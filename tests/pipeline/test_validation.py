@@ -243,7 +243,6 @@ TABLES = {
         "contrasts.own_trait.minus": (("owl", "cat"), "kind 'traits' has one control"),
         "contrasts.own_trait.plus": (("owl", "placebo"), "has its control 'placebo' in plus, too"),
         "teachers.cat.trait": ("owl", "has the targets owl, owl, dog, .*; kind 'traits' is of two"),
-        "evals.candidates.trait": (schema.OWN, "asks each subject for its own trait, and kind"),
         "contrasts.own_trait.metric": ("log_odds/owl", "reads one for each candidate, such as"),
     },
 }
