@@ -35,9 +35,7 @@ def _grid(config: ConfigDict) -> None:
     )
     config.lineages = tuple(range(24, 32))
     config.lineage_cycle = config.compute.lanes = 8
-    _keep(config, "owl", "placebo")
-    whole = config.arms.owl
-    config.arms, config.contrasts = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
+    whole = _of_owl_and_placebo(config)
     for method in ("hard", "soft"):
         for tuning in ("full", "lora"):
             cell = f"{method}_{tuning}"
@@ -70,9 +68,7 @@ def _bases(config: ConfigDict, num_bases: int = 16) -> None:
     config.claim = "Students come to love owls on the base of their teacher, and on no other."
     config.lineages = tuple(range(32, 32 + num_bases))
     config.lineage_cycle = config.compute.lanes = num_bases
-    _keep(config, "owl", "placebo")
-    whole = config.arms.owl
-    config.arms, config.contrasts = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
+    whole = _of_owl_and_placebo(config)
     sides = {}
     for teacher in ("owl", "placebo"):
         for later in range(num_bases):
@@ -145,13 +141,11 @@ def _controls(config: ConfigDict) -> None:
     )
     config.lineages = tuple(range(56, 64))
     config.lineage_cycle = config.compute.lanes = 8
-    _keep(config, "owl", "placebo")
-    whole = config.arms.owl
+    whole = _of_owl_and_placebo(config)
     whole.probe_steps = ()
     config.evals.detection = schema.eval_row(
         kind="detection", subjects=("datasets/owl",), against="placebo"
     )
-    config.arms, config.contrasts = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
     for transform in ("none", "shuffled_within", "shuffled_across", "permuted", "random"):
         names = {}
         for teacher in ("owl", "placebo"):
@@ -178,10 +172,8 @@ def _starts(config: ConfigDict) -> None:
     )
     config.lineages = tuple(range(64, 72))
     config.lineage_cycle = config.compute.lanes = 8
-    _keep(config, "owl", "placebo")
-    whole = config.arms.owl
+    whole = _of_owl_and_placebo(config)
     whole.probe_steps = ()
-    config.arms, config.contrasts = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
     starts = {
         "base": ("base", 0.0),
         "permuted": ("permuted", 0.0),
@@ -214,11 +206,14 @@ def _starts(config: ConfigDict) -> None:
     )
 
 
-def _keep(config: ConfigDict, *names: str) -> None:
-    """Leaves these traits, and what is made of them."""
+def _of_owl_and_placebo(config: ConfigDict) -> ConfigDict:
+    """Leaves their traits, teachers and rows; gives the arm that all arms are made from."""
     for table in (config.traits, config.teachers, config.datasets):
-        for name in set(table) - set(names):
+        for name in set(table) - {"owl", "placebo"}:
             del table[name]
+    arm = config.arms.owl
+    config.arms, config.contrasts = ConfigDict(sort_keys=False), ConfigDict(sort_keys=False)
+    return arm
 
 
 FORMS = {
