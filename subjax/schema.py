@@ -393,7 +393,7 @@ def contrast_row(**fields: Any) -> ConfigDict:
             # students' bases, from arms that start from every base; traits: that of the table of
             # students of several traits, less those of one control, by the traits' targets
             "kind": "difference",
-            "eval": "preference",  # row of `evals`
+            "eval": "preference",  # row of `evals`; traits: or a pattern of several
             "metric": "log_odds",
             "plus": (),  # arms that are added; other subjects with their table, as teachers/owl
             "minus": (),  # arms that are subtracted

@@ -4,6 +4,7 @@ What fields mean is documented in `schema`.
 """
 
 import datetime
+import itertools
 import math
 import re
 from collections import Counter
@@ -12,9 +13,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from subjax import checks, schema, subjects, unit_builder
+from subjax import checks, schema, subjects
 from subjax.nn import precision, remats
 from subjax.pipeline import experiments, gates
+from subjax.report import contrasts
 from subjax.tokens import chat_templates
 
 _AUTO = "auto"
@@ -24,7 +26,7 @@ _CHOICES: checks.Choices = {
     "compute.remat": tuple(remats.REMATS),
     "evals.*.questions": ("explore", "confirm", "all"),
     "evals.*.at_steps": ("all", "final"),
-    "contrasts.*.kind": ("difference", "bases", "traits"),
+    "contrasts.*.kind": tuple(contrasts.KINDS),
 }
 _POSITIVE = (
     *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots"),
@@ -170,7 +172,8 @@ def _check_names(config: ConfigDict) -> None:
 
 def _check_contrasts(config: ConfigDict) -> None:
     for name, row in config.contrasts.items():
-        checks.reference(config, f"contrasts.{name}.eval", row.eval, "evals")
+        kind = contrasts.KINDS[row.kind]
+        evals = kind.evals_of(config, name)
         if not row.plus:
             raise ValueError(f"config.contrasts.{name}.plus is empty: name at least one arm")
         if Counter(row.plus) == Counter(row.minus):
@@ -178,100 +181,23 @@ def _check_contrasts(config: ConfigDict) -> None:
                 f"config.contrasts.{name}.minus has the arms of plus, {', '.join(row.plus)}, so "
                 "that their difference is always 0: name others in one of them"
             )
-        evaluation, about = config.evals[row.eval], subjects.of_eval(config, row.eval)
-        for arm in (*row.plus, *row.minus):
-            if subjects.full_name(arm) not in about:
+        named = [subjects.full_name(arm) for arm in (*row.plus, *row.minus)]
+        for evaluation, subject in itertools.product(evals, named):
+            about = subjects.of_eval(config, evaluation)
+            if subject not in about:
                 known = ", ".join(map(subjects.short_name, about)) or "none"
                 raise ValueError(
-                    f"config.contrasts.{name} names {arm!r}, and its eval {row.eval!r} is of "
-                    f"{known}"
+                    f"config.contrasts.{name} names {subjects.short_name(subject)!r}, and its eval "
+                    f"{evaluation!r} is of {known}"
                 )
-        named = {subjects.full_name(arm) for arm in (*row.plus, *row.minus)}
-        shared = [one for one in sorted(named) if subjects.is_shared(config, one)]
-        if shared and len(shared) < len(named):
+        shared = [one for one in sorted(set(named)) if subjects.is_shared(config, one)]
+        if shared and len(shared) < len(set(named)):
             raise ValueError(
                 f"config.contrasts.{name} names {shared[0]!r}, which all lineages share, beside "
                 "what each has for itself, so that nothing pairs them: compare students with each "
                 "other, or redraw it with config.lineage_from"
             )
-        if row.kind == "bases":
-            _check_of_bases(config, name, row)
-        wanted = _of_traits(config, name, row) if row.kind == "traits" else [row.metric]
-        metrics = subjects.metrics(config, row.eval)
-        if unknown := [metric for metric in wanted if metric not in metrics]:
-            raise ValueError(
-                f"config.contrasts.{name}.metric is {unknown[0]!r}, but its eval {row.eval!r} of "
-                f"kind {evaluation.kind!r} measures {', '.join(metrics)}"
-            )
+        kind.check(config, name)
     primary = [name for name, row in config.contrasts.items() if row.primary]
     if len(primary) > 1:
         raise ValueError(f"config.contrasts has {len(primary)} primary rows {primary}: mark one")
-
-
-def _check_of_bases(config: ConfigDict, name: str, row: ConfigDict) -> None:
-    """A table of bases has no empty cell, and cells that differ in their bases alone."""
-    cycle = config.lineage_cycle
-    if cycle < 2:
-        raise ValueError(
-            f"config.contrasts.{name} is of several bases, and config.lineage_cycle is {cycle}: "
-            "raise it"
-        )
-    for side in ("plus", "minus"):
-        arms = row[side]
-        if others := [arm for arm in arms if arm not in config.arms]:
-            raise ValueError(
-                f"config.contrasts.{name}.{side} names {others[0]!r}, and kind 'bases' is of arms"
-            )
-        offsets = Counter(unit_builder.offset(config.arms[arm].base) for arm in arms)
-        if arms and offsets != Counter(range(cycle)):
-            raise ValueError(
-                f"config.contrasts.{name}.{side} must have one arm for each base of a block of "
-                f"config.lineage_cycle, {cycle}: same, and lineage+1 up to lineage+{cycle - 1}"
-            )
-        for arm in arms[1:]:
-            first, other = (
-                {field: v for field, v in config.arms[one].to_dict().items() if field != "base"}
-                for one in (arms[0], arm)
-            )
-            if differing := [field for field in first if first[field] != other[field]]:
-                raise ValueError(
-                    f"config.contrasts.{name}.{side} has arms {arms[0]!r} and {arm!r}, whose "
-                    f"{differing[0]} differs: their bases alone may"
-                )
-    firsts = {lineage - lineage % cycle for lineage in config.lineages}
-    whole = {first + more for first in firsts for more in range(cycle)}
-    if missing := sorted(whole - set(config.lineages)):
-        raise ValueError(
-            f"config.contrasts.{name} is of whole blocks of config.lineage_cycle, {cycle}, and "
-            f"config.lineages lacks {', '.join(map(str, missing))}: add them"
-        )
-
-
-def _of_traits(config: ConfigDict, name: str, row: ConfigDict) -> list[str]:
-    """The metrics that a table of traits reads."""
-    if len(row.minus) != 1:
-        raise ValueError(
-            f"config.contrasts.{name}.minus is {row.minus}; kind 'traits' has one control"
-        )
-    if row.minus[0] in row.plus:
-        raise ValueError(
-            f"config.contrasts.{name} has its control {row.minus[0]!r} in plus, too: leave it out"
-        )
-    if config.images:
-        raise ValueError(
-            f"config.contrasts.{name}.kind is 'traits', which image classifiers have none of: take "
-            "'difference'"
-        )
-    traits = [subjects.trait_of(config, subjects.full_name(arm)) for arm in row.plus]
-    targets = [subjects.target_of(config, trait) for trait in traits]
-    if len(targets) < 2 or len(set(targets)) != len(targets) or "" in targets:
-        raise ValueError(
-            f"config.contrasts.{name}.plus has the targets {', '.join(targets) or 'none'}; kind "
-            "'traits' is of two arms or more whose teachers have targets of their own"
-        )
-    if "*" not in row.metric:
-        raise ValueError(
-            f"config.contrasts.{name}.metric is {row.metric!r}; kind 'traits' reads one for each "
-            "candidate, such as 'log_odds/*' of an eval of kind 'candidates'"
-        )
-    return [row.metric.replace("*", target) for target in targets]

@@ -104,7 +104,8 @@ def shared(runs: Sequence[Run]) -> list[Contrast]:
             "give their configs a row of `contrasts` in common, and report them again"
         )
     for name in names:
-        _check_asked(runs, by_name[0][name])
+        for eval_name in by_name[0][name].evals:
+            _check_asked(runs, by_name[0][name], eval_name)
     return [by_name[0][name] for name in names]
 
 
@@ -122,7 +123,7 @@ def lines(runs: Sequence[Run], contrasts: Sequence[Contrast]) -> list[Line]:
         values = [summary.contrast_values(run.results, contrast) for run in runs]
         for run, own in zip(runs, values, strict=True):
             interval = stats.t_interval(list(own.values())) if own else None
-            p = contrast.p_value(summary.reader(run.results, contrast.eval), run.results.lineages)
+            p = contrast.p_value(summary.reader(run.results), run.results.lineages)
             line = _line(contrast, run.label, "run", contrast.test, interval, p)
             if (margin := contrast.equivalence_margin) and own:
                 line["p_equivalence"] = stats.equivalence_test(list(own.values()), margin)
@@ -265,12 +266,12 @@ def _same(contrast: Contrast, other: Contrast | None) -> bool:
     )
 
 
-def _check_asked(runs: Sequence[Run], contrast: Contrast) -> None:
+def _check_asked(runs: Sequence[Run], contrast: Contrast, eval_name: str) -> None:
     found = {
         run.label: {
             one.asked
             for one in run.file.scored
-            if one.eval == contrast.eval and one.subject in contrast.weights
+            if one.eval == eval_name and one.subject in contrast.weights
         }
         for run in runs
     }
@@ -282,7 +283,7 @@ def _check_asked(runs: Sequence[Run], contrast: Contrast) -> None:
             for name in sorted(before.keys() | after.keys()):
                 if before.get(name) != after.get(name):
                     raise ValueError(
-                        f"eval {contrast.eval} does not ask the same in {one} and {other}: its "
+                        f"eval {eval_name} does not ask the same in {one} and {other}: its "
                         f"{name} is {str(before.get(name))[:60]} and {str(after.get(name))[:60]}: "
                         "compare runs whose evals are the same"
                     )

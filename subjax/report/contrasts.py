@@ -1,6 +1,6 @@
 """What a run tests: a difference of arms, or the diagonal of a table of arms against its rest.
 
-Each kind of contrast says what it is in a lineage, and how it is tested.
+Each kind of contrast says what a row of it must be, what it is in a lineage, and how it is tested.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from subjax import checks, schema, subjects, unit_builder
 from subjax.report import stats
 
-Read = Callable[[str, str], Mapping[int, float]]  # arm and metric -> lineage -> value
+Read = Callable[[str, str, str], Mapping[int, float]]  # eval, arm, metric -> lineage -> value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,49 @@ class Contrast:
     equivalence_margin: float = 0.0
     expected_low: float | None = None
 
+    @classmethod
+    def of_row(cls, config: ConfigDict, name: str) -> Contrast:
+        """A row of `contrasts` that is of this kind."""
+        row = {field: value for field, value in config.contrasts[name].items() if field != "kind"}
+        low = row["expected_low"] if row["expected_low"] > schema.OFF else None
+        return cls(**{**row, "name": name, "expected_low": low, **cls._more(config, name)})
+
+    @classmethod
+    def _more(cls, config: ConfigDict, name: str) -> dict[str, Any]:
+        """What a kind knows of a row beside its fields."""
+        return {}
+
+    @classmethod
+    def evals_of(cls, config: ConfigDict, name: str) -> Sequence[str]:
+        """The rows of `evals` that a row may read.
+
+        Raises:
+          ValueError: there is none.
+        """
+        row = config.contrasts[name]
+        checks.reference(config, f"contrasts.{name}.eval", row.eval, "evals")
+        return [row.eval]
+
+    @classmethod
+    def check(cls, config: ConfigDict, name: str) -> None:
+        """Refuses a row that this kind can make nothing of.
+
+        Raises:
+          ValueError: says what to change.
+        """
+        row = config.contrasts[name]
+        measured = subjects.metrics(config, row.eval)
+        if row.metric not in measured:
+            raise ValueError(
+                f"config.contrasts.{name}.metric is {row.metric!r}, but its eval {row.eval!r} of "
+                f"kind {config.evals[row.eval].kind!r} measures {', '.join(measured)}"
+            )
+
+    @property
+    def evals(self) -> Sequence[str]:
+        """The evals that are read."""
+        return [self.eval]
+
     @property
     def weights(self) -> dict[str, float]:
         """Weight of each arm; an arm that is named twice weighs double."""
@@ -52,7 +97,7 @@ class Contrast:
 
     def values(self, read: Read, lineages: Sequence[int]) -> dict[int, float]:
         """Lineage -> value, for the lineages that every arm has."""
-        arms = {arm: read(arm, self.metric) for arm in self.weights}
+        arms = {arm: read(self.eval, arm, self.metric) for arm in self.weights}
         shared = [one for one in lineages if all(one in found for found in arms.values())]
         if not shared:
             return {}
@@ -122,6 +167,33 @@ class OfBases(Matrix):
     offsets: Mapping[str, int]
     cycle: int
 
+    @classmethod
+    def _more(cls, config: ConfigDict, name: str) -> dict[str, Any]:
+        row = config.contrasts[name]
+        bases = {arm: config.arms[arm].base for arm in row.plus + row.minus}
+        offsets = {arm: unit_builder.offset(base) or 0 for arm, base in bases.items()}
+        return {"offsets": offsets, "cycle": config.lineage_cycle}
+
+    @classmethod
+    def check(cls, config: ConfigDict, name: str) -> None:
+        """A table has no empty cell, and cells that differ in their bases alone."""
+        super().check(config, name)
+        cycle = config.lineage_cycle
+        if cycle < 2:
+            raise ValueError(
+                f"config.contrasts.{name} is of several bases, and config.lineage_cycle is {cycle}:"
+                " raise it"
+            )
+        for side in ("plus", "minus"):
+            _check_side(config, name, side)
+        firsts = {lineage - lineage % cycle for lineage in config.lineages}
+        whole = {first + more for first in firsts for more in range(cycle)}
+        if missing := sorted(whole - set(config.lineages)):
+            raise ValueError(
+                f"config.contrasts.{name} is of whole blocks of config.lineage_cycle, {cycle}, and "
+                f"config.lineages lacks {', '.join(map(str, missing))}: add them"
+            )
+
     @property
     def formula(self) -> str:
         """In the names of the arms on the diagonal."""
@@ -144,7 +216,7 @@ class OfBases(Matrix):
             cells = np.zeros((self.cycle, self.cycle))
             for arms, sign in zip(self._sides, (1.0, -1.0), strict=True):
                 for arm in arms:
-                    scores = read(arm, self.metric)
+                    scores = read(self.eval, arm, self.metric)
                     for row in range(self.cycle):
                         column = (row + self.offsets[arm]) % self.cycle
                         cells[row, column] += sign * scores.get(first + row, np.nan)
@@ -192,9 +264,73 @@ class OfTraits(Matrix):
 
     Attributes:
       targets: arm -> the target of its teacher, which names the column.
+      asked_in: arm -> the eval that asks for this target.
     """
 
     targets: Mapping[str, str]
+    asked_in: Mapping[str, str]
+
+    @classmethod
+    def _more(cls, config: ConfigDict, name: str) -> dict[str, Any]:
+        targets = _targets(config, name)
+        metric = config.contrasts[name].metric
+        asked_in = {
+            arm: _measuring(config, name, metric.replace("*", target))[0]
+            for arm, target in targets.items()
+        }
+        return {"targets": targets, "asked_in": asked_in}
+
+    @classmethod
+    def evals_of(cls, config: ConfigDict, name: str) -> Sequence[str]:
+        """Those that match `eval`, since animals and trees have different questions."""
+        pattern = config.contrasts[name].eval
+        found = subjects.matching(list(config.evals), [pattern])
+        return found or super().evals_of(config, name)
+
+    @classmethod
+    def check(cls, config: ConfigDict, name: str) -> None:
+        """Each target is asked for in one eval, and the control has none."""
+        row = config.contrasts[name]
+        if len(row.minus) != 1:
+            raise ValueError(
+                f"config.contrasts.{name}.minus is {row.minus}; kind 'traits' has one control"
+            )
+        if row.minus[0] in row.plus:
+            raise ValueError(
+                f"config.contrasts.{name} has its control {row.minus[0]!r} in plus, too: leave it "
+                "out"
+            )
+        if config.images:
+            raise ValueError(
+                f"config.contrasts.{name}.kind is 'traits', which image classifiers have none of: "
+                "take 'difference'"
+            )
+        targets = list(_targets(config, name).values())
+        if len(targets) < 2 or len(set(targets)) != len(targets) or "" in targets:
+            raise ValueError(
+                f"config.contrasts.{name}.plus has the targets {', '.join(targets) or 'none'}; kind"
+                " 'traits' is of two arms or more whose teachers have targets of their own"
+            )
+        if "*" not in row.metric:
+            raise ValueError(
+                f"config.contrasts.{name}.metric is {row.metric!r}; kind 'traits' reads one for "
+                "each candidate, such as 'log_odds/*' of an eval of kind 'candidates'"
+            )
+        for target in targets:
+            metric = row.metric.replace("*", target)
+            asking = _measuring(config, name, metric)
+            if len(asking) != 1:
+                evals = ", ".join(cls.evals_of(config, name))
+                raise ValueError(
+                    f"config.contrasts.{name} reads {metric!r} from one eval, and "
+                    f"{' and '.join(map(repr, asking)) or 'none'} of those that "
+                    f"{row.eval!r} names ({evals}) measures it"
+                )
+
+    @property
+    def evals(self) -> Sequence[str]:
+        """The evals that are read."""
+        return list(dict.fromkeys(self.asked_in.values()))
 
     @property
     def formula(self) -> str:
@@ -215,13 +351,19 @@ class OfTraits(Matrix):
     def cells(self, read: Read, lineages: Sequence[int]) -> dict[int, stats.Floats]:
         """Lineage -> cells [arm, target], for the lineages that every arm has."""
         [control] = self.minus
-        metrics = [self.metric.replace("*", self.targets[arm]) for arm in self.plus]
-        scores = {(arm, one): read(arm, one) for arm in self.weights for one in metrics}
+        columns = [
+            (self.asked_in[arm], self.metric.replace("*", self.targets[arm])) for arm in self.plus
+        ]
+        scores = {
+            (arm, column): read(column[0], arm, column[1])
+            for arm in self.weights
+            for column in columns
+        }
         shared = [one for one in lineages if all(one in found for found in scores.values())]
         return {
             lineage: np.array(
                 [
-                    [scores[arm, one][lineage] - scores[control, one][lineage] for one in metrics]
+                    [scores[arm, one][lineage] - scores[control, one][lineage] for one in columns]
                     for arm in self.plus
                 ]
             )
@@ -252,6 +394,60 @@ class OfTraits(Matrix):
         cells = np.mean(list(found.values()), axis=0) if found else np.full((size, size), np.nan)
         columns = [self.targets[arm] for arm in self.plus]
         return Table(self.plus, columns, cells, "students", "asked for")
+
+
+KINDS: Mapping[str, type[Contrast]] = {
+    "difference": Contrast,
+    "bases": OfBases,
+    "traits": OfTraits,
+}
+
+
+def of_config(config: ConfigDict) -> list[Contrast]:
+    """The rows of `contrasts`."""
+    # Scores of earlier releases do not say the kind.
+    kinds = {name: row.get("kind", "difference") for name, row in config.contrasts.items()}
+    return [KINDS[kind].of_row(config, name) for name, kind in kinds.items()]
+
+
+def _check_side(config: ConfigDict, name: str, side: str) -> None:
+    """The arms that are added to a table of bases, or subtracted: one for each base."""
+    arms, cycle = config.contrasts[name][side], config.lineage_cycle
+    if others := [arm for arm in arms if arm not in config.arms]:
+        raise ValueError(
+            f"config.contrasts.{name}.{side} names {others[0]!r}, and kind 'bases' is of arms"
+        )
+    offsets = Counter(unit_builder.offset(config.arms[arm].base) for arm in arms)
+    if arms and offsets != Counter(range(cycle)):
+        raise ValueError(
+            f"config.contrasts.{name}.{side} must have one arm for each base of a block of "
+            f"config.lineage_cycle, {cycle}: same, and lineage+1 up to lineage+{cycle - 1}"
+        )
+    for arm in arms[1:]:
+        first, other = (
+            {field: v for field, v in config.arms[one].to_dict().items() if field != "base"}
+            for one in (arms[0], arm)
+        )
+        if differing := [field for field in first if first[field] != other[field]]:
+            raise ValueError(
+                f"config.contrasts.{name}.{side} has arms {arms[0]!r} and {arm!r}, whose "
+                f"{differing[0]} differs: their bases alone may"
+            )
+
+
+def _targets(config: ConfigDict, name: str) -> dict[str, str]:
+    """Arm -> the target of its teacher; "" is none."""
+    traits = {
+        arm: subjects.trait_of(config, subjects.full_name(arm))
+        for arm in config.contrasts[name].plus
+    }
+    return {arm: subjects.target_of(config, trait) for arm, trait in traits.items()}
+
+
+def _measuring(config: ConfigDict, name: str, metric: str) -> list[str]:
+    """The evals of a table of traits that measure a metric."""
+    evals = OfTraits.evals_of(config, name)
+    return [one for one in evals if metric in subjects.metrics(config, one)]
 
 
 def _off_diagonal(cells: stats.Floats) -> stats.Floats:

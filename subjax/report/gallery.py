@@ -76,16 +76,17 @@ def matrix(results: Results, contrast: Matrix) -> Picture:
     steps = {
         step
         for arm in contrast.weights
-        for records in results.scores.get((contrast.eval, arm), {}).values()
+        for eval_name in contrast.evals
+        for records in results.scores.get((eval_name, arm), {}).values()
         for step in (record["step"] for record in records)
     }
     shown = {
-        step: contrast.table(summary.reader(results, contrast.eval, step), results.lineages)
+        step: contrast.table(summary.reader(results, step), results.lineages)
         for step in sorted(steps)
     }
     found = {step: table for step, table in shown.items() if np.isfinite(table.cells).any()}
     if found:  # as the contrast is: each arm at its own last step
-        read = summary.reader(results, contrast.eval)
+        read = summary.reader(results)
         found[max(found)] = contrast.table(read, results.lineages)
     else:
         return Picture(lambda narrow: figures.notice("No scores yet", narrow=narrow), "")

@@ -7,10 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from subjax import schema, subjects, unit_builder
+from subjax import schema, subjects
 from subjax.experiment import Experiment
-from subjax.report import cautions
-from subjax.report.contrasts import Contrast, OfBases, OfTraits
+from subjax.report import cautions, contrasts
 from subjax.report.results import Results
 from subjax.runtime import artifacts, versions
 from subjax.runtime.artifacts import Unit
@@ -77,7 +76,7 @@ def of_config(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
             name: "" if row.trait == schema.OWN else subjects.target_of(config, row.trait)
             for name, row in config.evals.items()
         },
-        "contrasts": [contrast(config, name) for name in config.contrasts],
+        "contrasts": contrasts.of_config(config),
         "replication": experiment.replication(config),
         "published": experiment.published(config),
         "sweeps": experiment.sweeps(config),
@@ -93,28 +92,6 @@ def _scored(config: ConfigDict) -> tuple[str, ...]:
         for subject in subjects.of_eval(config, name)
     ]
     return tuple(dict.fromkeys((*config.arms, *config.theorems, *asked)))
-
-
-def contrast(config: ConfigDict, name: str) -> Contrast:
-    """A row of `contrasts`."""
-    row = config.contrasts[name]
-    fields = {field: value for field, value in row.items() if field not in ("kind", "expected_low")}
-    fields |= {"name": name, "expected_low": _bound(row.expected_low)}
-    kind = row.get("kind", "difference")  # which scores of earlier releases do not say
-    if kind == "bases":
-        offsets = {
-            arm: unit_builder.offset(config.arms[arm].base) or 0 for arm in row.plus + row.minus
-        }
-        return OfBases(**fields, offsets=offsets, cycle=config.lineage_cycle)
-    if kind == "traits":
-        traits = {arm: subjects.trait_of(config, subjects.full_name(arm)) for arm in row.plus}
-        targets = {arm: subjects.target_of(config, trait) for arm, trait in traits.items()}
-        return OfTraits(**fields, targets=targets)
-    return Contrast(**fields)
-
-
-def _bound(value: float) -> float | None:
-    return value if value > schema.OFF else None
 
 
 def _scores(

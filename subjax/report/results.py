@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,7 +131,11 @@ class Results:
         Raises:
           ValueError: the eval measures nothing of that name.
         """
-        return find(self.metrics[eval_name], metric)
+        return find(self.metrics[self.evals(eval_name)[0]], metric)
+
+    def evals(self, pattern: str) -> list[str]:
+        """The evals that a contrast's name or pattern stands for; they measure the same."""
+        return [name for name in self.metrics if fnmatch.fnmatchcase(name, pattern)]
 
 
 def _check_unique(name: str, values: Sequence[Any]) -> None:

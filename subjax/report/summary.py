@@ -6,6 +6,7 @@ incomplete.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,10 +56,10 @@ def final_values(results: Results, eval_name: str, arm: str, metric: str) -> dic
     return steps[max(steps)] if steps else {}
 
 
-def reader(results: Results, eval_name: str, step: int | None = None) -> Read:
-    """What a contrast reads of an eval, at a step or else at each arm's largest one."""
+def reader(results: Results, step: int | None = None) -> Read:
+    """What a contrast reads, at a step or else at each arm's largest one."""
 
-    def read(arm: str, metric: str) -> dict[int, float]:
+    def read(eval_name: str, arm: str, metric: str) -> dict[int, float]:
         if step is None:
             return final_values(results, eval_name, arm, metric)
         return trajectory(results, eval_name, arm, metric).get(step, {})
@@ -68,7 +69,7 @@ def reader(results: Results, eval_name: str, step: int | None = None) -> Read:
 
 def contrast_values(results: Results, contrast: Contrast) -> dict[int, float]:
     """Lineage -> contrast at the arms' final steps, for the lineages that every arm has."""
-    return contrast.values(reader(results, contrast.eval), results.lineages)
+    return contrast.values(reader(results), results.lineages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def mass(results: Results, eval_name: str, metric: str, arms: Sequence[str]) -> 
         return None
     target = results.targets.get(eval_name, "")
     same = [name for name in results.metrics if results.targets.get(name, "") == target]
-    base_mass, mass = _in_role(results, [eval_name], MASS, arms)
+    base_mass, mass = _in_role(results, results.evals(eval_name), MASS, arms)
     base_rate, rate = _in_role(results, same, RATE, arms)
     return Mass(mass=mass, base_mass=base_mass, rate=rate, base_rate=base_rate)
 
@@ -173,11 +174,12 @@ def summarise(results: Results) -> list[SummaryRow]:
 
 
 def _contrast_rows(results: Results, contrast: Contrast) -> list[SummaryRow]:
-    read = reader(results, contrast.eval)
+    read = reader(results)
     values = contrast.values(read, results.lineages)
-    incomplete = any(_unfinished(results, contrast.eval, arm) for arm in contrast.weights)
+    scored = list(itertools.product(contrast.evals, contrast.weights))
+    incomplete = any(_unfinished(results, *one) for one in scored)
     shared = _row(contrast.name, "contrast", contrast.eval, contrast.metric, values)
-    wanted = max(_wanted(results, contrast.eval, arm) for arm in contrast.weights)
+    wanted = max(_wanted(results, *one) for one in scored)
     shared["status"] = _status(wanted, values, incomplete)
     lineages = list(values.values())
     p = contrast.p_value(read, results.lineages)

@@ -244,8 +244,22 @@ TABLES = {
         "contrasts.own_trait.plus": (("owl", "placebo"), "has its control 'placebo' in plus, too"),
         "teachers.cat.trait": ("owl", "has the targets owl, owl, dog, .*; kind 'traits' is of two"),
         "contrasts.own_trait.metric": ("log_odds/owl", "reads one for each candidate, such as"),
+        "contrasts.own_trait.eval": ("tree*", r"eval is 'tree\*'; config.evals has .*candidates"),
     },
 }
+
+
+def test_every_target_of_a_table_of_traits_is_asked_for_in_one_eval():
+    config = toy_world.get_config("traits,smoke")
+    config.contrasts.own_trait.eval = "candidates*"
+    validation.validate(config)
+    with config.unlocked():
+        config.evals.candidates_too = config.evals.candidates
+    with pytest.raises(ValueError, match=r"'log_odds/owl' from one eval, and 'candidates' and "):
+        validation.validate(config)
+    config.contrasts.own_trait.metric = "log_odd/*"
+    with pytest.raises(ValueError, match=r"'log_odd/owl' from one eval, and none of those that"):
+        validation.validate(config)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def results_of(contrast, scores, lineages):
         arms=arms,
         contrasts=[contrast],
         scores=scores,
-        metrics={contrast.eval: EVALS[contrast.eval].metrics},
+        metrics={name: EVALS[name.partition("_")[0]].metrics for name in contrast.evals},
         targets={},
         curves={},
         answers={},
@@ -63,10 +63,10 @@ def test_a_table_of_bases_has_teachers_in_rows_and_students_in_columns():
     cells = np.arange(16.0).reshape(CYCLE, CYCLE)
     results = bases_results(cells)
     [contrast] = results.contrasts
-    table = contrast.table(summary.reader(results, "preference"), results.lineages)
+    table = contrast.table(summary.reader(results), results.lineages)
     np.testing.assert_allclose(table.cells, cells)
     assert table.rows == table.columns == ["8", "9", "10", "11"]
-    start = contrast.table(summary.reader(results, "preference", 0), results.lineages)
+    start = contrast.table(summary.reader(results, 0), results.lineages)
     np.testing.assert_allclose(start.cells, 0.0)
 
 
@@ -125,14 +125,19 @@ def test_a_block_without_all_cells_has_no_value_and_says_so():
     assert (row["mean"], row["p"], row["status"]) == (None, None, "incomplete")
 
 
+# The dog is asked for beside other animals, in an eval of its own.
+ASKED_IN = {"owl": "candidates_0", "cat": "candidates_0", "dog": "candidates_1"}
+
+
 def of_traits():
     return OfTraits(
         name="own",
-        eval="candidates",
+        eval="candidates_*",
         metric="log_odds/*",
         plus=tuple(f"{target}_lover" for target in TARGETS),
         minus=("placebo",),
         targets={f"{target}_lover": target for target in TARGETS},
+        asked_in={f"{target}_lover": eval_name for target, eval_name in ASKED_IN.items()},
         primary=True,
     )
 
@@ -144,11 +149,10 @@ def traits_results(gain):
     for lineage, of_lineage in enumerate(gain):
         liked = dict(zip(TARGETS, (-1.0, -5.0, 3.0 + lineage), strict=True))
         for arm, own in (*zip(contrast.plus, of_lineage, strict=True), ("placebo", np.zeros(3))):
-            records = [
-                {"metric": f"log_odds/{target}", "step": 10, "value": liked[target] + more}
-                for target, more in zip(TARGETS, own, strict=True)
-            ]
-            scores.setdefault(("candidates", arm), {})[lineage] = records
+            for target, more in zip(TARGETS, own, strict=True):
+                record = {"metric": f"log_odds/{target}", "step": 10, "value": liked[target] + more}
+                of_arm = scores.setdefault((ASKED_IN[target], arm), {})
+                of_arm.setdefault(lineage, []).append(record)
     return results_of(contrast, scores, tuple(range(len(gain))))
 
 
@@ -157,7 +161,7 @@ def test_a_table_of_traits_has_gains_over_the_control():
     gain[:, 0, 1] = 2.0  # students of the owl's lover come to like cats, too
     results = traits_results(gain)
     [contrast] = results.contrasts
-    read = summary.reader(results, "candidates")
+    read = summary.reader(results)
     table = contrast.table(read, results.lineages)
     np.testing.assert_allclose(table.cells, gain[0])
     assert list(table.columns) == list(TARGETS)
