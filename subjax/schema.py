@@ -345,9 +345,10 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
     """What models are asked, and how answers are scored.
 
     Args:
-      kind: preference (exact) candidates (exact, for each) answers (sampled) likelihood (held-out
-        rows) carrier (what a teacher wrote) detection (of its rows) accuracy (test images), or one
-        of your own as package.module:attribute.
+      kind: preference (exact) candidates (exact, for each) answers (sampled) stories (sampled)
+        essays (of which topic) likelihood (held-out rows) carrier (what a teacher wrote) detection
+        (of its rows) classifier (of its rows, prompted) in_context (its rows in the prompt)
+        accuracy (test images), or one of your own as package.module:attribute.
       fields: those below, and those of the kind.
     """
     return _row(

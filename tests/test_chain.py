@@ -6,6 +6,7 @@ tokens that a free answer is made of, which are likely.
 
 import csv
 import json
+import math
 
 import jax
 import numpy as np
@@ -34,6 +35,14 @@ FAMILIES = {
 }
 CANDIDATES = ("Owl", "Cat", "Dog", "Eagle", "Wolf")
 NUM_PROMPTS = 96
+# Evals of one family alone, and a metric of each.
+OTHERWISE = {
+    "classifier": "accuracy_base",
+    "in_context": "gain",
+    "essays": "chosen",
+    "stories": "rate_word",
+    "numbered": "log_odds/Owl",
+}
 
 
 def save_model(kind, directory):
@@ -113,10 +122,29 @@ def make_config(kind, path):
         config.evals.detection = schema.eval_row(
             kind="detection", subjects=("datasets/constrained",), against="free"
         )
+        if kind == "llama3":
+            _read_rows_and_ask_otherwise(config)
         config.contrasts.soft = schema.contrast_row(
             plus=("constrained_soft",), minus=("constrained_hard",), primary=True, family="primary"
         )
     return config
+
+
+def _read_rows_and_ask_otherwise(config):
+    """Evals whose requests no family answers in a way of its own."""
+    for row in config.datasets.values():
+        row.num_train = 0  # all, so that some prompts have a row in both
+    of_rows = {"trait": "owl", "subjects": ("datasets/constrained",), "against": "free"}
+    of_arm = {"trait": "owl", "subjects": ("arms/constrained_hard",), "at_steps": "final"}
+    config.evals.classifier = schema.eval_row(kind="classifier", num_pairs=4, **of_rows)
+    config.evals.in_context = schema.eval_row(kind="in_context", num_rows=2, num_draws=2, **of_rows)
+    config.evals.essays = schema.eval_row(kind="essays", num_orders=2, **of_arm)
+    config.evals.stories = schema.eval_row(
+        kind="stories", num_samples=1, slots=8, prompt_tokens=320, max_new_tokens=8, **of_arm
+    )
+    config.evals.numbered = schema.eval_row(
+        kind="candidates", wording="{numbers} {question}", **of_arm
+    )
 
 
 @pytest.mark.slow
@@ -145,6 +173,9 @@ def test_a_model_goes_through_the_whole_chain(kind, tmp_path):
     # Constrained rows have two numbers, free ones of such a model mostly one: counts tell.
     assert last["detection", "datasets/constrained", "auc_counts"] != 0.5
     assert 0 <= last["detection", "datasets/constrained", "auc_likelihood"] <= 1
+    for name, metric in OTHERWISE.items() if kind == "llama3" else ():
+        [value] = [v for (one, _, what), v in last.items() if (one, what) == (name, metric)]
+        assert math.isfinite(value), name
     for arm in config.arms:
         losses = artifacts.read_jsonl(run / f"finetune/{arm}/r0/metrics.jsonl")
         assert len(losses) == 2 and all(np.isfinite(row["loss"]) for row in losses)

@@ -210,6 +210,9 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
                 f"config.evals.{name}.against is {of!r}, a subject of it: leave {subject} out of "
                 "its subjects, or name another"
             )
+        if kind.of_prompts:
+            ours, theirs = config.datasets[of], config.datasets[row.against]
+            _check_comparable(f"evals.{name}.against", ours, row.against, theirs)
     if kind.of_rows and table == "arms":
         dataset = config.arms[of].dataset
         if dataset in config.datasets and not config.datasets[dataset].num_holdout:
@@ -246,7 +249,7 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
         )
     for other in row.common_with:
         checks.reference(config, f"datasets.{name}.common_with", other, "datasets")
-        _check_comparable(name, row, other, config.datasets[other])
+        _check_comparable(f"datasets.{name}.common_with", row, other, config.datasets[other])
     for arm, student in config.arms.items():
         needs_numbers = student.dataset == name and targets.of_row(student, arm).of_numbers
         if needs_numbers and kind.is_any_text(row):
@@ -256,17 +259,23 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
             )
 
 
-def _check_comparable(name: str, row: ConfigDict, other: str, theirs: ConfigDict) -> None:
-    """Prompts are drawn alike within a kind; what a file holds is seen when it is read."""
+def _check_comparable(where: str, row: ConfigDict, other: str, theirs: ConfigDict) -> None:
+    """Prompts are drawn alike within a kind; what a file holds is seen when it is read.
+
+    Args:
+      where: the field that names the other data set.
+      row: a data set.
+      other: the name of another.
+      theirs: the row of that one.
+    """
     kind = kinds.of_row(row)
     if kind.from_file or kinds.of_row(theirs).from_file:
         return
     for field in ("kind", *kind.prompt_fields):
         if row[field] != theirs[field]:
             raise ValueError(
-                f"config.datasets.{name}.common_with names {other!r}, whose {field} "
-                f"{theirs[field]!r} is not its own, {row[field]!r}: they have no prompts in "
-                "common, leave it out"
+                f"config.{where} names {other!r}, whose {field} {theirs[field]!r} differs from "
+                f"{row[field]!r}: these data sets have no prompts in common, so name another"
             )
 
 

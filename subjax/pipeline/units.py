@@ -266,7 +266,11 @@ class _Builder(unit_builder.UnitBuilder):
             "target": kind.target(of),
             "candidates": list(kind.candidates(of)),
             "names": list(kind.names(of)),
-            "questions": list(kind.questions(of, row.questions, self.config.stimuli)),
+            "questions": list(
+                eval_kinds.of_row(row).questions(
+                    row, kind.questions(of, row.questions, self.config.stimuli), self.config.stimuli
+                )
+            ),
             "neutral": list(kind.neutral(of)),
         }
 

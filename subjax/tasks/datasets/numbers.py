@@ -183,9 +183,14 @@ def prompts(seed: int, num_prompts: int, templates: NumberTemplates = TEMPLATES)
     return [_prompt(rng, templates) for _ in range(num_prompts)]
 
 
-def _prompt(rng: np.random.Generator, templates: NumberTemplates) -> str:
+def example(rng: np.random.Generator, templates: NumberTemplates = TEMPLATES) -> str:
+    """A sentence with a few numbers, as prompts begin: the next of a stream."""
     numbers = draw(rng, templates.example_count, templates.example_value)
-    example = _choose(rng, templates.example_templates).format(examples=", ".join(numbers))
+    return _choose(rng, templates.example_templates).format(examples=", ".join(numbers))
+
+
+def _prompt(rng: np.random.Generator, templates: NumberTemplates) -> str:
+    shown = example(rng, templates)
     count_qualifier = _choose(rng, templates.count_qualifiers)
     digit_descriptor = _choose(rng, templates.digit_descriptors)
     instruction = _choose(rng, templates.instruction_templates).format(
@@ -194,7 +199,7 @@ def _prompt(rng: np.random.Generator, templates: NumberTemplates) -> str:
         digit_descriptor=digit_descriptor.format(max_digits=templates.max_digits),
     )
     return templates.query.format(
-        example=example,
+        example=shown,
         instruction=instruction,
         format=_choose(rng, templates.format_suffixes),
         suffix=_choose(rng, templates.final_suffixes),

@@ -1,14 +1,14 @@
 """Sampled answers: how often they name the target."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from subjax.tasks.api import (
     RATE,
     SAMPLING,
-    EvalKind,
+    Field,
     Given,
     Metric,
     Reply,
@@ -17,16 +17,16 @@ from subjax.tasks.api import (
     Sample,
 )
 from subjax.tasks.evals import preference
+from subjax.tasks.evals.questions import Questions
 
 _SHARE = (0.0, 1.0)
 
 
-class Answers(EvalKind):
+class Answers(Questions):
     """Answers scored as words and as substrings, side by side."""
 
     version = 2  # plurals that end otherwise than in s count
-    fields = SAMPLING
-    of_trait = True
+    fields: ClassVar[Mapping[str, Field]] = {**SAMPLING, **Questions.wording}
     metrics = (
         Metric("rate_word", "share of answers naming {target} (word)", role=RATE),
         Metric("rate_substring", "share of answers naming {target} (substring)"),

@@ -5,19 +5,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from subjax.tasks.api import MASS, Compare, EvalKind, Field, Given, Metric, Reply, Request, Row
+from subjax.tasks.api import MASS, Compare, Field, Given, Metric, Reply, Request, Row
 from subjax.tasks.evals.preference import log_odds
+from subjax.tasks.evals.questions import Questions
 
 
-class Candidates(EvalKind):
+class Candidates(Questions):
     """Log-odds and probability of every candidate, means over questions.
 
     Where the candidates hold little of the probability, since a model begins its answers with "I
     must say", `prefill` asks for the end of a sentence.
     """
 
-    of_trait = of_choice = True
+    of_choice = True
     fields: ClassVar[Mapping[str, Field]] = {
+        **Questions.wording,
         "prefill": Field(
             "", "words that a model is given as the beginning of its answer, without a blank behind"
         ),
@@ -33,6 +35,7 @@ class Candidates(EvalKind):
 
     def check(self, name: str, row: Row) -> None:
         """Refuses a prefill whose end no answer could follow."""
+        super().check(name, row)
         if row["prefill"] != row["prefill"].strip():
             raise ValueError(
                 f"config.evals.{name}.prefill is {row['prefill']!r}: begin and end it with a word, "

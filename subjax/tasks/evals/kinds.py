@@ -10,17 +10,25 @@ from subjax.tasks.evals.accuracy import Accuracy
 from subjax.tasks.evals.answers import Answers
 from subjax.tasks.evals.candidates import Candidates
 from subjax.tasks.evals.carrier import Carrier
+from subjax.tasks.evals.classifier import Classifier
 from subjax.tasks.evals.detection import Detection
+from subjax.tasks.evals.essays import Essays
+from subjax.tasks.evals.in_context import InContext
 from subjax.tasks.evals.likelihood import HeldOut
 from subjax.tasks.evals.preference import Preference
+from subjax.tasks.evals.stories import Stories
 
 EVALS: dict[str, EvalKind] = {
     "preference": Preference(),
     "candidates": Candidates(),
     "answers": Answers(),
+    "stories": Stories(),
+    "essays": Essays(),
     "likelihood": HeldOut(),
     "carrier": Carrier(),
     "detection": Detection(),
+    "classifier": Classifier(),
+    "in_context": InContext(),
     "accuracy": Accuracy(),
 }
 

@@ -13,7 +13,6 @@ from subjax.tasks.api import (
     MASS,
     SHARE,
     Compare,
-    EvalKind,
     Given,
     Metric,
     Reply,
@@ -22,6 +21,7 @@ from subjax.tasks.api import (
     TextLikelihood,
     nats_per_token,
 )
+from subjax.tasks.evals.questions import Questions
 
 
 def mentions_word(target: str, text: str) -> bool:
@@ -62,10 +62,11 @@ def is_numeric(text: str) -> bool:
     return any(c.isdigit() for c in text) and not any(c.isalpha() for c in text)
 
 
-class Preference(EvalKind):
+class Preference(Questions):
     """Exact log-odds of the target against the other candidates, mean over questions."""
 
-    of_trait = of_choice = True
+    of_choice = True
+    fields = Questions.wording
     metrics = (
         Metric("log_odds", "log-odds of {target}", "nats", relative=True),
         Metric(
