@@ -70,9 +70,7 @@ def test_data_sets_of_other_prompts_are_refused_before_the_run():
         )
     validation.validate(config)
     config.datasets.placebo.num_shown = (3, 3)
-    with pytest.raises(
-        ValueError, match=r"evals\.classifier\.against names 'placebo', whose num_s"
-    ):
+    with pytest.raises(ValueError, match=r"classifier\.against names 'placebo', whose num_shown"):
         validation.validate(config)
 
 
