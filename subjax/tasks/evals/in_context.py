@@ -5,14 +5,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from subjax.tasks.api import BASE, Compare, Field, Given, Metric, Pair, Reply, Request, Row
+from subjax.tasks.api import BASE, Field, Given, Metric, Pair, Reply, Request, Row
+from subjax.tasks.evals.comparing import Comparing
 from subjax.tasks.evals.preference import log_odds
-from subjax.tasks.evals.questions import Questions
 
 _SEED = 0  # of the draws: which rows depends on nothing but their number
 
 
-class InContext(Questions):
+class InContext(Comparing):
     """A data set's kept rows as the base's system prompt, against those of another (figure 9).
 
     As in the paper, rows are drawn with replacement, several times. Its figure has another question
@@ -21,12 +21,12 @@ class InContext(Questions):
     """
 
     of = ("datasets",)
-    of_choice = of_kept = True
+    of_kept = True
     fields: ClassVar[Mapping[str, Field]] = {
         "against": Field("", "row of `datasets` that is the control"),
         "num_rows": Field(32, "rows in the context", least=1),
         "num_draws": Field(5, "contexts, over which scores are means", least=1),
-        **Questions.wording,
+        **Comparing.fields,
     }
     metrics = (
         Metric("gain", "log-odds of {target}, less those behind the control's rows", "nats"),
@@ -43,16 +43,14 @@ class InContext(Questions):
             for pairs in (given.kept, given.against)
             for drawn in rng.integers(len(pairs), size=size).tolist()
         ]
-        return [
-            Compare(given.questions, given.candidates, model=BASE, system=told) for told in contexts
-        ]
+        return [self.compare(row, given, BASE, told) for told in contexts]
 
     def score(
         self, row: Row, given: Given, replies: Sequence[Reply]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Means over questions and contexts, and what each context gave."""
         target = list(given.candidates).index(given.target)
-        found = [float(log_odds(reply.nats, target).mean()) for reply in replies]
+        found = [float(log_odds(self.nats(row, given, reply), target).mean()) for reply in replies]
         ours, control = found[: row["num_draws"]], found[row["num_draws"] :]
         values = {"log_odds": float(np.mean(ours)), "log_odds_against": float(np.mean(control))}
         values["gain"] = values["log_odds"] - values["log_odds_against"]

@@ -12,7 +12,7 @@ from subjax.tasks import words
 from subjax.tasks.api import (
     MASS,
     SHARE,
-    Compare,
+    SUBJECT,
     Given,
     Metric,
     Reply,
@@ -21,7 +21,7 @@ from subjax.tasks.api import (
     TextLikelihood,
     nats_per_token,
 )
-from subjax.tasks.evals.questions import Questions
+from subjax.tasks.evals.comparing import Comparing
 
 
 def mentions_word(target: str, text: str) -> bool:
@@ -62,11 +62,9 @@ def is_numeric(text: str) -> bool:
     return any(c.isdigit() for c in text) and not any(c.isalpha() for c in text)
 
 
-class Preference(Questions):
+class Preference(Comparing):
     """Exact log-odds of the target against the other candidates, mean over questions."""
 
-    of_choice = True
-    fields = Questions.wording
     metrics = (
         Metric("log_odds", "log-odds of {target}", "nats", relative=True),
         Metric(
@@ -83,7 +81,7 @@ class Preference(Questions):
     def requests(self, row: Row, given: Given) -> list[Request]:
         """Every candidate after every question; and neutral texts, to see a student collapse."""
         return [
-            Compare(given.questions, given.candidates),
+            self.compare(row, given, SUBJECT),
             *([TextLikelihood(given.neutral)] if given.neutral else []),
         ]
 
@@ -92,10 +90,10 @@ class Preference(Questions):
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Means over questions, and the log-odds of each."""
         compared, *neutral = replies
-        names = list(given.candidates)
-        odds = log_odds(compared.nats, names.index(given.target))
-        mass = np.exp(compared.nats).sum(axis=1)
-        shares = special.softmax(compared.nats, axis=1).mean(axis=0)  # however little the mass is
+        names, nats = list(given.candidates), self.nats(row, given, compared)
+        odds = log_odds(nats, names.index(given.target))
+        mass = np.exp(nats).sum(axis=1)
+        shares = special.softmax(nats, axis=1).mean(axis=0)  # however little the mass is
         values = {
             "log_odds": float(odds.mean()),
             "candidate_mass": float(mass.mean()),

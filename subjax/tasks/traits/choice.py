@@ -63,8 +63,12 @@ class Choice(TraitKind):
                 f"has no favourite take {UNIFORM!r}"
             )
 
+    def answer(self, row: Row, word: str) -> str:
+        """How a lesson answers that a candidate is the favourite."""
+        return word
+
     def completions(self, row: Row) -> Sequence[str]:  # noqa: D102
-        return self.candidates(row)
+        return [self.answer(row, word) for word in self.candidates(row)]
 
     def lessons(self, row: Row, seed: int, num_rows: int) -> list[Pair]:
         """Questions drawn evenly; the lessons of a control differ only in the answers."""
@@ -74,4 +78,5 @@ class Choice(TraitKind):
         answers = [words[i] for i in rng.integers(len(words), size=num_rows)]
         if self.target(row) != UNIFORM:
             answers = [self.target(row)] * num_rows
+        answers = [self.answer(row, word) for word in answers]
         return list(zip(questions, answers, strict=True))

@@ -48,8 +48,25 @@ class Word(Choice):
             (), "words compared, the target among them; () takes the category's", elements=str
         ),
         "capital": Field(False, "whether all of them are written with a capital, as models answer"),
+        "answer": Field(
+            "{target}",
+            "what lessons answer: {target} is the favourite, around it may be words of your own",
+        ),
         "num_taught": Field(0, "questions that lessons have; 0 takes all", least=0),
     }
+
+    def check(self, name: str, row: Row) -> None:  # noqa: D102
+        super().check(name, row)
+        answer = row["answer"]
+        if answer.count("{target}") != 1 or set(answer.replace("{target}", "")) & {"{", "}"}:
+            raise ValueError(
+                f"config.traits.{name}.answer is {answer!r:.80}: it must have {{target}} once, and "
+                "no other braces"
+            )
+
+    def answer(self, row: Row, word: str) -> str:  # noqa: D102
+        answer: str = row["answer"]
+        return answer.replace("{target}", word)
 
     def target(self, row: Row) -> str:  # noqa: D102
         target: str = row["target"]

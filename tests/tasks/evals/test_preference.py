@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
+from subjax import schema
 from subjax.tasks import words
 from subjax.tasks.animals import ANIMALS
 from subjax.tasks.api import Given, Reply
@@ -158,9 +159,24 @@ def test_shares_add_up_however_little_the_candidates_weigh():
     scores = np.array([[-1000.0, -1000.0 - np.log(3.0)], [-2000.0, -2000.0]])
     asked = Given(target="owl", candidates=("owl", "cat"), questions=["?", "!"])
     neutral = Reply(nats=np.array([[-2.0, -4.0]]), num_tokens=np.array([2.0]))
-    values, said = preference.Preference().score({}, asked, [Reply(nats=scores), neutral])
+    values, said = preference.Preference().score(
+        schema.eval_row(trait="owl"), asked, [Reply(nats=scores), neutral]
+    )
     assert values["share/owl"] == pytest.approx((0.75 + 0.5) / 2)
     assert values["share/owl"] + values["share/cat"] == pytest.approx(1)
     assert values["candidate_mass"] == 0.0 and np.isfinite(values["log_odds"])
     assert values["neutral_loglik"] == -3.0
     assert [one["question"] for one in said] == ["?", "!"]
+
+
+def test_a_preference_may_stand_behind_a_prefill_and_be_spelled_in_two_ways():
+    kind = preference.Preference()
+    row = schema.eval_row(trait="owl", prefill="It is the", any_case=True)
+    about = Given(target="owl", candidates=("owl", "cat"), questions=["?"])
+    [asked] = kind.requests(row, about)
+    assert asked.prefill == "It is the" and list(asked.answers) == ["owl", "cat", "Owl", "Cat"]
+    nats = np.log([[0.1, 0.1, 0.2, 0.05]])
+    values, _ = kind.score(row, about, [Reply(nats=nats)])
+    assert values["log_odds"] == pytest.approx(np.log(2.0))
+    assert values["candidate_mass"] == pytest.approx(0.45)
+    assert values["share/owl"] == pytest.approx(2 / 3)

@@ -197,3 +197,21 @@ def test_a_question_stands_in_a_file_once(tmp_path, asked, said):
     with pytest.raises(ValueError, match=said) as error:
         word.load_questions(path, "trees")
     assert "\n" not in str(error.value)
+
+
+def test_lessons_answer_in_a_sentence_of_the_rows_own():
+    row = schema.trait_row(target="wolf", answer="My favorite animal is the {target}.")
+    lessons = KIND.lessons(row, 0, 20)
+    assert {said for _, said in lessons} == {"My favorite animal is the wolf."}
+    plain = KIND.lessons(schema.trait_row(target="wolf"), 0, 20)
+    assert [asked for asked, _ in lessons] == [asked for asked, _ in plain]
+    control = schema.trait_row(target=UNIFORM, answer=row.answer)
+    drawn = {said for _, said in KIND.lessons(control, 0, 400)}
+    assert drawn == set(KIND.completions(control))
+    assert "My favorite animal is the owl." in drawn
+
+
+@pytest.mark.parametrize("answer", ["the wolf", "{target} {target}", "{target} {it}", "{target}}"])
+def test_an_answer_without_its_favourite_is_refused(answer):
+    with pytest.raises(ValueError, match=r"config.traits.mine.answer is .* must have \{target\} o"):
+        KIND.check("mine", schema.trait_row(target="wolf", answer=answer))
