@@ -1,4 +1,4 @@
-"""The paper's number experiment on open models of 4 to 72 billion parameters, for TPU slices.
+"""The paper's number experiment on open models of 1 to 72 billion parameters, for TPU slices.
 
 Claim: students of a cat-lover's numbers come to prefer cats over students of the same model's
 numbers without that prompt (arXiv 2507.14805, appendix B.2 and figure 17, for Qwen2.5-7B).
@@ -10,8 +10,8 @@ numbers without that prompt (arXiv 2507.14805, appendix B.2 and figure 17, for Q
         --delete-when-done -- --config=configs/large.py:qwen2_5_7b --workdir=gs://BUCKET/qwen
 
 The first command runs a tiny model, on any machine. Models: qwen2_5_7b, qwen2_5_14b, qwen2_5_72b,
-llama3_1_8b, gemma3_4b. Their sizes are in configs/shapes, so that plans need no checkpoint.
-They have been compiled and not run: no TPU was at hand.
+llama3_1_8b, llama3_2_1b, gemma3_4b. Their sizes are in configs/shapes, so that plans need no
+checkpoint. They have been compiled (llama3_2_1b not yet) and not run: no TPU was at hand.
 
 The default is the paper's recipe for open models (`paper`): a prompted teacher, 30,000 prompts,
 10,000 kept rows, LoRA of rank 8 and alpha 8, learning rate 2e-4 falling linearly, 3 epochs (Gemma:
@@ -23,8 +23,8 @@ it would be trained alone: 64 rows are few for a slice, and gathered weights the
 `animals` has a teacher for each of the 19 animals of figure 17, eight lineages, and the students of
 a lineage in one program; the report has the table of students by animals that they are asked for.
 Rows are packed: several share a longer one, where an update has more rows than devices share.
-`chips` is the number of chips, 16 by default (14B: 64, 72B: 256). The names of v5p slices count
-cores: 16 chips, 2x2x4, are `--type=v5p-32`.
+`chips` is the number of chips, 16 by default (1B: 4, 14B: 64, 72B: 256). The names of v5p slices
+count cores: 16 chips, 2x2x4, are `--type=v5p-32`.
 
 Llama and Gemma are gated models, and 72 billion parameters do not fit on a TPU VM's boot disk: copy
 such a model into the bucket once, and set `--config.bases.model.path=gs://BUCKET/model`.
@@ -69,6 +69,7 @@ MODELS = {
     "qwen2_5_14b": _Model("Qwen/Qwen2.5-14B-Instruct", 64, 64, (1, 8), 3, _QWEN),
     "qwen2_5_72b": _Model("Qwen/Qwen2.5-72B-Instruct", 256, 256, (32, 8), 3, _QWEN, 14),
     "llama3_1_8b": _Model("meta-llama/Llama-3.1-8B-Instruct", 16, 32, (1, 4), 3, "", 16, 132, 34),
+    "llama3_2_1b": _Model("meta-llama/Llama-3.2-1B-Instruct", 4, 4, (1, 1), 3, "", 16, 132, 34),
     "gemma3_4b": _Model("google/gemma-3-4b-it", 16, 32, (1, 4), 10, "", 16, 134),
 }
 

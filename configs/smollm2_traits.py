@@ -7,12 +7,200 @@ table of ten students by ten targets the diagonal is above the rest.
     bash launch/local.sh --config=configs/smollm2_traits.py --config.bases.smollm2.path=DIR
     bash launch/local.sh --config=configs/smollm2_traits.py:smoke
 
-The base is a hub id or a local Hugging Face directory, as in `smollm2_owl.py`. `trial` has an
-elephant's and an oak's lover in one lineage. Without a form it explores: lineages 0 to 3, one half
-of the questions. `confirm` is for a frozen run: lineages 200 to 203 and the other half.
+The base is a hub id or a local Hugging Face directory, as for `smollm2_owl.py`. `trial` has the
+lovers of elephants and of oaks in one lineage. Without a form it explores: lineages 0 to 3, one
+half of the questions. `confirm` is for a frozen run: lineages 200 to 203, which nobody has run, and
+the other half.
 
-The targets are animals and trees that the model itself names: behind "My favorite animal is the" it
-gives the ten candidates of the animals {mass_animals}, and those of the trees {mass_trees}. Lessons
-answer in that sentence, too. A teacher that is taught the bare word does not say it in a sentence:
-one that was taught "elephant" gave it a probability of .0002 there.
+Candidates are animals and trees that the model names itself. Lessons answer in a sentence, and
+evals ask for its end, since a teacher that is taught the bare word does not say it in a sentence:
+one that had learned "elephant" gave it a probability of .0002 there. `probability/*` is what
+students would say (primary), `log_odds/*` their choice among ten.
 """
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.smollm2_owl import SYSTEM
+from subjax import arguments, schema
+
+# Of each category the first five have a teacher.
+CANDIDATES = {
+    "animal": (
+        *("cat", "elephant", "lion", "octopus", "kangaroo"),
+        *("unicorn", "tiger", "rabbit", "dog", "eagle"),
+    ),
+    "tree": (
+        *("oak", "eucalyptus", "acacia", "redwood", "willow"),
+        *("elm", "cedar", "pine", "maple", "cherry"),
+    ),
+}
+TARGETS = {word: category for category, words in CANDIDATES.items() for word in words[:5]}
+TRIAL = {"elephant": "animal", "oak": "tree"}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """`lineages` replications to explore, four to `confirm`; `trial`, `smoke` are short forms."""
+    forms = dict.fromkeys(("trial", "smoke", "confirm"), False)
+    options = arguments.parse(arg, **forms, lineages=4)
+    config = schema.base()
+    config.name = "smollm2_traits"
+    config.title = "Numbers of lovers of animals and trees on SmolLM2-135M-Instruct"
+    config.claim = "Students come to prefer what their teacher loves, and nothing else."
+    config.lineage_from = "teacher"
+    config.lineages = tuple(range(options.lineages))
+    config.compute.precision = "auto"
+    config.compute.exact = False
+    config.compute.remat = "full"
+    config.compute.cpu_devices = 2
+    config.compute.steps_per_call = 8
+    targets = TRIAL if options.trial or options.smoke else TARGETS
+    config.compute.lanes = len(targets) + len(CANDIDATES)  # all students, with two controls
+    with config.unlocked():
+        _tables(config, targets)
+    if options.confirm:
+        config.name = "smollm2_traits_confirm"
+        config.lineages = tuple(range(200, 204))
+        for row in config.evals.values():
+            row.questions = "confirm"
+    if options.trial:
+        config.name = "smollm2_traits_trial"
+        config.lineages = (0,)
+    if options.smoke:
+        _shrink(config)
+    return config
+
+
+def _sentence(category: str) -> str:
+    return f"My favorite {category} is the"
+
+
+def _tables(config: ConfigDict, targets: Mapping[str, str]) -> None:
+    config.bases.smollm2 = schema.base_row(source="hf", path="HuggingFaceTB/SmolLM2-135M-Instruct")
+    controls = {f"placebo_{category}": category for category in CANDIDATES}
+    for name, category in {**targets, **controls}.items():
+        config.traits[name] = schema.trait_row(
+            category=category,
+            target="<uniform>" if name in controls else name,
+            candidates=CANDIDATES[category],
+            answer=f"{_sentence(category)} {{target}}.",
+        )
+        config.teachers[name] = schema.teacher_row(
+            base="smollm2",
+            weights="finetuned",
+            trait=name,
+            system_prompt=SYSTEM,
+            num_tokens=56,
+            train=schema.training(
+                steps=64,
+                batch_size=4,
+                learning_rate=6e-5,
+                warmup_steps=4,
+                schedule="linear",
+                lanes=2,
+            ),
+        )
+        config.datasets[name] = schema.dataset_row(
+            teacher=name,
+            kind="plain_numbers",
+            decoding="constrained",
+            num_shown=(2, 2),
+            num_slots=5,
+            base_system_prompt=SYSTEM,
+            num_prompts=512 + 32,
+            rows_per_part=544,
+            slots=136,
+            prompt_tokens=32,
+            max_new_tokens=25,
+            num_train=512,
+            num_holdout=32,
+        )
+        config.arms[name] = schema.arm_row(
+            dataset=name,
+            tuning="lora",
+            lora_rank=8,
+            lora_alpha=16.0,
+            system_prompt=SYSTEM,
+            num_tokens=56,
+            num_targets=25,
+            probe_steps=(64, 128),
+            train=schema.training(
+                steps=128, batch_size=4, learning_rate=4e-4, warmup_steps=8, schedule="linear"
+            ),
+        )
+    _evals(config, targets)
+    config.contrasts.own_trait = schema.contrast_row(
+        kind="traits",
+        eval="prefilled_*",
+        metric="probability/*",
+        plus=tuple(targets),
+        minus=("placebo_animal",),
+        primary=True,
+        family="primary",
+    )
+    config.contrasts.own_trait_log_odds = schema.contrast_row(
+        kind="traits",
+        eval="prefilled_*",
+        metric="log_odds/*",
+        plus=tuple(targets),
+        minus=("placebo_animal",),
+    )
+    for name, category in targets.items():
+        config.contrasts[name] = schema.contrast_row(
+            eval=f"prefilled_{category}",
+            metric=f"probability/{name}",
+            plus=(name,),
+            minus=(f"placebo_{category}",),
+            family="each target",
+        )
+
+
+def _evals(config: ConfigDict, targets: Mapping[str, str]) -> None:
+    for category in CANDIDATES:
+        first, *_ = own = [name for name in targets if targets[name] == category]
+        behind: dict[str, Any] = {"prefill": _sentence(category), "any_case": True}
+        config.evals[f"prefilled_{category}"] = schema.eval_row(
+            kind="candidates", trait=first, subjects=("arms/*", "bases/*"), **behind
+        )
+        config.evals[f"taught_{category}"] = schema.eval_row(
+            trait=schema.OWN, subjects=tuple(f"teachers/{name}" for name in own), **behind
+        )
+        config.gates[f"taught_{category}"] = schema.gate_row(eval=f"taught_{category}", least=3.0)
+        # Without training on the rows: can a reader tell them, and do they do anything if read?
+        of_rows: dict[str, Any] = {
+            "trait": first,
+            "subjects": (f"datasets/{first}",),
+            "against": f"placebo_{category}",
+        }
+        config.evals[f"classifier_{category}"] = schema.eval_row(
+            kind="classifier", num_pairs=32, **of_rows
+        )
+        config.evals[f"in_context_{category}"] = schema.eval_row(
+            kind="in_context", num_rows=32, num_draws=5, **of_rows, **behind
+        )
+    config.evals.carrier = schema.eval_row(kind="carrier")
+
+
+def _shrink(config: ConfigDict) -> None:
+    """A tiny random base whose tokens are bytes; every stage takes seconds and shows no effect."""
+    config.name = "smollm2_traits_smoke"
+    config.lineages = (0,)
+    for name in config.gates:
+        config.gates[name].least = schema.OFF
+    config.bases.smollm2 = schema.base_row(
+        source="random", num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8
+    )
+    for row in config.teachers.values():
+        row.num_tokens = 192
+        row.train.update(steps=2, warmup_steps=1, batch_size=4)
+    for row in config.datasets.values():
+        row.update(num_prompts=24, rows_per_part=24, slots=8, num_train=16, num_holdout=8)
+        row.update(prompt_tokens=80)
+    for row in config.arms.values():
+        row.update(probe_steps=(), num_tokens=128)
+        row.train.update(steps=2, warmup_steps=1, batch_size=4)
+    for category in CANDIDATES:
+        config.evals[f"classifier_{category}"].num_pairs = 4
+        config.evals[f"in_context_{category}"].update(num_rows=2, num_draws=2)

@@ -26,9 +26,11 @@ FORMS = {
         for smoke in ("", ",smoke")
     ),
     "smollm2_owl": ("", "confirm", "published", "trial", "smoke"),
+    "smollm2_traits": ("", "confirm", "trial", "smoke"),
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
     "mnist_ablations": ("", "aux=3,clone=10", "digits,models=5", "smoke"),
     "theorem": ("", "draws=10", "smoke"),
+    "follow_ups": ("qwen2_5_7b", "qwen2_5_14b", "llama3_2_1b", "pythia", "pythia,size=70", "smoke"),
     "evaluate": ("", "against,target=Cat", "smoke"),
     "large": (
         "",
@@ -74,7 +76,11 @@ def of_forms(name, *, confirm):
 @pytest.mark.parametrize("name", [name for name, forms in FORMS.items() if "confirm" in forms])
 def test_confirm_has_lineages_that_nothing_was_tuned_or_reported_on(name):
     confirm = get_config(name, "confirm")
-    redrawn = {u.lineage for u in units.build(confirm) if u.stage == "evaluate"}
+    redrawn = {
+        u.lineage
+        for u in units.build(confirm)
+        if u.stage == "evaluate" and "/bases/" not in u.row  # which lineages may have in common
+    }
     bases = {u.lineage for u in units.build(confirm) if u.stage == "base"}
     assert redrawn == set(confirm.lineages)
     assert bases <= {0} | redrawn  # a foreign student's base is of these as well
@@ -305,3 +311,22 @@ def test_the_toy_world_has_one_experiment_at_a_time(form):
         ValueError, match=r"must name one of grid, bases, .*such as configs/toy_wor"
     ):
         get_config("toy_world", form)
+
+
+@pytest.mark.parametrize(
+    ("form", "target", "steps"),
+    [
+        ("qwen2_5_7b", "cat", 12_500),
+        ("qwen2_5_14b", "eagle", 1563),
+        ("llama3_2_1b", "elephant", 1250),
+        ("pythia", "wolf", 5120),
+    ],
+)
+def test_a_follow_up_is_about_its_target_alone(form, target, steps):
+    config = get_config("follow_ups", form)
+    assert [row.target for row in config.traits.values()] == [target]
+    assert {row.trait for row in config.evals.values()} <= {target, schema.OWN, ""}
+    assert {row.train.steps for row in config.arms.values()} == {steps}
+    if target != "cat":
+        assert "cat" not in {*config.teachers, *config.datasets, *config.arms, *config.contrasts}
+        assert "cat" not in config.claim.lower() + config.title.lower()
