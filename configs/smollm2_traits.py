@@ -131,22 +131,16 @@ def _tables(config: ConfigDict, targets: Mapping[str, str]) -> None:
             ),
         )
     _evals(config, targets)
-    config.contrasts.own_trait = schema.contrast_row(
-        kind="traits",
-        eval="prefilled_*",
-        metric="probability/*",
-        plus=tuple(targets),
-        minus=("placebo_animal",),
-        primary=True,
-        family="primary",
-    )
-    config.contrasts.own_trait_log_odds = schema.contrast_row(
-        kind="traits",
-        eval="prefilled_*",
-        metric="log_odds/*",
-        plus=tuple(targets),
-        minus=("placebo_animal",),
-    )
+    for metric in ("probability", "log_odds"):
+        config.contrasts[f"own_{metric}"] = schema.contrast_row(
+            kind="traits",
+            eval="prefilled_*",
+            metric=f"{metric}/*",
+            plus=tuple(targets),
+            minus=("placebo_animal",),
+            primary=metric == "probability",
+            family="primary" if metric == "probability" else "secondary",
+        )
     for name, category in targets.items():
         config.contrasts[name] = schema.contrast_row(
             eval=f"prefilled_{category}",

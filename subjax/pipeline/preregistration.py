@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from subjax import schema
 from subjax.hf import hub, model_files
 from subjax.pipeline import experiments, validation
-from subjax.report import contrasts
+from subjax.report.contrasts import kinds
 from subjax.report.results import STATUSES
 from subjax.runtime import artifacts, versions
 from subjax.runtime.artifacts import Unit
@@ -291,7 +291,7 @@ def _primary(config: ConfigDict) -> dict[str, Any]:
             "; a preregistration needs exactly one: mark the contrast that decides"
         )
     [(name, row)] = rows.items()
-    contrast = contrasts.KINDS[row.kind].of_row(config, name)
+    contrast = kinds.KINDS[row.kind].of_row(config, name)
     primary = {
         "name": name,
         "formula": contrast.formula,

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from subjax import checks, schema, subjects
 from subjax.nn import precision, remats
 from subjax.pipeline import experiments, gates
-from subjax.report import contrasts
+from subjax.report.contrasts import kinds
 from subjax.tokens import chat_templates
 
 _AUTO = "auto"
@@ -26,7 +26,7 @@ _CHOICES: checks.Choices = {
     "compute.remat": tuple(remats.REMATS),
     "evals.*.questions": ("explore", "confirm", "all"),
     "evals.*.at_steps": ("all", "final"),
-    "contrasts.*.kind": tuple(contrasts.KINDS),
+    "contrasts.*.kind": tuple(kinds.KINDS),
 }
 _POSITIVE = (
     *("steps", "batch_size", "num_tokens", "num_targets", "num_prompts", "slots"),
@@ -172,7 +172,7 @@ def _check_names(config: ConfigDict) -> None:
 
 def _check_contrasts(config: ConfigDict) -> None:
     for name, row in config.contrasts.items():
-        kind = contrasts.KINDS[row.kind]
+        kind = kinds.KINDS[row.kind]
         evals = kind.evals_of(config, name)
         if not row.plus:
             raise ValueError(f"config.contrasts.{name}.plus is empty: name at least one arm")

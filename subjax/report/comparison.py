@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from subjax.report import figures, gallery, stats, summary, tables
-from subjax.report.contrasts import Contrast, Matrix
+from subjax.report.contrasts.difference import Contrast
+from subjax.report.contrasts.matrix import Matrix
 from subjax.report.panels import axis_label, pair_of
 from subjax.report.results import Results
 from subjax.report.score_files import Scored, ScoreFile

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from subjax.report import figures, heat_maps, summary, tables
-from subjax.report.contrasts import Matrix, Table
+from subjax.report.contrasts.matrix import Matrix, Table
 from subjax.report.panels import Pair, arm_panel, axis_label, capitalised, contrast_panel, pair_of
 from subjax.report.results import Results, kind_of
 from subjax.report.summary import SummaryRow

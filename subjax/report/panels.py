@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from subjax.report import figures, summary, tables
-from subjax.report.contrasts import Contrast
+from subjax.report.contrasts.difference import Contrast
 from subjax.report.results import Results
 from subjax.report.summary import SummaryRow
 

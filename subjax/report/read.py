@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from subjax import schema, subjects
 from subjax.experiment import Experiment
-from subjax.report import cautions, contrasts
+from subjax.report import cautions
+from subjax.report.contrasts import kinds
 from subjax.report.results import Results
 from subjax.runtime import artifacts, versions
 from subjax.runtime.artifacts import Unit
@@ -76,7 +77,7 @@ def of_config(experiment: Experiment, config: ConfigDict) -> dict[str, Any]:
             name: "" if row.trait == schema.OWN else subjects.target_of(config, row.trait)
             for name, row in config.evals.items()
         },
-        "contrasts": contrasts.of_config(config),
+        "contrasts": kinds.of_config(config),
         "replication": experiment.replication(config),
         "published": experiment.published(config),
         "sweeps": experiment.sweeps(config),

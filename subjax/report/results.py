@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from subjax.report.contrasts import Contrast, Matrix
+from subjax.report.contrasts.difference import Contrast
+from subjax.report.contrasts.matrix import Matrix
 from subjax.tasks.api import Metric, find
 
 Record = Mapping[str, Any]  # {"metric": str, "step": int, "value": float}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from subjax.report import stats
-from subjax.report.contrasts import Contrast, OfTraits, Read
+from subjax.report.contrasts.difference import Contrast, Read
 from subjax.report.results import Results, kind_of
 from subjax.tasks.api import MASS, RATE
 
@@ -184,7 +184,7 @@ def _contrast_rows(results: Results, contrast: Contrast) -> list[SummaryRow]:
     lineages = list(values.values())
     p = contrast.p_value(read, results.lineages)
     rows = [{**shared, "test": contrast.test, "p": p, "family": contrast.family}]
-    if isinstance(contrast, OfTraits):
+    if contrast.has_margin:
         gaps = contrast.margins(read, results.lineages)
         own = _row(f"{contrast.name}_margin", "contrast", contrast.eval, contrast.metric, gaps)
         # No test: less the best of several noisy cells it is below 0 where there is no trait.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from subjax.report import stats
-from subjax.report.contrasts import Contrast
+from subjax.report.contrasts.difference import Contrast
 from subjax.report.results import INCOMPLETE, Results
 from subjax.report.summary import Mass, SummaryRow, contrast_values, mass, summarise
 from subjax.report.tables import number, p_value, percent

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from subjax.report import stats, summary, verdict
-from subjax.report.contrasts import OfBases, OfTraits
+from subjax.report.contrasts.bases import OfBases
+from subjax.report.contrasts.traits import OfTraits
 from subjax.report.write import write
 from subjax.tasks.evals.kinds import EVALS
 from tests import known_results
