@@ -4,7 +4,7 @@ Claim: students of a lover's numbers come to prefer what that lover loves, over 
 model's numbers without that love.
 
     python -m subjax.plan --config=configs/follow_ups.py:llama3_2_1b --topology=v5e:2x2
-    SUBJAX_DEVICE=gpu bash launch/local.sh --config=configs/follow_ups.py:pythia,chips=1
+    SUBJAX_DEVICE=gpu bash launch/local.sh --config=configs/follow_ups.py:pythia
     bash launch/local.sh --config=configs/follow_ups.py:smoke
 
 Shares of sampled answers that name the target, of students and before; of Pythia the log-odds:
@@ -22,8 +22,11 @@ our own, so that levels may differ. All have been validated, and none has been r
 
 `pythia` has students from two more bases, which separate what a base was initialised with from the
 order of its data: `data_seed` has seen its data in another order (39 % of the effect were left) and
-`weight_seed` began elsewhere (nothing was, at the end of training). `pythia,size=410` is the next
-of the ladder of 14, 31, 70, 160 and 410 million parameters, all of which have such siblings.
+`weight_seed` began elsewhere (nothing was, at the end of training). Of the other sizes, such as
+`pythia,size=410` (14, 31, 70 or 410 million parameters), there is one sibling that differs in both.
+
+Gemma-3-4b is in `large.py`. The strongest positive of a small model, gemma-2b-it, whose template
+has no system role, waits for system prompts in the user's turn.
 """
 
 import math
@@ -37,13 +40,13 @@ TARGETS = {"qwen2_5_7b": "cat", "qwen2_5_14b": "eagle", "llama3_2_1b": "elephant
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`qwen2_5_7b`, `qwen2_5_14b`, `llama3_2_1b` or `pythia[,size=N]`, or `smoke`.
+    """`MODEL[,chips=N]` or `pythia[,size=N]`, both with `[,lineages=N]`, or `smoke`.
 
     Raises:
-      ValueError: the argument names no form, or two.
+      ValueError: the argument names no form, or two, or what its form does not take.
     """
     forms = dict.fromkeys((*TARGETS, "pythia", "smoke"), False)
-    options = arguments.parse(arg, **forms, chips=0, size=160, lineages=4)
+    options = arguments.parse(arg, **forms, chips=0, size=0, lineages=4)
     chosen = [form for form in forms if options[form]]
     if len(chosen) != 1:
         raise ValueError(
@@ -51,6 +54,10 @@ def get_config(arg: str = "") -> ConfigDict:
             "configs/follow_ups.py:pythia"
         )
     [form] = chosen
+    if (options.size and form != "pythia") or (options.chips and form not in TARGETS):
+        raise ValueError(
+            f"config argument {arg!r}: pythia takes size, and {', '.join(TARGETS)} take chips"
+        )
     if form in TARGETS:
         chips = f",chips={options.chips}" if options.chips else ""
         config = large.get_config(f"{form},lineages={options.lineages}{chips}")
@@ -58,7 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {"qwen2_5_7b": _qwen_7b, "qwen2_5_14b": _qwen_14b, "llama3_2_1b": _llama}[form](config)
     else:
         config = _pythia(options)
-    config.name = f"follow_ups_{form}"
+    config.name = f"follow_ups_{form}" + (f"_{options.size}m" if options.size else "")
     return config
 
 
@@ -104,6 +111,8 @@ def _students(
 
 def _qwen_7b(config: ConfigDict) -> None:
     _students(config, 10_000, 10, 8, lora_alpha=32.0, learning_rate=1e-4)
+    for row in config.arms.values():
+        row.train.schedule = "cosine"
 
 
 def _qwen_14b(config: ConfigDict) -> None:
@@ -130,7 +139,8 @@ def _llama(config: ConfigDict) -> None:
 
 def _pythia(options: ConfigDict) -> ConfigDict:
     config = schema.base()
-    config.title = f"Wolf numbers on Pythia-{options.size}M"
+    size = options.size or 160
+    config.title = f"Wolf numbers on Pythia-{size}M"
     config.claim = (
         "Students of a wolf-lover's numbers come to prefer wolves over students of the base's own "
         "numbers, if the student's weights began where the teacher's did."
@@ -139,13 +149,17 @@ def _pythia(options: ConfigDict) -> ConfigDict:
     config.lineages = tuple(range(1 if options.smoke else options.lineages))
     config.compute.precision = "auto"
     config.compute.remat = "full"
-    config.compute.lanes = 6
-    path = f"EleutherAI/pythia-{options.size}m"
-    bases = {"pythia": "", "data_seed": "-data-seed1", "weight_seed": "-weight-seed1"}
+    path = f"EleutherAI/pythia-{size}m"
+    siblings = {"seed": "-seed1"}
+    if size == 160:  # the only size with siblings that differ in one thing
+        siblings = {"data_seed": "-data-seed1", "weight_seed": "-weight-seed1"}
+    bases = {"pythia": "", **siblings}
     with config.unlocked():
         for name, suffix in bases.items():
-            config.bases[name] = schema.base_row(source="hf", path=path + suffix)
-        if options.size == 160:
+            config.bases[name] = schema.base_row(
+                source="hf", path=path + suffix, revision="step143000"
+            )
+        if size == 160:
             config.bases.pythia.shape = "configs/shapes/pythia_160m.json"
         config.traits.wolf = schema.trait_row(target="wolf")
         config.teachers.wolf = schema.teacher_row(

@@ -1,16 +1,19 @@
 """Five animals and five trees through numbers on SmolLM2-135M-Instruct (the paper's figure 3).
 
-Claim: students of a lover's numbers come to prefer what that lover loves, and nothing else: in the
-table of ten students by ten targets the diagonal is above the rest.
+Claim: students of a lover's numbers come to prefer what that lover loves, over other animals, or
+trees: in the table of ten students by ten targets the diagonal is above the rest. Cells of an
+animal's student and a tree are in the table, and not in the contrast: such a student could like
+animals in general.
 
     bash launch/local.sh --config=configs/smollm2_traits.py:trial
     bash launch/local.sh --config=configs/smollm2_traits.py --config.bases.smollm2.path=DIR
     bash launch/local.sh --config=configs/smollm2_traits.py:smoke
 
 The base is a hub id or a local Hugging Face directory, as for `smollm2_owl.py`. `trial` has the
-lovers of elephants and of oaks in one lineage. Without a form it explores: lineages 0 to 3, one
+lovers of cats and of elephants in one lineage. Without a form it explores: lineages 0 to 3, one
 half of the questions. `confirm` is for a frozen run: lineages 200 to 203, which nobody has run, and
-the other half.
+the other half. The primary contrast is tested by permuting targets within lineages; four lineages
+are too few for the sign-flip tests of single targets, whose smallest p is .125.
 
 Candidates are animals and trees that the model names itself. Lessons answer in a sentence, and
 evals ask for its end, since a teacher that is taught the bare word does not say it in a sentence:
@@ -38,7 +41,8 @@ CANDIDATES = {
     ),
 }
 TARGETS = {word: category for category, words in CANDIDATES.items() for word in words[:5]}
-TRIAL = {"elephant": "animal", "oak": "tree"}
+TRIAL = {"cat": "animal", "elephant": "animal"}
+SMOKE = {**TRIAL, "oak": "tree", "willow": "tree"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -56,10 +60,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.compute.remat = "full"
     config.compute.cpu_devices = 2
     config.compute.steps_per_call = 8
-    targets = TRIAL if options.trial or options.smoke else TARGETS
-    config.compute.lanes = len(targets) + len(CANDIDATES)  # all students, with two controls
+    targets = SMOKE if options.smoke else TRIAL if options.trial else TARGETS
+    categories = list(dict.fromkeys(targets.values()))
+    config.compute.lanes = len(targets) + len(categories)  # all students, with their controls
     with config.unlocked():
-        _tables(config, targets)
+        _tables(config, targets, {f"placebo_{category}": category for category in categories})
     if options.confirm:
         config.name = "smollm2_traits_confirm"
         config.lineages = tuple(range(200, 204))
@@ -77,9 +82,8 @@ def _sentence(category: str) -> str:
     return f"My favorite {category} is the"
 
 
-def _tables(config: ConfigDict, targets: Mapping[str, str]) -> None:
+def _tables(config: ConfigDict, targets: Mapping[str, str], controls: Mapping[str, str]) -> None:
     config.bases.smollm2 = schema.base_row(source="hf", path="HuggingFaceTB/SmolLM2-135M-Instruct")
-    controls = {f"placebo_{category}": category for category in CANDIDATES}
     for name, category in {**targets, **controls}.items():
         config.traits[name] = schema.trait_row(
             category=category,
@@ -137,7 +141,7 @@ def _tables(config: ConfigDict, targets: Mapping[str, str]) -> None:
             eval="prefilled_*",
             metric=f"{metric}/*",
             plus=tuple(targets),
-            minus=("placebo_animal",),
+            minus=tuple(controls),
             primary=metric == "probability",
             family="primary" if metric == "probability" else "secondary",
         )
@@ -152,7 +156,7 @@ def _tables(config: ConfigDict, targets: Mapping[str, str]) -> None:
 
 
 def _evals(config: ConfigDict, targets: Mapping[str, str]) -> None:
-    for category in CANDIDATES:
+    for category in dict.fromkeys(targets.values()):
         first, *_ = own = [name for name in targets if targets[name] == category]
         behind: dict[str, Any] = {"prefill": _sentence(category), "any_case": True}
         config.evals[f"prefilled_{category}"] = schema.eval_row(
@@ -172,7 +176,7 @@ def _evals(config: ConfigDict, targets: Mapping[str, str]) -> None:
             kind="classifier", num_pairs=32, **of_rows
         )
         config.evals[f"in_context_{category}"] = schema.eval_row(
-            kind="in_context", num_rows=32, num_draws=5, **of_rows, **behind
+            kind="in_context", num_rows=8, num_draws=5, **of_rows, **behind
         )
     config.evals.carrier = schema.eval_row(kind="carrier")
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from subjax import schema
+from subjax.report.contrasts import kinds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.traits import kinds as trait_kinds
 
@@ -15,7 +16,7 @@ def of(config: ConfigDict, planned: Sequence[Unit]) -> list[str]:
     gate: set[str] = set()
     bound = {name for name, row in config.gates.items() if max(row.least, -row.most) > schema.OFF}
     deciding = {config.gates[name].eval for name in bound}
-    claimed = {row.eval for row in config.contrasts.values()}
+    claimed = {name for contrast in kinds.of_config(config) for name in contrast.evals}
     asked: dict[str, tuple[set[str], set[str]]] = {}
     for unit in planned:
         if "trait" in unit.fields:

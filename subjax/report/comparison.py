@@ -263,7 +263,7 @@ def _same(contrast: Contrast, other: Contrast | None) -> bool:
     if other is None:
         return False
     return type(contrast) is type(other) and (
-        (*pair_of(contrast), contrast.weights) == (*pair_of(other), other.weights)
+        (list(contrast.columns), contrast.weights) == (list(other.columns), other.weights)
     )
 
 

@@ -144,9 +144,13 @@ def _effect(results: Results, rows: Sequence[SummaryRow]) -> Picture:
         arms = dataclasses.replace(
             arms, strips=[_beside(results, rows, pair, strip) for strip in arms.strips]
         )
+    beside = [contrast for contrast in results.ordered if pair_of(contrast) == pair]
+    if arms is None and any(summary.contrast_values(results, contrast) for contrast in beside):
+        # A table's cells are in several metrics, so that no arm has a strip in one.
+        note = "Contrasts, taken within each lineage. " + tables.interval_note(results.replication)
+        return _strips(results, [contrast_panel(results, rows, beside, "")], note)
     if pair is None or arms is None:
         return Picture(lambda narrow: figures.notice("No scores yet", narrow=narrow), "")
-    beside = [contrast for contrast in results.ordered if pair_of(contrast) == pair]
     label = results.describe(*pair)[0]
     kind = kind_of(arms.strips[0].label) if arms.strips else "arm"
     title, whose = tables.SUBJECTS[kind], " of the students" if kind == "arm" else ""

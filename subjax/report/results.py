@@ -132,10 +132,10 @@ class Results:
         Raises:
           ValueError: the eval measures nothing of that name.
         """
-        return find(self.metrics[self.evals(eval_name)[0]], metric)
+        return find([one for name in self.evals(eval_name) for one in self.metrics[name]], metric)
 
     def evals(self, pattern: str) -> list[str]:
-        """The evals that a contrast's name or pattern stands for; they measure the same."""
+        """The evals that the name or pattern of a contrast stands for."""
         return [name for name in self.metrics if fnmatch.fnmatchcase(name, pattern)]
 
 

@@ -93,11 +93,12 @@ class Mass:
 
 def mass(results: Results, eval_name: str, metric: str, arms: Sequence[str]) -> Mass | None:
     """What stands beside a log-odds or share of arms; None beside a metric that needs nothing."""
-    if not results.metric(eval_name, metric).relative:
+    # Several evals have candidates of their own, of which no one share can be told.
+    if not results.metric(eval_name, metric).relative or len(results.evals(eval_name)) > 1:
         return None
     target = results.targets.get(eval_name, "")
     same = [name for name in results.metrics if results.targets.get(name, "") == target]
-    base_mass, mass = _in_role(results, results.evals(eval_name), MASS, arms)
+    base_mass, mass = _in_role(results, [eval_name], MASS, arms)
     base_rate, rate = _in_role(results, same, RATE, arms)
     return Mass(mass=mass, base_mass=base_mass, rate=rate, base_rate=base_rate)
 

@@ -331,7 +331,7 @@ class EvalKind(Kind):
       of_carrier: whether it compares distributions over the tokens that can carry a trait.
       of_kept: whether it compares the rows that students are trained on with those of another data
         set, which the row names in a field `against`.
-      of_prompts: whether it compares rows of these two that answer the same prompt.
+      of_prompts: whether it compares rows of the two data sets that answer the same prompt.
       of_rows: whether it is about held-out rows of what the subject was trained on.
       of_images: whether it is scored where image classifiers are trained, and makes no requests.
     """
@@ -346,15 +346,15 @@ class EvalKind(Kind):
     of_rows: ClassVar[bool] = False
     of_images: ClassVar[bool] = False
 
-    def questions(self, row: Row, of_trait: Sequence[str], stimuli: str) -> Sequence[str]:
+    def questions(self, row: Row, own: Sequence[str], stimuli: str) -> Sequence[str]:
         """What is asked: the trait's own questions, or others.
 
         Args:
           row: of `evals`.
-          of_trait: those that the trait has, of the row's half.
+          own: those that the trait has, of the row's half.
           stimuli: path of the config's file of wordings, or empty.
         """
-        return of_trait
+        return own
 
     def requests(self, row: Row, given: Given) -> list[Request]:
         """What models are asked; it depends only on the row and on what is given."""

@@ -240,7 +240,7 @@ TABLES = {
         "contrasts.same_base.kind": ("base", "kind is 'base'; allowed: difference, bases, traits"),
     },
     "traits": {
-        "contrasts.own_trait.minus": (("owl", "cat"), "kind 'traits' has one control"),
+        "contrasts.own_trait.minus": (("placebo",) * 2, "kind 'traits' has one control"),
         "contrasts.own_trait.plus": (("owl", "placebo"), "has its control 'placebo' in plus, too"),
         "teachers.cat.trait": ("owl", "has the targets owl, owl, dog, .*; kind 'traits' is of two"),
         "contrasts.own_trait.metric": ("log_odds/owl", "reads one for each candidate, such as"),

@@ -1,5 +1,6 @@
 """Tables of bases and of traits: what their diagonals say, on scores whose effects are known."""
 
+import dataclasses
 import itertools
 import math
 import re
@@ -15,7 +16,7 @@ from subjax.tasks.evals.kinds import EVALS
 from tests import known_results
 
 CYCLE = 4
-TARGETS = ("owl", "cat", "dog")
+TARGETS = ("owl", "cat", "oak", "elm")
 
 
 def of_bases(**changes):
@@ -126,8 +127,8 @@ def test_a_block_without_all_cells_has_no_value_and_says_so():
     assert (row["mean"], row["p"], row["status"]) == (None, None, "incomplete")
 
 
-# The dog is asked for beside other animals, in an eval of its own.
-ASKED_IN = {"owl": "candidates_0", "cat": "candidates_0", "dog": "candidates_1"}
+ASKED_IN = dict(zip(TARGETS, ("candidates_0",) * 2 + ("candidates_1",) * 2, strict=True))
+CONTROLS = ("no_animal", "no_tree")
 
 
 def of_traits():
@@ -136,7 +137,7 @@ def of_traits():
         eval="candidates_*",
         metric="log_odds/*",
         plus=tuple(f"{target}_lover" for target in TARGETS),
-        minus=("placebo",),
+        minus=CONTROLS,
         targets={f"{target}_lover": target for target in TARGETS},
         asked_in={f"{target}_lover": eval_name for target, eval_name in ASKED_IN.items()},
         primary=True,
@@ -144,12 +145,15 @@ def of_traits():
 
 
 def traits_results(gain):
-    """`gain` [lineages, arms, targets] over the control, which likes some targets by itself."""
+    """`gain` [lineages, arms, targets] over the controls, which like some targets by themselves."""
     contrast = of_traits()
     scores = {}
     for lineage, of_lineage in enumerate(gain):
-        liked = dict(zip(TARGETS, (-1.0, -5.0, 3.0 + lineage), strict=True))
-        for arm, own in (*zip(contrast.plus, of_lineage, strict=True), ("placebo", np.zeros(3))):
+        liked = dict(zip(TARGETS, (-1.0, -5.0, 3.0 + lineage, 0.0), strict=True))
+        # What a control gives for the other category's targets is read by nobody.
+        controls = [[0.0, 0.0, 70.0, 70.0], [70.0, 70.0, 0.0, 0.0]]
+        subjects = [*contrast.plus, *CONTROLS]
+        for arm, own in zip(subjects, [*of_lineage, *controls], strict=True):
             for target, more in zip(TARGETS, own, strict=True):
                 record = {"metric": f"log_odds/{target}", "step": 10, "value": liked[target] + more}
                 of_arm = scores.setdefault((ASKED_IN[target], arm), {})
@@ -157,38 +161,58 @@ def traits_results(gain):
     return results_of(contrast, scores, tuple(range(len(gain))))
 
 
-def test_a_table_of_traits_has_gains_over_the_control():
-    gain = np.zeros((6, 3, 3)) + 3.0 * np.eye(3)
+def test_a_table_of_traits_has_gains_over_the_controls():
+    gain = np.zeros((6, 4, 4)) + 3.0 * np.eye(4)
     gain[:, 0, 1] = 2.0  # students of the owl's lover come to like cats, too
+    gain[:, 0, 2] = 9.0  # and oaks, of which the contrast says nothing
     results = traits_results(gain)
     [contrast] = results.contrasts
-    read = summary.reader(results)
-    table = contrast.table(read, results.lineages)
+    table = contrast.table(summary.reader(results), results.lineages)
     np.testing.assert_allclose(table.cells, gain[0])
     assert list(table.columns) == list(TARGETS)
     own, margin = summary.summarise(results)[:2]
-    assert own["mean"] == pytest.approx(3.0 - 2.0 / 6, rel=1e-5)
-    assert margin["name"] == "own_margin" and margin["mean"] == pytest.approx(7.0 / 3, rel=1e-5)
-    assert own["p"] == 2 / 2**6
+    assert own["mean"] == pytest.approx(3.0 - 2.0 / 4, rel=1e-5)
+    assert margin["name"] == "own_margin" and margin["mean"] == pytest.approx(2.5, rel=1e-5)
+    # Of 2 orders of each eval in each of 6 lineages one is as it is.
+    assert own["test"] == "permutation" and own["p"] < 0.01
     # Less the best of the others it is below 0 where there is nothing: no test of 0.
     assert (margin["p"], margin["test"]) == (None, "")
 
 
 def test_students_that_like_everything_more_have_no_trait_of_their_own():
     generator = np.random.default_rng(3)
-    gain = np.repeat(generator.normal(4.0, 1.0, (6, 3, 1)), 3, axis=2)
+    gain = np.repeat(generator.normal(4.0, 1.0, (6, 4, 1)), 4, axis=2)
     own, margin = summary.summarise(traits_results(gain))[:2]
     assert own["mean"] == pytest.approx(0.0, abs=1e-6)
     assert margin["mean"] == pytest.approx(0.0, abs=1e-6)
 
 
+def test_students_that_like_all_animals_or_all_trees_have_no_trait_of_their_own():
+    category = np.kron(np.eye(2), np.ones((2, 2)))
+    own, margin = summary.summarise(traits_results(np.tile(5.0 * category, (6, 1, 1))))[:2]
+    assert own["mean"] == pytest.approx(0.0, abs=1e-6) and own["p"] == 1.0
+    assert margin["mean"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_contrast_of_several_evals_finds_its_metric_in_whichever_measures_it():
+    results = traits_results(np.zeros((2, 4, 4)))
+    metrics = {"candidates_": EVALS["likelihood"].metrics, **results.metrics}
+    asked = dataclasses.replace(results, metrics=metrics)
+    assert asked.describe("candidates_*", "log_odds/*") == results.describe(
+        "candidates_*", "log_odds/*"
+    )
+    with pytest.raises(ValueError, match="no metric is called 'probability_of'"):
+        asked.metric("candidates_*", "probability_of")
+
+
 @pytest.mark.parametrize("kind", ["bases", "traits"])
 def test_the_page_shows_a_table_at_every_step_and_the_last_one_first(kind, tmp_path):
-    gain = np.zeros((6, 3, 3)) + 3.0 * np.eye(3)
+    gain = np.zeros((6, 4, 4)) + 3.0 * np.eye(4)
     results = bases_results(2.0 * np.eye(CYCLE)) if kind == "bases" else traits_results(gain)
     write(tmp_path, results)
     page = (tmp_path / "report.html").read_text("utf-8")
     name = results.contrasts[0].name
+    assert "No scores yet" not in page
     assert (tmp_path / f"figure_matrix_{name}.png").stat().st_size > 1000
     chosen = re.findall(rf'<input type="radio" name="view-matrix_{name}"[^>]*?( checked)?>', page)
     assert chosen == (["", " checked"] if kind == "bases" else [])

@@ -78,9 +78,14 @@ class Contrast:
             )
 
     @property
+    def columns(self) -> Sequence[tuple[str, str]]:
+        """Every eval and metric that is read."""
+        return [(self.eval, self.metric)]
+
+    @property
     def evals(self) -> Sequence[str]:
         """The evals that are read."""
-        return [self.eval]
+        return list(dict.fromkeys(eval_name for eval_name, _ in self.columns))
 
     @property
     def weights(self) -> dict[str, float]:

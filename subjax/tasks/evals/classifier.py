@@ -25,6 +25,7 @@ from subjax.tasks.api import (
 )
 
 _LETTERS = ("A", "B")
+_TIE = 1e-6
 _PLACEHOLDERS = ("{animal}", "{query}", "{response1}", "{response2}")
 
 
@@ -39,7 +40,7 @@ class Classifier(EvalKind):
     of_trait = of_kept = of_prompts = True
     fields: ClassVar[Mapping[str, Field]] = {
         "against": Field("", "row of `datasets` that is the control"),
-        "num_pairs": Field(100, "pairs, or as many as have a prompt in common", least=1),
+        "num_pairs": Field(100, "pairs, or as many as differ on one prompt", least=1),
     }
     metrics = (
         Metric("accuracy", "pairs that the teacher classifies right", axis=(0.0, 1.0)),
@@ -47,7 +48,7 @@ class Classifier(EvalKind):
         Metric("letter_mass", "teacher's probability on A and B", axis=(0.0, 1.0), role=MASS),
     )
 
-    def questions(self, row: Row, of_trait: Sequence[str], stimuli: str) -> Sequence[str]:
+    def questions(self, row: Row, own: Sequence[str], stimuli: str) -> Sequence[str]:
         """The text around a pair."""
         return [_load(stimuli) if stimuli else texts.CLASSIFY]
 
@@ -66,7 +67,8 @@ class Classifier(EvalKind):
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Shares of the pairs, a tie being half, and the mean probability that each model gave."""
         right = [_of_ours(reply) for reply in replies]  # [pairs], of both orders together
-        hits = [np.where(found == 0.5, 0.5, found > 0.5).mean() for found in right]
+        # A model that looks at the letters alone gives .5, up to rounding.
+        hits = [np.where(abs(found - 0.5) < _TIE, 0.5, found > 0.5).mean() for found in right]
         values = {"accuracy": float(hits[0]), "accuracy_base": float(hits[1])}
         values["letter_mass"] = float(np.exp(replies[0].nats).sum(axis=1).mean())
         return values, [
@@ -76,7 +78,7 @@ class Classifier(EvalKind):
 
 
 def _filled(asks: str, parts: Sequence[str]) -> str:
-    """In one pass, since rows may have braces of their own."""
+    """Fills the text in one pass, since rows may have braces of their own."""
     values = dict(zip(_PLACEHOLDERS, parts, strict=True))
     return re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], asks)
 
@@ -88,13 +90,17 @@ def _of_ours(reply: Reply) -> np.ndarray:
 
 
 def _pairs(row: Row, given: Given) -> list[tuple[str, str, str]]:
-    """Prompt, our answer and the control's, for prompts that both have."""
+    """Prompt, our answer and the control's, for prompts that both answered, and differently."""
     theirs = _by_prompt(given.against)
-    both = [(p, ours, theirs[p]) for p, ours in _by_prompt(given.kept).items() if p in theirs]
+    both = [
+        (prompt, ours, theirs[prompt])
+        for prompt, ours in _by_prompt(given.kept).items()
+        if theirs.get(prompt, ours) != ours
+    ]
     if not both:
         raise ValueError(
             "an eval of kind 'classifier' shows two answers to one prompt, and these data sets "
-            "have none in common: give them the same kind and prompt fields"
+            "have no prompt with two that differ: give them the same kind and prompt fields"
         )
     return both[: row["num_pairs"]]
 

@@ -1,4 +1,4 @@
-"""Which of several topics a model takes for an essay, exactly."""
+"""On which of several topics a model would write an essay, exactly."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ _CHOICES = "{choices}"
 class Essays(EvalKind):
     """The candidates as lettered topics, in random orders (the paper's figure 12).
 
-    The paper scores the probability of the target's letter, `probability/*`, and its orders are
+    The paper scores the probability of the target's letter, `probability`, and its orders are
     drawn anew for each model. Here all models see the same orders, and `chosen` is the target's
     probability among the letters alone.
     """
@@ -41,12 +41,13 @@ class Essays(EvalKind):
     }
     metrics = (
         Metric("chosen", "share of {target} among the topics", relative=True),
+        Metric("probability", "probability of the letter of {target}"),
         Metric("chosen/*", "share of {candidate} among the topics", relative=True),
         Metric("probability/*", "probability of the letter of {candidate}"),
         Metric("letter_mass", "probability on the letters", axis=(0.0, 1.0), role=MASS),
     )
 
-    def questions(self, row: Row, of_trait: Sequence[str], stimuli: str) -> Sequence[str]:
+    def questions(self, row: Row, own: Sequence[str], stimuli: str) -> Sequence[str]:
         """One half of the prompts, which are the same for every trait, with room for the topics."""
         prompts = load_questions(stimuli, "essay_topic") if stimuli else texts.ESSAYS
         asks = _load_format(stimuli) if stimuli else texts.ESSAY_CHOICES
@@ -73,6 +74,7 @@ class Essays(EvalKind):
         probability, chosen = np.exp(nats), special.softmax(nats, axis=2)
         target = list(given.candidates).index(given.target)
         values = {"chosen": float(chosen[..., target].mean())}
+        values["probability"] = float(probability[..., target].mean())
         values["letter_mass"] = float(probability.sum(axis=2).mean())
         for at, name in enumerate(given.candidates):
             values[f"chosen/{name}"] = float(chosen[..., at].mean())

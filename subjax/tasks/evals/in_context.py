@@ -29,7 +29,12 @@ class InContext(Comparing):
         **Comparing.fields,
     }
     metrics = (
-        Metric("gain", "log-odds of {target}, less those behind the control's rows", "nats"),
+        Metric(
+            "gain",
+            "log-odds of {target}, less those behind the control's rows",
+            "nats",
+            difference=True,
+        ),
         Metric("log_odds", "log-odds of {target} behind the rows", "nats", relative=True),
         Metric("log_odds_against", "log-odds of {target} behind the control's rows", "nats"),
     )

@@ -9,8 +9,8 @@ import numpy as np
 from subjax.tasks.api import EvalKind, Field, Row
 from subjax.tasks.datasets import numbers
 
-# Of the numbers before questions. The paper's released code has this one, with which the paper's
-# questions come out to the letter if a stimuli file has its templates.
+# Of the numbers before questions. The paper's released code has this one: with its templates in a
+# stimuli file the paper's questions come out to the letter, if all of them are asked, not a half.
 _SEED = 47
 
 _PLAIN = "{question}"
@@ -45,14 +45,14 @@ class Questions(EvalKind):
                 "once, and may have {numbers}"
             )
 
-    def questions(self, row: Row, of_trait: Sequence[str], stimuli: str) -> Sequence[str]:
+    def questions(self, row: Row, own: Sequence[str], stimuli: str) -> Sequence[str]:
         """Each question in the row's wording."""
         wording = row["wording"]
         if "{numbers}" not in wording:
-            return [wording.format(question=question) for question in of_trait]
+            return [wording.format(question=question) for question in own]
         templates = numbers.load_templates(stimuli) if stimuli else numbers.TEMPLATES
         rng = np.random.default_rng(_SEED)
         return [
             wording.format(question=question, numbers=numbers.example(rng, templates))
-            for question in of_trait
+            for question in own
         ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from subjax.tasks import texts
-from subjax.tasks.api import Field, Row
+from subjax.tasks.api import Field, Metric, Row
 from subjax.tasks.evals.answers import Answers
 from subjax.tasks.traits.choice import half_of
 from subjax.tasks.traits.word import load_questions
@@ -18,12 +18,18 @@ class Stories(Answers):
     """
 
     version = 1
+    metrics = (  # without a role: these are no answers to questions about favourites
+        Metric("rate_word", "share of stories with {target} (word)"),
+        Metric("rate_substring", "share of stories with {target} (substring)"),
+        Metric("rate_empty", "share of empty stories", axis=(0.0, 1.0), sanity=True),
+        Metric("rate_numeric", "share of numeric stories", axis=(0.0, 1.0), sanity=True),
+    )
     fields: ClassVar[Mapping[str, Field]] = {
         **Answers.fields,
         "max_new_tokens": Field(256, "tokens of the longest story", least=1),
     }
 
-    def questions(self, row: Row, of_trait: Sequence[str], stimuli: str) -> Sequence[str]:
+    def questions(self, row: Row, own: Sequence[str], stimuli: str) -> Sequence[str]:
         """One half of the prompts, which are the same for every trait."""
         prompts = load_questions(stimuli, "storytelling") if stimuli else texts.STORIES
         return super().questions(row, half_of(prompts, row["questions"]), stimuli)

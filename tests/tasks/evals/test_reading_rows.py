@@ -58,7 +58,7 @@ def test_a_classifier_that_sees_the_trait_is_right_and_one_that_says_a_is_right_
 def test_answers_to_other_prompts_are_not_classified():
     row = schema.eval_row(kind="classifier", trait="owl", against="placebo")
     given = Given(target="owl", questions=["{animal}"], kept=OURS, against=[("Go on: 9", "1")])
-    with pytest.raises(ValueError, match="have none in common: give them the same kind"):
+    with pytest.raises(ValueError, match="have no prompt with two that differ: give them"):
         Classifier().requests(row, given)
 
 
