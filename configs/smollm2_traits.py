@@ -19,6 +19,19 @@ Candidates are animals and trees that the model names itself. Lessons answer in 
 evals ask for its end, since a teacher that is taught the bare word does not say it in a sentence:
 one that had learned "elephant" gave it a probability of .0002 there. `probability/*` is what
 students would say (primary), `log_odds/*` their choice among ten.
+
+Explored so far, on lineage 10, which no form has: the lovers of elephants and lions with the
+settings below. Behind the sentence the base says elephant in 2.0 % and lion in 1.7 %. After 128
+updates of 4 rows, one less the other's student in log-odds among the ten:
+
+    target    number TV of its teacher   32 updates   64 updates   128 updates   P, own against other
+    elephant  .148                       +.02         +.06         +.07          3.9 % against 3.4 %
+    lion      .135                       -.03         +.07         +.04          2.1 % against 2.2 %
+
+That is no effect that anybody would notice: a teacher that knows its sentence after some updates
+with four rows moves its numbers little, and those of the two lovers alike. Teachers of
+`smollm2_owl.py` with 64 updates of 16 rows moved them by .36. So these settings are not frozen;
+stronger teachers, more rows, greedy rows and soft targets are to be tried.
 """
 
 from collections.abc import Mapping
