@@ -24,9 +24,9 @@ Explored so far, on lineage 10, which no form has: the lovers of elephants and l
 settings below. Behind the sentence the base says elephant in 2.0 % and lion in 1.7 %. After 128
 updates of 4 rows, one less the other's student in log-odds among the ten:
 
-    target    number TV of its teacher   32 updates   64 updates   128 updates   P, own against other
-    elephant  .148                       +.02         +.06         +.07          3.9 % against 3.4 %
-    lion      .135                       -.03         +.07         +.04          2.1 % against 2.2 %
+    target    number TV   32 updates   64 updates   128 updates   P, own against the other's
+    elephant  .148        +.02         +.06         +.07          3.9 % against 3.4 %
+    lion      .135        -.03         +.07         +.04          2.1 % against 2.2 %
 
 That is no effect that anybody would notice: a teacher that knows its sentence after some updates
 with four rows moves its numbers little, and those of the two lovers alike. Teachers of
