@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -12,7 +13,7 @@ from subjax.planning import placement
 from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import BASE, Compare, Given, Sample, requests_of
+from subjax.tasks.api import BASE, Compare, Given, Pair, Sample, requests_of
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens.tokenizer import Tokenizer
@@ -127,15 +128,22 @@ def _asked(
             system = unit.fields["row"]["system_prompt"]
             told(unit)[f"{table}.system_prompt", table] = asking.Asked(first, system)
         elif unit.stage == "evaluate" and "generate" in unit.inputs:
-            first = generate.prompts(by_path[unit.inputs["generate"]])[:1]
+            written = by_path[unit.inputs["generate"]]
+            first = generate.prompts(written)[:1]
             of_base = of_bases.setdefault(by_path[unit.inputs["base"]].row, {})
             field = unit.settings["system_field"]
             of_base[field, field.rpartition(".")[0]] = asking.Asked(
                 first, unit.fields["systems"][BASE]
             )
+            for model, one in _of_eval(unit, _rows_like(written, first)):
+                # By the eval, since a context that it made is no system prompt of the config.
+                table = f"config.evals.{unit.row.partition('/')[0]}"
+                asked = of_base if model == BASE else told(unit)
+                asked[table, table] = _both(asked.get((table, table), one), one)
         elif unit.stage == "evaluate":
             asked = told(unit)
-            for fields, one in _of_eval(unit):
+            fields = unit.settings["system_field"], f"config.evals.{unit.row.partition('/')[0]}"
+            for _, one in _of_eval(unit, {}):
                 asked[fields] = _both(asked.get(fields, one), one)
         elif unit.stage == "generate":
             row, table = unit.with_files("row"), f"config.datasets.{unit.row}"
@@ -156,17 +164,32 @@ def _asked(
     return of_bases, of_given
 
 
-def _of_eval(unit: Unit) -> Iterator[tuple[asking.Fields, asking.Asked]]:
-    """What an evaluate unit asks."""
-    table, row = f"config.evals.{unit.row.partition('/')[0]}", unit.with_files("row")
-    fields = unit.settings["system_field"], table
-    for request in requests_of(eval_kinds.of_row(row), row, Given.of(unit.fields)):
+def _of_eval(unit: Unit, given: Mapping[str, Any]) -> Iterator[tuple[str, asking.Asked]]:
+    """What an evaluate unit asks, and which model.
+
+    Args:
+      unit: an evaluate unit.
+      given: rows that it would be given beside its fields.
+    """
+    row = unit.with_files("row")
+    for request in requests_of(eval_kinds.of_row(row), row, Given.of(unit.fields, **given)):
         system = request.system or ""
         if isinstance(request, Sample):
-            yield fields, asking.Asked(request.prompts, system, request.prompt_tokens)
+            asked = asking.Asked(request.prompts, system, request.prompt_tokens)
+            yield request.model, asked
         elif isinstance(request, Compare):
             compared = [(tuple(request.answers), request.prefill)]
-            yield fields, asking.Asked(request.prompts, system, compared=compared)
+            yield request.model, asking.Asked(request.prompts, system, compared=compared)
+
+
+def _rows_like(written: Unit, prompts: Sequence[str]) -> dict[str, list[Pair]]:
+    """Rows in the form of those that a teacher will write, and longer ones as its control's."""
+    row = written.with_files("row")
+    kind = kinds.of_row(row)
+    completion = kind.rows(row)[0][1] if kind.from_file else kind.example(row)
+    rows = [(prompt, completion) for prompt in prompts]
+    others = [(prompt, f"{completion} {completion}") for prompt in prompts]
+    return {"written": rows, "kept": rows, "against": others}
 
 
 def _both(one: asking.Asked, other: asking.Asked) -> asking.Asked:

@@ -112,6 +112,27 @@ def test_what_several_traits_are_asked_under_one_system_prompt_is_all_looked_at(
         assert len(one.prompts) == len(questions) + len(CATEGORIES["tree"].questions) // 2
 
 
+def test_what_an_eval_makes_of_rows_is_looked_at_before_there_are_any():
+    config = tiny.config(lineages=(0,))
+    of_rows = {"trait": "owl", "subjects": ("datasets/owl",), "against": "placebo"}
+    with config.unlocked():
+        config.evals.context = schema.eval_row(kind="in_context", num_rows=3, **of_rows)
+        config.evals.classifier = schema.eval_row(kind="classifier", **of_rows)
+    planned = units.build(config)
+    found = preflight._asked({unit.path: unit for unit in planned}, planned)[0]["toy"]
+    of_context = found["config.evals.context", "config.evals.context"]
+    assert of_context.system.count("<assistant>") == 3
+    assert of_context.compared == [(toyworld.World().animals, "")]
+    of_classifier = found["config.evals.classifier", "config.evals.classifier"]
+    assert of_classifier.compared == [(("A", "B"), "")]
+    assert all("Answer B: " in prompt for prompt in of_classifier.prompts)
+    words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+    for name in ("context", "classifier"):
+        table = f"config.evals.{name}"
+        with pytest.raises(ValueError, match=rf"^{table}\b.*"):
+            asking.check(words, {(table, table): found[table, table]})
+
+
 def test_a_prefill_that_joins_an_answer_is_refused_by_its_field(monkeypatch):
     words = tiny.BYTES
     fields = "config.evals.own.system_prompt", "config.evals.own"
