@@ -275,7 +275,8 @@ def _check_comparable(where: str, row: ConfigDict, other: str, theirs: ConfigDic
         if row[field] != theirs[field]:
             raise ValueError(
                 f"config.{where} names {other!r}, whose {field} {theirs[field]!r} differs from "
-                f"{row[field]!r}: these data sets have no prompts in common, so name another"
+                f"{row[field]!r}, so that they have no prompts in common: leave it out, or name "
+                "another"
             )
 
 

@@ -111,7 +111,8 @@ def test_an_eval_of_what_is_not_there_is_refused(case):
     with config.unlocked():
         config.evals.own = schema.eval_row(trait="owl")
     validation.validate(config)
-    config.evals.own.update(fields)
+    with config.unlocked():
+        config.evals.own = schema.eval_row(**{"trait": "owl", **fields})
     with pytest.raises(ValueError, match=rf"^config\.evals\.own\..*{said}") as why:
         validation.validate(config)
     assert "\n" not in str(why.value)
@@ -416,15 +417,15 @@ def test_a_field_that_a_kind_is_given_later_leaves_all_as_it_was(
 ):
     config = quickstart.get_config()
     before = prints(config)
-    add_field(monkeypatch, of, wording=field)
+    add_field(monkeypatch, of, tone=field)
     name = {"evals": "preference"}.get(table, "cat")
     with config.unlocked():
         for row in config[table].values():
             if table != "evals" or row.kind == "preference":
-                row.wording = "plain"
+                row.tone = "plain"
     validation.validate(config)
     assert prints(config) == before
-    config[table][name].wording = "odd"
+    config[table][name].tone = "odd"
     after = prints(config)
     stale = {path for path in after if after[path] != before[path]}
     assert changed <= {path.partition("/")[0] for path in stale}
