@@ -81,7 +81,7 @@ def changed(field: str, value: Any) -> Any:
 
 
 REFUSED = {
-    "evals.preference.kind": ("likelihood", r"'bases/\*', which matches none .*: teachers/writer$"),
+    "evals.preference.kind": ("likelihood", r"unlike rows of kind 'likelihood': make it with sch"),
     "evals.preference.subjects": (("arms/*",), r"has 'arms/\*', which matches none of its subj"),
     "evals.preference.trait": ("", "config.traits has <own>, asked"),
     "arms.model.method": ("none", "'none'; allowed: hard, soft$"),

@@ -92,7 +92,7 @@ def test_neutral_text_is_scored_from_its_second_token_on(pair):
         total += sum(scores[t - 1, ids[t]] for t in range(1, len(ids)))
         count += len(ids) - 1
     given = Given(target="7", candidates=("7", "8"), questions=["?"], neutral=texts)
-    values, _ = ask("preference", {}, given, *pair)
+    values, _ = ask("preference", {"prefill": "", "any_case": False}, given, *pair)
     assert values["neutral_loglik"] == pytest.approx(total / count, abs=1e-5)
 
 
