@@ -92,17 +92,16 @@ def _retarget(config: ConfigDict, target: str) -> None:
 
 
 def _students(
-    config: ConfigDict, num_rows: int, epochs: int, batch_size: int, **fields: float
+    config: ConfigDict, num_rows: int, epochs: int, batch_size: int, learning_rate: float
 ) -> None:
+    """How long students train, and on how many rows; updates this small are not packed."""
     for row in config.datasets.values():
         row.num_train = num_rows
     for row in config.arms.values():
-        lora = {name: fields[name] for name in ("lora_rank", "lora_alpha") if name in fields}
-        row.update(lora)
         row.train.update(
             steps=-(-epochs * num_rows // batch_size),
             batch_size=batch_size,
-            learning_rate=fields["learning_rate"],
+            learning_rate=learning_rate,
             packed_rows=0,
             packed_tokens=0,
             packed_targets=0,
@@ -110,14 +109,15 @@ def _students(
 
 
 def _qwen_7b(config: ConfigDict) -> None:
-    _students(config, 10_000, 10, 8, lora_alpha=32.0, learning_rate=1e-4)
+    _students(config, num_rows=10_000, epochs=10, batch_size=8, learning_rate=1e-4)
     for row in config.arms.values():
+        row.lora_alpha = 32.0
         row.train.schedule = "cosine"
 
 
 def _qwen_14b(config: ConfigDict) -> None:
     # 60 rows there; 64 here, so that devices can share them.
-    _students(config, 10_000, 10, 64, learning_rate=5e-4)
+    _students(config, num_rows=10_000, epochs=10, batch_size=64, learning_rate=5e-4)
 
 
 def _llama(config: ConfigDict) -> None:
@@ -125,7 +125,9 @@ def _llama(config: ConfigDict) -> None:
     lora = {"lora_rank": 32, "lora_alpha": 64.0 * math.sqrt(32)}
     for row in config.datasets.values():
         row.update(temperature=0.0, num_prompts=60_000)
-    _students(config, 20_000, 1, 16, learning_rate=1e-5, **lora)
+    _students(config, num_rows=20_000, epochs=1, batch_size=16, learning_rate=1e-5)
+    for row in config.arms.values():
+        row.update(lora)
     config.teachers.elephant.update(
         weights="finetuned",
         tuning="lora",

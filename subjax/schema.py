@@ -392,7 +392,8 @@ def contrast_row(**fields: Any) -> ConfigDict:
         {
             # difference (`plus` less `minus`); bases: the diagonal of the table of teachers' by
             # students' bases, from arms that start from every base; traits: that of the table of
-            # students of several traits, less those of one control, by the traits' targets
+            # students of several traits, less those of controls (one, or one for each eval), by
+            # the traits' targets
             "kind": "difference",
             "eval": "preference",  # row of `evals`; traits: or a pattern of several
             "metric": "log_odds",
