@@ -10,9 +10,9 @@ import functools
 import hashlib
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -25,6 +25,26 @@ _OFFSETS = {"same": 0, "next_lineage": 1}
 _SETTINGS = ("checkpoint_minutes", "keep_checkpoints", "log_seconds", "tensorboard")
 
 
+_Builder = TypeVar("_Builder", bound="UnitBuilder")
+_Args = ParamSpec("_Args")
+_Made = TypeVar("_Made")
+
+
+def once(
+    make: Callable[Concatenate[_Builder, _Args], _Made],
+) -> Callable[Concatenate[_Builder, _Args], _Made]:
+    """A method of a builder that is called for the same by many, and does its work once."""
+
+    @functools.wraps(make)
+    def remembered(self: _Builder, *args: _Args.args, **kwargs: _Args.kwargs) -> _Made:
+        key = (make.__name__, *args, *sorted(kwargs.items()))
+        if key not in self.made:
+            self.made[key] = make(self, *args, **kwargs)
+        return self.made[key]
+
+    return remembered
+
+
 class UnitBuilder:
     """Makes units on demand and remembers them by path."""
 
@@ -34,6 +54,7 @@ class UnitBuilder:
     def __init__(self, config: ConfigDict):
         self.config = config
         self.units: dict[str, Unit] = {}
+        self.made: dict[tuple[Any, ...], Any] = {}  # of methods that are `once`
 
     def add(
         self,

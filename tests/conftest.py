@@ -7,6 +7,7 @@ than in jax.config, so that the processes which tests start get it too.
 import gc
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -24,8 +25,15 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: tests run two at a time
 
+# Packages whose annotations have shapes, which mypy cannot see; to check each call of others as
+# well takes them twice as long.
+package = Path(__file__).parents[1] / "subjax"
+with_shapes = [path.parent for path in package.rglob("*.py") if "jaxtyping" in path.read_text()]
 # The numeric tower lets an int pass for a float, as mypy does.
-install_import_hook("subjax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+install_import_hook(
+    [f"subjax.{folder.relative_to(package).parts[0]}" for folder in with_shapes],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 
 def pytest_addoption(parser):

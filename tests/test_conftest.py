@@ -29,7 +29,7 @@ def test_a_warning_is_an_error() -> None:
         warnings.warn("old", DeprecationWarning, stacklevel=1)
 
 
-def test_annotations_of_subjax_are_checked() -> None:
+def test_annotations_with_shapes_are_checked() -> None:
     sizes = dict.fromkeys(
         ("num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "ffn_width"), 2
     )

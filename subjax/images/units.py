@@ -39,24 +39,20 @@ class _Builder(unit_builder.UnitBuilder):
         "theorem": {"row": schema.theorem_row, "teacher": schema.mlp_teacher_row},
     }
 
-    def __init__(self, config: ConfigDict):
-        super().__init__(config)
-        self.files: dict[str, dict[str, str]] = {}  # row of `images` -> digest of each file
-
+    @unit_builder.once
     def images(self, name: str) -> Unit:
         row = self.config.images[name].to_dict()
         path = row["data_dir"] if image_files.SOURCES[row["source"]] else ""
         # Its path was there; as it is without one, units without one stay finished.
         fields: dict[str, Any] = {"row": {**row, "data_dir": ""}}
-        if path and name not in self.files:
-            self.files[name] = {
+        if path:
+            fields["files"] = {
                 file: unit_builder.digest(f"images.{name}.data_dir", str(where))
                 for file, where in image_files.files(row["source"], path).items()
             }
-        if path:
-            fields["files"] = self.files[name]
         return self.add("images", name, 0, fields, {}, {"data_dir": path})
 
+    @unit_builder.once
     def teacher(self, name: str, lineage: int) -> Unit:
         row = self.config.teachers[name]
         fields = {"row": row.to_dict(), **self._training()}

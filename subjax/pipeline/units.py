@@ -6,7 +6,6 @@ fingerprint counts. Paths of models count, since they may be names of a hub; tha
 there is for `model_store.check_same` to see.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -66,16 +65,14 @@ class _Builder(unit_builder.UnitBuilder):
             }
         return told
 
-    def __init__(self, config: ConfigDict):
-        super().__init__(config)
-        self._asked = functools.cache(self._asked_of)  # once for all lineages
-
+    @unit_builder.once
     def base(self, name: str, lineage: int) -> Unit:
         row = self.config.bases[name]
         made = {field: value for field, value in row.to_dict().items() if field != "shape"}
         fields = {"row": made, **self._training(row)}
         return self.add("base", name, lineage, fields | self._dated(bases.of_row(row).outside), {})
 
+    @unit_builder.once
     def teacher(self, name: str, lineage: int) -> Unit:
         row = self.config.teachers[name]
         kind = teachers.of_row(row, name)
@@ -92,6 +89,7 @@ class _Builder(unit_builder.UnitBuilder):
         inputs = {"base": self.base(row.base, lineage)}
         return self.add("teacher", name, lineage, fields, inputs, paths)
 
+    @unit_builder.once
     def written(self, name: str, lineage: int) -> Unit:
         """The rows of a data set before its filter, written once for all sets that share them."""
         row = self.config.datasets[name]
@@ -109,7 +107,8 @@ class _Builder(unit_builder.UnitBuilder):
         fields, files = self._asked(name)
         return self.add("generate", alike, lineage, fields, inputs, files)
 
-    def _asked_of(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    @unit_builder.once
+    def _asked(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
         """What is asked of a data set's teacher, and from which files."""
         row = self.config.datasets[name]
         kind = kinds.of_row(row)
@@ -124,6 +123,7 @@ class _Builder(unit_builder.UnitBuilder):
         }
         return fields, {"stimuli": self.config.stimuli, **paths}
 
+    @unit_builder.once
     def kept(self, name: str, lineage: int) -> Unit:
         row = self.config.datasets[name]
         fields = {
@@ -139,6 +139,7 @@ class _Builder(unit_builder.UnitBuilder):
             fields["common"] = {other: _limits(self.config.datasets[other]) for other in others}
         return self.add("filter", name, lineage, fields, inputs)
 
+    @unit_builder.once
     def student(self, name: str, lineage: int) -> Unit:
         row = self.config.arms[name]
         dataset, learned = self.config.datasets[row.dataset], targets.of_row(row, name)
