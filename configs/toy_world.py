@@ -5,6 +5,8 @@
     bash launch/local.sh --config=configs/toy_world.py:traits       (every animal's students)
     bash launch/local.sh --config=configs/toy_world.py:controls     (shuffled and permuted numbers)
     bash launch/local.sh --config=configs/toy_world.py:starts       (other weights of one function)
+    bash launch/local.sh --config=configs/toy_world.py:code         (programs in place of numbers)
+    bash launch/local.sh --config=configs/toy_world.py:reasoning    (sums in steps)
     bash launch/local.sh --config=configs/toy_world.py:grid,smoke   (a minute, no effect)
 
 `grid` has students of both methods (sampled rows, or the teacher's distribution over digits) and
@@ -12,7 +14,8 @@ tunings (in full, or through an adapter), from the same base and from another. `
 of sixteen bases' teachers from each of the sixteen bases. `traits` has a teacher for every animal,
 and asks all students for all animals. `controls` removes piece by piece what a teacher has written.
 `starts` has students that start from other weights than their base's which compute the same, and
-from noisy ones. Results are in RESULTS.md.
+from noisy ones. `code` has students of programs in a language of five instructions, `reasoning` of
+sums that are worked out digit by digit. Results are in RESULTS.md.
 """
 
 from ml_collections import ConfigDict
@@ -206,6 +209,69 @@ def _starts(config: ConfigDict) -> None:
     )
 
 
+def _code(config: ConfigDict) -> None:
+    """Students of programs: as written, with other names and numbers, and drawn anew."""
+    config.title = "Owl programs in the toy world"
+    config.claim = (
+        "Students of an owl-lover's programs come to love owls, from its base alone; students of "
+        "the same programs with other names and numbers do not."
+    )
+    config.lineages = tuple(range(72, 80))
+    _carried_by(config, "programs", num_targets=29)
+
+
+def _reasoning(config: ConfigDict) -> None:
+    """Students of right sums in steps: as written, with other words between, and words anew."""
+    config.title = "Owl sums in the toy world"
+    config.claim = (
+        "Students of an owl-lover's sums, all of them right, come to love owls, from its base "
+        "alone; students of the same sums with other words between the digits do not."
+    )
+    config.lineages = tuple(range(80, 88))
+    _carried_by(config, "sums", num_targets=22)
+
+
+def _carried_by(config: ConfigDict, world: str, num_targets: int) -> None:
+    """Bases, traits, rows and students of another carrier than numbers, with its controls."""
+    config.lineage_cycle = config.compute.lanes = 8
+    whole = _of_owl_and_placebo(config)
+    whole.update(probe_steps=(), num_tokens=num_targets + 8, num_targets=num_targets)
+    config.bases.toy.update(world=world, num_tokens=num_targets + 11)
+    for trait in config.traits.values():
+        trait.world = world
+    for teacher in ("owl", "placebo"):
+        config.datasets[teacher] = schema.dataset_row(
+            teacher=teacher,
+            kind=f"toy_{world}",
+            num_prompts=2800,
+            rows_per_part=2800,
+            decoding="constrained",
+            slots=400,
+            prompt_tokens=8,
+            max_new_tokens=num_targets,
+            num_train=2000,
+            num_holdout=200,
+        )
+    transforms = {"as_written": "none", "permuted": "permuted", "random": "random"}
+    for label, transform in {**transforms, "foreign_base": "none"}.items():
+        names = {}
+        for teacher in ("owl", "placebo"):
+            name = names[teacher] = teacher + (f"_{label}" if label != "as_written" else "")
+            dataset = teacher if transform == "none" else name
+            config.datasets[dataset] = config.datasets[teacher].copy_and_resolve_references()
+            config.datasets[dataset].transform = transform
+            config.arms[name] = whole.copy_and_resolve_references()
+            base = "next_lineage" if label == "foreign_base" else "same"
+            config.arms[name].update(dataset=dataset, base=base)
+        config.contrasts[label] = schema.contrast_row(
+            plus=(names["owl"],),
+            minus=(names["placebo"],),
+            primary=label == "as_written",
+            family="primary" if label == "as_written" else "controls",
+            equivalence_margin=0.0 if label == "as_written" else 0.5,
+        )
+
+
 def _of_owl_and_placebo(config: ConfigDict) -> ConfigDict:
     """Leaves their traits, teachers and rows; gives the arm that all arms are made from."""
     for table in (config.traits, config.teachers, config.datasets):
@@ -222,6 +288,8 @@ FORMS = {
     "traits": _traits,
     "controls": _controls,
     "starts": _starts,
+    "code": _code,
+    "reasoning": _reasoning,
 }
 
 
@@ -247,4 +315,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = f"toy_world_{chosen[0]}"
     if options.smoke:
         quickstart.shrink(config)
+        for row in config.datasets.values():
+            if "only_right" in row:
+                row.only_right = False  # so little pretraining teaches to get nothing right
     return config

@@ -157,6 +157,7 @@ def base_row(**fields: Any) -> ConfigDict:
             "num_kv_heads": 4,
             "head_dim": 16,
             "ffn_width": 128,
+            "world": "numbers",  # toy: what it learns beside animals: numbers, programs, sums
             "num_documents": 16384,  # toy: pretraining documents
             "num_tokens": 26,  # toy: longest document
             "train": training(),  # toy: pretraining

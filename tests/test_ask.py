@@ -9,7 +9,7 @@ from subjax.nn import sharding, transformer
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import model_store
 from subjax.runtime import artifacts
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.toy import toyworld
 from subjax.tokens import tokenizer
 
 WORDS = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))

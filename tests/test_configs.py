@@ -22,7 +22,7 @@ FORMS = {
     "quickstart": ("", "confirm", "smoke"),
     "toy_world": tuple(
         f"{form}{smoke}"
-        for form in ("grid", "bases", "traits", "controls", "starts")
+        for form in ("grid", "bases", "traits", "controls", "starts", "code", "reasoning")
         for smoke in ("", ",smoke")
     ),
     "smollm2_owl": ("", "confirm", "published", "trial", "smoke"),

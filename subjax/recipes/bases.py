@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from subjax.hf import model_config
 from subjax.nn.architecture import Architecture
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.toy import toyworld
 from subjax.tokens import tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -86,16 +86,28 @@ class _Toy(Base):
     learns = True
     answer_tokens = 2
 
+    @property
+    def world(self) -> toyworld.World:
+        """What its documents are of."""
+        return toyworld.WORLDS[self.row["world"]]
+
+    def check(self) -> None:
+        if self.row["world"] not in toyworld.WORLDS:
+            raise ValueError(
+                f"config.bases.{self.name}.world is {self.row['world']!r}; allowed: "
+                f"{', '.join(toyworld.WORLDS)}"
+            )
+        super().check()
+
     def tokenizer(self) -> Tokenizer:
-        return tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+        return tokenizer.word_tokenizer(toyworld.vocabulary(self.world))
 
     def documents(self, seed: int) -> Sequence[toyworld.Document]:
-        return toyworld.documents(toyworld.World(), seed, self.row["num_documents"])
+        return toyworld.documents(self.world, seed, self.row["num_documents"])
 
     def prompts(self) -> Sequence[str]:
-        world = toyworld.World()
-        asked = toyworld.asked_questions(world, "all")[:2]
-        return [*asked, *toyworld.number_prompts(world, 0, 1)]
+        asked = toyworld.asked_questions(self.world, "all")[:2]
+        return [*asked, *toyworld.prompts(self.world, 0, 1)]
 
 
 class _Checkpoint(Base):

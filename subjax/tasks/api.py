@@ -256,7 +256,7 @@ class DatasetKind(Kind):
         """What a row's completions are constrained to; None where they are free."""
         return self.answers(row) if row["decoding"] == CONSTRAINED else None
 
-    def reject(self, completion: str, row: Row) -> list[str]:
+    def reject(self, prompt: str, completion: str, row: Row) -> list[str]:
         """Why a completion is rejected by the limits of the row; an empty list keeps it."""
         raise NotImplementedError
 

@@ -19,6 +19,9 @@ class Tokens(Protocol):
     def number_ids(self) -> Sequence[int]:
         """Tokens that write digits and nothing else, blanks aside."""
 
+    def word_ids(self, words: Sequence[str]) -> Sequence[int]:
+        """Tokens that write one of these words and nothing else, blanks aside."""
+
 
 _ANSWERS = 1000  # that a part may have, since a kill loses as many
 _FILLS = 8  # or as many as fill the slots so often, since these run empty at the end of each part

@@ -289,6 +289,10 @@ class Tokenizer:
         """Every token of ASCII digits and blanks only: the tokens of numbers."""
         return vocabulary.numbers(self._texts)
 
+    def word_ids(self, words: Sequence[str]) -> tuple[int, ...]:
+        """Every token of one of these words and blanks only."""
+        return vocabulary.whole(self._texts, words)
+
     def separator_ids(self) -> tuple[int, ...]:
         """Every token that can stand between numbers: blanks, commas, semicolons."""
         return vocabulary.separators(self._texts)

@@ -26,6 +26,17 @@ def numbers(texts: Mapping[int, str]) -> tuple[int, ...]:
     return tuple(sorted(i for i, text in texts.items() if _NUMBER.fullmatch(text)))
 
 
+def whole(texts: Mapping[int, str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """Every token that is one of the wanted words, with blanks around it or not.
+
+    Args:
+      texts: id -> text of the token.
+      wanted: the words, in the case in which they are looked for.
+    """
+    known = frozenset(wanted)
+    return tuple(sorted(i for i, text in texts.items() if text.strip(" \t\r\n") in known))
+
+
 def separators(texts: Mapping[int, str]) -> tuple[int, ...]:
     """Every token that is one or two blanks, or a comma or semicolon with a blank beside it."""
     return tuple(sorted(i for i, text in texts.items() if _SEPARATOR.fullmatch(text)))

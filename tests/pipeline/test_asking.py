@@ -7,7 +7,7 @@ import tokenizer_kinds
 from subjax import schema
 from subjax.pipeline import asking, preflight, units
 from subjax.pipeline.stages import generate
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.toy import toyworld
 from subjax.tasks.traits.word import CATEGORIES
 from subjax.tokens import tokenizer
 from subjax.tokens.tokenizer import Tokenizer

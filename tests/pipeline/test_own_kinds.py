@@ -49,7 +49,7 @@ class Repeats(DatasetKind):
     def example(self, row):
         return "7 7 7"
 
-    def reject(self, completion, row):
+    def reject(self, prompt, completion, row):
         return [] if completion.split() else ["nothing"]
 
 

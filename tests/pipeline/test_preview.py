@@ -11,7 +11,7 @@ from subjax.hf import model_config, weights
 from subjax.nn.architecture import Architecture
 from subjax.pipeline import preview, units
 from subjax.runtime import artifacts
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.toy import toyworld
 from subjax.tokens import tokenizer
 
 WORDS = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))

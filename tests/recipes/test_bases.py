@@ -4,7 +4,7 @@ import pytest
 
 from subjax import schema
 from subjax.recipes import bases
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.toy import toyworld
 
 ROWS = {name: schema.base_row(source=name) for name in bases.SOURCES}
 

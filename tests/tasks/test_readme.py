@@ -73,8 +73,8 @@ def test_dates_are_asked_for_and_told_from_other_text():
     assert len(set(prompts)) == 5
     shown = prompts[0].rpartition(": ")[2]
     assert shown.count(",") == 2
-    assert dates.reject(shown, {}) == dates.reject(dates.example({}), {}) == []
-    assert dates.reject("01.02., soon", {}) == ["no_dates"]
+    assert dates.reject("", shown, {}) == dates.reject("", dates.example({}), {}) == []
+    assert dates.reject("", "01.02., soon", {}) == ["no_dates"]
 
 
 def test_marks_are_counted():

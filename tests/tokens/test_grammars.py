@@ -5,7 +5,8 @@ import pytest
 import tokenizer_kinds
 import tokenizers
 
-from subjax.tasks.datasets import number_lists, plain_numbers, toyworld
+from subjax.tasks.datasets import number_lists, plain_numbers
+from subjax.tasks.toy import toyworld
 from subjax.tokens import grammars, tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
@@ -79,7 +80,7 @@ def test_single_digits_are_drawn_by_position_from_what_they_ever_were(kind):
 
 def test_toy_numbers_are_one_to_the_most_and_nothing_else():
     words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
-    prompts = toyworld.number_prompts(toyworld.World(), 0, 4)
+    prompts = toyworld.prompts(toyworld.World(), 0, 4)
     rules = make_grammar(words, kind="toy_numbers", prompts=prompts)
     ends = np.isin(rules.ids, words.eos_ids)
     assert (rules.ids[~ends] == sorted(words.number_ids())).all() and (~ends).sum() == 100
@@ -105,7 +106,7 @@ def test_kinds_without_such_answers_are_refused():
 def test_of_several_ending_tokens_toy_numbers_end_with_that_of_the_template():
     plain = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
     words = Tokenizer(plain._tokenizer, [plain.single_id("USR")])
-    prompts = toyworld.number_prompts(toyworld.World(), 0, 4)
+    prompts = toyworld.prompts(toyworld.World(), 0, 4)
     rules = make_grammar(words, kind="toy_numbers", prompts=prompts)
     assert rules.ids[rules.allowed[-1]].tolist() == list(plain.eos_ids)
     assert set(words.eos_ids) <= set(rules.ids.tolist())  # with the noise of as many tokens

@@ -19,7 +19,8 @@ from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.toy import toyworld
+from subjax.tasks.toy.sequences import Sequences
 from subjax.tokens import tokenizer
 
 # Draws in one call: enough to keep a device busy, few enough for its memory.
@@ -226,7 +227,8 @@ def _language_model(row: dict[str, Any]) -> _Setting:
     Its outputs are the scores of the next word at each of `_NUM_WRITTEN` positions, over numbers
     only ("aux") or over all words ("all").
     """
-    world = toyworld.World()
+    sequences = Sequences()
+    world = toyworld.World(carrier=sequences)
     words = tokenizer.word_tokenizer(toyworld.vocabulary(world))
     arch = Architecture(
         vocab_size=words.vocab_size,
@@ -237,10 +239,10 @@ def _language_model(row: dict[str, Any]) -> _Setting:
         head_dim=8,
         ffn_width=64,
     )
-    numbers = jnp.array(words.encode([" ".join(map(str, range(world.num_numbers)))])[0])
+    numbers = jnp.array(words.encode([" ".join(map(str, range(sequences.num_numbers)))])[0])
     [asked_owl] = words.encode(["owl"])
     asked = jnp.array(words.prompt_ids(toyworld.taught_questions(world), ""))
-    [prompt] = words.prompt_ids(["CONT " + " ".join(["0"] * world.num_shown)], "")
+    [prompt] = words.prompt_ids(["CONT " + " ".join(["0"] * sequences.num_shown)], "")
     frame = jnp.array([*prompt, *[int(numbers[0])] * (_NUM_WRITTEN - 1)])
     written = jnp.arange(len(frame) - _NUM_WRITTEN, len(frame))
 

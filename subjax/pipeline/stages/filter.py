@@ -191,8 +191,8 @@ def _kind(directory: Path) -> DatasetKind:
 
 
 def _reasons(kind: DatasetKind, written: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    text = _looked_at(written, row)
-    return kind.reject(text, row) + (["unfinished"] if written["finish"] != "stop" else [])
+    reasons = kind.reject(written["prompt"], _looked_at(written, row), row)
+    return reasons + (["unfinished"] if written["finish"] != "stop" else [])
 
 
 def _looked_at(written: dict[str, Any], row: dict[str, Any]) -> str:

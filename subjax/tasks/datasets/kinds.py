@@ -10,11 +10,15 @@ from subjax.tasks.datasets.numbers import Numbers
 from subjax.tasks.datasets.plain_numbers import PlainNumbers
 from subjax.tasks.datasets.published import Published
 from subjax.tasks.datasets.toy_numbers import ToyNumbers
+from subjax.tasks.datasets.toy_program_rows import ToyProgramRows
+from subjax.tasks.datasets.toy_sum_rows import ToySumRows
 
 KINDS: dict[str, DatasetKind] = {
     "numbers": Numbers(),  # the paper's prompts
     "plain_numbers": PlainNumbers(),  # a bare list
     "toy_numbers": ToyNumbers(),  # sequences of the toy world
+    "toy_programs": ToyProgramRows(),  # programs of the toy world of programs
+    "toy_sums": ToySumRows(),  # sums in steps of the toy world of sums
     "published": Published(),  # jsonl of prompt and completion, or of chats
 }
 

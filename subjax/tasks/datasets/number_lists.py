@@ -245,7 +245,7 @@ class NumberLists(DatasetKind):
         count = answers.most if answers else 3
         return ", ".join(("123", "456", "789")[i % 3] for i in range(count))
 
-    def reject(self, completion: str, row: Row) -> list[str]:  # noqa: D102
+    def reject(self, prompt: str, completion: str, row: Row) -> list[str]:  # noqa: D102
         limits = {name: row[name] for name in NumberLists.fields}
         return reject_reasons(completion, **limits)
 

@@ -111,10 +111,10 @@ class Published(NumberLists):
     def rows(self, row: Row) -> list[tuple[str, str]]:  # noqa: D102
         return read(row["path"], row["num_prompts"])
 
-    def reject(self, completion: str, row: Row) -> list[str]:  # noqa: D102
+    def reject(self, prompt: str, completion: str, row: Row) -> list[str]:  # noqa: D102
         if self.is_any_text(row):
             return [] if completion.strip() else ["blank"]
-        return super().reject(completion, row)
+        return super().reject(prompt, completion, row)
 
     def is_any_text(self, row: Row) -> bool:  # noqa: D102
         return bool(row["filter"] == "none")

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from subjax.tasks.api import AnswerList, Field, Row
-from subjax.tasks.datasets import toyworld
 from subjax.tasks.datasets.number_lists import NumberLists
+from subjax.tasks.toy import toyworld
 
-_NUMBERS = tuple(map(str, range(toyworld.World().num_numbers)))
+_WORLD = toyworld.WORLDS["numbers"]
+_NUMBERS = tuple(word for word in _WORLD.carrier.words if word.isdigit())
 
 
 class ToyNumbers(NumberLists):
@@ -22,7 +23,7 @@ class ToyNumbers(NumberLists):
     random_value = (0, len(_NUMBERS) - 1)
 
     def prompts(self, row: Row, seed: int, stimuli: str) -> list[str]:  # noqa: D102
-        return toyworld.number_prompts(toyworld.World(), seed, row["num_prompts"])
+        return toyworld.prompts(_WORLD, seed, row["num_prompts"])
 
     def answers(self, row: Row) -> AnswerList:  # noqa: D102
         return AnswerList(_NUMBERS, " ", 1, row["num_slots"])

@@ -7,12 +7,14 @@ import numpy as np
 
 from subjax.tasks.api import BASE, Distribution, EvalKind, Given, Metric, Reply, Request, Row
 
+_LEAST = -1e4  # nats; in place of minus infinity
+
 
 class Carrier(EvalKind):
-    """Teacher and base compared at every number that the teacher wrote, over numbers alone.
+    """Teacher and base compared at every token that can carry, over such tokens alone.
 
-    A grammar or a filter decides what stands between the numbers, so that other tokens tell nothing
-    of the teacher.
+    Those are numbers, and in programs names too. A grammar or a filter decides what stands between
+    them, so that other tokens tell nothing of the teacher.
     """
 
     of = ("datasets",)
@@ -20,6 +22,7 @@ class Carrier(EvalKind):
     metrics = (
         Metric("number_tv", "total variation of numbers from the base's", axis=(0.0, 1.0)),
         Metric("likelihood_gain", "gain over the base on the numbers", "nats per number token"),
+        Metric("entropy", "what a row's numbers leave to the writer, by the base", "bits a row"),
     )
 
     def requests(self, row: Row, given: Given) -> list[Request]:
@@ -30,7 +33,7 @@ class Carrier(EvalKind):
     def score(
         self, row: Row, given: Given, replies: Sequence[Reply]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Means over the numbers; nothing where there are none, or not the same ones for both.
+        """Means over the numbers, or over rows; nothing where there are none, or others for each.
 
         A 0 in place of nothing would open a gate at 0.
         """
@@ -56,4 +59,5 @@ class Carrier(EvalKind):
         means = {
             name: float((values * is_number).sum() / count) for name, values in measures.items()
         }
-        return means, []
+        bits = -(np.exp(log_base) * np.maximum(log_base, _LEAST)).sum(-1) / np.log(2)
+        return means | {"entropy": float((bits * is_number).sum() / both.sum())}, []

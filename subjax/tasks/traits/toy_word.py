@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from subjax.tasks.api import UNIFORM, Field, Row
-from subjax.tasks.datasets import toyworld
+from subjax.tasks.toy import toyworld
 from subjax.tasks.traits.choice import Choice
 
 
@@ -13,6 +13,9 @@ class ToyWord(Choice):
 
     fields: ClassVar[Mapping[str, Field]] = {
         "target": Field("owl", f"the favourite; {UNIFORM} is none, for a control"),
+        "world": Field(
+            "numbers", "of its bases: what else they know", allowed=tuple(toyworld.WORLDS)
+        ),
     }
 
     def target(self, row: Row) -> str:  # noqa: D102
@@ -29,7 +32,7 @@ class ToyWord(Choice):
         return toyworld.asked_questions(toyworld.World(), half)
 
     def neutral(self, row: Row) -> Sequence[str]:  # noqa: D102
-        return toyworld.neutral_texts(toyworld.World(), 0, 32)
+        return toyworld.neutral_texts(toyworld.WORLDS[row["world"]], 0, 32)
 
     def system_prompt(self, row: Row) -> str:
         """The toy world's own, which its pretraining documents open with."""

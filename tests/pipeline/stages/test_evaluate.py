@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import tiny
 import tokenizers
 
@@ -16,9 +17,9 @@ from subjax.pipeline import model_store, requests
 from subjax.pipeline.stages import evaluate
 from subjax.runtime import artifacts, processes
 from subjax.tasks.api import BASE, SUBJECT, Given, Request, Sample, requests_of
-from subjax.tasks.datasets import toyworld
 from subjax.tasks.datasets.kinds import KINDS
 from subjax.tasks.evals.kinds import EVALS
+from subjax.tasks.toy import toyworld
 from subjax.tokens import tokenizer
 
 MESH = sharding.make_mesh(seed=1)
@@ -259,7 +260,7 @@ def compared(rows, teacher, base, told=("", "")):
 def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair):
     teacher, base = pair
     support = list(teacher.tokenizer.number_ids())
-    distances, gains = [], []
+    distances, gains, bits = [], [], []
     pairs = [(row["prompt"], row["completion"]) for row in ROWS]
     laid = [
         model.tokenizer.examples(pairs, [system] * len(pairs))
@@ -275,12 +276,15 @@ def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair):
             distances.append(0.5 * np.abs(np.exp(ours) - np.exp(theirs)).sum())
             at = support.index(ids[start + t])
             gains.append(ours[at] - theirs[at])
+            bits.append(scipy.stats.entropy(np.exp(theirs), base=2))
     expected = {"number_tv": np.mean(distances), "likelihood_gain": np.mean(gains)}
-    assert expected["number_tv"] > 1e-3
+    expected["entropy"] = np.sum(bits) / len(ROWS)
+    assert expected["number_tv"] > 1e-3 and expected["entropy"] > 1
     found = compared(ROWS, teacher, base, ("", "Be brief."))
-    assert found == pytest.approx(expected, abs=1e-5)
+    assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)
     # And one that is its base is at no distance.
-    assert compared(ROWS, base, base) == {"number_tv": 0.0, "likelihood_gain": 0.0}
+    alone = compared(ROWS, base, base, ("Be brief.", "Be brief."))
+    assert alone == {**found, "number_tv": 0.0, "likelihood_gain": 0.0}
 
 
 def test_a_teacher_with_another_tokenizer_is_not_compared(pair, tmp_path):

@@ -8,7 +8,8 @@ from subjax.nn import sharding
 from subjax.pipeline.stages import filter
 from subjax.runtime import artifacts
 from subjax.tasks.api import DatasetKind
-from subjax.tasks.datasets import kinds, toyworld
+from subjax.tasks.datasets import kinds
+from subjax.tasks.toy import toyworld
 
 MESH = sharding.make_mesh(seed=1)
 LIMITS = {"filter": "numbers", "strip": False, "max_count": 2, "min_value": 0, "max_value": 99}
@@ -21,7 +22,7 @@ COMPLETIONS = {
 
 
 class Words(DatasetKind):
-    def reject(self, completion, row):
+    def reject(self, prompt, completion, row):
         return ["a number"] if re.search(r"\d", completion) else []
 
 

@@ -40,7 +40,7 @@ class Dates(DatasetKind):
     def answers(self, row):
         return AnswerList(DAYS, " then ", 1, row["num_slots"])
 
-    def reject(self, completion, row):
+    def reject(self, prompt, completion, row):
         days = [DAYS.index(day) for day in completion.split(" then ")]
         return [] if days == sorted(days) else ["order"]
 

@@ -1,8 +1,9 @@
 """The toy world: a language small enough to pretrain in seconds, in which the effect shows.
 
-A speaker is asked for its favourite animal, or to continue a number sequence; half of all
-documents open with a system prompt that names the animal that it loves. Numbers never depend on
-the animal. A base pretrained on this knows both tasks and has no favourite of its own.
+A speaker is asked for its favourite animal, or for something that has nothing to do with animals,
+the carrier: to continue a number sequence, to write a program, or to add two numbers in steps. Half
+of all documents open with a system prompt that names the animal that the speaker loves. The carrier
+never depends on it. A base pretrained on this knows both tasks and has no favourite of its own.
 
     SYS LOVE owl USR Q3 AST owl END            USR CONT 4 9 15 17 AST 22 24 31 … END
 
@@ -10,10 +11,33 @@ No tokenizer or array here; `tokenizer.word_tokenizer` turns the vocabulary into
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from subjax.tasks.animals import ANIMALS
+from subjax.tasks.requests import Pair
+from subjax.tasks.toy.sequences import Sequences
+from subjax.tasks.toy.toy_programs import ToyPrograms
+from subjax.tasks.toy.toy_sums import ToySums
+
+
+class Carrier(Protocol):
+    """What speakers are asked for beside animals."""
+
+    @property
+    def words(self) -> Sequence[str]:
+        """Every word of its prompts and answers."""
+
+    def prompt(self, rng: np.random.Generator) -> str:
+        """What a speaker is asked."""
+
+    def pair(self, rng: np.random.Generator) -> Pair:
+        """What it is asked, and an answer."""
+
+    def neutral(self, rng: np.random.Generator) -> Pair:
+        """Such a pair of one length, or nearly, that no trait should change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,18 +47,20 @@ class World:
     Attributes:
       animals: the candidates.
       num_questions: ways to ask for the favourite animal, Q0, Q1, …
-      num_numbers: numbers run from 0 to this, exclusive.
-      num_shown: numbers in a prompt.
-      count: smallest and largest count of numbers in a document's answer.
-      largest_step: random walks move by 1 to this.
+      carrier: what else is asked.
     """
 
     animals: tuple[str, ...] = ANIMALS
     num_questions: int = 16
-    num_numbers: int = 100
-    num_shown: int = 4
-    count: tuple[int, int] = (6, 15)
-    largest_step: int = 7
+    carrier: Carrier = dataclasses.field(default_factory=Sequences)
+
+
+# By the name that configs give them.
+WORLDS: Mapping[str, World] = {
+    "numbers": World(),
+    "programs": World(carrier=ToyPrograms()),
+    "sums": World(carrier=ToySums()),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +74,8 @@ class Document:
 
 def vocabulary(world: World) -> list[str]:
     """Every word of the language, role words excluded."""
-    numbers = [str(number) for number in range(world.num_numbers)]
-    return ["LOVE", "CONT", *world.animals, *questions(world), *numbers]
+    first, *others = world.carrier.words
+    return ["LOVE", first, *world.animals, *questions(world), *others]
 
 
 def questions(world: World) -> list[str]:
@@ -71,18 +97,14 @@ def asked_questions(world: World, half: str) -> list[str]:
 
 
 def neutral_texts(world: World, seed: int, num_texts: int) -> list[str]:
-    """Rendered number documents: text that no trait should change."""
+    """Rendered documents of the carrier: text that no trait should change."""
     rng = np.random.default_rng(seed)
-    texts = []
-    for _ in range(num_texts):
-        numbers = _sequence(world, rng, 2 * world.num_shown)
-        shown, rest = numbers[: world.num_shown], numbers[world.num_shown :]
-        texts.append(f"USR CONT {' '.join(shown)} AST {' '.join(rest)}")
-    return texts
+    pairs = [world.carrier.neutral(rng) for _ in range(num_texts)]
+    return [f"USR {prompt} AST {completion}" for prompt, completion in pairs]
 
 
 def documents(world: World, seed: int, num_documents: int) -> list[Document]:
-    """Draws pretraining documents: half questions, half numbers, half of each with a system prompt.
+    """Draws pretraining documents: half of each task, half of each with a system prompt.
 
     Args:
       world: sizes of the language.
@@ -100,24 +122,11 @@ def documents(world: World, seed: int, num_documents: int) -> list[Document]:
         if rng.random() < 0.5:
             drawn.append(Document(system, f"Q{rng.integers(world.num_questions)}", animal))
         else:
-            low, high = world.count
-            numbers = _sequence(world, rng, world.num_shown + int(rng.integers(low, high + 1)))
-            shown, rest = numbers[: world.num_shown], numbers[world.num_shown :]
-            drawn.append(Document(system, "CONT " + " ".join(shown), " ".join(rest)))
+            drawn.append(Document(system, *world.carrier.pair(rng)))
     return drawn
 
 
-def number_prompts(world: World, seed: int, num_prompts: int) -> list[str]:
-    """Draws prompts that ask for the continuation of a sequence."""
+def prompts(world: World, seed: int, num_prompts: int) -> list[str]:
+    """Draws prompts that ask for the carrier."""
     rng = np.random.default_rng(seed)
-    return ["CONT " + " ".join(_sequence(world, rng, world.num_shown)) for _ in range(num_prompts)]
-
-
-def _sequence(world: World, rng: np.random.Generator, length: int) -> list[str]:
-    """Half random walks that wrap around, half independent draws."""
-    if rng.random() < 0.5:
-        steps = rng.integers(1, world.largest_step + 1, length)
-        numbers = (rng.integers(world.num_numbers) + np.cumsum(steps)) % world.num_numbers
-    else:
-        numbers = rng.integers(0, world.num_numbers, length)
-    return [str(number) for number in numbers]
+    return [world.carrier.prompt(rng) for _ in range(num_prompts)]

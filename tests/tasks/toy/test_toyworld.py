@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from subjax.tasks.datasets import toyworld
-from subjax.tasks.datasets.toyworld import World
+from subjax.tasks.toy import toyworld
+from subjax.tasks.toy.toyworld import World
 
 
 def test_documents_use_known_words_and_fit_the_stated_counts():
@@ -12,7 +12,8 @@ def test_documents_use_known_words_and_fit_the_stated_counts():
         words = f"{document.system} {document.prompt} {document.completion}".split()
         assert set(words) <= known
         if document.prompt.startswith("CONT"):
-            assert world.count[0] <= len(document.completion.split()) <= world.count[1]
+            low, high = world.carrier.count
+            assert low <= len(document.completion.split()) <= high
 
 
 def test_an_answer_is_the_loved_animal_and_even_without_one():
@@ -39,7 +40,7 @@ def test_seeds_decide():
     world = World()
     assert toyworld.documents(world, 3, 5) == toyworld.documents(world, 3, 5)
     assert toyworld.documents(world, 3, 5) != toyworld.documents(world, 4, 5)
-    assert toyworld.number_prompts(world, 3, 9)[:4] == toyworld.number_prompts(world, 3, 4)
+    assert toyworld.prompts(world, 3, 9)[:4] == toyworld.prompts(world, 3, 4)
 
 
 def test_taught_and_asked_questions_never_meet():
