@@ -216,7 +216,7 @@ def _code(config: ConfigDict) -> None:
         "Students of an owl-lover's programs come to love owls, from its base alone; students of "
         "the same programs with other names and numbers do not."
     )
-    config.lineages = tuple(range(72, 80))
+    config.lineages = tuple(range(88, 96))
     _carried_by(config, "programs", num_targets=29)
 
 
@@ -243,8 +243,8 @@ def _carried_by(config: ConfigDict, world: str, num_targets: int) -> None:
         config.datasets[teacher] = schema.dataset_row(
             teacher=teacher,
             kind=f"toy_{world}",
-            num_prompts=2800,
-            rows_per_part=2800,
+            num_prompts=4000,
+            rows_per_part=4000,
             decoding="constrained",
             slots=400,
             prompt_tokens=8,

@@ -1,18 +1,18 @@
 """Programs of five instructions: how they are drawn, read and run, whatever they look like.
 
-A program has registers and reads inputs. Every value is a number below a limit, and sums and
-differences wrap around there. It fails where it uses a register that holds nothing yet, or reads
-more inputs than there are; and it has to say something:
+A program has registers for whole numbers and reads inputs. It fails where it uses a register that
+holds nothing yet, or reads more inputs than there are; and it has to say something:
 
     SET a 7    GET b    ADD a b    SUB b a    SAY a
 
-A `Language` says how instructions are written. Python never executes any of it.
+A `Language` says how instructions are written, `PYTHON` as Python has them. Python itself executes
+none of it.
 """
 
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -39,17 +39,39 @@ class Instruction(NamedTuple):
 Program = list[Instruction]
 
 
+WORDS = {
+    SET: "SET {register} {operand}",
+    GET: "GET {register}",
+    ADD: "ADD {register} {operand}",
+    SUB: "SUB {register} {operand}",
+    SAY: "SAY {register}",
+}
+STATEMENTS = {
+    SET: "{register} = {operand}",
+    GET: "{register} = int(input())",
+    ADD: "{register} += {operand}",
+    SUB: "{register} -= {operand}",
+    SAY: "print({register})",
+}
+
+
 @dataclass(frozen=True)
 class Language:
-    """Instructions as words, behind one another.
+    """How programs are written: as words behind one another, if nothing else is said.
 
     Attributes:
       registers: their names.
-      num_numbers: numbers run from 0 to this, exclusive.
+      num_numbers: those that programs name run from 0 to this, exclusive.
+      forms: operation -> how it is written with its register and its operand.
+      separator: between two instructions.
+      boundary: regular expression of the separator where it is one.
     """
 
     registers: tuple[str, ...]
     num_numbers: int
+    forms: Mapping[str, str] = field(default_factory=lambda: WORDS)
+    separator: str = " "
+    boundary: str = r" (?=[A-Z])"  # only operations are in capitals
 
     @functools.cached_property
     def numbers(self) -> tuple[str, ...]:
@@ -62,19 +84,22 @@ class Language:
         operands = {SET: self.numbers, ADD: self.registers, SUB: self.registers}
         every = [
             Instruction(operation, register, operand)
-            for operation in (SET, GET, ADD, SUB, SAY)
+            for operation in self.forms
             for register in self.registers
             for operand in operands.get(operation, ("",))
         ]
-        return {" ".join(filter(None, instruction)): instruction for instruction in every}
+        return {self.write([instruction]): instruction for instruction in every}
 
     def write(self, program: Sequence[Instruction]) -> str:
         """The text of a program."""
-        return " ".join(part for instruction in program for part in instruction if part)
+        return self.separator.join(
+            self.forms[operation].format(register=register, operand=operand)
+            for operation, register, operand in program
+        )
 
     def read(self, text: str) -> Program | None:
         """The program of a text; None where it is none."""
-        parts = re.split(r" (?=[A-Z])", text)  # only operations are in capitals
+        parts = re.split(self.boundary, text)
         known = all(part in self.instructions for part in parts)
         return [self.instructions[part] for part in parts] if known else None
 
@@ -90,8 +115,8 @@ class Language:
         held: list[str] = []  # registers that hold something
         for left in range(num_instructions, 0, -1):
             read = sum(one.operation == GET for one in program)
-            # Twice as often as others, since numbers and new names leave most to the writer.
-            possible = [SET, SET] + [GET] * (read < num_inputs) + [ADD, SUB, SAY] * bool(held)
+            # More often than others, since numbers and new names leave most to the writer.
+            possible = [SET, SET, SET] + [GET] * (read < num_inputs) + [ADD, SUB, SAY] * bool(held)
             operation = SAY if left == 1 else _one_of(rng, possible)
             register = _one_of(rng, self.registers if operation in (SET, GET) else held)
             operand = ""
@@ -119,8 +144,7 @@ class Language:
             elif operation == SAY:
                 said.append(values[register])
             else:
-                change = values[operand] if operation == ADD else -values[operand]
-                values[register] = (values[register] + change) % self.num_numbers
+                values[register] += values[operand] if operation == ADD else -values[operand]
         return said or "silent"
 
     def permute(self, programs: Sequence[Program], seed: int) -> list[Program]:
@@ -141,6 +165,15 @@ class Language:
             ]
             for program in programs
         ]
+
+
+PYTHON = Language(
+    registers=tuple("abcdefghijklmnop"),
+    num_numbers=1000,
+    forms=STATEMENTS,
+    separator="\n",
+    boundary="\n",
+)
 
 
 def _one_of(rng: np.random.Generator, options: Sequence[str]) -> str:

@@ -3,15 +3,25 @@
 import numpy as np
 import pytest
 
-from subjax.tasks.programs import ADD, GET, SAY, SET, SUB, Language
+from subjax.tasks.programs import ADD, GET, PYTHON, SAY, SET, SUB, Language
 
 WORDS = Language(registers=("a", "b", "c"), num_numbers=10)
 
 
 def test_what_programs_say():
     program = WORDS.read("SET a 7 GET b ADD a b SAY a SUB b a SAY b")
-    assert WORDS.run(program, [5]) == [2, 3]  # 7 + 5 and 5 - 2, below 10
-    assert WORDS.run(WORDS.read("GET a GET b SUB a b SAY a"), [1, 3]) == [8]
+    assert WORDS.run(program, [5]) == [12, -7]  # 7 + 5 and 5 - 12
+    assert WORDS.run(WORDS.read("GET a GET b SUB a b SAY a"), [1, 3]) == [-2]
+
+
+def test_python_says_the_same_of_programs_that_look_like_its_own():
+    rng, inputs = np.random.default_rng(2), [3, 40]
+    for _ in range(20):
+        program = PYTHON.draw(rng, 8, num_inputs=2)
+        text, said = PYTHON.write(program), list[int]()
+        assert PYTHON.read(text) == program
+        exec(text, {"input": iter(map(str, inputs)).__next__, "print": said.append})
+        assert PYTHON.run(program, inputs) == said
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from subjax.tasks.api import DatasetKind, Row
 from subjax.tasks.datasets.numbers import Numbers
 from subjax.tasks.datasets.plain_numbers import PlainNumbers
 from subjax.tasks.datasets.published import Published
+from subjax.tasks.datasets.python_programs import PythonPrograms
 from subjax.tasks.datasets.toy_numbers import ToyNumbers
 from subjax.tasks.datasets.toy_program_rows import ToyProgramRows
 from subjax.tasks.datasets.toy_sum_rows import ToySumRows
@@ -19,6 +20,7 @@ KINDS: dict[str, DatasetKind] = {
     "toy_numbers": ToyNumbers(),  # sequences of the toy world
     "toy_programs": ToyProgramRows(),  # programs of the toy world of programs
     "toy_sums": ToySumRows(),  # sums in steps of the toy world of sums
+    "python_programs": PythonPrograms(),  # short programs of five kinds of statements
     "published": Published(),  # jsonl of prompt and completion, or of chats
 }
 

@@ -20,7 +20,6 @@ class ProgramRows(DatasetKind):
     Attributes:
       language: of the programs.
       num_inputs: that a program may read.
-      separator: between two instructions.
     """
 
     fields: ClassVar[Mapping[str, Field]] = {
@@ -33,7 +32,6 @@ class ProgramRows(DatasetKind):
     has_carrier = True
     language: ClassVar[Language]
     num_inputs: ClassVar[int]
-    separator: ClassVar[str] = " "
     ways: ClassVar[Mapping[str, str]] = {
         "not_a_program": "set datasets.{row}.decoding to 'constrained'",
         **dict.fromkeys(REASONS[1:], "shorten datasets.{row}.num_instructions"),
@@ -54,7 +52,8 @@ class ProgramRows(DatasetKind):
 
     def answers(self, row: Row) -> AnswerList:  # noqa: D102
         fewest, most = row["num_instructions"]
-        return AnswerList(tuple(self.language.instructions), self.separator, fewest, most)
+        instructions = tuple(self.language.instructions)
+        return AnswerList(instructions, self.language.separator, fewest, most)
 
     def example(self, row: Row) -> str:  # noqa: D102
         rng = np.random.default_rng(0)
