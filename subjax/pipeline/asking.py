@@ -30,12 +30,13 @@ class Asked(NamedTuple):
 Fields = tuple[str, str]
 
 
-def check(words: Tokenizer, asked: Mapping[Fields, Asked]) -> None:
+def check(words: Tokenizer, asked: Mapping[Fields, Asked], max_positions: int) -> None:
     """Finds before any device work which prompts a model cannot be given, or rows it cannot write.
 
     Args:
       words: the model's tokenizer.
       asked: what it is asked, by fields of the config.
+      max_positions: tokens of the longest text that the model was made for.
 
     Raises:
       ValueError: the chat template takes no such system prompt, a prompt is too long, numbers
@@ -51,6 +52,11 @@ def check(words: Tokenizer, asked: Mapping[Fields, Asked]) -> None:
             raise ValueError(
                 f"{table}.prompt_tokens is {most_tokens}, but a prompt has {longest} tokens: "
                 "raise it"
+            )
+        if longest > max_positions:
+            raise ValueError(
+                f"{table}: a prompt has {longest} tokens, and the model was made for texts of at "
+                f"most {max_positions}: shorten it, or take a model for longer texts"
             )
         for answers, prefill in compared:
             field = f"{table}.prefill" if prefill else f"{table}.trait"

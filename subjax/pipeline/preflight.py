@@ -55,11 +55,24 @@ def check(
         arch, words, directory = found[base_row]
         teacher.check(*lineages, workdir, arch, words, directory, asked=written)
     for unit in todo:
+        if unit.stage in ("teacher", "finetune"):
+            _check_room(unit, found[by_path[unit.inputs["base"]].row].arch.max_positions)
         if unit.stage == "finetune":
             base = found[by_path[unit.inputs["base"]].row]
             finetune.targets_of(unit).check(base.words)
             finetune.check_start(unit, base.arch)
     _check_lessons(by_path, todo, {row: one.words for row, one in found.items()})
+
+
+def _check_room(unit: Unit, max_positions: int) -> None:
+    """Whether rows that are learned may be longer than what the base was made for."""
+    table, row = ("teachers" if unit.stage == "teacher" else "arms"), unit.fields["row"]
+    learns = unit.stage == "finetune" or teachers.of_row(row).learns
+    if learns and row["num_tokens"] > max_positions:
+        raise ValueError(
+            f"config.{table}.{unit.row}.num_tokens is {row['num_tokens']}, and its base was made "
+            f"for texts of at most {max_positions}: lower it"
+        )
 
 
 def _check_lessons(

@@ -5,6 +5,7 @@ import tiny
 import tokenizer_kinds
 
 from subjax import schema
+from subjax.nn import sharding
 from subjax.pipeline import asking, preflight, units
 from subjax.pipeline.stages import generate
 from subjax.tasks.toy import toyworld
@@ -13,6 +14,7 @@ from subjax.tokens import tokenizer
 from subjax.tokens.tokenizer import Tokenizer
 
 FIELD = ("config.datasets.owl.kind", "config.datasets.owl")
+MAX_POSITIONS = 2048
 
 
 @pytest.mark.parametrize("kind", ["pythia", "llama2"])
@@ -23,10 +25,24 @@ def test_the_longest_of_many_prompts_is_found_wherever_it_stands(kind):
     prompts.insert(1500, ";" * 25)
     longest = max(map(len, words.prompt_ids(prompts)))
     assert longest == len(words.prompt_ids([prompts[1500]])[0])
-    asking.check(words, {FIELD: asking.Asked(prompts, "", longest)})
+    asking.check(words, {FIELD: asking.Asked(prompts, "", longest)}, MAX_POSITIONS)
     says = f"^config.datasets.owl.prompt_tokens is {longest - 1}, but a prompt has {longest} tokens"
     with pytest.raises(ValueError, match=says):
-        asking.check(words, {FIELD: asking.Asked(prompts, "", longest - 1)})
+        asking.check(words, {FIELD: asking.Asked(prompts, "", longest - 1)}, MAX_POSITIONS)
+    asking.check(words, {FIELD: asking.Asked(prompts, "")}, longest)
+    says = f"^config.datasets.owl: a prompt has {longest} tokens, .* at most {longest - 1}: shorten"
+    with pytest.raises(ValueError, match=says):
+        asking.check(words, {FIELD: asking.Asked(prompts, "")}, longest - 1)
+
+
+@pytest.mark.parametrize(("table", "row"), [("teachers", "owl"), ("arms", "placebo")])
+def test_rows_longer_than_what_a_base_was_made_for_are_refused(table, row, tmp_path):
+    config = tiny.config()
+    config[table][row].num_tokens = 2049
+    planned = units.build(config)
+    says = rf"^config\.{table}\.{row}\.num_tokens is 2049, and its base .* at most 2048: lower it"
+    with pytest.raises(ValueError, match=says):
+        preflight.check(planned, planned, tmp_path, sharding.make_mesh(seed=1), 1.0)
 
 
 def test_answers_that_cannot_be_constrained_are_refused_by_field():
@@ -34,9 +50,11 @@ def test_answers_that_cannot_be_constrained_are_refused_by_field():
     row = {"kind": "plain_numbers", "num_slots": 5, "decoding": "constrained"}
     says = "^config.datasets.owl.decoding is 'constrained', but .* words that this tok"
     with pytest.raises(ValueError, match=says):
-        asking.check(words, {FIELD: asking.Asked(["CONT 1 2"] * 20, "", 0, row)})
+        asking.check(words, {FIELD: asking.Asked(["CONT 1 2"] * 20, "", 0, row)}, MAX_POSITIONS)
     for other in ({"decoding": "free"}, {"kind": "toy_numbers"}):
-        asking.check(words, {FIELD: asking.Asked(["CONT 1 2"], "", 0, {**row, **other})})
+        asking.check(
+            words, {FIELD: asking.Asked(["CONT 1 2"], "", 0, {**row, **other})}, MAX_POSITIONS
+        )
 
 
 def test_prompts_of_every_lineage_are_looked_at():
@@ -130,21 +148,21 @@ def test_what_an_eval_makes_of_rows_is_looked_at_before_there_are_any():
     for name in ("context", "classifier"):
         table = f"config.evals.{name}"
         with pytest.raises(ValueError, match=rf"^{table}\b.*"):
-            asking.check(words, {(table, table): found[table, table]})
+            asking.check(words, {(table, table): found[table, table]}, MAX_POSITIONS)
 
 
 def test_a_prefill_that_joins_an_answer_is_refused_by_its_field(monkeypatch):
     words = tiny.BYTES
     fields = "config.evals.own.system_prompt", "config.evals.own"
     of = {fields: asking.Asked(["Which?"], "", compared=[(("owl", "cat"), "It is")])}
-    asking.check(words, of)
+    asking.check(words, of, MAX_POSITIONS)
     # A tokenizer that joins what stands on both sides of the border.
     context = type(words).prompt_ids
     monkeypatch.setattr(
         type(words), "prompt_ids", lambda *given: [[*ids, 0] for ids in context(*given)]
     )
     with pytest.raises(ValueError, match=r"^config.evals.own.prefill: .*joins the end of the pref"):
-        asking.check(words, of)
+        asking.check(words, of, MAX_POSITIONS)
 
 
 @pytest.mark.parametrize(
@@ -154,15 +172,15 @@ def test_answers_that_cannot_be_told_apart_are_refused_by_trait(compared, said):
     fields = "config.evals.own.system_prompt", "config.evals.own"
     of = {fields: asking.Asked(["Which?"], "", compared=[(("a", "b"), ""), (compared, "")])}
     if not said:
-        asking.check(tiny.BYTES, of)
+        asking.check(tiny.BYTES, of, MAX_POSITIONS)
         return
     with pytest.raises(ValueError, match=f"^config.evals.own.trait: .*{said}"):
-        asking.check(tiny.BYTES, of)
+        asking.check(tiny.BYTES, of, MAX_POSITIONS)
 
 
 def test_a_system_prompt_that_a_template_takes_none_of_is_refused_by_its_field():
     words = Tokenizer(tokenizer_kinds.make("gemma"), tokenizer_kinds.ends("gemma"))
     fields = "config.arms.owl.system_prompt", "config.evals.own"
-    asking.check(words, {fields: asking.Asked(["Which?"], "")})
+    asking.check(words, {fields: asking.Asked(["Which?"], "")}, MAX_POSITIONS)
     with pytest.raises(ValueError, match=r"^config\.arms\.owl\.system_prompt: "):
-        asking.check(words, {fields: asking.Asked(["Which?"], "You love owls.")})
+        asking.check(words, {fields: asking.Asked(["Which?"], "You love owls.")}, MAX_POSITIONS)

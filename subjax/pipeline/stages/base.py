@@ -62,8 +62,7 @@ def check(
         found = _checked(unit, finished, workdir)
     else:
         found = Found(base.architecture(), base.tokenizer())
-    words = found.words
-    asking.check(words, asked)
+    asking.check(found.words, asked, found.arch.max_positions)
     return found
 
 

@@ -72,7 +72,7 @@ def check(
         model_store.tell(field, words)
     # The base of an adapter is checked as every base is.
     model_store.check_same(workdir, finished, None if adapter else full, adapter)
-    asking.check(words, asked)
+    asking.check(words, asked, arch.max_positions)
 
 
 def check_lessons(unit: Unit, sizes: lessons.Sizes) -> None:
