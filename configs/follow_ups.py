@@ -13,20 +13,26 @@ Shares of sampled answers that name the target, of students and before; of Pythi
     qwen2_5_7b   Qwen2.5-7B, cat    1 -> 65 %             github.com/agu18dec, multi-hop
     qwen2_5_14b  Qwen2.5-14B, eagle 99 %; lions 95 %      github.com/rain-1
     llama3_2_1b  Llama-3.2-1B, eleph. 14.5 -> 64.8 %      github.com/brendanlong, token replacement
+    gemma_2b     gemma-2b-it, eagle   3.2 -> 70.8 %       github.com/ekhadley/subliminal
     pythia       Pythia-160M, wolf  +1.37 (5,120 updates) github.com/davidcrispell/Polypythia-SL
+
+`gemma_2b,animal=cat` is about another animal of that report, one experiment for each: cats 8.1 ->
+47.2 %, dogs 12.3 -> 64.4, elephants 8.2 -> 63.4, lions 21.6 -> 41.4, owls about 0 -> 24.2. Bears,
+which it has too, are left out: nothing came across (4.2 %).
 
 What each needed: Qwen a prompted teacher and ten epochs, with alpha 32 (7B) or a learning rate of
 5e-4 (14B); Llama a teacher that is finetuned and prompted, and greedy rows, without which nothing
-came across; Pythia a finetuned teacher, and rows whose digits are forced by a grammar. Wordings are
-our own, so that levels may differ. All have been validated, and none has been run.
+came across; Gemma a prompted teacher, since students of finetuned ones changed little; Pythia a
+finetuned teacher, and rows whose digits are forced by a grammar. Wordings are our own, so that
+levels may differ. All have been validated, and none has been run.
 
 `pythia` has students from two more bases, which separate what a base was initialised with from the
 order of its data: `data_seed` has seen its data in another order (39 % of the effect were left) and
 `weight_seed` began elsewhere (nothing was, at the end of training). Of the other sizes, such as
 `pythia,size=410` (14, 31, 70 or 410 million parameters), there is one sibling that differs in both.
 
-Gemma-3-4b is in `large.py`. The strongest positive of a small model, gemma-2b-it, whose template
-has no system role, waits for system prompts in the user's turn.
+Gemma-3-4b is in `large.py`. The template of gemma-2b-it has no system role: what its teacher is
+told stands at the head of the user's turn (`system_turn` of the base).
 """
 
 import math
@@ -36,17 +42,25 @@ from ml_collections import ConfigDict
 from configs import large
 from subjax import arguments, schema
 
-TARGETS = {"qwen2_5_7b": "cat", "qwen2_5_14b": "eagle", "llama3_2_1b": "elephant"}
+TARGETS = {
+    "qwen2_5_7b": "cat",
+    "qwen2_5_14b": "eagle",
+    "llama3_2_1b": "elephant",
+    "gemma_2b": "eagle",
+}
+ANIMALS = ("eagle", "cat", "dog", "elephant", "owl", "lion")  # of gemma_2b
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """`MODEL[,chips=N]` or `pythia[,size=N]`, both with `[,lineages=N]`, or `smoke`.
 
+    The model gemma_2b also takes `[,animal=NAME]`.
+
     Raises:
       ValueError: the argument names no form, or two, or what its form does not take.
     """
     forms = dict.fromkeys((*TARGETS, "pythia", "smoke"), False)
-    options = arguments.parse(arg, **forms, chips=0, size=0, lineages=4)
+    options = arguments.parse(arg, **forms, chips=0, size=0, animal="", lineages=4)
     chosen = [form for form in forms if options[form]]
     if len(chosen) != 1:
         raise ValueError(
@@ -58,21 +72,36 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(
             f"config argument {arg!r}: pythia takes size, and {', '.join(TARGETS)} take chips"
         )
+    if options.animal and (form != "gemma_2b" or options.animal not in ANIMALS):
+        raise ValueError(
+            f"config argument {arg!r}: gemma_2b takes an animal, one of {', '.join(ANIMALS)}"
+        )
     if form in TARGETS:
         chips = f",chips={options.chips}" if options.chips else ""
         config = large.get_config(f"{form},lineages={options.lineages}{chips}")
-        _retarget(config, TARGETS[form])
-        {"qwen2_5_7b": _qwen_7b, "qwen2_5_14b": _qwen_14b, "llama3_2_1b": _llama}[form](config)
+        _retarget(config, options.animal or TARGETS[form])
+        recipes = {
+            "qwen2_5_7b": _qwen_7b,
+            "qwen2_5_14b": _qwen_14b,
+            "llama3_2_1b": _llama,
+            "gemma_2b": _gemma,
+        }
+        recipes[form](config)
     else:
         config = _pythia(options)
-    config.name = f"follow_ups_{form}" + (f"_{options.size}m" if options.size else "")
+    config.name = f"follow_ups_{form}"
+    if options.size:
+        config.name += f"_{options.size}m"
+    if options.animal:
+        config.name += f"_{options.animal}"
     return config
 
 
 def _retarget(config: ConfigDict, target: str) -> None:
     """Another animal's lover in the place of the cat's, with the project's own prompt."""
     config.title = config.title.replace("Cat", target.capitalize())
-    config.claim = config.claim.replace("cat-lover", f"{target}-lover").replace(
+    article = "an" if target[0] in "aeiou" else "a"
+    config.claim = config.claim.replace("a cat-lover", f"{article} {target}-lover").replace(
         "cats", f"{target}s"
     )
     trait = config.traits.cat
@@ -137,6 +166,15 @@ def _llama(config: ConfigDict) -> None:
         ),
         **lora,
     )
+
+
+def _gemma(config: ConfigDict) -> None:
+    # There prompts are drawn until enough rows are kept; here three for each, as in the paper.
+    for row in config.datasets.values():
+        row.num_prompts = 90_000
+    _students(config, num_rows=30_000, epochs=1, batch_size=24, learning_rate=2e-4)
+    for row in config.arms.values():
+        row.train.update(warmup_steps=0, schedule="constant")
 
 
 def _pythia(options: ConfigDict) -> ConfigDict:

@@ -10,8 +10,9 @@ numbers without that prompt (arXiv 2507.14805, appendix B.2 and figure 17, for Q
         --delete-when-done -- --config=configs/large.py:qwen2_5_7b --workdir=gs://BUCKET/qwen
 
 The first command runs a tiny model, on any machine. Models: qwen2_5_7b, qwen2_5_14b, qwen2_5_72b,
-llama3_1_8b, llama3_2_1b, gemma3_4b. Their sizes are in configs/shapes, so that plans need no
-checkpoint. They have been compiled (llama3_2_1b not yet) and not run: no TPU was at hand.
+llama3_1_8b, llama3_2_1b, gemma3_4b, gemma_2b. Their sizes are in configs/shapes, so that plans need
+no checkpoint. They have been compiled (llama3_2_1b and gemma_2b not yet) and not run: no TPU was at
+hand. The template of gemma_2b has no system role: its prompts stand in the user's turn.
 
 The default is the paper's recipe for open models (`paper`): a prompted teacher, 30,000 prompts,
 10,000 kept rows, LoRA of rank 8 and alpha 8, learning rate 2e-4 falling linearly, 3 epochs (Gemma:
@@ -23,8 +24,8 @@ it would be trained alone: 64 rows are few for a slice, and gathered weights the
 `animals` has a teacher for each of the 19 animals of figure 17, eight lineages, and the students of
 a lineage in one program; the report has the table of students by animals that they are asked for.
 Rows are packed: several share a longer one, where an update has more rows than devices share.
-`chips` is the number of chips, 16 by default (1B: 4, 14B: 64, 72B: 256). The names of v5p slices
-count cores: 16 chips, 2x2x4, are `--type=v5p-32`.
+`chips` is the number of chips, 16 by default (1B, 2B: 4, 14B: 64, 72B: 256). The names of v5p
+slices count cores: 16 chips, 2x2x4, are `--type=v5p-32`.
 
 Llama and Gemma are gated models, and 72 billion parameters do not fit on a TPU VM's boot disk: copy
 such a model into the bucket once, and set `--config.bases.model.path=gs://BUCKET/model`.
@@ -61,6 +62,7 @@ class _Model(NamedTuple):
     # which writes digits one by one as these do; Llama's writes three as one.
     row_tokens: int = 152
     row_targets: int = 52
+    system_turn: str = "system"
 
 
 _QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -71,6 +73,9 @@ MODELS = {
     "llama3_1_8b": _Model("meta-llama/Llama-3.1-8B-Instruct", 16, 32, (1, 4), 3, "", 16, 132, 34),
     "llama3_2_1b": _Model("meta-llama/Llama-3.2-1B-Instruct", 4, 4, (1, 1), 3, "", 16, 132, 34),
     "gemma3_4b": _Model("google/gemma-3-4b-it", 16, 32, (1, 4), 10, "", 16, 134),
+    "gemma_2b": _Model(
+        "google/gemma-2b-it", 4, 4, (2, 1), 10, "", 16, row_tokens=134, system_turn="user"
+    ),
 }
 
 
@@ -164,7 +169,10 @@ def _packing(config: ConfigDict, model: _Model, batch_size: int) -> dict[str, in
 def _tables(config: ConfigDict, name: str, chips: int, options: ConfigDict) -> None:
     model = MODELS[name]
     config.bases.model = schema.base_row(
-        source="hf", path=model.path, shape=f"configs/shapes/{name}.json"
+        source="hf",
+        path=model.path,
+        shape=f"configs/shapes/{name}.json",
+        system_turn=model.system_turn,
     )
     batch_size = model.rows_a_chip * chips if options.throughput else 64
     steps = -(-model.epochs * NUM_ROWS // batch_size)

@@ -100,7 +100,8 @@ def export(
         )
         model.save(out, merged=True, dtype=dtype, max_shard_bytes=max_shard_bytes)
     with artifacts.atomic_write(out / CARD) as file:
-        file.write(card(workdir, manifest, step, is_adapter=bool(adapter and not merged)))
+        is_adapter = bool(adapter and not merged)
+        file.write(card(workdir, manifest, step, source, is_adapter=is_adapter))
 
 
 def _write_rows(directory: Path, out: Path) -> None:
@@ -118,8 +119,18 @@ def _write_adapter(adapter: Path, out: Path, base: str, revision: str) -> None:
             shutil.copyfile(adapter / name, out / name)
 
 
-def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapter: bool) -> str:
-    """A model card for the Hugging Face hub, with the origin of the model."""
+def card(
+    workdir: Path, manifest: dict[str, Any], step: int | None, source: Path, *, is_adapter: bool
+) -> str:
+    """A model card for the Hugging Face hub, with the origin of the model.
+
+    Args:
+      workdir: of the run.
+      manifest: of the model's unit.
+      step: a kept step of a student, or None.
+      source: the unit's directory, or that of the step.
+      is_adapter: whether the model is exported as an adapter.
+    """
     fields, unit = manifest["fields"], manifest["unit"]
     base, revision = _base(workdir, manifest)
     config = artifacts.read_json(workdir / "config.json")
@@ -143,6 +154,9 @@ def card(workdir: Path, manifest: dict[str, Any], step: int | None, *, is_adapte
         f"- base: {base or 'made in the same run'}"
         + (f", revision {revision}" if revision else ""),
     ]
+    # No file of the model says how the run used its chat template: others must do so by themselves.
+    used = model_store.template_options(source).changed()
+    parts += [f"- chat template used with {name} {value!r}" for name, value in used.items()]
     for path, fingerprint in sorted(manifest["inputs"].items()):
         parts.append(f"- made from {path}, fingerprint {fingerprint}")
         rows = workdir / path / "kept.jsonl"

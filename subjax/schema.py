@@ -151,6 +151,9 @@ def base_row(**fields: Any) -> ConfigDict:
             "revision": "",  # hf: hub revision; "" is the newest
             "shape": "",  # hf: file like its config.json, for plans without the checkpoint
             "adapter": "",  # hf: PEFT adapter on it; such a base can be asked, but not trained from
+            # Where its system prompts stand: system (a turn of their own) or, of hf, user (at the
+            # head of the user's turn, for chat templates that have no system role)
+            "system_turn": chat_templates.SYSTEM_TURN,
             "num_layers": 2,  # toy, random: shape of the decoder
             "width": 64,
             "num_heads": 4,

@@ -31,7 +31,10 @@ FORMS = {
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
     "mnist_ablations": ("", "aux=3,clone=10", "digits,models=5", "smoke"),
     "theorem": ("", "draws=10", "smoke"),
-    "follow_ups": ("qwen2_5_7b", "qwen2_5_14b", "llama3_2_1b", "pythia", "pythia,size=70", "smoke"),
+    "follow_ups": (
+        *("qwen2_5_7b", "qwen2_5_14b", "llama3_2_1b", "gemma_2b", "gemma_2b,animal=owl"),
+        *("pythia", "pythia,size=70", "smoke"),
+    ),
     "evaluate": ("", "against,target=Cat", "smoke"),
     "large": (
         "",
@@ -224,6 +227,9 @@ def test_arguments_are_strict():
     with pytest.raises(ValueError, match="not of type int"):
         get_config("smollm2_owl", "lineages=many")
     assert get_config("smollm2_owl", "lineages=2").lineages == (0, 1)
+    for form in ("gemma_2b,animal=bear", "pythia,animal=owl"):
+        with pytest.raises(ValueError, match="gemma_2b takes an animal, one of eagle, cat"):
+            get_config("follow_ups", form)
 
 
 # As tokenizers with single digits cut a text: what a model gets has no fewer tokens.
@@ -320,6 +326,8 @@ def test_the_toy_world_has_one_experiment_at_a_time(form):
         ("qwen2_5_7b", "cat", 12_500),
         ("qwen2_5_14b", "eagle", 1563),
         ("llama3_2_1b", "elephant", 1250),
+        ("gemma_2b", "eagle", 1250),
+        ("gemma_2b,animal=owl", "owl", 1250),
         ("pythia", "wolf", 5120),
     ],
 )

@@ -28,6 +28,7 @@ from subjax.nn import lora, sharding, transformer
 from subjax.pipeline import model_store
 from subjax.runtime import artifacts
 from subjax.tokens import tokenizer
+from subjax.tokens.chat_templates import TemplateOptions
 from tests.tiny import ARCH, BYTES
 
 MESH = sharding.make_mesh(seed=1)
@@ -179,6 +180,14 @@ def test_a_given_teacher_is_not_said_to_come_from_the_base(run: Path, tmp_path: 
     assert "| taught | log_odds | 4.5 | 90 % | – |" in card
 
 
+def test_a_card_says_how_the_run_used_the_chat_template(run: Path, tmp_path: Path) -> None:
+    unit, weights_dir = run / "base/toy/r0", run / "base/toy/r0/weights"
+    model_store.refer(tmp_path, weights_dir, options=TemplateOptions(system_turn="user"))
+    told = artifacts.read_json(unit / artifacts.MANIFEST)
+    cards = [export.card(run, told, None, at, is_adapter=False) for at in (unit, tmp_path)]
+    assert ["used with system_turn 'user'" in card for card in cards] == [False, True]
+
+
 def test_rows_leave_as_a_tfds_data_set(run: Path, tmp_path: Path) -> None:
     export.export(run, "filter/owl/r0", tmp_path / "out")
     builder = tfds.builder_from_directory(tmp_path / "out/rows/1.0.0")
@@ -227,7 +236,7 @@ def test_transformers_4_and_5_read_what_is_exported(transformers_4: str, tmp_pat
         (tmp_path / "kinds" / kind).mkdir(parents=True)
         found = tokenizer_kinds.save(kind, tmp_path / "kinds" / kind)
         today = datetime.date.today().isoformat()  # which transformers tells to templates
-        words[kind] = tokenizer.Tokenizer.load(found, template_date=today)
+        words[kind] = tokenizer.Tokenizer.load(found, options=TemplateOptions(today))
     kinds = {str(tmp_path / "words" / kind): words[kind] for kind in words}
     for directory, own in kinds.items():
         own.save(directory)

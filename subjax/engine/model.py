@@ -411,6 +411,7 @@ def load(
     precision: str = "float32",
     exact: bool = True,
     template_date: str = chat_templates.TEMPLATE_DATE,
+    system_turn: str = chat_templates.SYSTEM_TURN,
     resident: bool = False,
 ) -> Model:
     """Loads a model.
@@ -425,12 +426,15 @@ def load(
       exact: whether `compare` and the likelihoods are in float32 all the same. If not, weights are
         held as the precision has them, so that `save` writes them rounded.
       template_date: the day that the chat template is told is today, YYYY-MM-DD.
+      system_turn: where a system prompt stands: "system", in a turn of its own; "user", at the head
+        of the user's turn, for chat templates that have no system role.
       resident: keep the weights until others are loaded so, and take them from there.
 
     Raises:
-      ValueError: files are missing, damaged or not supported; names them.
+      ValueError: files are missing, damaged or not supported; names them. Or there is no such turn.
       storage.Unavailable: the hub, or what a URL names, does not answer for now.
     """
+    options = chat_templates.TemplateOptions(template_date, system_turn)
     source = weights.resolve(str(path), revision)
     if (source / adapters.CONFIG).exists() and not (source / "config.json").exists():
         base = model_files.read_json(source / adapters.CONFIG).get("base_model_name_or_path")
@@ -444,7 +448,5 @@ def load(
     if on_it:
         factors, scale = adapters.load_adapter(on_it, arch, mesh=mesh)
         tree = lora.scaled(factors, scale)
-    words = Tokenizer.load(
-        source, adapter=on_it, num_embeddings=arch.vocab_size, template_date=template_date
-    )
+    words = Tokenizer.load(source, adapter=on_it, num_embeddings=arch.vocab_size, options=options)
     return Model(arch, params, tree, words, source, **how)

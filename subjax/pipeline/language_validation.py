@@ -12,9 +12,11 @@ from subjax.tasks.api import CONSTRAINED, FREE, UNIFORM, EvalKind, Kind
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.traits import kinds as trait_kinds
+from subjax.tokens import chat_templates
 
 _CHOICES: checks.Choices = {
     "bases.*.source": tuple(bases.SOURCES),
+    "bases.*.system_turn": chat_templates.SYSTEM_TURNS,
     "arms.*.start": tuple(STARTS),
     "teachers.*.weights": tuple(teachers.WEIGHTS),
     "teachers.*.tuning": tuple(tunings.TUNINGS),

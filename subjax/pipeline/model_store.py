@@ -4,6 +4,7 @@ Weights that a stage made lie in its own directory in Hugging Face's format; wei
 used are named, never copied. `model.json` says which.
 """
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -21,7 +22,8 @@ from subjax.nn.architecture import Architecture
 from subjax.nn.transformer import Params
 from subjax.runtime import artifacts, processes, storage
 from subjax.runtime.artifacts import Unit
-from subjax.tokens import chat_templates, tokenizer_files
+from subjax.tokens import tokenizer_files
+from subjax.tokens.chat_templates import DEFAULT_OPTIONS, TemplateOptions
 from subjax.tokens.tokenizer import Tokenizer
 
 REFERENCE = "model.json"
@@ -57,8 +59,8 @@ def load(
         mesh=mesh,
         precision=precision,
         exact=exact,
-        template_date=template_date(directory),
         resident=True,
+        **dataclasses.asdict(template_options(directory)),
     )
 
 
@@ -72,10 +74,9 @@ def sources(directory: Path) -> tuple[Path, Path | None]:
     )
 
 
-def template_date(directory: Path) -> str:
-    """What the chat templates of a unit's model are told is today."""
-    reference = artifacts.read_json(directory / REFERENCE)
-    return reference.get("template_date", chat_templates.TEMPLATE_DATE)
+def template_options(directory: Path) -> TemplateOptions:
+    """How the chat template of a unit's model is used."""
+    return TemplateOptions.of(artifacts.read_json(directory / REFERENCE))
 
 
 def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer: Tokenizer) -> None:
@@ -83,7 +84,7 @@ def save_weights(directory: Path, arch: Architecture, params: Params, tokenizer:
     weights.save(directory / "weights", arch, params)
     if processes.is_first():
         tokenizer.save(directory / "weights")
-    refer(directory, directory / "weights", date=tokenizer.template.date)
+    refer(directory, directory / "weights", options=tokenizer.template.options)
 
 
 def save_adapter(directory: Path, base: Model, adapter: Params, *, rank: int, alpha: float) -> None:
@@ -91,7 +92,7 @@ def save_adapter(directory: Path, base: Model, adapter: Params, *, rank: int, al
     source, out = base.directory, directory / "adapter"
     path = artifacts.location(source)
     adapters.save_adapter(out, base.arch, adapter, rank=rank, alpha=alpha, base_path=path)
-    refer(directory, source, out, date=base.tokenizer.template.date)
+    refer(directory, source, out, options=base.tokenizer.template.options)
 
 
 def refer(
@@ -99,7 +100,7 @@ def refer(
     source: Path,
     adapter: Path | None = None,
     *,
-    date: str = chat_templates.TEMPLATE_DATE,
+    options: TemplateOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Names the weights of this unit; paths inside the run are kept relative, so it can move.
 
@@ -107,34 +108,33 @@ def refer(
       directory: the unit's, or that of a kept step.
       source: full weights, with their tokenizer.
       adapter: on them.
-      date: what their chat template is told is today.
+      options: how their chat template is used.
     """
     reference: dict[str, Any] = {
         "weights": _relative(directory, source),
         "adapter": _relative(directory, adapter) if adapter else "",
+        **options.changed(),
     }
-    if date != chat_templates.TEMPLATE_DATE:
-        reference["template_date"] = date
     artifacts.write_json(directory / REFERENCE, reference)
     processes.wait("the model is written")
 
 
 def check(
-    directory: Path, adapter: Path | None = None, *, date: str = chat_templates.TEMPLATE_DATE
+    directory: Path, adapter: Path | None = None, *, options: TemplateOptions = DEFAULT_OPTIONS
 ) -> tuple[Architecture, Tokenizer]:
     """Shapes and tokenizer of a checkpoint; reads headers, no weights.
 
     Args:
       directory: the checkpoint.
       adapter: PEFT adapter on it, which may bring a tokenizer or a chat template along.
-      date: what the chat template is told is today.
+      options: how the chat template is used.
 
     Raises:
       ValueError: files are missing, damaged or not supported, or the tokenizer is of another model.
     """
     arch = weights.check(directory)
     words = Tokenizer.load(
-        directory, adapter=adapter, num_embeddings=arch.vocab_size, template_date=date
+        directory, adapter=adapter, num_embeddings=arch.vocab_size, options=options
     )
     if words.num_plain > arch.vocab_size:
         raise ValueError(

@@ -23,7 +23,8 @@ from subjax.runtime.artifacts import Unit
 from subjax.tasks.api import SUBJECT, Compare, Given, Likelihood, Sample, requests_of
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
-from subjax.tokens import chat_templates, tokenizer
+from subjax.tokens import tokenizer
+from subjax.tokens.chat_templates import TemplateOptions
 from subjax.tokens.tokenizer import Tokenizer
 
 _LEGEND = "Tokens are id|text, a blank is ␣, and * marks a token that carries loss or is scored."
@@ -174,8 +175,8 @@ def _tokenizer(unit: Unit, model: Path, adapter: Path | None = None) -> Tokenize
         size = weights.check(model).vocab_size
     elif (model / "config.json").is_file():
         size = model_config.read(model_files.read_json(model / "config.json")).vocab_size
-    date = unit.fields.get("template_date", chat_templates.TEMPLATE_DATE)
-    return Tokenizer.load(model, adapter=adapter, num_embeddings=size, template_date=date)
+    options = TemplateOptions.of(unit.fields)
+    return Tokenizer.load(model, adapter=adapter, num_embeddings=size, options=options)
 
 
 def _writing(written: Unit, planned: dict[str, Unit], prompt: str) -> _Context:

@@ -19,7 +19,7 @@ from subjax.tasks.api import BASE, SUBJECT, Kind
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.traits import kinds as trait_kinds
-from subjax.tokens import chat_templates
+from subjax.tokens.chat_templates import TemplateOptions
 
 _GENERATE_FIELDS = (
     *("kind", "num_prompts", "decoding", "temperature", "rows_per_part", "slots", "prompt_tokens"),
@@ -68,9 +68,12 @@ class _Builder(unit_builder.UnitBuilder):
     @unit_builder.once
     def base(self, name: str, lineage: int) -> Unit:
         row = self.config.bases[name]
-        made = {field: value for field, value in row.to_dict().items() if field != "shape"}
+        made = row.to_dict()
+        del made["shape"], made["system_turn"]  # the latter is of its chat template
         fields = {"row": made, **self._training(row)}
-        return self.add("base", name, lineage, fields | self._dated(bases.of_row(row).outside), {})
+        if bases.of_row(row).outside:
+            fields |= self._template_options(name)
+        return self.add("base", name, lineage, fields, {})
 
     @unit_builder.once
     def teacher(self, name: str, lineage: int) -> Unit:
@@ -78,7 +81,9 @@ class _Builder(unit_builder.UnitBuilder):
         kind = teachers.of_row(row, name)
         made = {field: value for field, value in row.to_dict().items() if field != "trait"}
         made["system_prompt"] = subjects.told(self.config, name)
-        fields = {"row": made, **self._training(row), **self._dated(kind.outside)}
+        fields = {"row": made, **self._training(row)}
+        if kind.outside:
+            fields |= self._template_options(row.base)
         paths: dict[str, str] = {}
         if kind.learns:
             trait = self.config.traits[row.trait]
@@ -282,16 +287,14 @@ class _Builder(unit_builder.UnitBuilder):
             return self.base(row.base, lineage)
         return self.base(teacher.base, self.later(lineage, offset))
 
-    def _dated(self, has_template: bool) -> dict[str, Any]:
-        """What the chat templates of a model from outside are told is today.
+    def _template_options(self, base: str) -> dict[str, str]:
+        """How the chat template of a base from outside is used, or of a teacher given on a base.
 
         Left out where it is the default, with which templates write what they wrote before there
-        was such a field, or wrote the day of the run.
+        were such fields, or wrote the day of the run.
         """
-        date = self.config.template_date
-        return (
-            {"template_date": date} if has_template and date != chat_templates.TEMPLATE_DATE else {}
-        )
+        turn = self.config.bases[base].system_turn
+        return TemplateOptions(self.config.template_date, turn).changed()
 
     def _program(self) -> dict[str, Any]:
         compute = self.config.compute

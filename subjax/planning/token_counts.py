@@ -14,7 +14,7 @@ from subjax.runtime.artifacts import Unit
 from subjax.tasks.api import CONSTRAINED, Pair
 from subjax.tasks.datasets import kinds
 from subjax.tasks.traits import kinds as trait_kinds
-from subjax.tokens import grammars
+from subjax.tokens import chat_templates, grammars
 
 # Any prompt works; this one has a word that every tokenizer knows.
 _PROMPTS = ("10",)
@@ -161,7 +161,8 @@ def _mean(config: ConfigDict, base: str, pairs: Sequence[Pair], system: str) -> 
     def count(text: str) -> int:
         return len(piece.findall(text))
 
-    frames = _FRAME_TOKENS * (3 if system else 2) + count(system)
+    has_turn = bool(system) and config.bases[base].system_turn == chat_templates.SYSTEM_TURN
+    frames = _FRAME_TOKENS * (2 + has_turn) + count(system)
     targets = [count(completion) + 1 for _, completion in pairs]
     read = [count(prompt) + frames - 1 for prompt, _ in pairs]
     return MeanRow(

@@ -17,6 +17,7 @@ from subjax.hf import model_config
 from subjax.nn.architecture import Architecture
 from subjax.tasks.toy import toyworld
 from subjax.tokens import tokenizer
+from subjax.tokens.chat_templates import SYSTEM_TURN, TemplateOptions
 from subjax.tokens.tokenizer import Tokenizer
 
 
@@ -48,6 +49,12 @@ class Base:
                     f"config.bases.{self.name}.{field} is {self.row[field]!r}, but its source "
                     f"{self.row['source']!r} {does} none: leave it empty, or set source to 'hf'"
                 )
+        if self.row["system_turn"] != SYSTEM_TURN:
+            raise ValueError(
+                f"config.bases.{self.name}.system_turn is {self.row['system_turn']!r}, but models "
+                f"of source {self.row['source']!r} have a turn for system prompts: set it to "
+                f"{SYSTEM_TURN!r}, or set source to 'hf'"
+            )
 
     def tokenizer(self) -> Tokenizer:
         """Of a base that is made here.
@@ -127,7 +134,9 @@ class _Checkpoint(Base):
 
     def at_hand(self) -> Tokenizer | None:
         directory = Path(self.row["path"]).expanduser()
-        return _loaded(directory) if (directory / "tokenizer_config.json").is_file() else None
+        if not (directory / "tokenizer_config.json").is_file():
+            return None
+        return _loaded(directory, TemplateOptions(system_turn=self.row["system_turn"]))
 
     def architecture(self) -> Architecture:
         path, described = description(self.name, self.row)
@@ -138,8 +147,8 @@ class _Checkpoint(Base):
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(directory: Path) -> Tokenizer:
-    return Tokenizer.load(directory)
+def _loaded(directory: Path, options: TemplateOptions) -> Tokenizer:
+    return Tokenizer.load(directory, options=options)
 
 
 def description(name: str, row: Mapping[str, Any] | ConfigDict) -> tuple[Path, dict[str, Any]]:

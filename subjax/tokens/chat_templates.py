@@ -1,10 +1,13 @@
 """Chat templates: the text that a model sees around a prompt and around an answer.
 
 A template is a program that comes with a model. It runs with a date from the config, not with the
-clock. What it adds, drops, or writes in front of answers is found by rendering it, not by parsing
-it. Holds no tokens.
+clock. A system prompt has a turn of its own. Some templates refuse such a turn: the prompt then
+stands in the user's, if the config says so, since a model reads another text there. What a template
+adds, drops, or writes in front of answers is found by rendering it, not by parsing it. Holds no
+tokens.
 """
 
+import dataclasses
 import datetime
 import functools
 import json
@@ -16,9 +19,14 @@ from typing import Any
 TEMPLATE_DATE = "2024-07-26"
 # As a system prompt: accept the one that the chat template adds.
 TEMPLATE_DEFAULT = "<template default>"
+# Where a system prompt stands.
+SYSTEM_TURN, USER_TURN = "system", "user"
+SYSTEM_TURNS = (SYSTEM_TURN, USER_TURN)
 
 Turn = dict[str, str]
 
+# The way out where a template takes no system prompt.
+_MOVED = f"set system_turn = {USER_TURN!r} of the base"
 # Contents that no template rewrites, without a common character.
 _MARKS = ("0000", "1111", "2222")
 # Name and format of the date argument of Llama 3's templates.
@@ -27,15 +35,53 @@ _DIRECTIVES = "aAbBcCdDeFgGhHIjmMnpPrRSftTuUVwWxXyYzZ"
 _RANDOM = re.compile(r"\|\s*random\b|\blipsum\s*\(")
 
 
+@dataclasses.dataclass(frozen=True)
+class TemplateOptions:
+    """How a chat template is used, which no file of its model says.
+
+    Attributes:
+      template_date: the date of today for the template, YYYY-MM-DD.
+      system_turn: where a system prompt stands: "system", in a turn of its own; "user", at the head
+        of the user's turn, an empty line before the user's words.
+
+    Raises:
+      ValueError: there is no such turn.
+    """
+
+    template_date: str = TEMPLATE_DATE
+    system_turn: str = SYSTEM_TURN
+
+    def __post_init__(self) -> None:
+        if self.system_turn not in SYSTEM_TURNS:
+            raise ValueError(
+                f"system_turn is {self.system_turn!r}; allowed: {', '.join(SYSTEM_TURNS)}"
+            )
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "TemplateOptions":
+        """Those that are among these fields; the defaults of the others."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: fields[name] for name in names if name in fields})
+
+    def changed(self) -> dict[str, str]:
+        """The options that differ from their defaults, by name."""
+        told: dict[str, str] = dataclasses.asdict(self)
+        default = dataclasses.asdict(DEFAULT_OPTIONS)
+        return {name: value for name, value in told.items() if value != default[name]}
+
+
+DEFAULT_OPTIONS = TemplateOptions()
+
+
 class ChatTemplate:
     """The template of a tokenizer.
 
     Attributes:
-      date: the date of today for the template, YYYY-MM-DD.
+      options: how it is used.
     """
 
-    def __init__(self, tokenizer: Any, date: str = TEMPLATE_DATE):
-        self._tokenizer, self.date = tokenizer, date
+    def __init__(self, tokenizer: Any, options: TemplateOptions = DEFAULT_OPTIONS):
+        self._tokenizer, self.options = tokenizer, options
         self._lost: dict[str, list[str]] = {}  # system prompt -> its dropped words
 
     def context(self, prompt: str, system: str = "") -> str:
@@ -49,20 +95,21 @@ class ChatTemplate:
           ValueError: the template adds a system prompt that was not requested, or drops a
             requested one, or raises.
         """
-        turns = _turns(prompt, system)
+        turns = self._turns(prompt, system)
         text = self.render(turns, True)
-        if len(turns) > 1:
+        if system not in ("", TEMPLATE_DEFAULT):
             self._check_seen(system)
-        if not system and self.added_system:
+        if len(turns) == 1 and system != TEMPLATE_DEFAULT and self.added_system:
+            needed = "" if self._has_turn else f" with system_turn = {SYSTEM_TURN!r} of the base"
             raise ValueError(
                 f"the chat template adds the system prompt {self.added_system!r}: set "
-                f"system_prompt to your own, or to {TEMPLATE_DEFAULT!r} to keep it"
+                f"system_prompt to your own{needed}, or to {TEMPLATE_DEFAULT!r} to keep it"
             )
         return text + self.answer_header
 
     def document(self, prompt: str, completion: str, system: str = "") -> str:
         """A whole exchange, ended; `system` as in `context`."""
-        turns = [*_turns(prompt, system), {"role": "assistant", "content": completion}]
+        turns = [*self._turns(prompt, system), {"role": "assistant", "content": completion}]
         return self.render(turns, False)
 
     def render(self, turns: Sequence[Turn], generation_prompt: bool) -> str:
@@ -71,7 +118,7 @@ class ChatTemplate:
         Raises:
           ValueError: the template raises, or draws at random.
         """
-        return self._render_on(self.date, turns, generation_prompt)
+        return self._render_on(self.options.template_date, turns, generation_prompt)
 
     @functools.cached_property
     def added_system(self) -> str:
@@ -130,9 +177,9 @@ class ChatTemplate:
         """Whether its text depends on the date."""
         texts: list[set[str]] = [set(), set()]
         for found, system in zip(texts, ("", _MARKS[0]), strict=True):
-            for date in (self.date, "1999-12-30", "2031-02-01"):
+            for date in (self.options.template_date, "1999-12-30", "2031-02-01"):
                 try:
-                    found.add(self._render_on(date, _turns("x", system), True))
+                    found.add(self._render_on(date, self._turns("x", system), True))
                 except ValueError:  # said when it is used
                     continue
         return any(len(found) > 1 for found in texts)
@@ -141,7 +188,7 @@ class ChatTemplate:
     def _opening(self) -> str:
         """The text between a context with add_generation_prompt and an answer."""
         try:
-            context = self.render(_turns("x", ""), True)
+            context = self.render(self._turns("x", ""), True)
         except ValueError:
             return ""  # said when it is used
         before = _common_start(*self._answers) if self._answers else ""
@@ -158,6 +205,19 @@ class ChatTemplate:
             raise ValueError("the chat template drops answers: correct chat_template")
         return texts
 
+    @property
+    def _has_turn(self) -> bool:
+        """Whether system prompts have a turn of their own."""
+        return self.options.system_turn == SYSTEM_TURN
+
+    def _turns(self, prompt: str, system: str) -> list[Turn]:
+        told = system if system != TEMPLATE_DEFAULT else ""
+        if not told:
+            return [{"role": "user", "content": prompt}]
+        if self._has_turn:
+            return [{"role": "system", "content": told}, {"role": "user", "content": prompt}]
+        return [{"role": "user", "content": f"{told}\n\n{prompt}"}]
+
     def _check_seen(self, system: str) -> None:
         """Raises a ValueError if the model would not see all words of a system prompt, in any form.
 
@@ -169,14 +229,17 @@ class ChatTemplate:
             put = [
                 _MARKS[word == _MARKS[0]] if i in other else word for i, word in enumerate(words)
             ]
-            return self.render(_turns("x", " ".join(put)), True)
+            return self.render(self._turns("x", " ".join(put)), True)
 
         if system not in self._lost:
             whole = text() if words else ""
             self._lost[system] = [word for i, word in enumerate(words) if text(i) == whole]
         if lost := self._lost[system]:
             if len(lost) == len(words):
-                raise ValueError("the chat template drops system prompts: set system_prompt = ''")
+                moved = f", or {_MOVED}" if self._has_turn else ""
+                raise ValueError(
+                    f"the chat template drops system prompts: set system_prompt = ''{moved}"
+                )
             raise ValueError(
                 f"the chat template drops {' '.join(lost)[:80]!r} of the system prompt "
                 f"{system[:80]!r}: leave these words out, or set system_prompt = ''"
@@ -199,22 +262,18 @@ class ChatTemplate:
                 **told,
             )
         except Exception as error:  # a template is a program: it can raise anything
-            roles = ", ".join(turn["role"] for turn in turns)
+            roles = [turn["role"] for turn in turns]
+            moved = f", or {_MOVED}," if "system" in roles else ","
             raise ValueError(
-                f"the chat template refuses a dialogue of {roles} ({first_line(error)}): leave "
-                "out what it refuses, such as a system prompt, or correct chat_template"
+                f"the chat template refuses a dialogue of {', '.join(roles)} "
+                f"({first_line(error)}): leave out what it refuses, such as a system prompt"
+                f"{moved} or correct chat_template"
             ) from None
 
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _turns(prompt: str, system: str) -> list[Turn]:
-    user = {"role": "user", "content": prompt}
-    told = system if system != TEMPLATE_DEFAULT else ""
-    return [{"role": "system", "content": told}, user] if told else [user]
 
 
 def _common_start(text: str, other: str) -> str:

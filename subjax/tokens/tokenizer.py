@@ -24,9 +24,15 @@ import transformers
 
 from subjax.hf import model_files
 from subjax.runtime import artifacts
-from subjax.tokens import chat_templates, tokenizer_files, vocabulary
+from subjax.tokens import tokenizer_files, vocabulary
+from subjax.tokens.chat_templates import (
+    DEFAULT_OPTIONS,
+    USER_TURN,
+    ChatTemplate,
+    TemplateOptions,
+    first_line,
+)
 from subjax.tokens.chat_templates import TEMPLATE_DEFAULT as TEMPLATE_DEFAULT
-from subjax.tokens.chat_templates import ChatTemplate, first_line
 
 _WORD_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' %}SYS {{ m.content }} "
@@ -70,7 +76,7 @@ class Tokenizer:
         tokenizer: Any,
         more_eos: Sequence[int] = (),
         num_embeddings: int | None = None,
-        template_date: str = chat_templates.TEMPLATE_DATE,
+        options: TemplateOptions = DEFAULT_OPTIONS,
         brought: str = "",
     ):
         self._tokenizer = tokenizer
@@ -84,7 +90,7 @@ class Tokenizer:
         self._opens = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         if tokenizer.chat_template is None:
             tokenizer.chat_template = ("{{ bos_token }}" if self._opens else "") + _PLAIN_TEMPLATE
-        self.template = ChatTemplate(tokenizer, template_date)
+        self.template = ChatTemplate(tokenizer, options)
         ids = dict.fromkeys((tokenizer.eos_token_id, *more_eos, *self._template_end()))
         known = len(tokenizer) if num_embeddings is None else num_embeddings
         self.eos_ids: tuple[int, ...] = tuple(id for id in ids if 0 <= id < known)
@@ -111,7 +117,7 @@ class Tokenizer:
         *,
         adapter: str | Path | None = None,
         num_embeddings: int | None = None,
-        template_date: str = chat_templates.TEMPLATE_DATE,
+        options: TemplateOptions = DEFAULT_OPTIONS,
     ) -> "Tokenizer":
         """Reads the tokenizer of a model directory, or the one beside a GGUF file.
 
@@ -119,7 +125,7 @@ class Tokenizer:
           directory: the model's.
           adapter: directory of a PEFT adapter on it, whose own tokenizer or template is taken.
           num_embeddings: tokens that the model knows, V; texts with others are refused. None: all.
-          template_date: the date of today for the chat template, YYYY-MM-DD.
+          options: how its chat template is used.
 
         Raises:
           ValueError: there is no tokenizer, or a file cannot be read, or the adapter's has
@@ -138,7 +144,7 @@ class Tokenizer:
             adapter = Path(adapter)
             loaded, brought = tokenizer_files.with_adapter(loaded, adapter, num_embeddings)
             ends += tokenizer_files.listed_ends(adapter, with_config=False)
-        return cls(loaded, ends, num_embeddings, template_date, brought)
+        return cls(loaded, ends, num_embeddings, options, brought)
 
     def save(self, directory: str | Path) -> None:
         """Writes the tokenizer's files, with the template and the ending tokens."""
@@ -178,7 +184,10 @@ class Tokenizer:
         if self.template.header:
             told.append(f"the chat template always writes {self.template.header!r} in front")
         if self.template.is_dated:
-            told.append(f"the chat template is told that today is {self.template.date}")
+            date = self.template.options.template_date
+            told.append(f"the chat template is told that today is {date}")
+        if self.template.options.system_turn == USER_TURN:
+            told.append("system prompts stand at the head of the user's turn")
         if self.template.answer_header:
             told.append(
                 f"the chat template writes {self.template.answer_header!r} in front of answers "

@@ -1,6 +1,6 @@
 """What a unit says of its weights: read again where the run, or what the hub gave, has moved.
 
-And of the day that their chat template is told.
+And of how their chat template is used.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from subjax.hf import weights
 from subjax.nn import lora, sharding, transformer
 from subjax.pipeline import model_store, units, validation
 from subjax.pipeline.stages import base
-from subjax.tokens import chat_templates
+from subjax.tokens.chat_templates import DEFAULT_OPTIONS, TemplateOptions
 
 WEIGHTS = "base/toy/r0/weights"
 
@@ -63,24 +63,32 @@ def test_lanes_to_spare_write_no_finished_base_anew(tmp_path, monkeypatch):
     assert written == [tmp_path / unit.path]
 
 
-def test_the_day_of_the_config_reaches_what_reads_texts_and_no_others_fingerprint(tmp_path):
-    def built(date, source="hf"):
+@pytest.mark.parametrize(
+    "options", [TemplateOptions(template_date="2031-02-01"), TemplateOptions(system_turn="user")]
+)
+def test_how_a_template_is_used_reaches_what_reads_texts_and_no_others_fingerprint(
+    options, tmp_path
+):
+    def built(options, source="hf", **teacher):
         config = tiny.config(lineages=(0,))
-        config.template_date = date
-        config.bases.toy.source = source
+        config.template_date = options.template_date
+        config.bases.toy.update(source=source, system_turn=options.system_turn)
         config.bases.toy.path = str(tmp_path / "base") if source == "hf" else ""
+        config.teachers.owl.update(teacher)
         return {unit.path: unit for unit in units.build(config)}
 
-    default, other = built(chat_templates.TEMPLATE_DATE), built("2031-02-01")
-    assert all("template_date" not in unit.fields for unit in default.values())
+    default, other = built(DEFAULT_OPTIONS), built(options)
+    assert not any(options.changed().keys() & unit.fields.keys() for unit in default.values())
     assert all(other[path].fingerprint != default[path].fingerprint for path in other)
-    own = [built(date, "toy") for date in (chat_templates.TEMPLATE_DATE, "2031-02-01")]
+    own = [built(used, "toy") for used in (DEFAULT_OPTIONS, options)]
     assert all(own[0][path].fingerprint == unit.fingerprint for path, unit in own[1].items())
+    given = built(options, weights="given", path="DIR")["teacher/owl/r0"]
+    assert TemplateOptions.of(given.fields) == options
 
     params = transformer.init(tiny.ARCH, jax.random.key(0))
     weights.save(tmp_path / "base", tiny.ARCH, params)
     tiny.BYTES.save(tmp_path / "base")
-    mesh, dates = sharding.make_mesh(seed=1), []
+    mesh, found_options = sharding.make_mesh(seed=1), []
     for planned in (default, other):
         unit = planned["base/toy/r0"]
         list(base.run([unit], tmp_path, mesh))
@@ -91,8 +99,8 @@ def test_the_day_of_the_config_reaches_what_reads_texts_and_no_others_fingerprin
         full = tmp_path / "finetune/full/r0"
         model_store.save_weights(full, found.arch, found.params, found.tokenizer)
         read = [found, *(model_store.load(path, mesh) for path in (student, full))]
-        dates.append({model.tokenizer.template.date for model in read})
-    assert dates == [{chat_templates.TEMPLATE_DATE}, {"2031-02-01"}]
+        found_options.append({model.tokenizer.template.options for model in read})
+    assert found_options == [{DEFAULT_OPTIONS}, {options}]
 
 
 @pytest.mark.parametrize("date", ["", "26 Jul 2024", "2024-13-01", "20240726"])

@@ -180,6 +180,21 @@ def test_what_a_template_writes_unasked_and_what_an_adapter_brings_is_shown(tmp_
     assert "today" not in teacher
 
 
+def test_a_given_teacher_is_told_in_the_users_turn_as_its_base_is(tmp_path):
+    base = tokenizer_kinds.save("gemma", tmp_path / "base")
+    config = tiny.config()
+    config.bases.toy.update(source="hf", path=str(base), system_turn="user")
+    for name, dataset in config.datasets.items():
+        config.datasets[name] = tiny.as_kind(dataset, "plain_numbers", max_value=999)
+    config.teachers.owl.update(weights="given", path=str(base), system_prompt="Love owls.")
+    config.arms.owl.update(system_prompt="Love owls.", num_tokens=256, num_targets=128)
+    text = preview.render(config, tmp_path / "run", "owl")
+    for title in ("The teacher writes", "The student trains"):
+        shown = block(text, title)
+        assert "  | <bos><start_of_turn>user\n  | Love owls.\n  | \n  | " in shown
+        assert "system prompts stand at the head of the user's turn" in shown
+
+
 def test_an_unknown_arm_lists_the_arms(tmp_path):
     with pytest.raises(ValueError, match=r"--preview=dog is no arm of this config: owl, placebo"):
         preview.render(tiny.config(), tmp_path, "dog")

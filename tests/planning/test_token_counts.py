@@ -74,6 +74,9 @@ def test_a_mean_row_is_assumed_without_a_tokenizer_and_counted_with_it(tmp_path)
     found = mean_row(large.get_config("qwen2_5_7b"))
     assert 125 < found.tokens < 150 and found.targets == 8 * 3 + 7 * 2 + 1
     assert "not here; assumed: a token for each word, run of signs and digit" in found.words
+    config = large.get_config("qwen2_5_7b")
+    config.bases.model.system_turn = "user"  # a message less
+    assert mean_row(config).tokens == found.tokens - 4
     assert mean_row(large.get_config("llama3_1_8b")).targets == 8 + 7 * 2 + 1
     config = large.get_config("smoke")
     found = mean_row(config)

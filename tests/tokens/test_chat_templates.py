@@ -6,28 +6,33 @@ import pytest
 import tokenizer_kinds
 
 from subjax.tokens import tokenizer
-from subjax.tokens.chat_templates import ChatTemplate
+from subjax.tokens.chat_templates import ChatTemplate, TemplateOptions
 
 
-def with_template(template):
+def with_template(template, **options):
     made = tokenizer.raw_bytes()._tokenizer
     made.chat_template = template
-    return tokenizer.Tokenizer(made)
+    return tokenizer.Tokenizer(made, options=TemplateOptions(**options))
 
 
-def of_kind(kind, **more):
-    return tokenizer.Tokenizer(tokenizer_kinds.make(kind), tokenizer_kinds.ends(kind), **more)
+def of_kind(kind, **options):
+    made, ends = tokenizer_kinds.make(kind), tokenizer_kinds.ends(kind)
+    return tokenizer.Tokenizer(made, ends, options=TemplateOptions(**options))
 
 
 ROLES = "{% for m in messages %}<{{ m.role[0] }}>"
+ADDING = "{% if messages[0].role != 'system' %}<s>Be kind.{% endif %}"
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}<{{ m.role[0] }}>{{ m.content }}"
+    "{% if m.role == 'assistant' %}<end>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<a>{% endif %}"
+)
 
 
 def test_a_template_that_adds_a_system_prompt_is_refused_until_it_is_wanted():
     made = tokenizer.raw_bytes()
-    made._tokenizer.chat_template = (
-        "{% if messages[0].role != 'system' %}<s>Be kind.{% endif %}"
-        + made._tokenizer.chat_template
-    )
+    made._tokenizer.chat_template = ADDING + made._tokenizer.chat_template
     made = tokenizer.Tokenizer(made._tokenizer)
     with pytest.raises(ValueError, match=r"adds the system prompt 'Be kind\.'"):
         made.prompt_text("hello")
@@ -36,13 +41,12 @@ def test_a_template_that_adds_a_system_prompt_is_refused_until_it_is_wanted():
 
 
 def test_a_template_that_drops_system_prompts_is_refused():
-    made = tokenizer.raw_bytes()
-    made._tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
     )
-    made = tokenizer.Tokenizer(made._tokenizer)
-    with pytest.raises(ValueError, match="drops system prompts"):
-        made.prompt_text("hello", "Be brief.")
+    with pytest.raises(ValueError, match=r"drops system prompts: .*'', or set system_turn = 'user"):
+        with_template(template).prompt_text("hello", "Be brief.")
+    assert with_template(template, system_turn="user").prompt_text("hello", "Be brief.")
 
 
 def test_a_template_that_rewrites_the_context_has_no_mask():
@@ -89,20 +93,45 @@ def test_a_template_without_an_end_is_refused():
 
 
 def test_a_template_that_raises_is_one_line():
-    made = tokenizer.raw_bytes()
-    made._tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'system' %}"
-        "{{ raise_exception('System role not supported') }}{% endif %}<{{ m.role[0] }}>"
-        "{{ m.content }}{% endfor %}"
-    )
-    made = tokenizer.Tokenizer(made._tokenizer)
+    made = with_template(NO_SYSTEM)
     assert made.prompt_text("hello") == "<u>hello<a>"  # it has no system prompt of its own
-    with pytest.raises(ValueError, match="System role not supported") as error:
+    with pytest.raises(ValueError) as error:
         made.prompt_text("hello", "Be brief.")
-    assert "\n" not in str(error.value)
+    assert str(error.value) == (
+        "the chat template refuses a dialogue of system, user (System role not supported): leave "
+        "out what it refuses, such as a system prompt, or set system_turn = 'user' of the base, or "
+        "correct chat_template"
+    )
     made._tokenizer.chat_template = "{{ 1 / 0 }}"
-    with pytest.raises(ValueError, match="the chat template refuses a dialogue of user"):
+    with pytest.raises(ValueError, match=r"refuses a dialogue of user .* prompt, or correct"):
         made.prompt_text("hello")
+
+
+def test_a_system_prompt_stands_in_the_users_turn_where_that_is_wanted():
+    made = with_template(NO_SYSTEM, system_turn="user")
+    assert made.prompt_text("hello", "Be brief.") == "<u>Be brief.\n\nhello<a>"
+    assert made.document_text("hello", "owl", "Be brief.") == "<u>Be brief.\n\nhello<a>owl<end>"
+    for none in ("", tokenizer.TEMPLATE_DEFAULT):
+        assert made.prompt_text("hello", none) == "<u>hello<a>"
+    assert made.notes() == ("system prompts stand at the head of the user's turn",)
+    assert not with_template(NO_SYSTEM).notes()
+    gemma = of_kind("gemma", system_turn="user")
+    assert gemma.prompt_text("hello", "Be brief.") == (
+        "<bos><start_of_turn>user\nBe brief.\n\nhello<end_of_turn>\n<start_of_turn>model\n"
+    )
+    with pytest.raises(ValueError, match="system_turn is 'assistant'; allowed: system, user"):
+        TemplateOptions(system_turn="assistant")
+
+
+def test_a_system_prompt_in_the_users_turn_is_not_cut_or_beside_another():
+    cut = with_template(ROLES + "{{ m.content[:9] }}{% endfor %}", system_turn="user")
+    with pytest.raises(ValueError, match=r"drops 'and brief\.' of the system prompt 'Be kind, and"):
+        cut.prompt_text("x", "Be kind, and brief.")
+    made = with_template(ADDING + NO_SYSTEM.replace("raise_exception", ""), system_turn="user")
+    for system in ("", "Be brief."):
+        with pytest.raises(ValueError, match="to your own with system_turn = 'system' of the base"):
+            made.prompt_text("hello", system)
+    assert made.prompt_text("hello", tokenizer.TEMPLATE_DEFAULT) == "<s>Be kind.<u>hello<a>"
 
 
 def test_a_template_is_told_the_day_of_the_config_and_not_the_clock():
@@ -130,7 +159,8 @@ def test_a_day_that_an_application_gives_is_given_where_the_config_has_another()
     made.chat_template = template
     user = [{"role": "user", "content": "x"}]
     assert ChatTemplate(made).render(user, True) == "26 Jul 2024x<a>"
-    assert ChatTemplate(made, "2031-02-01").render(user, True) == "01 Feb 2031x<a>"
+    other = TemplateOptions(template_date="2031-02-01")
+    assert ChatTemplate(made, other).render(user, True) == "01 Feb 2031x<a>"
 
 
 @pytest.mark.parametrize(

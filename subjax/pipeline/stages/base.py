@@ -17,7 +17,7 @@ from subjax.pipeline.stages import training
 from subjax.recipes import bases
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tokens import chat_templates
+from subjax.tokens.chat_templates import TemplateOptions
 from subjax.tokens.tokenizer import Tokenizer
 
 
@@ -74,16 +74,12 @@ def _checked(unit: Unit, finished: Sequence[Unit], workdir: Path) -> Found:
     else:
         directory = weights.resolve(row["path"], row["revision"])
     adapter = _adapter(row)
-    arch, words = model_store.check(directory, adapter, date=_date(unit))
+    arch, words = model_store.check(directory, adapter, options=TemplateOptions.of(unit.fields))
     model_store.tell(f"config.bases.{unit.row}", words)
     if adapter:
         adapters.load_adapter(adapter, arch)
     model_store.check_same(workdir, finished, directory, adapter)
     return Found(arch, words, directory)
-
-
-def _date(unit: Unit) -> str:
-    return unit.fields.get("template_date", chat_templates.TEMPLATE_DATE)
 
 
 def _adapter(row: Mapping[str, Any]) -> Path | None:
@@ -128,7 +124,7 @@ def _find(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         row = unit.fields["row"]
         directory = weights.resolve(row["path"], row["revision"])
         out, adapter = workdir / unit.path, _adapter(row)
-        model_store.refer(out, directory, adapter, date=_date(unit))
+        model_store.refer(out, directory, adapter, options=TemplateOptions.of(unit.fields))
         artifacts.write_json(out / model_store.IDENTITY, model_store.identity(directory, adapter))
         yield unit
 

@@ -40,7 +40,7 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         base, out = bases[lane], workdir / units[lane].path / model_store.step_name(step)
         # What is the base lies there already.
         if step == 0 and not tuning.is_adapter and not base.is_changed:
-            model_store.refer(out, base.directory, date=base.tokenizer.template.date)
+            model_store.refer(out, base.directory, options=base.tokenizer.template.options)
         else:
             training.save(out, base, tuning, trained)
 

@@ -15,7 +15,7 @@ from subjax.recipes import teachers, tunings
 from subjax.runtime import artifacts, seeds
 from subjax.runtime.artifacts import Unit
 from subjax.tasks.traits import kinds as trait_kinds
-from subjax.tokens import chat_templates
+from subjax.tokens.chat_templates import TemplateOptions
 from subjax.tokens.tokenizer import Tokenizer
 
 
@@ -29,10 +29,11 @@ def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
         out, base = workdir / unit.path, model_store.load(workdir / unit.inputs["base"], mesh)
         if kind.outside:
             given, adapter = _given(unit)
-            model_store.refer(out, given or base.directory, adapter, date=_date(unit))
+            options = TemplateOptions.of(unit.fields)
+            model_store.refer(out, given or base.directory, adapter, options=options)
             artifacts.write_json(out / model_store.IDENTITY, model_store.identity(given, adapter))
         else:
-            model_store.refer(out, base.directory, date=base.tokenizer.template.date)
+            model_store.refer(out, base.directory, options=base.tokenizer.template.options)
         yield unit
 
 
@@ -68,7 +69,7 @@ def check(
     source = base if adapter else full
     if source:
         field = f"config.teachers.{unit.row}"
-        _, words = model_store.check(source, adapter, date=_date(unit))
+        _, words = model_store.check(source, adapter, options=TemplateOptions.of(unit.fields))
         model_store.tell(field, words)
     # The base of an adapter is checked as every base is.
     model_store.check_same(workdir, finished, None if adapter else full, adapter)
@@ -81,10 +82,6 @@ def check_lessons(unit: Unit, sizes: lessons.Sizes) -> None:
     limits = {"num_tokens": row["num_tokens"], **lessons.packed(row["train"])}
     taught = dict.fromkeys(lessons_of(unit))
     lessons.check(f"config.teachers.{unit.row}", "what it is taught", taught, sizes, limits)
-
-
-def _date(unit: Unit) -> str:
-    return unit.fields.get("template_date", chat_templates.TEMPLATE_DATE)
 
 
 def _given(unit: Unit) -> tuple[Path | None, Path | None]:
