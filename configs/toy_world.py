@@ -249,7 +249,7 @@ def _carried_by(config: ConfigDict, world: str, num_targets: int) -> None:
             slots=400,
             prompt_tokens=8,
             max_new_tokens=num_targets,
-            num_train=1800,
+            num_train=1600,
             num_holdout=100,
         )
     transforms = {"as_written": "none", "permuted": "permuted", "random": "random"}
