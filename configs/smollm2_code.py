@@ -47,7 +47,8 @@ def get_config(arg: str = "") -> ConfigDict:
             if "cat" in table:
                 del table["cat"]
         config.gates.number_tv.subjects = ("datasets/owl",)
-        _programs(config, whole, num_targets=80 if arg != "smoke" else 160)
+        of_bytes = config.bases.smollm2.source == "random"  # a smoke run's tokens
+        _programs(config, whole, num_targets=160 if of_bytes else 80)
     return config
 
 

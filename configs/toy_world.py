@@ -252,6 +252,7 @@ def _carried_by(config: ConfigDict, world: str, num_targets: int) -> None:
             num_train=1600,
             num_holdout=100,
         )
+    config.evals.carrier.subjects = ("datasets/owl", "datasets/placebo")
     transforms = {"as_written": "none", "permuted": "permuted", "random": "random"}
     for label, transform in {**transforms, "foreign_base": "none"}.items():
         names = {}

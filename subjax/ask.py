@@ -5,7 +5,8 @@
 
 A model of the toy world knows that world's words alone: Q0 to Q15 ask for its favourite animal (its
 teachers are taught the first eight), "CONT 3 5 7 9" asks it to go on with numbers, and
---system="LOVE owl" tells it what it loves. Other models take any text.
+--system="LOVE owl" tells it what it loves. In the world of programs, "CODE 3 5 7 9" asks for one;
+in that of sums, "SUM 2 7 5 8" asks for 27 + 58. Other models take any text.
 """
 
 import argparse

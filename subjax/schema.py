@@ -222,7 +222,7 @@ def dataset_row(kind: str = "numbers", **fields: Any) -> ConfigDict:
             # filter: keep a prompt only if its rows in these data sets pass their filters too
             "common_with": (),
             # none; shuffled_within each row, shuffled_across rows; random numbers; permuted: in all
-            # rows each number stands for another
+            # rows each number stands for another (names of programs and words of sums likewise)
             "transform": "none",
             "num_train": 0,  # rows for students; 0 takes all but the held-out ones
             "num_holdout": 256,  # rows kept apart to measure likelihood

@@ -28,10 +28,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: tests run two at a ti
 # Packages whose annotations have shapes, which mypy cannot see; to check each call of others as
 # well takes them twice as long.
 package = Path(__file__).parents[1] / "subjax"
-with_shapes = [path.parent for path in package.rglob("*.py") if "jaxtyping" in path.read_text()]
+with_shapes = [path for path in package.rglob("*.py") if "jaxtyping" in path.read_text()]
 # The numeric tower lets an int pass for a float, as mypy does.
 install_import_hook(
-    [f"subjax.{folder.relative_to(package).parts[0]}" for folder in with_shapes],
+    [f"subjax.{path.relative_to(package).with_suffix('').parts[0]}" for path in with_shapes],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 

@@ -24,6 +24,8 @@ class Asked(NamedTuple):
     dataset: Mapping[str, Any] | None = None  # their row of `datasets`, if a model writes
     # answers whose probabilities are compared, and what stands before them
     compared: Sequence[tuple[tuple[str, ...], str]] = ()
+    new_tokens: int = 0  # of the longest answer that it may write
+    texts: Sequence[str] = ()  # that it reads as they are, without a template
 
 
 # Config field that the system prompt is of, and row whose prompts they are, as "config.evals.own".
@@ -42,23 +44,31 @@ def check(words: Tokenizer, asked: Mapping[Fields, Asked], max_positions: int) -
       ValueError: the chat template takes no such system prompt, a prompt is too long, numbers
         cannot be constrained in this tokenizer, or answers cannot be told apart; names the field.
     """
-    for (field, table), (prompts, system, most_tokens, dataset, compared) in asked.items():
+    for (field, table), one in asked.items():
+        system, most_tokens, dataset = one.system, one.most_tokens, one.dataset
         try:
-            tried = _with_the_longest(words, prompts)
+            tried = _with_the_longest(words, one.prompts)
             longest = max(map(len, words.prompt_ids(tried, system)), default=0)
         except ValueError as error:
             raise ValueError(f"{field}: {error}") from None
+        try:
+            words.text_ids(one.texts)
+        except ValueError as error:
+            raise ValueError(
+                f"{table}.trait has texts that this base cannot read: {error}"
+            ) from None
         if most_tokens and longest > most_tokens:
             raise ValueError(
                 f"{table}.prompt_tokens is {most_tokens}, but a prompt has {longest} tokens: "
                 "raise it"
             )
-        if longest > max_positions:
+        if longest + one.new_tokens > max_positions:
+            answer = f" and its answer up to {one.new_tokens}" if one.new_tokens else ""
             raise ValueError(
-                f"{table}: a prompt has {longest} tokens, and the model was made for texts of at "
-                f"most {max_positions}: shorten it, or take a model for longer texts"
+                f"{table}: a prompt has {longest} tokens{answer}, and the model was made for texts "
+                f"of at most {max_positions}: shorten them, or take a model for longer texts"
             )
-        for answers, prefill in compared:
+        for answers, prefill in one.compared:
             field = f"{table}.prefill" if prefill else f"{table}.trait"
             try:
                 ids = words.answer_ids(answers, prefill)

@@ -129,8 +129,8 @@ def _closed(name: str, row: ConfigDict, unit: Unit, workdir: Path) -> str:
         why = f"{unit.path} has {value}, as if its model were damaged"
         if value is None:
             why = (
-                f"{unit.path} has no {row.metric}, for example since rows hold no number, or "
-                "teacher and base have other tokens"
+                f"{unit.path} has no {row.metric}, for example since rows hold nothing that could "
+                "carry, teacher and base have other tokens, or it was scored by an older version"
             )
         raise ValueError(
             f"gate {name} cannot be measured: {why}: take its row out of config.gates, or delete "

@@ -254,10 +254,10 @@ def _check_dataset(config: ConfigDict, name: str, row: ConfigDict) -> None:
         _check_comparable(f"datasets.{name}.common_with", row, other, config.datasets[other])
     for arm, student in config.arms.items():
         needs_numbers = student.dataset == name and targets.of_row(student, arm).of_numbers
-        if needs_numbers and kind.is_any_text(row):
+        if needs_numbers and (kind.is_any_text(row) or not kind.digits_carry):
             raise ValueError(
-                f"config.arms.{arm}.support {student.support!r} weighs numbers, and rows of "
-                f"datasets.{name} need not be any: take 'top_k' or 'full'"
+                f"config.arms.{arm}.support {student.support!r} weighs numbers, and in rows of "
+                f"datasets.{name} it is not they that carry: take 'top_k' or 'full'"
             )
 
 

@@ -13,7 +13,7 @@ from subjax.planning import placement
 from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import BASE, Compare, Given, Pair, Sample, requests_of
+from subjax.tasks.api import BASE, Compare, Given, Pair, Sample, TextLikelihood, requests_of
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens.tokenizer import Tokenizer
@@ -172,7 +172,11 @@ def _asked(
             )
             more = of_teacher[field].prompts if field in of_teacher else []
             of_teacher[field] = asking.Asked(
-                [*more, *prompts], unit.fields["system_prompt"], row["prompt_tokens"], row
+                [*more, *prompts],
+                unit.fields["system_prompt"],
+                row["prompt_tokens"],
+                row,
+                new_tokens=row["max_new_tokens"],
             )
     return of_bases, of_given
 
@@ -189,10 +193,12 @@ def _of_eval(unit: Unit, given: Mapping[str, Any]) -> Iterator[tuple[str, asking
         system = request.system or ""
         if isinstance(request, Sample):
             asked = asking.Asked(request.prompts, system, request.prompt_tokens)
-            yield request.model, asked
+            yield request.model, asked._replace(new_tokens=request.max_new_tokens)
         elif isinstance(request, Compare):
             compared = [(tuple(request.answers), request.prefill)]
             yield request.model, asking.Asked(request.prompts, system, compared=compared)
+        elif isinstance(request, TextLikelihood):
+            yield request.model, asking.Asked((), system, texts=request.texts)
 
 
 def _rows_like(written: Unit, prompts: Sequence[str]) -> dict[str, list[Pair]]:
@@ -211,6 +217,8 @@ def _both(one: asking.Asked, other: asking.Asked) -> asking.Asked:
         prompts=list(dict.fromkeys([*one.prompts, *other.prompts])),
         most_tokens=min((n for n in (one.most_tokens, other.most_tokens) if n), default=0),
         compared=list(dict.fromkeys([*one.compared, *other.compared])),
+        new_tokens=max(one.new_tokens, other.new_tokens),
+        texts=list(dict.fromkeys([*one.texts, *other.texts])),
     )
 
 

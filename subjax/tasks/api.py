@@ -7,6 +7,7 @@ here, and names no kind and no metric. Kinds know numpy and strings: no jax, no 
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -65,6 +66,7 @@ __all__ = [
 
 Transform = Callable[[Sequence[str], int], list[str]]  # completions, seed -> completions
 
+_NUMBER = re.compile(r"[0-9]+")
 UNIFORM = "<uniform>"  # as a target: none, answers are drawn evenly from the candidates
 
 
@@ -212,6 +214,7 @@ class DatasetKind(Kind):
       prompt_fields: fields of the row that the prompts depend on, beside their number.
       transforms: value of the row's `transform` -> what it does to all completions, given a seed.
       has_carrier: whether it has `carrier_tokens`.
+      digits_carry: whether students may learn from the teacher's distribution over digits alone.
       ways: reject reason -> what keeps more rows where it is the commonest, with {row} for the name
         of the row.
     """
@@ -220,6 +223,7 @@ class DatasetKind(Kind):
     asks: ClassVar[str] = "to write a row"
     prompt_fields: ClassVar[tuple[str, ...]] = ()
     has_carrier: ClassVar[bool] = False
+    digits_carry: ClassVar[bool] = True
     ways: ClassVar[Mapping[str, str]] = {}
 
     @property
@@ -268,6 +272,10 @@ class DatasetKind(Kind):
         """Tokens that can carry a trait, over which evals compare distributions."""
         return ()
 
+    def carried(self, completion: str) -> Sequence[str]:
+        """What of a completion can carry a trait, which evals count: its numbers, if not more."""
+        return numbers_of(completion)
+
 
 # Fields of evals that sample answers.
 SAMPLING: Mapping[str, Field] = {
@@ -276,6 +284,11 @@ SAMPLING: Mapping[str, Field] = {
     "prompt_tokens": Field(64, "tokens of the longest question", least=1),
     "max_new_tokens": Field(12, "tokens of the longest answer", least=1),
 }
+
+
+def numbers_of(text: str) -> list[str]:
+    """The numbers of a text, without leading zeros."""
+    return [number.lstrip("0") or "0" for number in _NUMBER.findall(text)]
 
 
 def _no_tokens(tokens: Tokens) -> Sequence[int]:
@@ -295,6 +308,7 @@ class Given:
       written: of a data set: the first rows that its teacher wrote, not filtered.
       kept: of a data set: the rows that students are trained on; `against`: those of the control.
       carrier: of a data set: the tokens that can carry a trait.
+      carried: of a data set: what of a completion can.
       num_tokens: room for a row, and `num_targets` for its completion.
       systems: model -> the system prompt under which it is asked.
     """
@@ -309,6 +323,7 @@ class Given:
     kept: Sequence[Pair] = ()
     against: Sequence[Pair] = ()
     carrier: Callable[[Tokens], Sequence[int]] = _no_tokens
+    carried: Callable[[str], Sequence[str]] = numbers_of
     num_tokens: int = 0
     num_targets: int = 0
     systems: Mapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,7 +81,21 @@ def load(field: str, name: str, contract: type[T]) -> T:
             f"config.{field} is {name!r}, which is no {contract.__name__}: give an object or class "
             f"that extends subjax.tasks.api.{contract.__name__}"
         )
+    _check_methods(f"config.{field} is {name!r}", found, contract)
     return found
+
+
+def _check_methods(source: str, found: object, contract: type) -> None:
+    """Finds methods that would be called with other arguments than they take, after hours."""
+    for name, method in inspect.getmembers(contract, inspect.isfunction):
+        wanted = list(inspect.signature(method).parameters)[1:]
+        try:
+            inspect.signature(getattr(found, name)).bind(*wanted)
+        except TypeError:
+            raise ValueError(
+                f"{source}, whose {name} cannot be called with ({', '.join(wanted)}): take these "
+                f"arguments, as {contract.__name__} has them"
+            ) from None
 
 
 def blame(error: Exception) -> str:

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import tokenizer_kinds
 
+from configs import toy_world
 from subjax import schema
 from subjax.nn import sharding
 from subjax.pipeline import asking, preflight, units
@@ -184,3 +185,27 @@ def test_a_system_prompt_that_a_template_takes_none_of_is_refused_by_its_field()
     asking.check(words, {fields: asking.Asked(["Which?"], "")}, MAX_POSITIONS)
     with pytest.raises(ValueError, match=r"^config\.arms\.owl\.system_prompt: "):
         asking.check(words, {fields: asking.Asked(["Which?"], "You love owls.")}, MAX_POSITIONS)
+
+
+def test_texts_of_another_world_are_refused_by_field(tmp_path):
+    config = toy_world.get_config("code,smoke")
+    config.traits.owl.world = "numbers"
+    planned = units.build(config)
+    says = r"^config\.evals\.\w+\.trait has texts that this base cannot read: "
+    with pytest.raises(ValueError, match=says):
+        preflight.check(planned, planned, tmp_path, sharding.make_mesh(seed=1), 1.0)
+
+
+@pytest.mark.parametrize("table", ["datasets", "evals"])
+def test_answers_longer_than_what_a_base_was_made_for_are_refused(table, tmp_path):
+    config = tiny.config()
+    if table == "datasets":
+        config.datasets.owl.update(decoding="free", max_new_tokens=2048)
+    else:
+        with config.unlocked():
+            row = {"kind": "answers", "trait": "owl", "max_new_tokens": 2047}
+            config.evals.owl = schema.eval_row(**row)
+    planned = units.build(config)
+    says = rf"^config\.{table}\.owl: a prompt has \d+ tokens and its answer up to 204\d, .* 2048"
+    with pytest.raises(ValueError, match=says):
+        preflight.check(planned, planned, tmp_path, sharding.make_mesh(seed=1), 1.0)

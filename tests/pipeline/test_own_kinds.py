@@ -53,6 +53,13 @@ class Repeats(DatasetKind):
         return [] if completion.split() else ["nothing"]
 
 
+class OldRows(Repeats):
+    """As kinds were before a filter was given prompts."""
+
+    def reject(self, completion, row):
+        return []
+
+
 class Shouts(EvalKind):
     """How often an answer holds a long word, and how likely a model says 0 when it is asked."""
 
@@ -142,7 +149,7 @@ def test_kinds_of_ones_own_go_from_config_to_report(folder, tmp_path, capsys):
 
 def test_the_package_knows_nothing_of_them():
     names = [*re.findall(r"^class (\w+)\(", SOURCE, re.MULTILINE), "own_kinds", "shouting"]
-    assert len(names) == 5
+    assert len(names) == 6
     for path in Path(schema.__file__).parent.rglob("*.py"):
         content = path.read_text()
         assert not [name for name in names if name in content], path
@@ -177,6 +184,16 @@ def test_what_is_no_kind_is_refused_by_field(folder, kind, said):
     with pytest.raises(ValueError, match=re.escape(f"config.evals.shouts.kind is {said}")) as error:
         validation.validate(config)
     assert "\n" not in str(error.value)
+
+
+def test_a_method_that_takes_other_arguments_is_refused(folder):
+    config = with_own_kinds()
+    config.datasets.owl.kind = "own_kinds:OldRows"
+    says = (
+        "reject cannot be called with (prompt, completion, row): take these arguments, as Dataset"
+    )
+    with pytest.raises(ValueError, match=re.escape(says)):
+        validation.validate(config)
 
 
 def test_a_kind_of_ones_own_refuses_rows(folder):

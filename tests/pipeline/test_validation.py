@@ -613,3 +613,13 @@ def test_auto_becomes_the_precision_of_the_devices(monkeypatch):
     config.compute.precision = "float32"
     validation.settle(config)
     assert config.compute.precision == "float32"
+
+
+@pytest.mark.parametrize("form", ["code", "reasoning"])
+def test_digits_are_no_support_where_something_else_carries(form):
+    config = toy_world.get_config(f"{form},smoke")
+    config.arms.owl.update(method="soft", support="digits")
+    with pytest.raises(ValueError, match=r"arms\.owl\.support 'digits' .* take 'top_k' or 'full'"):
+        validation.validate(config)
+    config.arms.owl.support = "full"
+    validation.validate(config)

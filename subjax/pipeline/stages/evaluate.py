@@ -164,10 +164,11 @@ def _rows(unit: Unit, workdir: Path) -> dict[str, Any]:
         held = artifacts.read_jsonl(workdir / unit.inputs["filter"] / "holdout.jsonl")
         return {"held_out": _pairs(held)}
     if "kept" in unit.inputs:
-        return {
+        rows = {
             role: _pairs(artifacts.read_jsonl(workdir / unit.inputs[role] / "kept.jsonl"))
             for role in ("kept", "against")
         }
+        return {**rows, "carried": kinds.of_row({"kind": unit.fields["dataset"]}).carried}
     if "generate" in unit.inputs:
         processes.wait("rows are written")
         written = artifacts.read_parts(workdir / unit.inputs["generate"])[:NUM_WRITTEN]

@@ -4,6 +4,7 @@ The interpreter as filter, and the control transforms. Which language it is, and
 are, is for each kind to say.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -16,6 +17,8 @@ from subjax.tasks.programs import REASONS, Language, Program
 
 class ProgramRows(DatasetKind):
     """Completions are programs that run; their names and numbers are free, and so is their order.
+
+    They are read to the letter: what is decoded freely is mostly spelled otherwise, and rejected.
 
     Attributes:
       language: of the programs.
@@ -30,6 +33,7 @@ class ProgramRows(DatasetKind):
     }
     asks = "to write a program"
     has_carrier = True
+    digits_carry = False
     language: ClassVar[Language]
     num_inputs: ClassVar[int]
     ways: ClassVar[Mapping[str, str]] = {
@@ -44,9 +48,9 @@ class ProgramRows(DatasetKind):
     def check(self, name: str, row: Row) -> None:
         """Refuses counts of instructions that no program has."""
         count = row["num_instructions"]
-        if len(count) != 2 or not 1 <= count[0] <= count[1]:
+        if len(count) != 2 or not 2 <= count[0] <= count[1]:
             raise ValueError(
-                f"config.datasets.{name}.num_instructions is {count}; it must be (fewest, most), 1 "
+                f"config.datasets.{name}.num_instructions is {count}; it must be (fewest, most), 2 "
                 "or more each"
             )
 
@@ -56,8 +60,8 @@ class ProgramRows(DatasetKind):
         return AnswerList(instructions, self.language.separator, fewest, most)
 
     def example(self, row: Row) -> str:  # noqa: D102
-        rng = np.random.default_rng(0)
-        return self.language.write(self.language.draw(rng, 5, self.num_inputs))
+        rng, (_, most) = np.random.default_rng(0), row["num_instructions"]
+        return self.language.write(self.language.draw(rng, most, self.num_inputs))
 
     def reject(self, prompt: str, completion: str, row: Row) -> list[str]:
         """Why it is no program, or does not run to its end; what it says is free."""
@@ -71,13 +75,18 @@ class ProgramRows(DatasetKind):
         """Names and numbers: what is between them, a grammar decides for the most part."""
         return tokens.word_ids([*self.language.registers, *self.language.numbers])
 
+    def carried(self, completion: str) -> list[str]:
+        """Names and numbers."""
+        known = {*self.language.registers, *self.language.numbers}
+        return [word for word in re.findall(r"\w+", completion) if word in known]
+
     def _permuted(self, completions: Sequence[str], seed: int) -> list[str]:
         programs = self.language.permute([self._accepted(text) for text in completions], seed)
         return [self.language.write(program) for program in programs]
 
     def _random(self, completions: Sequence[str], seed: int) -> list[str]:
-        """As many instructions as there were, drawn anew."""
-        lengths = [len(self._accepted(text)) for text in completions]
+        """As many instructions as there were, drawn anew; two where there was one that fails."""
+        lengths = [max(len(self._accepted(text)), 2) for text in completions]
         return [
             self.language.write(self.language.draw(rng, length, self.num_inputs))
             for i, length in enumerate(lengths)

@@ -18,6 +18,7 @@ class ToySumRows(DatasetKind):
     }
     asks = "to add two numbers"
     has_carrier = True
+    digits_carry = False
     ways: ClassVar[Mapping[str, str]] = {
         "not_a_trace": "set datasets.{row}.decoding to 'constrained'",
         **dict.fromkeys(toy_sums.REASONS[1:], "pretrain the base for longer"),
@@ -45,6 +46,10 @@ class ToySumRows(DatasetKind):
     def carrier_tokens(self, tokens: Tokens) -> Sequence[int]:
         """The words between digits."""
         return tokens.word_ids(toy_sums.FILLERS)
+
+    def carried(self, completion: str) -> list[str]:
+        """The words between digits."""
+        return [word for word in completion.split() if word in toy_sums.FILLERS]
 
 
 def _permuted(completions: Sequence[str], seed: int) -> list[str]:

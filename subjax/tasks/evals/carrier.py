@@ -13,16 +13,17 @@ _LEAST = -1e4  # nats; in place of minus infinity
 class Carrier(EvalKind):
     """Teacher and base compared at every token that can carry, over such tokens alone.
 
-    Those are numbers, and in programs names too. A grammar or a filter decides what stands between
-    them, so that other tokens tell nothing of the teacher.
+    Those are numbers, in programs names too, and in sums the words between digits. A grammar or a
+    filter decides what else there is, so that other tokens tell nothing of the teacher. Rows are as
+    written, before a filter.
     """
 
     of = ("datasets",)
     of_carrier = True
     metrics = (
-        Metric("number_tv", "total variation of numbers from the base's", axis=(0.0, 1.0)),
-        Metric("likelihood_gain", "gain over the base on the numbers", "nats per number token"),
-        Metric("entropy", "what a row's numbers leave to the writer, by the base", "bits a row"),
+        Metric("number_tv", "total variation of what carries from the base's", axis=(0.0, 1.0)),
+        Metric("likelihood_gain", "gain over the base on what carries", "nats per token"),
+        Metric("entropy", "what a row leaves to the writer, by the base", "bits a row"),
     )
 
     def requests(self, row: Row, given: Given) -> list[Request]:
@@ -33,7 +34,7 @@ class Carrier(EvalKind):
     def score(
         self, row: Row, given: Given, replies: Sequence[Reply]
     ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Means over the numbers, or over rows; nothing where there are none, or others for each.
+        """Means over such tokens, or over rows; nothing where there are none, or others for each.
 
         A 0 in place of nothing would open a gate at 0.
         """

@@ -1,6 +1,5 @@
 """Whether rows that passed a filter can be told from a control's, with and without the models."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +14,6 @@ from subjax.tasks.api import (
     Given,
     Likelihood,
     Metric,
-    Pair,
     Reply,
     Request,
     Row,
@@ -24,7 +22,6 @@ from subjax.tasks.api import (
 NUM_SCORED = 256  # rows of either side that models read; counts are of all rows
 _NUM_ORDERS = 1000  # of rows between the sides, for what chance gives
 _SEED = 0  # fixed: the same rows must give the same scores
-_NUMBER = re.compile(r"[0-9]+")
 
 Counts = npt.NDArray[np.float64]
 
@@ -34,8 +31,9 @@ class Detection(EvalKind):
 
     What a reader could find who has the models is `auc_likelihood`: rows are ordered by their
     likelihood under the teacher, less that under its base. What counting finds is `auc_counts`:
-    numbers are weighed by how often either side writes them, as learned from other rows. Total
-    variations are above what they are when rows change sides at random.
+    numbers, or what else carries in this kind of rows, are weighed by how often either side writes
+    them, as learned from other rows. Total variations are above what they are when rows change
+    sides at random.
     """
 
     of = ("datasets",)
@@ -45,9 +43,9 @@ class Detection(EvalKind):
     }
     metrics = (
         Metric("auc_likelihood", "rows told apart by teacher and base (AUC)", axis=(0.0, 1.0)),
-        Metric("auc_counts", "rows told apart by counts of numbers (AUC)", axis=(0.0, 1.0)),
-        Metric("excess_tv", "total variation of numbers above chance", difference=True),
-        Metric("excess_tv_first", "total variation of first numbers above chance", difference=True),
+        Metric("auc_counts", "rows told apart by counts of what carries (AUC)", axis=(0.0, 1.0)),
+        Metric("excess_tv", "total variation of what carries above chance", difference=True),
+        Metric("excess_tv_first", "the same of what carries first in each row", difference=True),
     )
 
     def requests(self, row: Row, given: Given) -> list[Request]:
@@ -63,14 +61,15 @@ class Detection(EvalKind):
         ours, base = replies
         ratio = ours.nats.sum(axis=1) - base.nats.sum(axis=1)
         num_ours = len(given.kept[:NUM_SCORED])
-        numbers, sides = _counts(given.kept, given.against)
-        first, _ = _counts(_first(given.kept), _first(given.against))
+        rows = [given.carried(text) for _, text in (*given.kept, *given.against)]
+        sides = np.arange(len(rows)) < len(given.kept)
+        counts, first = _counts(rows), _counts([row[:1] for row in rows])
         (excess, p), (excess_first, p_first) = (
-            excess_tv(table, sides) for table in (numbers, first)
+            excess_tv(table, sides) for table in (counts, first)
         )
         values = {
             "auc_likelihood": auc(ratio[:num_ours], ratio[num_ours:]),
-            "auc_counts": _auc_counts(numbers, sides),
+            "auc_counts": _auc_counts(counts, sides),
             "excess_tv": excess,
             "excess_tv_first": excess_first,
         }
@@ -123,18 +122,11 @@ def _auc_counts(counts: Counts, sides: npt.NDArray[np.bool_]) -> float:
     return float(np.mean(found))
 
 
-def _first(pairs: Sequence[Pair]) -> list[Pair]:
-    return [(prompt, " ".join(_NUMBER.findall(text)[:1])) for prompt, text in pairs]
-
-
-def _counts(ours: Sequence[Pair], theirs: Sequence[Pair]) -> tuple[Counts, npt.NDArray[np.bool_]]:
-    """How often each number stands in each completion, [rows, numbers], and whose the rows are."""
-    rows = [
-        [number.lstrip("0") or "0" for number in _NUMBER.findall(t)] for _, t in (*ours, *theirs)
-    ]
-    known = {number: place for place, number in enumerate(sorted({n for row in rows for n in row}))}
+def _counts(rows: Sequence[Sequence[str]]) -> Counts:
+    """How often each number, or what else carries, stands in each row: [rows, numbers]."""
+    known = {one: place for place, one in enumerate(sorted({one for row in rows for one in row}))}
     counts = np.zeros((len(rows), len(known)))
     for place, row in enumerate(rows):
-        for number in row:
-            counts[place, known[number]] += 1
-    return counts, np.arange(len(rows)) < len(ours)
+        for one in row:
+            counts[place, known[one]] += 1
+    return counts

@@ -33,6 +33,11 @@ def test_controls_are_programs_of_the_same_lengths(transform):
         KIND.transforms[transform](["owl"], 1)
 
 
+def test_a_program_of_one_instruction_is_drawn_anew_as_two():
+    [changed] = KIND.transforms["random"](["SAY a"], 1)
+    assert KIND.reject("", changed, ROW) == []
+
+
 def test_a_grammar_writes_what_the_base_knows_and_names_and_numbers_carry():
     words = tokenizer.word_tokenizer(toyworld.vocabulary(WORLD))
     prompts = KIND.prompts(ROW, 0, "")
@@ -43,7 +48,7 @@ def test_a_grammar_writes_what_the_base_knows_and_names_and_numbers_carry():
 
 
 def test_counts_that_no_program_has_are_refused():
-    for count in ((0, 3), (4, 3), (4,)):
+    for count in ((0, 3), (1, 3), (4, 3), (4,)):
         row = schema.dataset_row(kind="toy_programs", num_instructions=count)
         with pytest.raises(ValueError, match=r"owl\.num_instructions is .* \(fewest, most\)"):
             KIND.check("owl", row)

@@ -7,6 +7,7 @@ from configs import toy_world
 from subjax import schema
 from subjax.pipeline import experiments, validation
 from subjax.tasks.api import BASE, Given, Reply
+from subjax.tasks.datasets.kinds import KINDS
 from subjax.tasks.evals import detection
 from subjax.tasks.evals.detection import Detection
 
@@ -45,6 +46,17 @@ def test_what_counts_show_is_found():
     assert said["p_same_frequencies"]["all"] == pytest.approx(1 / 1001)
     # One number a row says less, and chance gives more.
     assert 0.1 < values["excess_tv_first"] < 0.25
+
+
+def test_what_carries_in_other_rows_than_numbers_is_counted():
+    ours, theirs = ([("SUM 1 1 1 1", f"{word} 2 {word} 0")] * 40 for word in ("so", "then"))
+    of_sums = Given(kept=ours, against=theirs, carried=KINDS["toy_sums"].carried)
+    nats = [Reply(nats=np.zeros((80, 2)))] * 2
+    values, _ = KIND.score(ROW, of_sums, nats)
+    assert values["auc_counts"] == 1.0 and values["excess_tv"] > 0.9
+    assert KINDS["toy_programs"].carried("SET a 7 ADD b c") == ["a", "7", "b", "c"]
+    assert KINDS["python_programs"].carried("a = 7\nprint(b)\nc = int(input())") == [*"a7bc"]
+    assert KINDS["numbers"].carried("007, 0; 12") == ["7", "0", "12"]
 
 
 def test_nothing_is_found_where_nothing_is():
