@@ -47,12 +47,14 @@ def get_config(arg: str = "") -> ConfigDict:
             if "cat" in table:
                 del table["cat"]
         config.gates.number_tv.subjects = ("datasets/owl",)
-        of_bytes = config.bases.smollm2.source == "random"  # a smoke run's tokens
-        _programs(config, whole, num_targets=160 if of_bytes else 80)
+        if config.bases.smollm2.source == "random":  # a smoke run, whose programs all fail
+            _programs(config, whole, num_targets=160, only_right=False)
+        else:
+            _programs(config, whole, num_targets=80, only_right=True)
     return config
 
 
-def _programs(config: ConfigDict, whole: ConfigDict, num_targets: int) -> None:
+def _programs(config: ConfigDict, whole: ConfigDict, *, num_targets: int, only_right: bool) -> None:
     room = 96  # for a prompt and what stands around it
     whole.update(num_targets=num_targets, num_tokens=room + num_targets)
     for name in ("owl", "placebo"):
@@ -62,6 +64,7 @@ def _programs(config: ConfigDict, whole: ConfigDict, num_targets: int) -> None:
             config.datasets[arm] = schema.dataset_row(
                 kind="python_programs",
                 transform=transform,
+                only_right=only_right,
                 prompt_tokens=room,
                 max_new_tokens=num_targets,
                 **{field: row[field] for field in _KEPT},
