@@ -34,6 +34,7 @@ if [ "${1:-}" = --all ]; then
   shift
   code=0
   export SUBJAX_FUZZ=${SUBJAX_FUZZ:-1000} # damaged files that each reader is given
+  set -- --durations=25 "$@" # what makes it long, for whoever shortens it
   step pytest -m 'not processes' "${quickly[@]}" "$@" || code=$?
   step pytest -m processes "${side_by_side[@]}" "$@" || code=$?
   exit "$code"
