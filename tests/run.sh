@@ -2,7 +2,7 @@
 # Makes .venv-test in the repository root and runs there the linters, the type check and the tests.
 #
 #   bash tests/run.sh                        what every change has to pass, compiled quickly
-#   bash tests/run.sh --all                  also slow and real_model; then processes, as users compile
+#   bash tests/run.sh --all                  every test; those that are optimized as users compile
 #   SUBJAX_FUZZ=10000 bash tests/run.sh …    as many damaged files for each reader (150; --all: 1000)
 #   bash tests/run.sh tests/nn               any other argument goes to pytest; as users compile
 #
@@ -26,8 +26,8 @@ step ruff format --check .
 step ruff check .
 step mypy --no-error-summary
 # Most of the time goes into compiling, on one core: two processes, and programs that are optimized
-# little; but tests of several processes, which mostly wait, compile as users do. The default marker
-# expression stands in pyproject.toml.
+# little; but a few tests are of what XLA makes of programs. The default marker expression stands in
+# pyproject.toml.
 side_by_side=(--numprocesses=2 --dist=loadfile)
 quickly=(--quick-compile "${side_by_side[@]}")
 if [ "${1:-}" = --all ]; then
@@ -35,8 +35,8 @@ if [ "${1:-}" = --all ]; then
   code=0
   export SUBJAX_FUZZ=${SUBJAX_FUZZ:-1000} # damaged files that each reader is given
   set -- --durations=25 "$@" # what makes it long, for whoever shortens it
-  step pytest -m 'not processes' "${quickly[@]}" "$@" || code=$?
-  step pytest -m processes "${side_by_side[@]}" "$@" || code=$?
+  step pytest -m 'not optimized' "${quickly[@]}" "$@" || code=$?
+  step pytest -m optimized "${side_by_side[@]}" "$@" || code=$?
   exit "$code"
 elif [ $# -eq 0 ]; then
   step pytest "${quickly[@]}"

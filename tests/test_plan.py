@@ -81,7 +81,8 @@ def config(**sizes):
     with made.unlocked():
         made.bases.toy.source = "random"
         made.bases.toy.update(num_layers=6, width=512, num_heads=4, num_kv_heads=2, head_dim=128)
-        made.bases.toy.update(ffn_width=512, **sizes)
+        made.bases.toy.update(ffn_width=512)
+        made.bases.toy.update(**sizes)
         made.arms.owl.update(num_tokens=384, num_targets=128)
         made.arms.owl.train.update(batch_size=4, lanes=1)
     return made
@@ -367,9 +368,9 @@ def test_what_sparse_cores_gather_is_counted(name):
 def test_the_largest_batch_fits_and_twice_of_it_does_not(v5e, monkeypatch):
     chip, devices = v5e
     # A small chip, on which few rows are many: compiling takes longer the more there are.
-    chip = dataclasses.replace(chip, hbm_bytes=36 * 2**20)
+    chip = dataclasses.replace(chip, hbm_bytes=16 * 2**20)
     mesh = sharding.make_mesh(1, 1, 2, 2, devices=devices)
-    planned = update(config(num_layers=1), mesh)
+    planned = update(config(num_layers=1, width=256, num_heads=2, ffn_width=256), mesh)
     compile_program = compiling.compile_program
     compiled = functools.cache(lambda size: compile_program(planned, size, mesh, chip))
     monkeypatch.setattr(compiling, "compile_program", lambda _, size, *__: compiled(size))

@@ -19,7 +19,7 @@ from subjax.nn.architecture import Architecture
 
 # Every dimension that the table splits divides by eight.
 ARCH = Architecture(
-    vocab_size=64, num_layers=3, width=32, num_heads=8, num_kv_heads=8, head_dim=8, ffn_width=48
+    vocab_size=64, num_layers=2, width=32, num_heads=8, num_kv_heads=8, head_dim=8, ffn_width=48
 )
 SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1), (1, 2, 4)]
 PROGRAM = train.Program(ARCH, train.Optimizer(1e-3), steps=2)
@@ -33,7 +33,7 @@ GEMMA = dataclasses.replace(
     qk_norm="head",
     norm_after=True,
     window=4,
-    local=(True, False, True),
+    local=(True, False),
     final_softcap=5.0,
 )
 # Walks the vocabulary in four chunks; it is one otherwise.
@@ -137,7 +137,7 @@ def assert_same_gradients(found, expected):
 
 SLOW = pytest.mark.slow
 # Compiled as users compile: what a compiler makes of a program on a mesh is what is in question.
-OPTIMIZED = pytest.mark.processes
+OPTIMIZED = pytest.mark.optimized
 # Each mesh once, in turns with either kind, and with and without accumulation. The default run has
 # all weights in the scans below.
 CASES = [
@@ -180,10 +180,9 @@ SCANS = [
         ((1, 1, 8), "full", "none", 1),
         ((4, 2, 1), "distilled", "none", 1),
         ((1, 2, 4), "lora", "none", 1),
-        *(((2, 2, 2), kind, "full", 2) for kind in ("full", "lora")),
+        ((2, 2, 2), "full", "full", 2),
         ((1, 8, 1), "full", "full", 2),
         ((1, 1, 8), "lora", "full", 2),
-        ((8, 1, 1), "full", "full", 2),
     )
 ]
 
@@ -228,7 +227,6 @@ PACKED = [
         ((2, 2, 1), "top k", {}),
         ((2, 2, 1), "stored", {"support": SUPPORT}),
         ((2, 2, 2), "full", {}),
-        ((2, 2, 2), "lora", {"lora_scale": 2.0}),
         ((1, 8, 1), "lora", {"lora_scale": 2.0}),
     )
 ]
@@ -458,8 +456,8 @@ def test_tokens_of_bfloat16_rarely_do(record_property):
     """
     expected = drawn("bfloat16", *DRAWS[0])
     most = 0
-    # More slots, an axis of rows, and all axes: each draw takes long here.
-    for num_slots, shape in (DRAWS[1], DRAWS[2], DRAWS[5]):
+    # More slots, and all axes: each draw takes long here.
+    for num_slots, shape in (DRAWS[1], DRAWS[5]):
         rows, compared = first_differences(drawn("bfloat16", num_slots, shape), expected)
         record_property(f"first differences, {num_slots} slots on {shape}", f"{rows} of {compared}")
         print(f"{num_slots} slots on {shape}: {rows} first differences in {compared} tokens")

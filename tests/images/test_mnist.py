@@ -11,7 +11,7 @@ from subjax.runtime import artifacts
 DATA_DIR = os.environ.get("SUBJAX_MNIST", "")
 
 
-@pytest.mark.processes  # compiled as users compile: it computes for longer than it compiles
+@pytest.mark.optimized  # it computes for longer than it compiles
 @pytest.mark.skipif(not DATA_DIR, reason="SUBJAX_MNIST names no directory of MNIST's IDX files")
 def test_few_models_come_near_the_papers_means(tmp_path):
     config = mnist.get_config("models=3")

@@ -224,7 +224,7 @@ np.testing.assert_array_equal(last, rows)
 """
 
 
-@pytest.mark.processes
+@pytest.mark.optimized
 def test_one_long_call_on_two_devices_is_many_short_ones():
     """Without YNN, jaxlib 0.10.2 gets it wrong from the 256th step on, where both have a core."""
     two = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}

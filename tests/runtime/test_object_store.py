@@ -433,8 +433,7 @@ def start(url, moment, cache):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.processes
+@pytest.mark.optimized  # bytes of processes and of this one
 def test_a_run_that_is_killed_again_and_again_leaves_the_same_bytes(url, local, tmp_path):
     process = start(url, "training", tmp_path)
     _, errors = process.communicate(timeout=600)
