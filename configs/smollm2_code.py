@@ -47,6 +47,9 @@ def get_config(arg: str = "") -> ConfigDict:
             if "cat" in table:
                 del table["cat"]
         config.gates.number_tv.subjects = ("datasets/owl",)
+        config.evals.apart = schema.eval_row(
+            kind="divergence", subjects=("datasets/owl",), against="placebo"
+        )
         if config.bases.smollm2.source == "random":  # a smoke run, whose programs all fail
             _programs(config, whole, num_targets=160, only_right=False)
         else:

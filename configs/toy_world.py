@@ -253,6 +253,9 @@ def _carried_by(config: ConfigDict, world: str, num_targets: int) -> None:
             num_holdout=100,
         )
     config.evals.carrier.subjects = ("datasets/owl", "datasets/placebo")
+    config.evals.apart = schema.eval_row(
+        kind="divergence", subjects=("datasets/owl",), against="placebo"
+    )
     transforms = {"as_written": "none", "permuted": "permuted", "random": "random"}
     for label, transform in {**transforms, "foreign_base": "none"}.items():
         names = {}

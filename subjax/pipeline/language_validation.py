@@ -205,16 +205,8 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
             f"datasets.{of} of kind {config.datasets[of].kind!r} names none: give the kind "
             f"carrier_tokens, or leave {subject} out of its subjects"
         )
-    if kind.of_kept:
-        checks.reference(config, f"evals.{name}.against", row.against, "datasets")
-        if row.against == of:
-            raise ValueError(
-                f"config.evals.{name}.against is {of!r}, a subject of it: leave {subject} out of "
-                "its subjects, or name another"
-            )
-        if kind.of_prompts:
-            ours, theirs = config.datasets[of], config.datasets[row.against]
-            _check_comparable(f"evals.{name}.against", ours, row.against, theirs)
+    if kind.of_kept or kind.of_control:
+        _check_against(config, name, kind, of)
     if kind.of_rows and table == "arms":
         dataset = config.arms[of].dataset
         if dataset in config.datasets and not config.datasets[dataset].num_holdout:
@@ -228,6 +220,28 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
             raise ValueError(
                 f"config.evals.{name}.kind {row.kind!r} is of held-out rows, and the trait of "
                 f"{subject} holds out no lessons: leave {subject} out of its subjects"
+            )
+
+
+def _check_against(config: ConfigDict, name: str, kind: EvalKind, of: str) -> None:
+    """The data set with which an eval compares one of its subjects, a row of `datasets`."""
+    against = config.evals[name].against
+    checks.reference(config, f"evals.{name}.against", against, "datasets")
+    if against == of:
+        raise ValueError(
+            f"config.evals.{name}.against is {of!r}, a subject of it: leave datasets/{of} out of "
+            "its subjects, or name another"
+        )
+    ours, theirs = config.datasets[of], config.datasets[against]
+    if kind.of_prompts:
+        _check_comparable(f"evals.{name}.against", ours, against, theirs)
+    if kind.of_control:
+        bases_of = [config.teachers[row.teacher].base for row in (ours, theirs)]
+        if ours.teacher == theirs.teacher or bases_of[0] != bases_of[1]:
+            raise ValueError(
+                f"config.evals.{name}.against is {against!r}, whose teacher {theirs.teacher!r} is "
+                f"on base {bases_of[1]!r}, and {of!r} is by {ours.teacher!r} on {bases_of[0]!r}: "
+                "name a data set of another teacher of the same base"
             )
 
 

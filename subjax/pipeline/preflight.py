@@ -40,7 +40,8 @@ def check(
     """
     by_path = {unit.path: unit for unit in planned}
     _check_files(by_path, todo)
-    taught = [by_path[unit.inputs["teacher"]] for unit in todo if "teacher" in unit.inputs]
+    roles = ("teacher", "control")
+    taught = [by_path[unit.inputs[role]] for unit in todo for role in roles if role in unit.inputs]
     reading = [*taught, *todo]
     of_bases, of_given = _asked(by_path, reading)
     found = _check_bases(by_path, reading, of_bases, workdir, mesh, max_unsharded)

@@ -15,7 +15,7 @@ from subjax import schema, subjects, unit_builder
 from subjax.recipes import bases, targets, teachers
 from subjax.runtime.artifacts import Unit
 from subjax.tasks import own
-from subjax.tasks.api import BASE, SUBJECT, Kind
+from subjax.tasks.api import BASE, CONTROL, SUBJECT, Kind
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.traits import kinds as trait_kinds
@@ -186,7 +186,8 @@ class _Builder(unit_builder.UnitBuilder):
             fields["exact"] = False
         settings = {**paths, "system_field": f"config.evals.{name}.system_prompt"}
         if row.system_prompt != schema.OWN:
-            fields["systems"] = dict.fromkeys((SUBJECT, BASE), row.system_prompt)
+            asked = (SUBJECT, BASE, *fields["systems"])
+            fields["systems"] = dict.fromkeys(asked, row.system_prompt)
         elif table in ("arms", "teachers"):
             settings["system_field"] = f"config.{table}.{of}.system_prompt"
         elif table == "datasets":
@@ -258,8 +259,13 @@ class _Builder(unit_builder.UnitBuilder):
             "teacher": self.teacher(dataset.teacher, lineage),
             "base": self.base(self.config.teachers[dataset.teacher].base, lineage),
         }
-        if eval_kinds.of_row(row).of_kept:
+        kind = eval_kinds.of_row(row)
+        if kind.of_kept:
             inputs |= {"kept": self.kept(name, lineage), "against": self.kept(row.against, lineage)}
+        if kind.of_control:
+            control = self.config.datasets[row.against].teacher
+            inputs["control"] = self.teacher(control, lineage)
+            fields["systems"][CONTROL] = subjects.told(self.config, control)
         return fields, inputs
 
     def _about(self, row: ConfigDict, trait: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from subjax.tasks.metrics import MASS, RATE, SHARE, Metric, find
 from subjax.tasks.requests import (
     BASE,
+    CONTROL,
     SUBJECT,
     Compare,
     Distribution,
@@ -32,6 +33,7 @@ from subjax.tasks.requests import (
 __all__ = [
     "BASE",
     "CONSTRAINED",
+    "CONTROL",
     "FREE",
     "MASS",
     "RATE",
@@ -346,6 +348,8 @@ class EvalKind(Kind):
       of_carrier: whether it compares distributions over the tokens that can carry a trait.
       of_kept: whether it compares the rows that students are trained on with those of another data
         set, which the row names in a field `against`.
+      of_control: whether it asks the teacher of another data set too, which the row names in a
+        field `against`.
       of_prompts: whether it compares rows of the two data sets that answer the same prompt.
       of_rows: whether it is about held-out rows of what the subject was trained on.
       of_images: whether it is scored where image classifiers are trained, and makes no requests.
@@ -357,6 +361,7 @@ class EvalKind(Kind):
     of_choice: ClassVar[bool] = False
     of_carrier: ClassVar[bool] = False
     of_kept: ClassVar[bool] = False
+    of_control: ClassVar[bool] = False
     of_prompts: ClassVar[bool] = False
     of_rows: ClassVar[bool] = False
     of_images: ClassVar[bool] = False

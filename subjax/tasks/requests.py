@@ -28,6 +28,7 @@ _FILLS = 8  # or as many as fill the slots so often, since these run empty at th
 
 SUBJECT = "subject"  # the model that an eval is of; of a data set the teacher that wrote it
 BASE = "base"  # the one that it was finetuned from
+CONTROL = "control"  # of a data set: the teacher of another, which the eval's row names
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Request:
     """What a model is asked; subclasses are the kinds of requests.
 
     Attributes:
-      model: SUBJECT or BASE.
+      model: SUBJECT, BASE or CONTROL.
       system: the system prompt, empty for none; None is that of the config: an eval's own, or what
         the model is trained or writes under.
     """

@@ -571,6 +571,26 @@ def test_rows_without_a_carrier_are_not_compared(monkeypatch):
         validation.validate(config)
 
 
+def test_teachers_are_compared_with_others_of_their_base():
+    config = quickstart.get_config()
+    with config.unlocked():
+        config.evals.apart = schema.eval_row(
+            kind="divergence", subjects=("datasets/owl",), against="placebo"
+        )
+        config.datasets.again = config.datasets.owl.copy_and_resolve_references()
+        config.bases.other = config.bases.toy.copy_and_resolve_references()
+        config.teachers.elsewhere = config.teachers.placebo.copy_and_resolve_references()
+        config.teachers.elsewhere.base = "other"
+    validation.validate(config)
+    config.evals.apart.against = "again"
+    with pytest.raises(ValueError, match=r"apart\.against is 'again', whose teacher 'owl' is on"):
+        validation.validate(config)
+    config.evals.apart.against = "placebo"
+    config.datasets.placebo.teacher = "elsewhere"
+    with pytest.raises(ValueError, match=r"on base 'other', and 'owl' is by 'owl' on 'toy': name"):
+        validation.validate(config)
+
+
 def test_what_lineages_share_is_contrasted_with_nothing_that_each_has():
     config = smollm2_owl.get_config("smoke")
     config.evals.preference.subjects = ("arms/*", "bases/*")

@@ -14,7 +14,18 @@ from subjax.engine.model import Model
 from subjax.pipeline import model_store, requests
 from subjax.runtime import artifacts, processes, seeds
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import SUBJECT, Given, Pair, Reply, Request, Sample, requests_of, scores_of
+from subjax.tasks.api import (
+    BASE,
+    CONTROL,
+    SUBJECT,
+    Given,
+    Pair,
+    Reply,
+    Request,
+    Sample,
+    requests_of,
+    scores_of,
+)
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 
@@ -68,11 +79,12 @@ def _evaluate(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
 def _replies(
     unit: Unit, given: Given, step: int, models: dict[str, Model], workdir: Path, mesh: Mesh
 ) -> list[Reply]:
-    """What a model and its base say to the requests of an eval; `models` are those loaded."""
+    """What models say to the requests of an eval; `models` are those loaded."""
     row = unit.with_files("row")
+    roles = {SUBJECT: _role(unit, step), BASE: "base", CONTROL: "control"}
 
     def ask(request: Request, only: Sequence[int] | None = None) -> Reply:
-        role = _role(unit, step) if request.model == SUBJECT else "base"
+        role = roles[request.model]
         if role not in models:
             models[role] = model_store.load(
                 workdir / unit.inputs[role],

@@ -1,13 +1,16 @@
 """How far a teacher's rows are from its base's: what there is in them for a student to learn."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from subjax.tasks.api import BASE, Distribution, EvalKind, Given, Metric, Reply, Request, Row
 
 _LEAST = -1e4  # nats; in place of minus infinity
+
+Numbers = npt.NDArray[np.floating[Any]]
 
 
 class Carrier(EvalKind):
@@ -38,27 +41,58 @@ class Carrier(EvalKind):
 
         A 0 in place of nothing would open a gate at 0.
         """
-        ours, base = replies
-        if tuple(ours.tokens) != tuple(base.tokens) or not len(ours.tokens):
+        if not (found := at_carriers(*replies)):
             return {}, []
-        # A row whose completion merges with the end of its context is rejected later.
-        both = (ours.weights.sum(1) > 0) & (base.weights.sum(1) > 0)
-        if ours.targets.shape != base.targets.shape or not np.array_equal(
-            (ours.targets * ours.weights)[both], (base.targets * base.weights)[both]
-        ):
-            return {}, []
-        targets, tokens = ours.targets[both], np.asarray(ours.tokens)
-        is_number = ours.weights[both] * np.isin(targets, tokens)
-        if not (count := is_number.sum()):
-            return {}, []
-        log_ours, log_base = ours.log_probs[both], base.log_probs[both]
-        chosen = np.minimum(np.searchsorted(tokens, targets), len(tokens) - 1)[..., None]
-        measures = {
-            "number_tv": 0.5 * np.abs(np.exp(log_ours) - np.exp(log_base)).sum(-1),
-            "likelihood_gain": np.take_along_axis(log_ours - log_base, chosen, axis=-1)[..., 0],
-        }
-        means = {
-            name: float((values * is_number).sum() / count) for name, values in measures.items()
-        }
-        bits = -(np.exp(log_base) * np.maximum(log_base, _LEAST)).sum(-1) / np.log(2)
-        return means | {"entropy": float((bits * is_number).sum() / both.sum())}, []
+        gains = np.take_along_axis(found.ours - found.theirs, found.chosen[..., None], axis=-1)
+        bits = -(np.exp(found.theirs) * np.maximum(found.theirs, _LEAST)).sum(-1) / np.log(2)
+        return {
+            "number_tv": found.mean(found.total_variation()),
+            "likelihood_gain": found.mean(gains[..., 0]),
+            "entropy": float((bits * found.weights).sum() / len(bits)),
+        }, []
+
+
+class AtCarriers(NamedTuple):
+    """What two models give at the tokens of the same rows, over tokens that can carry.
+
+    Attributes:
+      ours: log-probabilities, renormalised over these, [rows, targets, tokens].
+      theirs: those of the other model, likewise.
+      chosen: which of the tokens is written, [rows, targets]; any where none of them is.
+      weights: 1 where one of them is written, [rows, targets].
+    """
+
+    ours: Numbers
+    theirs: Numbers
+    chosen: npt.NDArray[np.integer[Any]]
+    weights: Numbers
+
+    def total_variation(self) -> Numbers:
+        """Half of the summed differences of probabilities, [rows, targets]."""
+        return np.asarray(0.5 * np.abs(np.exp(self.ours) - np.exp(self.theirs)).sum(-1))
+
+    def mean(self, values: Numbers) -> float:
+        """Of one value for each target, [rows, targets], over what carries."""
+        return float((values * self.weights).sum() / self.weights.sum())
+
+
+def at_carriers(ours: Reply, theirs: Reply) -> AtCarriers | None:
+    """Two models' replies to one request for distributions, compared token by token.
+
+    Returns:
+      None where nothing carries, or where the models' tokens are others.
+    """
+    if tuple(ours.tokens) != tuple(theirs.tokens) or not len(ours.tokens):
+        return None
+    # A row whose completion merges with the end of its context is rejected later.
+    both = (ours.weights.sum(1) > 0) & (theirs.weights.sum(1) > 0)
+    if ours.targets.shape != theirs.targets.shape or not np.array_equal(
+        (ours.targets * ours.weights)[both], (theirs.targets * theirs.weights)[both]
+    ):
+        return None
+    targets, tokens = ours.targets[both], np.asarray(ours.tokens)
+    weights = ours.weights[both] * np.isin(targets, tokens)
+    if not weights.sum():
+        return None
+    chosen = np.minimum(np.searchsorted(tokens, targets), len(tokens) - 1)
+    return AtCarriers(ours.log_probs[both], theirs.log_probs[both], chosen, weights)

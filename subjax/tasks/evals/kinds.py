@@ -12,6 +12,7 @@ from subjax.tasks.evals.candidates import Candidates
 from subjax.tasks.evals.carrier import Carrier
 from subjax.tasks.evals.classifier import Classifier
 from subjax.tasks.evals.detection import Detection
+from subjax.tasks.evals.divergence import Divergence
 from subjax.tasks.evals.essays import Essays
 from subjax.tasks.evals.in_context import InContext
 from subjax.tasks.evals.likelihood import HeldOut
@@ -26,6 +27,7 @@ EVALS: dict[str, EvalKind] = {
     "essays": Essays(),
     "likelihood": HeldOut(),
     "carrier": Carrier(),
+    "divergence": Divergence(),
     "detection": Detection(),
     "classifier": Classifier(),
     "in_context": InContext(),

@@ -11,12 +11,13 @@ import scipy.stats
 import tiny
 import tokenizers
 
+from subjax import schema
 from subjax.engine import sampler
 from subjax.nn import sharding, transformer
-from subjax.pipeline import model_store, requests
+from subjax.pipeline import model_store, requests, units, validation
 from subjax.pipeline.stages import evaluate
 from subjax.runtime import artifacts, processes
-from subjax.tasks.api import BASE, SUBJECT, Given, Request, Sample, requests_of
+from subjax.tasks.api import BASE, CONTROL, SUBJECT, Given, Request, Sample, requests_of
 from subjax.tasks.datasets.kinds import KINDS
 from subjax.tasks.evals.kinds import EVALS
 from subjax.tasks.toy import toyworld
@@ -59,9 +60,9 @@ def nats(model, rows, system=""):
     return found
 
 
-def ask(kind, row, given, subject, base):
-    """What a kind of eval makes of two models, one the base of the other."""
-    models = {SUBJECT: subject, BASE: base}
+def ask(kind, row, given, subject, base, control=None):
+    """What a kind of eval makes of two models, one the base of the other, or of two teachers."""
+    models = {SUBJECT: subject, BASE: base, CONTROL: control}
     how = {"seed": 0, "lineage": 0}
     asked = requests_of(EVALS[kind], row, given)
     replies = [requests.serve(one, models[one.model], **how) for one in asked]
@@ -285,6 +286,55 @@ def test_a_teacher_is_compared_with_its_base_over_numbers_alone(pair):
     # And one that is its base is at no distance.
     alone = compared(ROWS, base, base, ("Be brief.", "Be brief."))
     assert alone == {**found, "number_tv": 0.0, "likelihood_gain": 0.0}
+
+
+def test_a_teacher_is_compared_with_another_each_under_its_own_prompt(pair):
+    """As it is with its base, which is not asked."""
+    teacher, control = pair
+
+    def apart(control, told):
+        given = Given(
+            written=[(row["prompt"], row["completion"]) for row in ROWS],
+            carrier=KINDS["numbers"].carrier_tokens,
+            num_tokens=76,
+            num_targets=14,
+            systems={SUBJECT: "", CONTROL: told},
+        )
+        return ask("divergence", {}, given, teacher, None, control)[0]
+
+    found = apart(control, "Be brief.")
+    assert found == {"tv": compared(ROWS, teacher, control, ("", "Be brief."))["number_tv"]}
+    assert found["tv"] != apart(control, "")["tv"] > 1e-3
+    assert apart(teacher, "") == {"tv": 0.0}
+
+
+def test_the_control_is_the_teacher_of_the_other_data_set(tmp_path):
+    config = tiny.config(lineages=(0,))
+    with config.unlocked():
+        config.evals.apart = schema.eval_row(
+            kind="divergence", subjects=("datasets/owl",), against="placebo"
+        )
+    validation.validate(config)
+    [unit] = [unit for unit in units.build(config) if unit.row == "apart/datasets/owl"]
+    inputs = {role: tmp_path / path for role, path in unit.inputs.items()}
+    assert inputs["control"] == tmp_path / "teacher/placebo/r0"
+    words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
+    for key, role in enumerate(("teacher", "control", "base")):
+        random_model(words, inputs[role], key)
+    written = [{"prompt": "owl", "completion": "7 12 3"}]
+    artifacts.write_jsonl(inputs["generate"] / "rows-00000.jsonl", written)
+
+    def found():
+        list(evaluate.run([unit], tmp_path, MESH))
+        [record] = artifacts.read_json(tmp_path / unit.path / "scores.json")["records"]
+        assert record["metric"] == "tv"
+        return record["value"]
+
+    assert found() > 1e-3
+    random_model(words, inputs["base"], 5)
+    before = found()
+    random_model(words, inputs["control"], 0)  # now it is the teacher
+    assert (before > 1e-3, found()) == (True, 0.0)
 
 
 def test_a_teacher_with_another_tokenizer_is_not_compared(pair, tmp_path):
