@@ -185,7 +185,8 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
     if asked := subjects.asked_for(config, name, subject):
         trait = config.traits[asked]
         kind_of_trait = trait_kinds.of_row(trait)
-        asks = kind_of_trait.questions(trait, row.questions, config.stimuli)
+        own = kind_of_trait.questions(trait, row.questions, config.stimuli)
+        asks = kind.questions(row, own, config.stimuli)
         if kind.of_trait and not asks:
             raise ValueError(
                 f"config.evals.{name}.kind {row.kind!r} asks questions, and traits.{asked} of kind "

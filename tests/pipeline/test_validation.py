@@ -562,6 +562,17 @@ def test_candidates_are_compared_where_there_are_any(monkeypatch):
         validation.validate(config)
 
 
+def test_a_trait_without_questions_is_asked_those_that_an_eval_has(monkeypatch):
+    config = quickstart.get_config()
+    monkeypatch.setattr(type(TRAITS["toy_word"]), "questions", lambda self, *_: ())
+    with pytest.raises(ValueError, match=r"asks questions, and traits\.owl of kind 'toy_word' has"):
+        validation.validate(config)
+    with config.unlocked():
+        config.evals = {"stories": schema.eval_row(kind="stories", trait="owl")}
+        config.gates, config.contrasts = {}, {}
+    validation.validate(config)
+
+
 def test_rows_without_a_carrier_are_not_compared(monkeypatch):
     config = quickstart.get_config()
     monkeypatch.setattr(type(KINDS["toy_numbers"]), "has_carrier", False)
