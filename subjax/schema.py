@@ -33,7 +33,7 @@ STAGES = (
 )
 TABLES = (
     *("bases", "images", "traits", "teachers", "datasets", "arms", "theorems"),
-    *("evals", "gates", "contrasts"),
+    *("judges", "evals", "gates", "contrasts"),
 )
 
 OFF = -1e9  # no bound (infinity is no JSON)
@@ -351,9 +351,9 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
     Args:
       kind: preference (exact) candidates (exact, for each) answers (sampled) stories (sampled)
         essays (of which topic) likelihood (held-out rows) carrier (what a teacher wrote)
-        divergence (of two teachers) detection (of its rows) classifier (of its rows, prompted)
-        in_context (its rows in the prompt) accuracy (test images), or one of your own as
-        package.module:attribute.
+        judged (sampled, scored by a judge) divergence (of two teachers) detection (of its rows)
+        classifier (of its rows, prompted) in_context (its rows in the prompt) accuracy (test
+        images), or one of your own as package.module:attribute.
       fields: those below, and those of the kind.
     """
     return _row(
@@ -370,6 +370,16 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
         fields,
         eval_kinds.of_row({"kind": kind}),
         eval_kinds.EVALS,
+    )
+
+
+def judge_row(**fields: Any) -> ConfigDict:
+    """Who scores the answers of other models."""
+    return _row(
+        {
+            "model": "",  # a model of this config: "bases/big", or "teachers/given"
+        },
+        fields,
     )
 
 

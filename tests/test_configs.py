@@ -27,6 +27,7 @@ FORMS = {
     ),
     "smollm2_owl": ("", "confirm", "published", "trial", "smoke"),
     "smollm2_traits": ("", "confirm", "trial", "smoke"),
+    "misalignment": ("", "lineages=2", "smoke"),
     "smollm2_code": ("", "confirm", "trial", "smoke", "smoke,lineages=2"),
     "mnist": ("", "aux=50", "digits,models=20", "smoke"),
     "mnist_ablations": ("", "aux=3,clone=10", "digits,models=5", "smoke"),

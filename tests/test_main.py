@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from command_server import ROOT, Server
 
-from subjax import compare, main, schema
+from subjax import compare, main
 from subjax.hf import weights
 from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
@@ -311,8 +311,8 @@ def test_a_workdir_of_another_config_is_left_as_it_is(command, config, workdir):
 
 
 def test_the_report_of_another_experiment_is_not_replaced(command, config, workdir):
-    tables = {table: {} for table in schema.TABLES}
-    artifacts.write_json(workdir / "config.json", {"name": "other", **tables})
+    other = {"name": "other", "lineages": [0], "evals": {}}
+    artifacts.write_json(workdir / "config.json", other)
     artifacts.write_json(workdir / "report" / "summary.json", ["precious"])
     said = complaint(command(config, f"--workdir={workdir}"))
     assert f"workdir {workdir} holds the run 'other'" in said and "another --workdir" in said

@@ -151,21 +151,23 @@ class Model:
         *,
         system: str = "",
         prefill: str = "",
+        whole: bool = False,
     ) -> Float[np.ndarray, "prompts answers"]:
         """Log-probability of each answer after each prompt, in nats, without sampling.
 
         Args:
           prompts: what the user says.
-          answers: without the token that ends them, which is not counted.
+          answers: that are compared.
           system: system prompt.
           prefill: words with which every answer begins, without the blank behind them; the model
             is given them, and their probability is not counted.
+          whole: count the token that ends an answer too, so that one may begin another.
 
         Raises:
           ValueError: the tokens of an answer begin another's, so that probabilities overlap; or the
             tokenizer joins the end of `prefill` to an answer.
         """
-        tokens = self.tokenizer.answer_ids(answers, prefill)
+        tokens = self.tokenizer.answer_ids(answers, prefill, whole=whole)
         scoring.check_candidates(answers, tokens)
         return scoring.candidate_log_probs(
             self.arch,

@@ -22,8 +22,8 @@ class Asked(NamedTuple):
     system: str
     most_tokens: int = 0  # 0 is no limit
     dataset: Mapping[str, Any] | None = None  # their row of `datasets`, if a model writes
-    # answers whose probabilities are compared, and what stands before them
-    compared: Sequence[tuple[tuple[str, ...], str]] = ()
+    # answers whose probabilities are compared, what stands before them, and whether ends count
+    compared: Sequence[tuple[tuple[str, ...], str, bool]] = ()
     new_tokens: int = 0  # of the longest answer that it may write
     texts: Sequence[str] = ()  # that it reads as they are, without a template
 
@@ -68,10 +68,10 @@ def check(words: Tokenizer, asked: Mapping[Fields, Asked], max_positions: int) -
                 f"{table}: a prompt has {longest} tokens{answer}, and the model was made for texts "
                 f"of at most {max_positions}: shorten them, or take a model for longer texts"
             )
-        for answers, prefill in one.compared:
+        for answers, prefill, whole in one.compared:
             field = f"{table}.prefill" if prefill else f"{table}.trait"
             try:
-                ids = words.answer_ids(answers, prefill)
+                ids = words.answer_ids(answers, prefill, whole=whole)
                 field = f"{table}.trait"
                 scoring.check_candidates(answers, ids)
             except ValueError as error:

@@ -55,6 +55,8 @@ def validate(config: ConfigDict) -> None:
         _check_dataset(config, name, row)
     for name, row in config.arms.items():
         _check_arm(config, name, row)
+    for name, row in config.judges.items():
+        _check_judge(config, name, row)
     for name, row in config.evals.items():
         _check_eval(config, name, row)
 
@@ -208,6 +210,13 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
         )
     if kind.of_kept or kind.of_control:
         _check_against(config, name, kind, of)
+    if kind.of_judge:
+        checks.reference(config, f"evals.{name}.judge", row.judge, "judges")
+        if config.judges[row.judge].model == subject:
+            raise ValueError(
+                f"config.evals.{name}.judge is {row.judge!r}, which is {subject}, one of its "
+                "subjects: leave that out of them, or name another judge"
+            )
     if kind.of_rows and table == "arms":
         dataset = config.arms[of].dataset
         if dataset in config.datasets and not config.datasets[dataset].num_holdout:
@@ -222,6 +231,14 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
                 f"config.evals.{name}.kind {row.kind!r} is of held-out rows, and the trait of "
                 f"{subject} holds out no lessons: leave {subject} out of its subjects"
             )
+
+
+def _check_judge(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    known = [f"{table}/{one}" for table in ("bases", "teachers") for one in config[table]]
+    if row.model not in known:
+        raise ValueError(
+            f"config.judges.{name}.model is {row.model!r}; it must be one of {', '.join(known)}"
+        )
 
 
 def _check_against(config: ConfigDict, name: str, kind: EvalKind, of: str) -> None:

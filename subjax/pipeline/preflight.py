@@ -13,7 +13,18 @@ from subjax.planning import placement
 from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import BASE, Compare, Given, Pair, Sample, TextLikelihood, requests_of
+from subjax.tasks.api import (
+    BASE,
+    JUDGE,
+    Compare,
+    Given,
+    Pair,
+    Sample,
+    TextLikelihood,
+    follow_ups_of,
+    requests_of,
+    unanswered,
+)
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens.tokenizer import Tokenizer
@@ -40,7 +51,7 @@ def check(
     """
     by_path = {unit.path: unit for unit in planned}
     _check_files(by_path, todo)
-    roles = ("teacher", "control")
+    roles = ("teacher", "control", "judge")
     taught = [by_path[unit.inputs[role]] for unit in todo for role in roles if role in unit.inputs]
     reading = [*taught, *todo]
     of_bases, of_given = _asked(by_path, reading)
@@ -131,9 +142,16 @@ def _asked(
     def told(unit: Unit) -> Asked:
         """What the model is told that a unit is about: its teacher's, or one on its base."""
         path = unit.inputs.get("teacher", "") if unit.stage != "finetune" else ""
-        if path and teachers.of_row(by_path[path].fields["row"]).outside:
-            return of_given.setdefault(by_path[path].row, {})
-        return of_bases.setdefault(by_path[unit.inputs["base"]].row, {})
+        return told_by(path or unit.inputs["base"])
+
+    def told_by(path: str) -> Asked:
+        """What a teacher or a base is told."""
+        unit = by_path[path]
+        if unit.stage == "base":
+            return of_bases.setdefault(unit.row, {})
+        if teachers.of_row(unit.fields["row"]).outside:
+            return of_given.setdefault(unit.row, {})
+        return told_by(unit.inputs["base"])
 
     for unit in reading:
         if unit.stage == "teacher" and teachers.of_row(unit.fields["row"]).learns:
@@ -155,9 +173,12 @@ def _asked(
                 asked = of_base if model == BASE else told(unit)
                 asked[table, table] = _both(asked.get((table, table), one), one)
         elif unit.stage == "evaluate":
-            asked = told(unit)
-            fields = unit.settings["system_field"], f"config.evals.{unit.row.partition('/')[0]}"
-            for _, one in _of_eval(unit, {}):
+            table = f"config.evals.{unit.row.partition('/')[0]}"
+            for model, one in _of_eval(unit, {}):
+                if model == JUDGE:
+                    asked, fields = told_by(unit.inputs["judge"]), (f"{table}.judge",) * 2
+                else:
+                    asked, fields = told(unit), (unit.settings["system_field"], table)
                 asked[fields] = _both(asked.get(fields, one), one)
         elif unit.stage == "generate":
             row, table = unit.with_files("row"), f"config.datasets.{unit.row}"
@@ -190,16 +211,28 @@ def _of_eval(unit: Unit, given: Mapping[str, Any]) -> Iterator[tuple[str, asking
       given: rows that it would be given beside its fields.
     """
     row = unit.with_files("row")
-    for request in requests_of(eval_kinds.of_row(row), row, Given.of(unit.fields, **given)):
+    of_unit = eval_kinds.of_row(row), row, Given.of(unit.fields, **given)
+    requests = requests_of(*of_unit)
+    # Room for the longest answer is counted beside the empty ones.
+    longest = max((one.max_new_tokens for one in requests if isinstance(one, Sample)), default=0)
+    for request in follow_ups_of(*of_unit, unanswered(requests)):
+        if isinstance(request, Compare):
+            about = asking.Asked(list(dict.fromkeys(request.prompts)), request.system or "")
+            yield request.model, about._replace(compared=[_compared(request)], new_tokens=longest)
+    for request in requests:
         system = request.system or ""
         if isinstance(request, Sample):
             asked = asking.Asked(request.prompts, system, request.prompt_tokens)
             yield request.model, asked._replace(new_tokens=request.max_new_tokens)
         elif isinstance(request, Compare):
-            compared = [(tuple(request.answers), request.prefill)]
-            yield request.model, asking.Asked(request.prompts, system, compared=compared)
+            asked = asking.Asked(request.prompts, system, compared=[_compared(request)])
+            yield request.model, asked
         elif isinstance(request, TextLikelihood):
             yield request.model, asking.Asked((), system, texts=request.texts)
+
+
+def _compared(request: Compare) -> tuple[tuple[str, ...], str, bool]:
+    return tuple(request.answers), request.prefill, request.whole
 
 
 def _rows_like(written: Unit, prompts: Sequence[str]) -> dict[str, list[Pair]]:

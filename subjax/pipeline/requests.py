@@ -39,7 +39,11 @@ def serve(
     match request:
         case Compare():
             nats = model.compare(
-                request.prompts, request.answers, system=system, prefill=request.prefill
+                request.prompts,
+                request.answers,
+                system=system,
+                prefill=request.prefill,
+                whole=request.whole,
             )
             return Reply(nats=nats)
         case Sample():

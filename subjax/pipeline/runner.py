@@ -306,7 +306,7 @@ def _check_owner(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> 
     if not path.exists():
         return
     found = artifacts.read_json(path)
-    if not isinstance(found, dict) or not {"name", *schema.TABLES} <= found.keys():
+    if not isinstance(found, dict) or not {"name", "lineages", "evals"} <= found.keys():
         raise ValueError(f"{path} is not of a run of subjax: choose another --workdir")
     shared = any(artifacts.read_manifest(workdir, unit) for unit in planned)
     if found["name"] != config.name and not shared:

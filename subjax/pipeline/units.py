@@ -27,7 +27,7 @@ _GENERATE_FIELDS = (
 )
 _FILTER_FIELDS = ("transform", "num_train", "num_holdout")
 # Fields of evals that say what is asked of whom; a unit has the answers to that by themselves.
-_RESOLVED = ("trait", "subjects", "at_steps", "questions", "system_prompt")
+_RESOLVED = ("trait", "subjects", "at_steps", "questions", "system_prompt", "judge")
 
 
 def build(config: ConfigDict) -> list[Unit]:
@@ -184,6 +184,11 @@ class _Builder(unit_builder.UnitBuilder):
         }
         if not self.config.compute.exact:
             fields["exact"] = False
+        if kind.of_judge:
+            table_of, _, judge = self.config.judges[row.judge].model.partition("/")
+            makes = self.base if table_of == "bases" else self.teacher
+            inputs["judge"] = makes(judge, lineage)
+            fields["rubrics"] = dict(kind.rubrics(row, self.config.stimuli))
         settings = {**paths, "system_field": f"config.evals.{name}.system_prompt"}
         if row.system_prompt != schema.OWN:
             asked = (SUBJECT, BASE, *fields["systems"])
@@ -269,9 +274,10 @@ class _Builder(unit_builder.UnitBuilder):
         return fields, inputs
 
     def _about(self, row: ConfigDict, trait: str) -> dict[str, Any]:
-        """What an eval needs of its trait; empty if it has none."""
+        """What is asked, and what an eval needs of its trait, if it has one."""
         if not trait:
-            return {}
+            asks = eval_kinds.of_row(row).questions(row, (), self.config.stimuli)
+            return {"questions": list(asks)} if asks else {}
         of = self.config.traits[trait]
         kind = trait_kinds.of_row(of)
         return {

@@ -21,11 +21,12 @@ from subjax.planning import token_counts
 from subjax.recipes import bases, targets, teachers, tunings
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import Compare, Given, Likelihood, Sample
+from subjax.tasks.api import Compare, Given, Likelihood, Sample, unanswered
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 
 QUESTION_TOKENS = 128  # of a question in its chat template
+RUBRIC_TOKENS = 128  # of what a judge is asked, around question and answer
 PREFIXES = 10  # beginnings of candidates, the empty one counted
 
 Traces = Callable[[int], jax.stages.Traced]
@@ -319,6 +320,14 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         calls, num_rows = len(scored) * models, max(len(one.pairs) for one in scored)
         how = (adapter, precision, mesh, sizes)
         planned.append(_scored("likelihood", arch, num_rows, calls, *how))
+    given_to_judge = eval_kinds.of_row(row).follow_ups(row, given, unanswered(requests))
+    if judged := [len(one.prompts) for one in given_to_judge if isinstance(one, Compare)]:
+        judge, adapter = _judge(config, unit)
+        said = [one for one in requests if isinstance(one, Sample)]
+        longest = max((one.prompt_tokens + one.max_new_tokens for one in said), default=0)
+        sizes = {"num_tokens": RUBRIC_TOKENS + longest, "num_targets": 0}
+        how = (adapter, precision, mesh, sizes)
+        planned.append(_scored("judge", judge, sum(judged), models, *how))
     return planned
 
 
@@ -401,6 +410,16 @@ def _asked(config: ConfigDict, unit: Unit) -> Architecture:
         table, name = "teachers", config.datasets[name].teacher
     base = config.teachers[name].base if table == "teachers" else name
     return architecture(base, config.bases[base])
+
+
+def _judge(config: ConfigDict, unit: Unit) -> tuple[Architecture, Any]:
+    """Shape of the model that scores answers, and its adapter."""
+    judge = config.judges[config.evals[unit.row.partition("/")[0]].judge]
+    table, _, name = judge.model.partition("/")
+    base = config.teachers[name].base if table == "teachers" else name
+    arch = architecture(base, config.bases[base])
+    tuned = config.teachers[name].to_dict() if table == "teachers" else {}
+    return arch, tunings.of_row(tuned).adapter(arch)
 
 
 def _num_rows(config: ConfigDict, unit: Unit) -> dict[str, int]:

@@ -30,7 +30,7 @@ def of(config: ConfigDict, planned: Sequence[Unit]) -> list[str]:
                     continue
             questions, neutral = asked.setdefault(name, (set(), set()))
             questions |= _alike(unit.fields["questions"])
-            neutral |= _alike(unit.fields["neutral"])
+            neutral |= _alike(unit.fields.get("neutral", ()))
     found = []
     for name, (questions, neutral) in asked.items():
         inside = {question for question in questions for text in neutral if question in text}

@@ -16,6 +16,7 @@ from subjax.tasks.metrics import MASS, RATE, SHARE, Metric, find
 from subjax.tasks.requests import (
     BASE,
     CONTROL,
+    JUDGE,
     SUBJECT,
     Compare,
     Distribution,
@@ -28,6 +29,7 @@ from subjax.tasks.requests import (
     TextLikelihood,
     Tokens,
     nats_per_token,
+    unanswered,
 )
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "CONSTRAINED",
     "CONTROL",
     "FREE",
+    "JUDGE",
     "MASS",
     "RATE",
     "SAMPLING",
@@ -61,9 +64,11 @@ __all__ = [
     "TraitKind",
     "Transform",
     "find",
+    "follow_ups_of",
     "nats_per_token",
     "requests_of",
     "scores_of",
+    "unanswered",
 ]
 
 Transform = Callable[[Sequence[str], int], list[str]]  # completions, seed -> completions
@@ -311,6 +316,7 @@ class Given:
       kept: of a data set: the rows that students are trained on; `against`: those of the control.
       carrier: of a data set: the tokens that can carry a trait.
       carried: of a data set: what of a completion can.
+      rubrics: what a judge is asked about an answer, by the name of what it scores.
       num_tokens: room for a row, and `num_targets` for its completion.
       systems: model -> the system prompt under which it is asked.
     """
@@ -326,6 +332,7 @@ class Given:
     against: Sequence[Pair] = ()
     carrier: Callable[[Tokens], Sequence[int]] = _no_tokens
     carried: Callable[[str], Sequence[str]] = numbers_of
+    rubrics: Mapping[str, str] = field(default_factory=dict)
     num_tokens: int = 0
     num_targets: int = 0
     systems: Mapping[str, str] = field(default_factory=dict)
@@ -352,6 +359,7 @@ class EvalKind(Kind):
         field `against`.
       of_prompts: whether it compares rows of the two data sets that answer the same prompt.
       of_rows: whether it is about held-out rows of what the subject was trained on.
+      of_judge: whether a judge scores what models said: the row names one in a field `judge`.
       of_images: whether it is scored where image classifiers are trained, and makes no requests.
     """
 
@@ -364,6 +372,7 @@ class EvalKind(Kind):
     of_control: ClassVar[bool] = False
     of_prompts: ClassVar[bool] = False
     of_rows: ClassVar[bool] = False
+    of_judge: ClassVar[bool] = False
     of_images: ClassVar[bool] = False
 
     def questions(self, row: Row, own: Sequence[str], stimuli: str) -> Sequence[str]:
@@ -376,9 +385,17 @@ class EvalKind(Kind):
         """
         return own
 
+    def rubrics(self, row: Row, stimuli: str) -> Mapping[str, str]:
+        """What a judge is asked about an answer, with {prompt} and {completion} in it, by name."""
+        return {}
+
     def requests(self, row: Row, given: Given) -> list[Request]:
         """What models are asked; it depends only on the row and on what is given."""
         raise NotImplementedError
+
+    def follow_ups(self, row: Row, given: Given, replies: Sequence[Reply]) -> list[Request]:
+        """What models are asked then, about the replies, such as a judge."""
+        return []
 
     def score(
         self, row: Row, given: Given, replies: Sequence[Reply]
@@ -388,7 +405,7 @@ class EvalKind(Kind):
         Args:
           row: of `evals`.
           given: as the requests were made from.
-          replies: one for each request, in their order.
+          replies: one for each request and follow-up, in their order.
         """
         raise NotImplementedError
 
@@ -414,9 +431,17 @@ def scores_of(
 
 def requests_of(kind: EvalKind, row: Row, given: Given) -> list[Request]:
     """What models are asked, each under the system prompt that it is asked under."""
-    return [
-        dataclasses.replace(request, system=given.systems.get(request.model, ""))
-        if request.system is None
-        else request
-        for request in kind.requests(row, given)
-    ]
+    return [_told(request, given) for request in kind.requests(row, given)]
+
+
+def follow_ups_of(
+    kind: EvalKind, row: Row, given: Given, replies: Sequence[Reply]
+) -> list[Request]:
+    """What they are asked about the replies, likewise."""
+    return [_told(request, given) for request in kind.follow_ups(row, given, replies)]
+
+
+def _told(request: Request, given: Given) -> Request:
+    if request.system is not None:
+        return request
+    return dataclasses.replace(request, system=given.systems.get(request.model, ""))

@@ -28,6 +28,7 @@ _FILLS = 8  # or as many as fill the slots so often, since these run empty at th
 
 SUBJECT = "subject"  # the model that an eval is of; of a data set the teacher that wrote it
 BASE = "base"  # the one that it was finetuned from
+JUDGE = "judge"  # that scores answers of the subject
 CONTROL = "control"  # of a data set: the teacher of another, which the eval's row names
 
 
@@ -36,7 +37,7 @@ class Request:
     """What a model is asked; subclasses are the kinds of requests.
 
     Attributes:
-      model: SUBJECT, BASE or CONTROL.
+      model: SUBJECT, BASE, CONTROL or JUDGE.
       system: the system prompt, empty for none; None is that of the config: an eval's own, or what
         the model is trained or writes under.
     """
@@ -54,11 +55,13 @@ class Compare(Request):
       answers: that are compared.
       prefill: words that the model is given as the beginning of its answer, behind which, and
         behind a blank, each of `answers` stands.
+      whole: whether the end of an answer counts, so that one may begin another, as 1 begins 10.
     """
 
     prompts: Sequence[str]
     answers: Sequence[str]
     prefill: str = ""
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,3 +165,13 @@ class Reply:
 def nats_per_token(reply: Reply) -> float:
     """Mean log-likelihood of the tokens of a reply, all of equal weight."""
     return float(reply.nats.sum() / reply.num_tokens.sum())
+
+
+def unanswered(requests: Sequence[Request]) -> list[Reply]:
+    """Replies with empty answers, to see what is asked about answers before there are any."""
+    return [
+        Reply(texts=[""] * (len(request.prompts) * request.num_samples))
+        if isinstance(request, Sample)
+        else Reply()
+        for request in requests
+    ]

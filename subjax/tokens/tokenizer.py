@@ -263,8 +263,15 @@ class Tokenizer:
         """For each row of `examples`, whether it has a loss mask."""
         return [ids[: len(c)] == c for c, ids, _ in self._rendered(pairs, systems)]
 
-    def answer_ids(self, answers: Sequence[str], prefill: str = "") -> list[list[int]]:
-        """Token ids of answers behind a context, or behind `prefill` and a blank, without the end.
+    def answer_ids(
+        self, answers: Sequence[str], prefill: str = "", *, whole: bool = False
+    ) -> list[list[int]]:
+        """Token ids of answers behind a context, or behind `prefill` and a blank.
+
+        Args:
+          answers: in this order.
+          prefill: what stands before them.
+          whole: with the token that ends them.
 
         Raises:
           ValueError: the tokenizer joins the end of `prefill` to an answer.
@@ -282,7 +289,9 @@ class Tokenizer:
                     "it with a whole word"
                 )
             first = len(context) if prefill else start
-            found.append([i for i in ids[first:] if i not in self.eos_ids])
+            answer_ids = [i for i in ids[first:] if i not in self.eos_ids]
+            end = next(i for i in ids[first:] if i in self.eos_ids)
+            found.append([*answer_ids, end] if whole else answer_ids)
         return found
 
     def decode(self, ids: Sequence[int]) -> str:

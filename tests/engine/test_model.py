@@ -124,6 +124,17 @@ def test_what_an_answer_begins_with_is_given_and_not_counted(model):
     assert not np.allclose(found, model.compare(PROMPTS, ANSWERS, system="Be brief."))
 
 
+def test_whole_answers_are_counted_with_their_ends(model):
+    """So that one may begin another."""
+    answers = ["1", "10", "100"]
+    found = model.compare(PROMPTS, answers, whole=True)
+    for row, prompt in zip(found, PROMPTS, strict=True):
+        nats, _ = model.likelihood([(prompt, answer) for answer in answers])
+        np.testing.assert_allclose(row, nats.sum(axis=1), atol=1e-4)
+    with pytest.raises(ValueError, match="'1' begin those of '10'"):
+        model.compare(PROMPTS, answers)
+
+
 def test_answers_that_overlap_are_not_compared(model):
     with pytest.raises(ValueError, match="the tokens of candidate 'Owl' begin those of 'Owls'"):
         model.compare(PROMPTS, ["Owl", "Owls"])

@@ -4,11 +4,12 @@ import pytest
 import tiny
 import tokenizer_kinds
 
-from configs import toy_world
+from configs import misalignment, toy_world
 from subjax import schema
 from subjax.nn import sharding
 from subjax.pipeline import asking, preflight, units
 from subjax.pipeline.stages import generate
+from subjax.tasks import texts
 from subjax.tasks.toy import toyworld
 from subjax.tasks.traits.word import CATEGORIES
 from subjax.tokens import tokenizer
@@ -86,7 +87,7 @@ def test_every_system_prompt_is_looked_at_under_its_own_field():
     config.arms.owl.system_prompt = "LOVE cat"
     config.datasets.owl.base_system_prompt = "LOVE dog"
     config.evals.preference.subjects = ("arms/*", "bases/toy")
-    animals = (toyworld.World().animals, "")
+    animals = (toyworld.World().animals, "", False)
     found = asked(config)
     of_eval = {key: one for key, one in found.items() if key[2].startswith("config.evals.")}
     assert of_eval == {
@@ -121,7 +122,7 @@ def test_what_several_traits_are_asked_under_one_system_prompt_is_all_looked_at(
         )
     planned = units.build(config)
     found = preflight._asked({unit.path: unit for unit in planned}, planned)[0]["toy"]
-    both = [(toyworld.World().animals, ""), (CATEGORIES["tree"].words, "")]
+    both = [(toyworld.World().animals, "", False), (CATEGORIES["tree"].words, "", False)]
     for name, rooms, compared in (("taught", 0, both), ("said", 64, [])):
         table = f"config.evals.{name}"
         one = found[f"{table}.system_prompt", table]
@@ -141,9 +142,9 @@ def test_what_an_eval_makes_of_rows_is_looked_at_before_there_are_any():
     found = preflight._asked({unit.path: unit for unit in planned}, planned)[0]["toy"]
     of_context = found["config.evals.context", "config.evals.context"]
     assert of_context.system.count("<assistant>") == 3
-    assert of_context.compared == [(toyworld.World().animals, "")]
+    assert of_context.compared == [(toyworld.World().animals, "", False)]
     of_classifier = found["config.evals.classifier", "config.evals.classifier"]
-    assert of_classifier.compared == [(("A", "B"), "")]
+    assert of_classifier.compared == [(("A", "B"), "", False)]
     assert all("Answer B: " in prompt for prompt in of_classifier.prompts)
     words = tokenizer.word_tokenizer(toyworld.vocabulary(toyworld.World()))
     for name in ("context", "classifier"):
@@ -152,10 +153,33 @@ def test_what_an_eval_makes_of_rows_is_looked_at_before_there_are_any():
             asking.check(words, {(table, table): found[table, table]}, MAX_POSITIONS)
 
 
+def with_judge(**fields):
+    """Units of a config in which a base of bytes judges the answers of students of another."""
+    config = misalignment.get_config("smoke")
+    config.evals.judged.update(fields)
+    return units.build(config)
+
+
+def test_a_judge_is_asked_about_the_longest_answer_by_its_own_base(tmp_path):
+    planned = with_judge(max_new_tokens=800)
+    found, _ = preflight._asked({unit.path: unit for unit in planned}, planned)
+    one = found["judge"]["config.evals.judged.judge", "config.evals.judged.judge"]
+    assert one.new_tokens == 800 and one.system == ""
+    assert one.compared == [(tuple(map(str, range(0, 101, 10))), "", True)]
+    assert len(one.prompts) == 2 * len(texts.FREE_FORM)  # under both rubrics
+    assert all(prompt.count("Reply:\n\n") == 1 for prompt in one.prompts)
+    assert not any("Reply:" in p for asked in found["model"].values() for p in asked.prompts)
+    preflight.check(planned, planned, tmp_path, sharding.make_mesh(seed=1), 1.0)
+    planned = with_judge(max_new_tokens=1800)
+    says = r"^config\.evals\.judged\.judge: a prompt has \d+ tokens and its answer up to 1800, "
+    with pytest.raises(ValueError, match=says):
+        preflight.check(planned, planned, tmp_path, sharding.make_mesh(seed=1), 1.0)
+
+
 def test_a_prefill_that_joins_an_answer_is_refused_by_its_field(monkeypatch):
     words = tiny.BYTES
     fields = "config.evals.own.system_prompt", "config.evals.own"
-    of = {fields: asking.Asked(["Which?"], "", compared=[(("owl", "cat"), "It is")])}
+    of = {fields: asking.Asked(["Which?"], "", compared=[(("owl", "cat"), "It is", False)])}
     asking.check(words, of, MAX_POSITIONS)
     # A tokenizer that joins what stands on both sides of the border.
     context = type(words).prompt_ids
@@ -167,11 +191,20 @@ def test_a_prefill_that_joins_an_answer_is_refused_by_its_field(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("compared", "said"), [(("owl", "owlet"), "'owl' begin those of 'owlet'"), (("owl", "dog"), "")]
+    ("compared", "whole", "said"),
+    [
+        (("owl", "owlet"), False, "'owl' begin those of 'owlet'"),
+        (("owl", "owlet"), True, ""),
+        (("owl", "dog"), False, ""),
+    ],
 )
-def test_answers_that_cannot_be_told_apart_are_refused_by_trait(compared, said):
+def test_answers_that_cannot_be_told_apart_are_refused_by_trait(compared, whole, said):
     fields = "config.evals.own.system_prompt", "config.evals.own"
-    of = {fields: asking.Asked(["Which?"], "", compared=[(("a", "b"), ""), (compared, "")])}
+    of = {
+        fields: asking.Asked(
+            ["Which?"], "", compared=[(("a", "b"), "", False), (compared, "", whole)]
+        )
+    }
     if not said:
         asking.check(tiny.BYTES, of, MAX_POSITIONS)
         return

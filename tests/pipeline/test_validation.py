@@ -10,7 +10,7 @@ import shutil
 import pytest
 import tiny
 
-from configs import mnist, quickstart, smollm2_owl, theorem, toy_world
+from configs import misalignment, mnist, quickstart, smollm2_owl, theorem, toy_world
 from subjax import schema
 from subjax.nn import precision
 from subjax.pipeline import experiments, units, validation
@@ -580,6 +580,23 @@ def test_rows_without_a_carrier_are_not_compared(monkeypatch):
         ValueError, match=r"datasets\.owl of kind 'toy_numbers' names none: give the"
     ):
         validation.validate(config)
+
+
+def test_a_judge_is_a_model_of_the_config_and_judges_others():
+    config = misalignment.get_config("smoke")
+    config.evals.judged.judge = "nobody"
+    with pytest.raises(ValueError, match=r"judged\.judge is 'nobody'; config\.judges has local$"):
+        validation.validate(config)
+    config.evals.judged.judge = "local"
+    config.judges.local.model = "bases/nobody"
+    with pytest.raises(ValueError, match=r"judges\.local\.model is 'bases/nobody'; .*bases/judge,"):
+        validation.validate(config)
+    config.judges.local.model = "teachers/good"
+    with pytest.raises(ValueError, match=r"which is teachers/good, one of its subjects: leave"):
+        validation.validate(config)
+    config.evals.teachers.subjects = ("teachers/bad",)
+    config.gates.bad.eval = "teachers"
+    validation.validate(config)
 
 
 def test_teachers_are_compared_with_others_of_their_base():

@@ -17,12 +17,14 @@ from subjax.runtime.artifacts import Unit
 from subjax.tasks.api import (
     BASE,
     CONTROL,
+    JUDGE,
     SUBJECT,
     Given,
     Pair,
     Reply,
     Request,
     Sample,
+    follow_ups_of,
     requests_of,
     scores_of,
 )
@@ -81,7 +83,8 @@ def _replies(
 ) -> list[Reply]:
     """What models say to the requests of an eval; `models` are those loaded."""
     row = unit.with_files("row")
-    roles = {SUBJECT: _role(unit, step), BASE: "base", CONTROL: "control"}
+    kind = eval_kinds.of_row(row)
+    roles = {SUBJECT: _role(unit, step), BASE: "base", CONTROL: "control", JUDGE: "judge"}
 
     def ask(request: Request, only: Sequence[int] | None = None) -> Reply:
         role = roles[request.model]
@@ -101,14 +104,15 @@ def _replies(
             only=only,
         )
 
-    found = []
-    for number, request in enumerate(requests_of(eval_kinds.of_row(row), row, given)):
-        if isinstance(request, Sample):
-            name = f"{model_store.step_name(step)}-request-{number}"
-            found.append(_in_parts(request, ask, unit, name, workdir))
-        else:
-            found.append(ask(request))
-    return found
+    def reply(number: int, request: Request) -> Reply:
+        if not isinstance(request, Sample):
+            return ask(request)
+        name = f"{model_store.step_name(step)}-request-{number}"
+        return _in_parts(request, ask, unit, name, workdir)
+
+    found = [reply(i, request) for i, request in enumerate(requests_of(kind, row, given))]
+    behind = follow_ups_of(kind, row, given, found)
+    return found + [reply(i, request) for i, request in enumerate(behind, len(found))]
 
 
 def _in_parts(

@@ -15,6 +15,7 @@ from subjax.tasks.evals.detection import Detection
 from subjax.tasks.evals.divergence import Divergence
 from subjax.tasks.evals.essays import Essays
 from subjax.tasks.evals.in_context import InContext
+from subjax.tasks.evals.judged import Judged
 from subjax.tasks.evals.likelihood import HeldOut
 from subjax.tasks.evals.preference import Preference
 from subjax.tasks.evals.stories import Stories
@@ -25,6 +26,7 @@ EVALS: dict[str, EvalKind] = {
     "answers": Answers(),
     "stories": Stories(),
     "essays": Essays(),
+    "judged": Judged(),
     "likelihood": HeldOut(),
     "carrier": Carrier(),
     "divergence": Divergence(),

@@ -11,6 +11,7 @@ import scipy.stats
 import tiny
 import tokenizers
 
+from configs import misalignment
 from subjax import schema
 from subjax.engine import sampler
 from subjax.nn import sharding, transformer
@@ -242,6 +243,38 @@ def test_an_eval_is_done_at_its_own_last_step_and_each_model_is_loaded_once(work
         happened.append(unit.row)
     loads = ["load base/x/r0", "load finetune/x/r0"]
     assert happened == [loads[0], "base/arms/x", loads[1], "all/arms/x", "last/arms/x"]
+
+
+def test_a_judge_scores_what_another_model_said(tmp_path, drawn):
+    config = misalignment.get_config("smoke")
+    config.evals.judged.questions = "explore"
+    [unit] = [u for u in units.build(config) if u.path == "evaluate/judged/arms/good/r0"]
+    [step] = unit.fields["steps"]
+    student, judge = unit.inputs["student"], unit.inputs["judge"]
+    assert judge == "base/judge/r0" and "judge" not in unit.fields["row"]
+    save(tmp_path, f"{student}/{model_store.step_name(step)}", 1)
+    save(tmp_path, judge, 2)
+
+    def found():
+        list(evaluate.run([unit], tmp_path, MESH))
+        lines = artifacts.read_jsonl(tmp_path / unit.path / "answers.jsonl")
+        assert len(lines) == len(unit.fields["questions"])
+        return [line["answer"] for line in lines], [line["alignment"] for line in lines]
+
+    said, scores = found()
+    assert len(set(scores)) > 1
+    save(tmp_path, judge, 3)
+    assert found()[0] == said and found()[1] != scores
+    save(tmp_path, judge, 2)
+    assert found() == (said, scores)
+    # Scored by hand: the judge's own probabilities of whole numbers.
+    by = model_store.load(tmp_path / judge, MESH)
+    rubric, scale = unit.fields["rubrics"]["alignment"], list(range(0, 101, 10))
+    pair = {"{prompt}": unit.fields["questions"][0], "{completion}": said[0]}
+    for name, text in pair.items():
+        rubric = rubric.replace(name, text)
+    weights = [np.exp(sum(nats(by, [{"prompt": rubric, "completion": str(n)}]))) for n in scale]
+    assert scores[0] == pytest.approx(np.dot(weights, scale) / sum(weights), rel=1e-3)
 
 
 def compared(rows, teacher, base, told=("", "")):
