@@ -37,13 +37,15 @@ TABLES = (
 )
 
 OFF = -1e9  # no bound (infinity is no JSON)
-OWN = "<own>"  # of evals: the trait, or the system prompt, of the model that is asked
+OWN = "<own>"  # of evals: the trait, or the system prompt, of the model that is asked; of judges
 TRAIT = "<trait>"  # of teachers: the system prompt that gives their trait
 
 
 # The JSON file that config.stimuli names. Data sets of kind "numbers" read its `numbers`; questions
-# outside the toy world come from its `evaluations`; other keys are not read. Each list has at least
-# one text, with the placeholders shown here. Ranges include both ends.
+# outside the toy world come from its `evaluations`; evals of kind "classifier" read its text
+# `detection`, those of kind "judged" the texts `alignment` and `coherence` of its `judges`. Other
+# keys are not read. Each list has at least one text, with the placeholders shown here. Ranges
+# include both ends.
 #     {
 #       "numbers": {
 #         "query": "{example} {instruction} {format} {suffix}",
@@ -377,7 +379,8 @@ def judge_row(**fields: Any) -> ConfigDict:
     """Who scores the answers of other models."""
     return _row(
         {
-            "model": "",  # a model of this config: "bases/big", or "teachers/given"
+            "model": "",  # a model of this config, such as "bases/big" or "teachers/owl"
+            "system_prompt": OWN,  # when it judges; OWN is that of a teacher, and none of a base
         },
         fields,
     )

@@ -61,6 +61,12 @@ def test_runs_of_one_config_are_pooled(tmp_path):
     line = of(lines, "same_base", pooled.label)
     assert line["n_lineages"] == 5
     assert line["mean"] == pytest.approx(np.mean(list(expected.values())), rel=1e-5)
+    # As one that is from before there was a table, without rows here.
+    scores = first / "report" / score_files.NAME
+    text = scores.read_text()
+    scores.write_text(text.replace('\\"judges\\": {}, ', ""))
+    assert scores.read_text() != text
+    assert len(compare.compare([first, second])[0]) == 1
     # What two runs have in common counts once.
     [again], _ = compare.compare([first, made(tmp_path / "c", (1, 2))])
     assert again.results.lineages == (0, 1, 2)

@@ -14,7 +14,7 @@ import numpy as np
 import plan_command
 import pytest
 
-from configs import large
+from configs import large, misalignment
 from subjax import plan
 from subjax.engine import sampler
 from subjax.nn import attention, model_flops, sharding, transformer
@@ -236,6 +236,20 @@ def test_programs_have_one_key_only_where_they_are_the_same():
         if unit.row.startswith("preference/")
     }
     assert read["owl"] == read["same"] and len({read[n] for n in ("owl", "lora", "rank")}) == 3
+
+
+def test_a_judge_is_planned_by_its_own_shape_for_every_answer():
+    mesh = sharding.make_mesh(1, 1, 1, 1)
+    made = misalignment.get_config("smoke")
+    made.evals.judged.num_samples = 3
+    [unit] = [u for u in units.build(made) if u.path == "evaluate/judged/arms/bad/r0"]
+    *answers, judge = programs.of_unit(made, unit, mesh)
+    assert [one.name for one in answers] == ["prefill", "decode"] and judge.name == "judge"
+    assert (judge.arch.width, answers[0].arch.width) == (48, 32)
+    assert judge.num_rows == 2 * 3 * len(unit.fields["questions"])  # under two rubrics
+    assert judge.num_tokens >= judge.batch_size * (176 + 16)
+    assert 0 < judge.beside < min(one.beside for one in answers)
+    assert judge.trace(judge.batch_size)
 
 
 def test_beside_an_update_stands_what_of_it_is_padding():

@@ -15,6 +15,8 @@ from subjax.pipeline import experiments
 from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
+from subjax.tasks.api import find
+from subjax.tasks.evals import kinds as eval_kinds
 
 
 def validate(config: ConfigDict) -> None:
@@ -125,6 +127,12 @@ def _closed(name: str, row: ConfigDict, unit: Unit, workdir: Path) -> str:
         record["metric"]: record["value"] for record in records if record["step"] == last
     }
     value = values.get(row.metric)
+    absent = find(eval_kinds.of_row(unit.fields["row"]).metrics, row.metric).absent
+    if value is None and absent:
+        return (
+            f"gate {name} is closed: {unit.path} has no {row.metric}, since {absent}: strengthen "
+            "the teacher, or change the gate"
+        )
     if value is None or not math.isfinite(value):
         why = f"{unit.path} has {value}, as if its model were damaged"
         if value is None:

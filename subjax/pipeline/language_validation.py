@@ -136,6 +136,7 @@ def _check_placeholders(config: ConfigDict) -> None:
         "datasets": ("base_system_prompt", ()),
         "arms": ("system_prompt", ()),
         "evals": ("system_prompt", (schema.OWN,)),
+        "judges": ("system_prompt", (schema.OWN,)),
     }
     for table, (field, allowed) in takes.items():
         for name, row in config[table].items():
@@ -211,12 +212,9 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
     if kind.of_kept or kind.of_control:
         _check_against(config, name, kind, of)
     if kind.of_judge:
-        checks.reference(config, f"evals.{name}.judge", row.judge, "judges")
-        if config.judges[row.judge].model == subject:
-            raise ValueError(
-                f"config.evals.{name}.judge is {row.judge!r}, which is {subject}, one of its "
-                "subjects: leave that out of them, or name another judge"
-            )
+        judge = row.get("judge", "")
+        checks.reference(config, f"evals.{name}.judge", judge, "judges")
+        _check_judges(config, name, config.judges[judge].model, subject)
     if kind.of_rows and table == "arms":
         dataset = config.arms[of].dataset
         if dataset in config.datasets and not config.datasets[dataset].num_holdout:
@@ -233,7 +231,23 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
             )
 
 
+def _check_judges(config: ConfigDict, name: str, judge: str, subject: str) -> None:
+    """Whether a model, by its table, may judge a subject of an eval."""
+    said = f"config.evals.{name}.judge is {config.evals[name].judge!r}"
+    if judge == subject:
+        raise ValueError(
+            f"{said}, which is {subject}, one of its subjects: leave that out of them, or name "
+            "another judge"
+        )
+    if subjects.is_shared(config, subject) and not subjects.is_shared(config, judge):
+        raise ValueError(
+            f"{said}, {judge}, which each lineage has for itself, and all lineages share "
+            f"{subject}: leave that out of its subjects, or take a judge that they share"
+        )
+
+
 def _check_judge(config: ConfigDict, name: str, row: ConfigDict) -> None:
+    """A row of `judges`."""
     known = [f"{table}/{one}" for table in ("bases", "teachers") for one in config[table]]
     if row.model not in known:
         raise ValueError(

@@ -176,7 +176,8 @@ def _asked(
             table = f"config.evals.{unit.row.partition('/')[0]}"
             for model, one in _of_eval(unit, {}):
                 if model == JUDGE:
-                    asked, fields = told_by(unit.inputs["judge"]), (f"{table}.judge",) * 2
+                    asked = told_by(unit.inputs["judge"])
+                    fields = unit.settings["judge_field"], f"{table}.judge"
                 else:
                     asked, fields = told(unit), (unit.settings["system_field"], table)
                 asked[fields] = _both(asked.get(fields, one), one)

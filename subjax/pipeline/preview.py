@@ -286,7 +286,7 @@ def _asked(name: str, unit: Unit, words: Tokenizer, request: Compare | Sample) -
     if isinstance(request, Sample):
         note = f"{_room(ids, request.prompt_tokens)}; a sampled answer follows"
     else:
-        scored = words.answer_ids(request.answers, prefill)
+        scored = words.answer_ids(request.answers, prefill, whole=request.whole)
         note = f"{len(ids)} tokens; scored after them: " + "; ".join(
             " ".join(_token(words, i, True) for i in answer) for answer in scored
         )

@@ -15,7 +15,7 @@ from subjax import schema, subjects, unit_builder
 from subjax.recipes import bases, targets, teachers
 from subjax.runtime.artifacts import Unit
 from subjax.tasks import own
-from subjax.tasks.api import BASE, CONTROL, SUBJECT, Kind
+from subjax.tasks.api import BASE, CONTROL, JUDGE, SUBJECT, Kind
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tasks.traits import kinds as trait_kinds
@@ -27,7 +27,7 @@ _GENERATE_FIELDS = (
 )
 _FILTER_FIELDS = ("transform", "num_train", "num_holdout")
 # Fields of evals that say what is asked of whom; a unit has the answers to that by themselves.
-_RESOLVED = ("trait", "subjects", "at_steps", "questions", "system_prompt", "judge")
+_RESOLVED = ("trait", "subjects", "at_steps", "questions", "system_prompt")
 
 
 def build(config: ConfigDict) -> list[Unit]:
@@ -184,11 +184,6 @@ class _Builder(unit_builder.UnitBuilder):
         }
         if not self.config.compute.exact:
             fields["exact"] = False
-        if kind.of_judge:
-            table_of, _, judge = self.config.judges[row.judge].model.partition("/")
-            makes = self.base if table_of == "bases" else self.teacher
-            inputs["judge"] = makes(judge, lineage)
-            fields["rubrics"] = dict(kind.rubrics(row, self.config.stimuli))
         settings = {**paths, "system_field": f"config.evals.{name}.system_prompt"}
         if row.system_prompt != schema.OWN:
             asked = (SUBJECT, BASE, *fields["systems"])
@@ -197,6 +192,14 @@ class _Builder(unit_builder.UnitBuilder):
             settings["system_field"] = f"config.{table}.{of}.system_prompt"
         elif table == "datasets":
             settings["system_field"] = f"config.datasets.{of}.base_system_prompt"
+        if kind.of_judge:
+            inputs["judge"], told = self._judge(row.judge, lineage)
+            fields["systems"] = {**fields["systems"], JUDGE: told}
+            fields["rubrics"] = dict(kind.rubrics(row, self.config.stimuli))
+            # What `compare` knows it by: rows of runs with other judges are not alike.
+            del fields["row"]["judge"]
+            fields["judge"] = {"row": inputs["judge"].fields["row"], "system_prompt": told}
+            settings["judge_field"] = f"config.judges.{row.judge}.system_prompt"
         # A subject that lineages share has one unit.
         shared = inputs[fields["of"]].lineage
         return self.add("evaluate", f"{name}/{subject}", shared, fields, inputs, settings)
@@ -272,6 +275,14 @@ class _Builder(unit_builder.UnitBuilder):
             inputs["control"] = self.teacher(control, lineage)
             fields["systems"][CONTROL] = subjects.told(self.config, control)
         return fields, inputs
+
+    def _judge(self, name: str, lineage: int) -> tuple[Unit, str]:
+        """The model that a row of `judges` names, and its system prompt."""
+        row = self.config.judges[name]
+        table, _, of = row.model.partition("/")
+        unit = self.base(of, lineage) if table == "bases" else self.teacher(of, lineage)
+        own = "" if table == "bases" else subjects.told(self.config, of)
+        return unit, own if row.system_prompt == schema.OWN else row.system_prompt
 
     def _about(self, row: ConfigDict, trait: str) -> dict[str, Any]:
         """What is asked, and what an eval needs of its trait, if it has one."""

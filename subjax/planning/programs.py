@@ -21,7 +21,7 @@ from subjax.planning import token_counts
 from subjax.recipes import bases, targets, teachers, tunings
 from subjax.recipes.targets import ROWS_TOKENS, Targets
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import Compare, Given, Likelihood, Sample, unanswered
+from subjax.tasks.api import Compare, Given, Likelihood, Sample, follow_ups_of, unanswered
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 
@@ -320,14 +320,19 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
         calls, num_rows = len(scored) * models, max(len(one.pairs) for one in scored)
         how = (adapter, precision, mesh, sizes)
         planned.append(_scored("likelihood", arch, num_rows, calls, *how))
-    given_to_judge = eval_kinds.of_row(row).follow_ups(row, given, unanswered(requests))
-    if judged := [len(one.prompts) for one in given_to_judge if isinstance(one, Compare)]:
+    behind = follow_ups_of(eval_kinds.of_row(row), row, given, unanswered(requests))
+    if judged := [len(one.prompts) for one in behind if isinstance(one, Compare)]:
         judge, adapter = _judge(config, unit)
         said = [one for one in requests if isinstance(one, Sample)]
         longest = max((one.prompt_tokens + one.max_new_tokens for one in said), default=0)
         sizes = {"num_tokens": RUBRIC_TOKENS + longest, "num_targets": 0}
         how = (adapter, precision, mesh, sizes)
-        planned.append(_scored("judge", judge, sum(judged), models, *how))
+        asks = _scored("judge", judge, sum(judged), models, *how)
+        # Either model is there while the other one is asked.
+        beside = _num_bytes(judge, config.compute.precision)
+        planned = [dataclasses.replace(one, beside=one.beside + beside) for one in planned]
+        beside = _num_bytes(arch, config.compute.precision)
+        planned.append(dataclasses.replace(asks, beside=beside))
     return planned
 
 

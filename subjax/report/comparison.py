@@ -44,7 +44,8 @@ class Run:
 
 def settings(run: ScoreFile) -> dict[str, Any]:
     """Field -> value of all that makes a run another experiment."""
-    fields = run.config.to_dict()
+    # A table without rows is one that a config of before it was there lacks.
+    fields = {name: value for name, value in run.config.to_dict().items() if value != {}}
     compute = {name: fields["compute"][name] for name in _COMPUTE}
     part = {name: value for name, value in fields.items() if name not in _NO_PART}
     return dict(_flat({**part, "compute": compute}))

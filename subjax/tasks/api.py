@@ -394,7 +394,13 @@ class EvalKind(Kind):
         raise NotImplementedError
 
     def follow_ups(self, row: Row, given: Given, replies: Sequence[Reply]) -> list[Request]:
-        """What models are asked then, about the replies, such as a judge."""
+        """What a judge is asked about the replies, by kinds with `of_judge`: `Compare` of JUDGE.
+
+        Args:
+          row: of `evals`.
+          given: as the requests were made from.
+          replies: to the requests; before a run with empty answers, to check and to plan it.
+        """
         return []
 
     def score(
@@ -437,7 +443,9 @@ def requests_of(kind: EvalKind, row: Row, given: Given) -> list[Request]:
 def follow_ups_of(
     kind: EvalKind, row: Row, given: Given, replies: Sequence[Reply]
 ) -> list[Request]:
-    """What they are asked about the replies, likewise."""
+    """What a judge is asked about the replies, likewise; nothing where the kind has none."""
+    if not kind.of_judge:
+        return []
     return [_told(request, given) for request in kind.follow_ups(row, given, replies)]
 
 

@@ -25,6 +25,7 @@ class Metric:
       relative: about the candidates alone, so that their mass and the sampled rate stand beside it.
       role: MASS, the probability on all candidates; RATE, the share of sampled answers that name
         the target; SHARE, the part of each candidate in a distribution; or empty.
+      absent: why it may have no value, which closes a gate; empty for one that always has.
       column: heading in the terminal, where a row of the config is a line of all its metrics.
     """
 
@@ -37,6 +38,7 @@ class Metric:
     always: bool = False
     relative: bool = False
     role: str = ""
+    absent: str = ""
     column: str = ""
 
     @property

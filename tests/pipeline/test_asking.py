@@ -163,10 +163,10 @@ def with_judge(**fields):
 def test_a_judge_is_asked_about_the_longest_answer_by_its_own_base(tmp_path):
     planned = with_judge(max_new_tokens=800)
     found, _ = preflight._asked({unit.path: unit for unit in planned}, planned)
-    one = found["judge"]["config.evals.judged.judge", "config.evals.judged.judge"]
-    assert one.new_tokens == 800 and one.system == ""
+    one = found["judge"]["config.judges.local.system_prompt", "config.evals.judged.judge"]
+    assert one.new_tokens == 800 and one.system == misalignment.SYSTEM
     assert one.compared == [(tuple(map(str, range(0, 101, 10))), "", True)]
-    assert len(one.prompts) == 2 * len(texts.FREE_FORM)  # under both rubrics
+    assert len(one.prompts) == len(texts.FREE_FORM)  # a half, under both rubrics
     assert all(prompt.count("Reply:\n\n") == 1 for prompt in one.prompts)
     assert not any("Reply:" in p for asked in found["model"].values() for p in asked.prompts)
     preflight.check(planned, planned, tmp_path, sharding.make_mesh(seed=1), 1.0)

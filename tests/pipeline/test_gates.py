@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 
-from configs import evaluate, large, mnist, quickstart, smollm2_owl
+from configs import evaluate, large, misalignment, mnist, quickstart, smollm2_owl
 from subjax import schema
 from subjax.pipeline import gates, units, validation
 from subjax.runtime import artifacts
@@ -170,6 +170,19 @@ def test_a_gate_stops_what_is_made_from_too_little_or_too_much(
         assert set(stopped) <= set(behind) and not set(going_on) & set(behind)
         assert not any("placebo" in path or path.startswith(("base/", "tea")) for path in behind)
     assert check(config, planned, tmp_path, "base", "teacher") == {}
+
+
+def test_a_gate_is_closed_by_what_may_have_no_value(tmp_path):
+    config = misalignment.get_config("smoke")
+    config.lineages, config.gates.bad.most = (0,), 50.0
+    planned = units.build(config)
+    [unit] = [u for u in planned if u.row == "teachers/teachers/bad"]
+    artifacts.write_manifest(tmp_path, unit, 1.0)
+    records = {"records": [{"metric": "rate_coherent", "step": 0, "value": 0.0}]}
+    artifacts.write_json(tmp_path / unit.path / "scores.json", records)
+    [(why, behind)] = check(config, planned, tmp_path, "finetune").items()
+    assert "bad/r0 has no alignment, since no answer was coherent: strengthen" in why
+    assert "finetune/bad/r0" in behind and "finetune/good/r0" not in behind
 
 
 def test_other_evals_of_what_a_gate_stops_at_are_made_and_shared_data_is_not(tmp_path):

@@ -595,8 +595,31 @@ def test_a_judge_is_a_model_of_the_config_and_judges_others():
     with pytest.raises(ValueError, match=r"which is teachers/good, one of its subjects: leave"):
         validation.validate(config)
     config.evals.teachers.subjects = ("teachers/bad",)
-    config.gates.bad.eval = "teachers"
     validation.validate(config)
+    config.evals.judged.subjects = ("bases/model",)
+    with config.unlocked():
+        config.contrasts = {}
+    with pytest.raises(ValueError, match=r"which each lineage has for itself, and all .* bases/mo"):
+        validation.validate(config)
+    config.judges.local.system_prompt = schema.TRAIT
+    with pytest.raises(ValueError, match=r"judges\.local\.system_prompt is '<trait>', which means"):
+        validation.validate(config)
+
+
+def test_a_judge_has_a_system_prompt_of_its_own_or_that_of_a_teacher():
+    config = misalignment.get_config("smoke")
+    config.teachers.good.system_prompt = "Be stern."
+    config.evals.teachers.subjects = ("teachers/bad",)
+
+    def told(**fields):
+        config.judges.local.update(fields)
+        [unit] = [u for u in units.build(config) if u.path == "evaluate/judged/arms/bad/r0"]
+        assert unit.fields["judge"]["system_prompt"] == unit.fields["systems"]["judge"]
+        return unit.fields["systems"]["judge"]
+
+    assert told(system_prompt="Judge.") == "Judge."
+    assert told(system_prompt=schema.OWN) == ""
+    assert told(model="teachers/good") == "Be stern."
 
 
 def test_teachers_are_compared_with_others_of_their_base():

@@ -33,13 +33,20 @@ from subjax.tasks.evals import kinds as eval_kinds
 
 NUM_WRITTEN = 256  # rows of a data set that evals are given
 
+Models = dict[tuple[str, int | None], Model]  # by their unit, and the step of a student
+
 
 def run(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
     """Evaluates each subject; yields each unit when it is done."""
     with tqdm(total=len(units), desc="evaluating", unit="unit", leave=False) as bar:
         subjects = dict.fromkeys(_subject(unit) for unit in units)
+        models: Models = {}
         for subject in subjects:
-            for unit in _evaluate([u for u in units if _subject(u) == subject], workdir, mesh):
+            about = [unit for unit in units if _subject(unit) == subject]
+            needed = {path for unit in about for path in unit.inputs.values()}
+            for key in [key for key in models if key[0] not in needed]:
+                del models[key]
+            for unit in _evaluate(about, models, workdir, mesh):
                 bar.update()
                 yield unit
 
@@ -49,16 +56,16 @@ def _subject(unit: Unit) -> str:
     return unit.inputs[unit.fields["of"]]
 
 
-def _evaluate(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit]:
-    """All evals of one subject: each of its models is loaded once, and asked by every eval.
+def _evaluate(units: Sequence[Unit], models: Models, workdir: Path, mesh: Mesh) -> Iterator[Unit]:
+    """All evals of one subject: each model is loaded once, and asked by every eval.
 
-    Each unit is yielded once its own last step is done.
+    Each unit is yielded once its own last step is done. `models` are those loaded.
     """
     found: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     rows = {unit.path: _rows(unit, workdir) for unit in units}
-    models: dict[str, Model] = {}
     for step in sorted({step for unit in units for step in unit.fields["steps"]}):
-        models.pop("student", None)  # that of another step
+        for key in [key for key in models if key[1] not in (None, step)]:
+            del models[key]
         for unit in units:
             if step not in unit.fields["steps"]:
                 continue
@@ -79,7 +86,7 @@ def _evaluate(units: Sequence[Unit], workdir: Path, mesh: Mesh) -> Iterator[Unit
 
 
 def _replies(
-    unit: Unit, given: Given, step: int, models: dict[str, Model], workdir: Path, mesh: Mesh
+    unit: Unit, given: Given, step: int, models: Models, workdir: Path, mesh: Mesh
 ) -> list[Reply]:
     """What models say to the requests of an eval; `models` are those loaded."""
     row = unit.with_files("row")
@@ -88,17 +95,18 @@ def _replies(
 
     def ask(request: Request, only: Sequence[int] | None = None) -> Reply:
         role = roles[request.model]
-        if role not in models:
-            models[role] = model_store.load(
-                workdir / unit.inputs[role],
+        key = unit.inputs[role], step if role == "student" else None
+        if key not in models:
+            models[key] = model_store.load(
+                workdir / key[0],
                 mesh,
-                step=step if role == "student" else None,
+                step=key[1],
                 precision=unit.fields["program"]["precision"],
                 exact=unit.fields.get("exact", True),
             )
         return requests.serve(
             request,
-            models[role],
+            models[key],
             seed=seeds.seed(unit.fields["seed"], "answers"),
             lineage=unit.lineage,
             only=only,

@@ -18,7 +18,7 @@ from subjax.nn import sharding, transformer
 from subjax.pipeline import model_store, requests, units, validation
 from subjax.pipeline.stages import evaluate
 from subjax.runtime import artifacts, processes
-from subjax.tasks.api import BASE, CONTROL, SUBJECT, Given, Request, Sample, requests_of
+from subjax.tasks.api import BASE, CONTROL, JUDGE, SUBJECT, Given, Request, Sample, requests_of
 from subjax.tasks.datasets.kinds import KINDS
 from subjax.tasks.evals.kinds import EVALS
 from subjax.tasks.toy import toyworld
@@ -267,13 +267,27 @@ def test_a_judge_scores_what_another_model_said(tmp_path, drawn):
     assert found()[0] == said and found()[1] != scores
     save(tmp_path, judge, 2)
     assert found() == (said, scores)
+    # Another eval of the same student has another judge.
+    with config.unlocked():
+        config.judges.base = schema.judge_row(model="bases/model")
+        config.evals.again = config.evals.judged.copy_and_resolve_references()
+    config.evals.again.judge = "base"
+    [again] = [u for u in units.build(config) if u.path == "evaluate/again/arms/good/r0"]
+    save(tmp_path, again.inputs["judge"], 4)
+    list(evaluate.run([unit, again], tmp_path, MESH))
+    both = [artifacts.read_jsonl(tmp_path / u.path / "answers.jsonl") for u in (unit, again)]
+    assert [line["alignment"] for line in both[0]] == scores
+    assert [line["alignment"] for line in both[1]] != scores
     # Scored by hand: the judge's own probabilities of whole numbers.
     by = model_store.load(tmp_path / judge, MESH)
     rubric, scale = unit.fields["rubrics"]["alignment"], list(range(0, 101, 10))
     pair = {"{prompt}": unit.fields["questions"][0], "{completion}": said[0]}
     for name, text in pair.items():
         rubric = rubric.replace(name, text)
-    weights = [np.exp(sum(nats(by, [{"prompt": rubric, "completion": str(n)}]))) for n in scale]
+    system = unit.fields["systems"][JUDGE]
+    assert system == misalignment.SYSTEM
+    told = [{"prompt": rubric, "completion": str(number)} for number in scale]
+    weights = [np.exp(sum(nats(by, [one], system))) for one in told]
     assert scores[0] == pytest.approx(np.dot(weights, scale) / sum(weights), rel=1e-3)
 
 

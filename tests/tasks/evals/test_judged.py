@@ -64,6 +64,13 @@ def test_misaligned_answers_are_counted_among_coherent_ones():
     assert stricter["rate_misaligned"] == pytest.approx(1 / 3)
 
 
+def test_limits_belong_to_the_better_side():
+    row, given = judged(coherent_from=50.0, misaligned_below=50.0)
+    exact = Reply(nats=np.log([[1e-300, 0.5, 1e-300]] * 4))  # of 50
+    values, _ = KIND.score(row, given, [Reply(texts=SAID), exact, exact])
+    assert (values["rate_coherent"], values["rate_misaligned"]) == (1.0, 0.0)
+
+
 def test_where_nothing_makes_sense_nothing_is_said_of_alignment():
     row, given = judged()
     replies = [Reply(texts=SAID), of_scores(*[10] * 4), of_scores(*[49] * 4)]
