@@ -1,35 +1,19 @@
 """Checks of checkpoints, prompts and rows before any device work, to find errors early."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 
 from subjax.nn import transformer
-from subjax.pipeline import asking
+from subjax.pipeline import asked
 from subjax.pipeline.stages import base, filter, finetune, generate, lessons, teacher
 from subjax.planning import placement
 from subjax.recipes import teachers
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import (
-    BASE,
-    JUDGE,
-    Compare,
-    Given,
-    Pair,
-    Sample,
-    TextLikelihood,
-    follow_ups_of,
-    requests_of,
-    unanswered,
-)
 from subjax.tasks.datasets import kinds
-from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens.tokenizer import Tokenizer
-
-Asked = dict[asking.Fields, asking.Asked]
 
 
 def check(
@@ -54,7 +38,7 @@ def check(
     roles = ("teacher", "control", "judge")
     taught = [by_path[unit.inputs[role]] for unit in todo for role in roles if role in unit.inputs]
     reading = [*taught, *todo]
-    of_bases, of_given = _asked(by_path, reading)
+    of_bases, of_given = asked.collect(by_path, reading)
     found = _check_bases(by_path, reading, of_bases, workdir, mesh, max_unsharded)
     rows = {
         unit.row: by_path[unit.inputs["base"]].row
@@ -128,135 +112,6 @@ def _check_lessons(
         finetune.check_rows(unit, generate.source(written), list(rows), ours, theirs)
 
 
-def _asked(
-    by_path: Mapping[str, Unit], reading: Sequence[Unit]
-) -> tuple[dict[str, Asked], dict[str, Asked]]:
-    """What models are asked, in all lineages, by row of `bases`; by row of `teachers` likewise.
-
-    The second is of teachers that are given, which may have their own tokenizer.
-    """
-    of_bases: dict[str, Asked] = {}
-    of_given: dict[str, Asked] = {}
-    drawn: dict[str, list[str]] = {}  # data sets of one kind share their prompts
-
-    def told(unit: Unit) -> Asked:
-        """What the model is told that a unit is about: its teacher's, or one on its base."""
-        path = unit.inputs.get("teacher", "") if unit.stage != "finetune" else ""
-        return told_by(path or unit.inputs["base"])
-
-    def told_by(path: str) -> Asked:
-        """What a teacher or a base is told."""
-        unit = by_path[path]
-        if unit.stage == "base":
-            return of_bases.setdefault(unit.row, {})
-        if teachers.of_row(unit.fields["row"]).outside:
-            return of_given.setdefault(unit.row, {})
-        return told_by(unit.inputs["base"])
-
-    for unit in reading:
-        if unit.stage == "teacher" and teachers.of_row(unit.fields["row"]).learns:
-            table = f"config.teachers.{unit.row}"
-            first = [prompt for prompt, _ in teacher.lessons_of(unit)[:1]]
-            system = unit.fields["row"]["system_prompt"]
-            told(unit)[f"{table}.system_prompt", table] = asking.Asked(first, system)
-        elif unit.stage == "evaluate" and "generate" in unit.inputs:
-            written = by_path[unit.inputs["generate"]]
-            first = generate.prompts(written)[:1]
-            of_base = of_bases.setdefault(by_path[unit.inputs["base"]].row, {})
-            field = unit.settings["system_field"]
-            of_base[field, field.rpartition(".")[0]] = asking.Asked(
-                first, unit.fields["systems"][BASE]
-            )
-            for model, one in _of_eval(unit, _rows_like(written, first)):
-                # By the eval, since a context that it made is no system prompt of the config.
-                table = f"config.evals.{unit.row.partition('/')[0]}"
-                asked = of_base if model == BASE else told(unit)
-                asked[table, table] = _both(asked.get((table, table), one), one)
-        elif unit.stage == "evaluate":
-            table = f"config.evals.{unit.row.partition('/')[0]}"
-            for model, one in _of_eval(unit, {}):
-                if model == JUDGE:
-                    asked = told_by(unit.inputs["judge"])
-                    fields = unit.settings["judge_field"], f"{table}.judge"
-                else:
-                    asked, fields = told(unit), (unit.settings["system_field"], table)
-                asked[fields] = _both(asked.get(fields, one), one)
-        elif unit.stage == "generate":
-            row, table = unit.with_files("row"), f"config.datasets.{unit.row}"
-            key = artifacts.dumps(generate.drawn_from(unit))
-            prompts = drawn[key] if key in drawn else drawn.setdefault(key, generate.prompts(unit))
-            if kinds.of_row(row).from_file:
-                continue
-            field, of_teacher = (f"{table}.kind", table), told(unit)
-            writer = f"config.teachers.{by_path[unit.inputs['teacher']].row}"
-            # Without a prompt, so that what is refused is its system prompt.
-            of_teacher[f"{writer}.system_prompt", writer] = asking.Asked(
-                [""], unit.fields["system_prompt"]
-            )
-            more = of_teacher[field].prompts if field in of_teacher else []
-            of_teacher[field] = asking.Asked(
-                [*more, *prompts],
-                unit.fields["system_prompt"],
-                row["prompt_tokens"],
-                row,
-                new_tokens=row["max_new_tokens"],
-            )
-    return of_bases, of_given
-
-
-def _of_eval(unit: Unit, given: Mapping[str, Any]) -> Iterator[tuple[str, asking.Asked]]:
-    """What an evaluate unit asks, and which model.
-
-    Args:
-      unit: an evaluate unit.
-      given: rows that it would be given beside its fields.
-    """
-    row = unit.with_files("row")
-    of_unit = eval_kinds.of_row(row), row, Given.of(unit.fields, **given)
-    requests = requests_of(*of_unit)
-    # Room for the longest answer is counted beside the empty ones.
-    longest = max((one.max_new_tokens for one in requests if isinstance(one, Sample)), default=0)
-    for request in follow_ups_of(*of_unit, unanswered(requests)):
-        if isinstance(request, Compare):
-            about = asking.Asked(list(dict.fromkeys(request.prompts)), request.system or "")
-            yield request.model, about._replace(compared=[_compared(request)], new_tokens=longest)
-    for request in requests:
-        system = request.system or ""
-        if isinstance(request, Sample):
-            asked = asking.Asked(request.prompts, system, request.prompt_tokens)
-            yield request.model, asked._replace(new_tokens=request.max_new_tokens)
-        elif isinstance(request, Compare):
-            asked = asking.Asked(request.prompts, system, compared=[_compared(request)])
-            yield request.model, asked
-        elif isinstance(request, TextLikelihood):
-            yield request.model, asking.Asked((), system, texts=request.texts)
-
-
-def _compared(request: Compare) -> tuple[tuple[str, ...], str, bool]:
-    return tuple(request.answers), request.prefill, request.whole
-
-
-def _rows_like(written: Unit, prompts: Sequence[str]) -> dict[str, list[Pair]]:
-    """Rows in the form of those that a teacher will write, and longer ones as its control's."""
-    row = written.with_files("row")
-    kind = kinds.of_row(row)
-    completion = kind.rows(row)[0][1] if kind.from_file else kind.example(row)
-    rows = [(prompt, completion) for prompt in prompts]
-    others = [(prompt, f"{completion} {completion}") for prompt in prompts]
-    return {"written": rows, "kept": rows, "against": others}
-
-
-def _both(one: asking.Asked, other: asking.Asked) -> asking.Asked:
-    """What is asked under one system prompt, such as in several lineages or of several traits."""
-    return one._replace(
-        prompts=list(dict.fromkeys([*one.prompts, *other.prompts])),
-        most_tokens=min((n for n in (one.most_tokens, other.most_tokens) if n), default=0),
-        compared=list(dict.fromkeys([*one.compared, *other.compared])),
-        new_tokens=max(one.new_tokens, other.new_tokens),
-        texts=list(dict.fromkeys([*one.texts, *other.texts])),
-    )
-
-
 def _check_files(by_path: Mapping[str, Unit], todo: Sequence[Unit]) -> None:
     """Reads the files of rows: each row is sound, and data sets to be compared share prompts."""
     found = {
@@ -284,7 +139,7 @@ def _lineages(
 def _check_bases(
     by_path: Mapping[str, Unit],
     reading: Sequence[Unit],
-    asked: Mapping[str, Asked],
+    told: Mapping[str, asked.Asked],
     workdir: Path,
     mesh: Mesh,
     max_unsharded: float,
@@ -294,7 +149,7 @@ def _check_bases(
     found = {}
     for row in dict.fromkeys(unit.row for unit in read if unit.stage == "base"):
         unit, finished = _lineages(by_path, "base", row, workdir)
-        found[row] = base.check(unit, finished, workdir, asked.get(row, {}))
+        found[row] = base.check(unit, finished, workdir, told.get(row, {}))
         params = transformer.abstract_params(found[row].arch)
         placement.check(f"config.bases.{row}", params, mesh, max_unsharded)
     return found

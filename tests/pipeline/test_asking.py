@@ -7,7 +7,7 @@ import tokenizer_kinds
 from configs import misalignment, toy_world
 from subjax import schema
 from subjax.nn import sharding
-from subjax.pipeline import asking, preflight, units
+from subjax.pipeline import asked, asking, preflight, units
 from subjax.pipeline.stages import generate
 from subjax.tasks import texts
 from subjax.tasks.toy import toyworld
@@ -61,7 +61,7 @@ def test_answers_that_cannot_be_constrained_are_refused_by_field():
 
 def test_prompts_of_every_lineage_are_looked_at():
     planned = units.build(tiny.config())
-    of_bases, _ = preflight._asked({unit.path: unit for unit in planned}, planned)
+    of_bases, _ = asked.collect({unit.path: unit for unit in planned}, planned)
     first, second = (
         generate.prompts(unit) for unit in planned if (unit.stage, unit.row) == ("generate", "owl")
     )
@@ -69,10 +69,10 @@ def test_prompts_of_every_lineage_are_looked_at():
     assert of_bases["toy"][FIELD].prompts == [*first, *second]
 
 
-def asked(config):
+def asked_of(config):
     """What bases are asked: field of the system prompt -> its text, and answers compared."""
     planned = units.build(config)
-    of_bases, of_given = preflight._asked({unit.path: unit for unit in planned}, planned)
+    of_bases, of_given = asked.collect({unit.path: unit for unit in planned}, planned)
     assert not of_given
     return {
         (base, *fields): (one.system, *one.compared)
@@ -88,7 +88,7 @@ def test_every_system_prompt_is_looked_at_under_its_own_field():
     config.datasets.owl.base_system_prompt = "LOVE dog"
     config.evals.preference.subjects = ("arms/*", "bases/toy")
     animals = (toyworld.World().animals, "", False)
-    found = asked(config)
+    found = asked_of(config)
     of_eval = {key: one for key, one in found.items() if key[2].startswith("config.evals.")}
     assert of_eval == {
         ("toy", "config.arms.owl.system_prompt", "config.evals.preference"): ("LOVE cat", animals),
@@ -106,7 +106,9 @@ def test_every_system_prompt_is_looked_at_under_its_own_field():
         "config.datasets.placebo.base_system_prompt": "",
     }
     config.evals.preference.system_prompt = "LOVE fox"
-    systems = {key: one[0] for key, one in asked(config).items() if key[2].endswith("preference")}
+    systems = {
+        key: one[0] for key, one in asked_of(config).items() if key[2].endswith("preference")
+    }
     field = "config.evals.preference.system_prompt"
     assert systems == {("toy", field, "config.evals.preference"): "LOVE fox"}
 
@@ -121,7 +123,7 @@ def test_what_several_traits_are_asked_under_one_system_prompt_is_all_looked_at(
             kind="answers", trait=schema.OWN, subjects=("teachers/*",), system_prompt="LOVE fox"
         )
     planned = units.build(config)
-    found = preflight._asked({unit.path: unit for unit in planned}, planned)[0]["toy"]
+    found = asked.collect({unit.path: unit for unit in planned}, planned)[0]["toy"]
     both = [(toyworld.World().animals, "", False), (CATEGORIES["tree"].words, "", False)]
     for name, rooms, compared in (("taught", 0, both), ("said", 64, [])):
         table = f"config.evals.{name}"
@@ -139,7 +141,7 @@ def test_what_an_eval_makes_of_rows_is_looked_at_before_there_are_any():
         config.evals.context = schema.eval_row(kind="in_context", num_rows=3, **of_rows)
         config.evals.classifier = schema.eval_row(kind="classifier", **of_rows)
     planned = units.build(config)
-    found = preflight._asked({unit.path: unit for unit in planned}, planned)[0]["toy"]
+    found = asked.collect({unit.path: unit for unit in planned}, planned)[0]["toy"]
     of_context = found["config.evals.context", "config.evals.context"]
     assert of_context.system.count("<assistant>") == 3
     assert of_context.compared == [(toyworld.World().animals, "", False)]
@@ -162,13 +164,13 @@ def with_judge(**fields):
 
 def test_a_judge_is_asked_about_the_longest_answer_by_its_own_base(tmp_path):
     planned = with_judge(max_new_tokens=800)
-    found, _ = preflight._asked({unit.path: unit for unit in planned}, planned)
+    found, _ = asked.collect({unit.path: unit for unit in planned}, planned)
     one = found["judge"]["config.judges.local.system_prompt", "config.evals.judged.judge"]
     assert one.new_tokens == 800 and one.system == misalignment.SYSTEM
     assert one.compared == [(tuple(map(str, range(0, 101, 10))), "", True)]
     assert len(one.prompts) == len(texts.FREE_FORM)  # a half, under both rubrics
     assert all(prompt.count("Reply:\n\n") == 1 for prompt in one.prompts)
-    assert not any("Reply:" in p for asked in found["model"].values() for p in asked.prompts)
+    assert not any("Reply:" in p for one in found["model"].values() for p in one.prompts)
     preflight.check(planned, planned, tmp_path, sharding.make_mesh(seed=1), 1.0)
     planned = with_judge(max_new_tokens=1800)
     says = r"^config\.evals\.judged\.judge: a prompt has \d+ tokens and its answer up to 1800, "
