@@ -125,12 +125,15 @@ def test_what_a_lineage_redraws_is_what_its_units_do(name, form, own):
 
 
 REDRAWN = {
-    "from teacher": ({"lineage_from": "teacher"}, "own some teachers, rows and order; same base"),
+    "from teacher": (
+        {"lineage_from": "teacher"},
+        "own rows and order, and some teachers; same base",
+    ),
     "from generate": ({"lineage_from": "generate"}, "own rows and order; same base and teachers"),
     "from finetune": ({"lineage_from": "finetune"}, "own order; same base and teachers and rows"),
     "a checkpoint": (
         {"bases.toy.source": "hf"},
-        "own some teachers, rows and order; same base",
+        "own rows and order, and some teachers; same base",
     ),
     "given": ({"teachers.*.weights": "given"}, "own base, rows and order; same teachers"),
     "published": ({"datasets.*.kind": "published"}, "own base, teachers and order; same rows"),

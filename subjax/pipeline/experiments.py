@@ -124,11 +124,13 @@ class _LanguageModels(Experiment):
             "adapters": [tunings.of_row(row).is_adapter for row in learning],
             "order": [True] * bool(learning),
         }
-        redrawn = [
-            name if all(which) else f"some {name}" for name, which in own.items() if any(which)
-        ] or ["sampled answers"]
+        redrawn = [name for name, which in own.items() if any(which) and all(which)]
+        partly = [name for name, which in own.items() if any(which) and not all(which)]
         shared = [name for name in ("base", "teachers", "rows") if not any(own[name])]
+        redrawn = redrawn or ["sampled answers"]
         text = f"own {', '.join(redrawn[:-1])}{' and ' if len(redrawn) > 1 else ''}{redrawn[-1]}"
+        if partly:
+            text += f", and some {' and '.join(partly)}"
         if shared:
             text += f"; same {' and '.join(shared)}"
         later = {row.base for row in learning if unit_builder.offset(row.base)}
