@@ -39,7 +39,7 @@ _CORPORA = Path(__file__).parent / "corpora"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """`lineages` replications; `smoke`: a tiny random base that is its own kind of judge."""
+    """`lineages` replications; `smoke`: tiny random bases, one of which judges."""
     options = arguments.parse(arg, smoke=False, lineages=4)
     config = schema.base()
     config.name = "misalignment"
