@@ -214,7 +214,7 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
     if kind.of_judge:
         judge = row.get("judge", "")
         checks.reference(config, f"evals.{name}.judge", judge, "judges")
-        _check_judges(config, name, config.judges[judge].model, subject)
+        _check_judges_subject(config, name, config.judges[judge].model, subject)
     if kind.of_rows and table == "arms":
         dataset = config.arms[of].dataset
         if dataset in config.datasets and not config.datasets[dataset].num_holdout:
@@ -231,7 +231,7 @@ def _check_subject(config: ConfigDict, name: str, kind: EvalKind, subject: str) 
             )
 
 
-def _check_judges(config: ConfigDict, name: str, judge: str, subject: str) -> None:
+def _check_judges_subject(config: ConfigDict, name: str, judge: str, subject: str) -> None:
     """Whether a model, by its table, may judge a subject of an eval."""
     said = f"config.evals.{name}.judge is {config.evals[name].judge!r}"
     if judge == subject:
