@@ -302,7 +302,7 @@ def _clock(date: str) -> str:
     pairs = json.dumps([("%%", "\0"), *told.items()])
     return (
         "{% macro strftime_now(format) %}{% set written = namespace(text=format) %}"
-        f"{{% for directive, text in {pairs} %}}"
+        f"{{% for directive, text in {pairs} if directive in format %}}"
         "{% set written.text = written.text | replace(directive, text) %}{% endfor %}"
         "{% if '%' in written.text %}"
         "{{ raise_exception('strftime_now does not know ' + format) }}{% endif %}"
