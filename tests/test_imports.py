@@ -55,3 +55,13 @@ def test_a_package_has_a_place_in_the_order(copy):
     done, _ = lint(copy)
     assert done.returncode == 1
     assert "helpers" in done.stdout + done.stderr
+
+
+def test_a_start_waits_neither_for_figures_nor_for_statistics():
+    """They take two of the seven seconds that a start would take with them."""
+    later = ("matplotlib", "scipy.special", "scipy.stats", "scipy.optimize")
+    program = f"import sys, subjax.main; print([n for n in {later} if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -22,7 +22,7 @@ from subjax.engine import checkpoints
 from subjax.experiment import Run
 from subjax.nn import sharding
 from subjax.pipeline import experiments, gates, preregistration, validation
-from subjax.report import read, score_files, summary, tables, write
+from subjax.report import read, score_files, summary, tables
 from subjax.runtime import artifacts, processes, versions
 from subjax.runtime.artifacts import Unit
 
@@ -143,6 +143,8 @@ def _announce(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> Non
 
 
 def _report(config: ConfigDict, planned: Sequence[Unit], workdir: Path) -> None:
+    from subjax.report import write  # matplotlib: a second that not every start has to wait
+
     status, reason = preregistration.status(config, planned, workdir)
     found = read.results(
         experiments.of(config), config, planned, workdir, status=status, status_reason=reason

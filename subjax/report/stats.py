@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+import scipy
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,7 +50,7 @@ def t_interval(values: npt.ArrayLike, level: float = 0.95) -> Interval:
     mean, sd = _mean_and_sd(lineages)
     if (n := lineages.size) == 1:
         return Interval(mean, math.nan, math.nan, "t", n)
-    half_width = float(stats.t.isf((1.0 - level) / 2.0, n - 1)) * sd / math.sqrt(n)
+    half_width = float(scipy.stats.t.isf((1.0 - level) / 2.0, n - 1)) * sd / math.sqrt(n)
     return Interval(mean, mean - half_width, mean + half_width, "t", n)
 
 
@@ -136,7 +136,7 @@ def difference(
     n, gap = min(side.size for side in sides), mean - other_mean
     if n < 2 or sd == other_sd == 0.0:
         return Interval(gap, math.nan, math.nan, "welch", n), math.nan
-    test = stats.ttest_ind(*sides, equal_var=False)
+    test = scipy.stats.ttest_ind(*sides, equal_var=False)
     low, high = test.confidence_interval(level)
     return Interval(gap, float(low), float(high), "welch", n), float(test.pvalue)
 
@@ -159,7 +159,7 @@ def equivalence_test(values: npt.ArrayLike, margin: float) -> float:
     if standard_error == 0.0:
         return 0.0 if room > 0.0 else 1.0
     # The larger of the two one-sided p-values belongs to the bound nearer to the mean.
-    return float(stats.t.sf(room / standard_error, lineages.size - 1))
+    return float(scipy.stats.t.sf(room / standard_error, lineages.size - 1))
 
 
 def holm(p_values: npt.ArrayLike) -> Floats:
@@ -208,7 +208,7 @@ def minimum_detectable_effect(
     high = 1.0
     while missing_power(high) > 0.0:
         high *= 2.0
-    noncentrality = optimize.brentq(missing_power, 0.0, high)
+    noncentrality = scipy.optimize.brentq(missing_power, 0.0, high)
     return float(noncentrality * sd / math.sqrt(lineages.size))
 
 
@@ -262,9 +262,9 @@ def _mean_and_sd(lineages: Floats) -> tuple[float, float]:
 
 
 def _t_test_power(noncentrality: float, level: float, df: int) -> float:
-    critical = stats.t.isf((1.0 - level) / 2.0, df)
+    critical = scipy.stats.t.isf((1.0 - level) / 2.0, df)
     # The lower tail is mirrored: scipy's nct.cdf returns nan there for large noncentrality.
-    return float(stats.nct.sf(critical, df, [noncentrality, -noncentrality]).sum())
+    return float(scipy.stats.nct.sf(critical, df, [noncentrality, -noncentrality]).sum())
 
 
 def _count_random_flips(scaled: Floats, threshold: float) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import special
+import scipy
 
 from subjax.runtime import user_files
 from subjax.tasks import texts
@@ -85,7 +85,7 @@ def _filled(asks: str, parts: Sequence[str]) -> str:
 
 def _of_ours(reply: Reply) -> np.ndarray:
     """The probability of our answer's letter among the two, mean over orders, [pairs]."""
-    shares = special.softmax(reply.nats, axis=1).reshape(-1, 2, 2)  # [pairs, orders, letters]
+    shares = scipy.special.softmax(reply.nats, axis=1).reshape(-1, 2, 2)  # [pairs, orders, letters]
     return np.asarray((shares[:, 0, 0] + shares[:, 1, 1]) / 2)
 
 

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy
 
 from subjax.tasks.api import (
     BASE,
@@ -80,7 +80,7 @@ class Detection(EvalKind):
 def auc(ours: npt.ArrayLike, theirs: npt.ArrayLike) -> float:
     """Probability that one of `ours` is above one of `theirs`, ties counting half; .5 is chance."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
-    above = stats.mannwhitneyu(ours, theirs, method="asymptotic").statistic
+    above = scipy.stats.mannwhitneyu(ours, theirs, method="asymptotic").statistic
     return float(above / (ours.size * theirs.size))
 
 

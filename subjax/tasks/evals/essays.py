@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import special
+import scipy
 
 from subjax.runtime import user_files
 from subjax.tasks import texts
@@ -71,7 +71,7 @@ class Essays(EvalKind):
         places = np.argsort(_orders(row, given), axis=1)  # [orders, candidates], of each its letter
         nats = compared.nats.reshape(len(given.questions), *places.shape)
         nats = np.take_along_axis(nats, np.broadcast_to(places, nats.shape), axis=2)
-        probability, chosen = np.exp(nats), special.softmax(nats, axis=2)
+        probability, chosen = np.exp(nats), scipy.special.softmax(nats, axis=2)
         target = list(given.candidates).index(given.target)
         values = {"chosen": float(chosen[..., target].mean())}
         values["probability"] = float(probability[..., target].mean())

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy import special
+import scipy
 
 from subjax.runtime import user_files
 from subjax.tasks import texts
@@ -104,7 +104,7 @@ class Judged(Questions):
         said, *judged = replies
         scale = np.asarray(row["scale"], float)
         scores = {
-            name: special.softmax(reply.nats, axis=1) @ scale
+            name: scipy.special.softmax(reply.nats, axis=1) @ scale
             for name, reply in zip(given.rubrics, judged, strict=True)
         }
         coherent = scores["coherence"] >= row["coherent_from"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+import scipy
 
 from subjax.tasks import words
 from subjax.tasks.api import (
@@ -93,7 +93,7 @@ class Preference(Comparing):
         names, nats = list(given.candidates), self.nats(row, given, compared)
         odds = log_odds(nats, names.index(given.target))
         mass = np.exp(nats).sum(axis=1)
-        shares = special.softmax(nats, axis=1).mean(axis=0)  # however little the mass is
+        shares = scipy.special.softmax(nats, axis=1).mean(axis=0)  # however little the mass is
         values = {
             "log_odds": float(odds.mean()),
             "candidate_mass": float(mass.mean()),
@@ -121,4 +121,4 @@ def log_odds(log_probs: npt.ArrayLike, target: int) -> npt.NDArray[np.float64]:
     if not np.isfinite(table).all():
         raise ValueError("log_probs holds a value that is not finite; give finite numbers in nats")
     others = np.delete(table, target, axis=-1)
-    return np.asarray(table[..., target] - special.logsumexp(others, axis=-1))
+    return np.asarray(table[..., target] - scipy.special.logsumexp(others, axis=-1))
