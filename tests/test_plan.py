@@ -476,13 +476,13 @@ def test_what_does_not_fit_is_said_and_fails(command):
 
 @pytest.mark.slow
 def test_every_stage_is_planned_and_priced(command):
-    out, _, code = command(
-        *("--topology=v5e:2x2", "--nosearch", "--usd_per_chip_hour=1.2"),
-    )
+    of_each = "generate/cat/*,finetune/cat/*,evaluate/told/*"
+    flags = ("--topology=v5e:2x2", "--nosearch", "--usd_per_chip_hour=1.2")
+    out, _, code = command(*flags, f"--units={of_each}")
     assert code == 0
     for program in ("update", "prefill", "decode", "exact eval"):
         assert re.search(rf"^{program} \(", out, re.MULTILINE), program
-    for unit in ("generate/cat/r0", "finetune/cat/r0", "evaluate/answers/arms/plain/r0"):
+    for unit in ("generate/cat/r0", "finetune/cat/r0", "evaluate/told/teachers/cat/r0"):
         assert unit in out
     assert roofline.FORMULA in out and "USD" in out
 

@@ -21,7 +21,6 @@ from subjax.nn.architecture import Architecture
 ARCH = Architecture(
     vocab_size=64, num_layers=2, width=32, num_heads=8, num_kv_heads=8, head_dim=8, ffn_width=48
 )
-SHAPES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (4, 2, 1), (1, 2, 4)]
 PROGRAM = train.Program(ARCH, train.Optimizer(1e-3), steps=2)
 # Too many layers to be unrolled, and kv heads that eight devices have to cut.
 SCANNED = dataclasses.replace(ARCH, num_layers=6, num_kv_heads=4)
@@ -138,18 +137,14 @@ def assert_same_gradients(found, expected):
 SLOW = pytest.mark.slow
 # Compiled as users compile: what a compiler makes of a program on a mesh is what is in question.
 OPTIMIZED = pytest.mark.optimized
-# Each mesh once, in turns with either kind, and with and without accumulation. The default run has
-# all weights in the scans below.
+# In turns with either kind, and with and without accumulation; other meshes have the scans below.
 CASES = [
     pytest.param(*case, marks=() if case == ((2, 2, 2), "lora", 2) else SLOW)
     for case in (
         ((8, 1, 1), "full", 2),
-        ((1, 8, 1), "lora", 2),
         ((1, 1, 8), "full", 1),
         ((2, 2, 2), "lora", 2),
-        ((2, 2, 2), "full", 1),
         ((4, 2, 1), "lora", 1),
-        ((1, 2, 4), "full", 2),
     )
 ]
 
@@ -177,12 +172,9 @@ SCANS = [
         *(((2, 2, 2), kind, "none", 1) for kind in KINDS),
         ((8, 1, 1), "lora", "none", 1),
         ((1, 8, 1), "distilled", "none", 1),
-        ((1, 1, 8), "full", "none", 1),
-        ((4, 2, 1), "distilled", "none", 1),
-        ((1, 2, 4), "lora", "none", 1),
-        ((2, 2, 2), "full", "full", 2),
-        ((1, 8, 1), "full", "full", 2),
         ((1, 1, 8), "lora", "full", 2),
+        ((1, 2, 4), "full", "none", 1),
+        ((2, 2, 2), "full", "full", 2),
     )
 ]
 
@@ -271,7 +263,7 @@ def test_the_scans_are_scans(monkeypatch, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "kind"),
-    [((2, 2, 2), "adamw"), ((2, 2, 2), "adafactor"), ((2, 2, 2), "muon"), ((1, 8, 1), "adafactor")],
+    [((2, 2, 2), "adamw"), ((1, 8, 1), "adafactor"), ((2, 2, 2), "muon")],
 )
 def test_training_does_not_depend_on_the_mesh(shape, kind):
     rows, _ = make_batch()
@@ -351,14 +343,11 @@ def scored(arch, shape):
     }
 
 
-# Both loops on the mesh of three axes, and in turns on the others.
 SCORES = [
     pytest.param((2, 2, 2), "looped"),
-    pytest.param((2, 2, 2), "unrolled", marks=SLOW),
-    *(
-        pytest.param(shape, ("looped", "unrolled")[i % 2], marks=SLOW)
-        for i, shape in enumerate(shape for shape in SHAPES if shape != (2, 2, 2))
-    ),
+    pytest.param((8, 1, 1), "unrolled", marks=SLOW),
+    pytest.param((1, 8, 1), "looped", marks=SLOW),
+    pytest.param((1, 2, 4), "unrolled", marks=SLOW),
 ]
 
 
@@ -380,8 +369,6 @@ DRAWS = [
     (32, (1, 1, 1)),
     (128, (1, 1, 1)),
     (32, (8, 1, 1)),
-    (128, (1, 8, 1)),
-    (32, (1, 1, 8)),
     (128, (2, 2, 2)),
     (32, (1, 3, 2)),
 ]
@@ -434,10 +421,7 @@ def test_tokens_depend_on_neither_slots_nor_mesh(num_slots, shape):
     ("shape", "parts"),
     [
         ((1, 8, 1), 2),
-        *(
-            pytest.param(*case, marks=SLOW)
-            for case in (((1, 8, 1), 8), ((2, 2, 2), 4), ((4, 1, 2), 4))
-        ),
+        *(pytest.param(*case, marks=SLOW) for case in (((2, 2, 2), 4), ((4, 1, 2), 8))),
     ],
 )
 def test_tokens_depend_on_no_layout_of_the_loop(monkeypatch, shape, parts):
@@ -455,15 +439,12 @@ def test_tokens_of_bfloat16_rarely_do(record_property):
     at most 2 in 16,882 between meshes; 101 in 14,691 (.69 %) from what float32 draws.
     """
     expected = drawn("bfloat16", *DRAWS[0])
-    most = 0
-    # More slots, and all axes: each draw takes long here.
-    for num_slots, shape in (DRAWS[1], DRAWS[5]):
-        rows, compared = first_differences(drawn("bfloat16", num_slots, shape), expected)
-        record_property(f"first differences, {num_slots} slots on {shape}", f"{rows} of {compared}")
-        print(f"{num_slots} slots on {shape}: {rows} first differences in {compared} tokens")
-        assert compared >= 10_000 and rows < 0.02 * compared
-        most = max(most, rows)
+    num_slots, shape = 128, (2, 2, 2)  # more slots, and all axes
+    rows, compared = first_differences(drawn("bfloat16", num_slots, shape), expected)
+    record_property(f"first differences, {num_slots} slots on {shape}", f"{rows} of {compared}")
+    print(f"{num_slots} slots on {shape}: {rows} first differences in {compared} tokens")
+    assert compared >= 10_000 and rows < 0.02 * compared
     # Counted in the same way, another number format differs more often.
     other, compared = first_differences(drawn("float32", *DRAWS[0]), expected)
     print(f"float32: {other} in {compared}")
-    assert other > most
+    assert other > rows
