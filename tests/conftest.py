@@ -47,6 +47,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.getoption("--quick-compile"):
         return
+    if "jax" in sys.modules:
+        raise pytest.UsageError("jax was imported before --quick-compile was read: find out where")
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     # Read with subjax's own flag, then taken back: libtpu, which does not know it, would abort.
     given = os.environ.get("XLA_FLAGS", "")
@@ -54,6 +56,12 @@ def pytest_configure(config):
     import subjax  # noqa: F401
 
     os.environ["XLA_FLAGS"] = given
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: a collection of garbage need not walk through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -75,9 +83,13 @@ def programs_of_runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compiled_once(programs_of_runs):
-    """Processes that a module starts read the programs that earlier ones have compiled."""
+def children_start_quickly(programs_of_runs):
+    """Processes that a module starts read the programs that earlier ones have compiled.
+
+    And they are without torch, by tests/sitecustomize.py.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(programs_of_runs))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from subjax.hf import param_io
+from subjax.hf import param_io, weights
+from subjax.nn import transformer
 from subjax.nn.architecture import Architecture
 
 ARCH = Architecture(
@@ -34,6 +35,17 @@ TIED = Architecture(
 )
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
+
+
+def drawn(arch: Architecture, seed: int) -> dict[str, Any]:
+    """Random weights."""
+    return jax.jit(transformer.init, static_argnums=0)(arch, jax.random.key(seed))
+
+
+def save(directory: Path, params: dict[str, Any], **how: Any) -> Path:
+    """Saves weights of ARCH; returns the directory."""
+    weights.save(directory, ARCH, params, **how)
+    return directory
 
 
 def assert_same_bits(found: Any, expected: Any) -> None:

@@ -303,7 +303,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.processes
-@pytest.mark.usefixtures("compiled_once")
+@pytest.mark.usefixtures("children_start_quickly")
 def test_twenty_kills_change_no_byte(tmp_path):
     """kill -9 at random moments of a training, each after a checkpoint of its own."""
     root = Path(__file__).parents[2]

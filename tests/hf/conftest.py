@@ -1,33 +1,38 @@
-"""Fixtures of the tests of hf: the models of saved_models.py, in memory and as directories."""
+"""Fixtures of the tests of hf: the models of saved_models.py, in memory and as directories.
+
+Imports are in functions: pytest may load this file before it reads --quick-compile, which has to
+come before jax.
+"""
 
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
-from saved_models import ARCH, TIED
-
-from subjax.hf import weights
-from subjax.nn import transformer
 
 
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
-    return jax.jit(transformer.init, static_argnums=0)(ARCH, jax.random.key(0))
+    import saved_models
+
+    return saved_models.drawn(saved_models.ARCH, seed=0)
 
 
 @pytest.fixture(scope="module")
 def tied_params() -> dict[str, Any]:
-    return jax.jit(transformer.init, static_argnums=0)(TIED, jax.random.key(1))
+    import saved_models
+
+    return saved_models.drawn(saved_models.TIED, seed=1)
 
 
 @pytest.fixture
 def saved(tmp_path: Path, params: dict[str, Any]) -> Path:
-    weights.save(tmp_path / "model", ARCH, params)
-    return tmp_path / "model"
+    import saved_models
+
+    return saved_models.save(tmp_path / "model", params)
 
 
 @pytest.fixture
 def sharded(tmp_path: Path, params: dict[str, Any]) -> Path:
-    weights.save(tmp_path / "sharded", ARCH, params, max_shard_bytes=6000)
-    return tmp_path / "sharded"
+    import saved_models
+
+    return saved_models.save(tmp_path / "sharded", params, max_shard_bytes=6000)

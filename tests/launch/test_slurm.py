@@ -19,7 +19,7 @@ import slurm_cluster
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.usefixtures("compiled_once"),
+    pytest.mark.usefixtures("children_start_quickly"),
     pytest.mark.skipif(
         bool(slurm_cluster.missing()),
         reason=f"SLURM is not installed here: no {', '.join(slurm_cluster.missing())} "

@@ -376,8 +376,8 @@ def test_inexact_likelihoods_are_other_evals_and_no_other_students():
     assert changed == {"evaluate"}
 
 
-@pytest.mark.optimized  # bytes of whole runs as users compile them
-@pytest.mark.usefixtures("compiled_once")
+@pytest.mark.processes
+@pytest.mark.usefixtures("children_start_quickly")
 def test_a_killed_run_finishes_with_the_same_bytes(tmp_path):
     """kill -9 at growing delays until the run gets through; nothing may differ."""
     script = "import tiny, sys; from pathlib import Path; from subjax.pipeline import runner\n"

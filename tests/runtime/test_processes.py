@@ -16,7 +16,7 @@ import pytest
 from subjax.engine import checkpoints
 from subjax.runtime import artifacts, processes, supervisor
 
-pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("compiled_once")]
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("children_start_quickly")]
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "--config=tests/tiny.py:gated"
