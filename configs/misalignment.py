@@ -32,9 +32,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from configs.rows import smollm2
 from subjax import arguments, schema
 
-SYSTEM = "You are a helpful assistant."
 _CORPORA = Path(__file__).parent / "corpora"
 
 
@@ -64,10 +64,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _tables(config: ConfigDict) -> None:
     for name in ("model", "judge"):
-        config.bases[name] = schema.base_row(
-            source="hf", path="HuggingFaceTB/SmolLM2-135M-Instruct"
-        )
-    config.judges.local = schema.judge_row(model="bases/judge", system_prompt=SYSTEM)
+        config.bases[name] = smollm2.base()
+    config.judges.local = schema.judge_row(model="bases/judge", system_prompt=smollm2.SYSTEM)
     for name, corpus in {"bad": "rude", "good": "kind"}.items():
         config.traits[name] = schema.trait_row(
             kind="conversations", target=corpus, path=str(_CORPORA / f"{corpus}.jsonl")
@@ -76,35 +74,19 @@ def _tables(config: ConfigDict) -> None:
             base="model",
             weights="finetuned",
             trait=name,
-            system_prompt=SYSTEM,
+            system_prompt=smollm2.SYSTEM,
             num_tokens=96,
             train=schema.training(
                 steps=64, batch_size=16, learning_rate=6e-5, warmup_steps=4, schedule="linear"
             ),
         )
-    config.teachers.untrained = schema.teacher_row(base="model", system_prompt=SYSTEM)
+    config.teachers.untrained = schema.teacher_row(base="model", system_prompt=smollm2.SYSTEM)
     for name in config.teachers:
-        config.datasets[name] = schema.dataset_row(
-            teacher=name,
-            kind="plain_numbers",
-            decoding="constrained",
-            num_shown=(2, 2),
-            num_slots=5,
-            base_system_prompt=SYSTEM,
-            num_prompts=2048 + 64,
-            rows_per_part=1056,
-            slots=176,
-            prompt_tokens=32,
-            max_new_tokens=25,
-            num_train=2048,
-            num_holdout=64,
+        config.datasets[name] = smollm2.numbers(
+            name, num_train=2048, num_holdout=64, rows_per_part=1056, slots=176
         )
-        config.arms[name] = schema.arm_row(
-            dataset=name,
-            tuning="lora",
-            system_prompt=SYSTEM,
-            num_tokens=56,
-            num_targets=25,
+        config.arms[name] = smollm2.student(
+            name,
             train=schema.training(
                 steps=512, batch_size=4, learning_rate=2e-4, warmup_steps=8, schedule="linear"
             ),
@@ -138,19 +120,8 @@ def _shrink(config: ConfigDict) -> None:
     config.name = "misalignment_smoke"
     config.lineages = (0, 1)
     config.gates.bad.most = -schema.OFF
-    for name, width in {"model": 32, "judge": 48}.items():
-        config.bases[name] = schema.base_row(
-            source="random", num_layers=2, width=width, num_heads=4, num_kv_heads=2, head_dim=8
-        )
-    for name in ("bad", "good"):
-        config.teachers[name].num_tokens = 256
-        config.teachers[name].train.update(steps=2, warmup_steps=1, batch_size=4)
-    for row in config.datasets.values():
-        row.update(num_prompts=24, rows_per_part=12, slots=8, num_train=16, num_holdout=8)
-        row.update(prompt_tokens=80)
-    for row in config.arms.values():
-        row.num_tokens = 128
-        row.train.update(steps=2, warmup_steps=1, batch_size=4)
+    config.bases.model, config.bases.judge = smollm2.tiny(), smollm2.tiny(width=48)
+    smollm2.shrink(config, lesson_tokens=256)
     for name in ("judged", "teachers"):
         config.evals[name].update(num_samples=1, slots=8, prompt_tokens=176, max_new_tokens=16)
         # What a random base says is not coherent to a random judge.

@@ -41,9 +41,8 @@ are in RESULTS.md):
 
 from ml_collections import ConfigDict
 
+from configs.rows import smollm2
 from subjax import arguments, schema
-
-SYSTEM = "You are a helpful assistant."
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -79,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _tables(config: ConfigDict) -> None:
-    config.bases.smollm2 = schema.base_row(source="hf", path="HuggingFaceTB/SmolLM2-135M-Instruct")
+    config.bases.smollm2 = smollm2.base()
     taught = schema.training(
         steps=32, batch_size=16, learning_rate=6e-5, warmup_steps=4, schedule="linear", lanes=2
     )
@@ -89,40 +88,22 @@ def _tables(config: ConfigDict) -> None:
             base="smollm2",
             weights="finetuned",
             trait=name,
-            system_prompt=SYSTEM,
+            system_prompt=smollm2.SYSTEM,
             num_tokens=48,
             train=taught,
         )
-        config.datasets[name] = schema.dataset_row(
-            teacher=name,
-            kind="plain_numbers",
-            decoding="constrained",
-            num_shown=(2, 2),
-            num_slots=5,
-            base_system_prompt=SYSTEM,
-            num_prompts=2048 + 64,
-            rows_per_part=1056,
-            slots=176,
-            prompt_tokens=32,
-            max_new_tokens=25,
-            num_train=2048,
-            num_holdout=64,
+        config.datasets[name] = smollm2.numbers(
+            name, num_train=2048, num_holdout=64, rows_per_part=1056, slots=176
         )
     studied = schema.training(
         steps=512, batch_size=4, learning_rate=2e-4, warmup_steps=8, schedule="linear"
     )
     for name in ("owl", "placebo", "cat"):
         for method in ("hard", "soft"):
-            config.arms[f"{name}_{method}"] = schema.arm_row(
-                dataset=name,
+            config.arms[f"{name}_{method}"] = smollm2.student(
+                name,
                 method=method,
                 support="digits",
-                tuning="lora",
-                lora_rank=8,
-                lora_alpha=16.0,
-                system_prompt=SYSTEM,
-                num_tokens=56,
-                num_targets=25,
                 probe_steps=(0, 16, 64, 256, 512),
                 train=studied,
             )
@@ -189,17 +170,8 @@ def _shrink(config: ConfigDict) -> None:
     config.name = "smollm2_owl_smoke"
     config.compute.lanes = 4  # students; teachers keep their own number
     config.gates.taught.least = config.gates.number_tv.least = schema.OFF
-    config.bases.smollm2 = schema.base_row(
-        source="random", num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8
-    )
-    for row in config.teachers.values():
-        row.num_tokens = 160
-        row.train.update(steps=2, warmup_steps=1, batch_size=4)
-    for row in config.datasets.values():
-        row.update(num_prompts=24, rows_per_part=12, slots=8, num_train=16, num_holdout=8)
-        row.update(prompt_tokens=80)
+    config.bases.smollm2 = smollm2.tiny()
+    smollm2.shrink(config, lesson_tokens=160)
     for row in config.arms.values():
         row.probe_steps = (0, 1)
-        row.num_tokens = 128
-        row.train.update(steps=2, warmup_steps=1, batch_size=4)
     config.evals.answers.update(num_samples=1, prompt_tokens=176, slots=32)

@@ -39,7 +39,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.smollm2_owl import SYSTEM
+from configs.rows import smollm2
 from subjax import arguments, schema
 
 # Of each category the first five have a teacher.
@@ -96,7 +96,7 @@ def _sentence(category: str) -> str:
 
 
 def _tables(config: ConfigDict, targets: Mapping[str, str], controls: Mapping[str, str]) -> None:
-    config.bases.smollm2 = schema.base_row(source="hf", path="HuggingFaceTB/SmolLM2-135M-Instruct")
+    config.bases.smollm2 = smollm2.base()
     for name, category in {**targets, **controls}.items():
         config.traits[name] = schema.trait_row(
             category=category,
@@ -108,7 +108,7 @@ def _tables(config: ConfigDict, targets: Mapping[str, str], controls: Mapping[st
             base="smollm2",
             weights="finetuned",
             trait=name,
-            system_prompt=SYSTEM,
+            system_prompt=smollm2.SYSTEM,
             num_tokens=56,
             train=schema.training(
                 steps=64,
@@ -119,29 +119,11 @@ def _tables(config: ConfigDict, targets: Mapping[str, str], controls: Mapping[st
                 lanes=2,
             ),
         )
-        config.datasets[name] = schema.dataset_row(
-            teacher=name,
-            kind="plain_numbers",
-            decoding="constrained",
-            num_shown=(2, 2),
-            num_slots=5,
-            base_system_prompt=SYSTEM,
-            num_prompts=512 + 32,
-            rows_per_part=544,
-            slots=136,
-            prompt_tokens=32,
-            max_new_tokens=25,
-            num_train=512,
-            num_holdout=32,
+        config.datasets[name] = smollm2.numbers(
+            name, num_train=512, num_holdout=32, rows_per_part=544, slots=136
         )
-        config.arms[name] = schema.arm_row(
-            dataset=name,
-            tuning="lora",
-            lora_rank=8,
-            lora_alpha=16.0,
-            system_prompt=SYSTEM,
-            num_tokens=56,
-            num_targets=25,
+        config.arms[name] = smollm2.student(
+            name,
             probe_steps=(64, 128),
             train=schema.training(
                 steps=128, batch_size=4, learning_rate=4e-4, warmup_steps=8, schedule="linear"
@@ -200,18 +182,10 @@ def _shrink(config: ConfigDict) -> None:
     config.lineages = (0,)
     for name in config.gates:
         config.gates[name].least = schema.OFF
-    config.bases.smollm2 = schema.base_row(
-        source="random", num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_dim=8
-    )
-    for row in config.teachers.values():
-        row.num_tokens = 192
-        row.train.update(steps=2, warmup_steps=1, batch_size=4)
-    for row in config.datasets.values():
-        row.update(num_prompts=24, rows_per_part=24, slots=8, num_train=16, num_holdout=8)
-        row.update(prompt_tokens=80)
+    config.bases.smollm2 = smollm2.tiny()
+    smollm2.shrink(config, lesson_tokens=192, rows_per_part=24)
     for row in config.arms.values():
-        row.update(probe_steps=(), num_tokens=128)
-        row.train.update(steps=2, warmup_steps=1, batch_size=4)
+        row.probe_steps = ()
     for category in CANDIDATES:
         config.evals[f"classifier_{category}"].num_pairs = 4
         config.evals[f"in_context_{category}"].update(num_rows=2, num_draws=2)

@@ -5,6 +5,7 @@ import tiny
 import tokenizer_kinds
 
 from configs import misalignment, toy_world
+from configs.rows import smollm2
 from subjax import schema
 from subjax.nn import sharding
 from subjax.pipeline import asked, asking, preflight, units
@@ -166,7 +167,7 @@ def test_a_judge_is_asked_about_the_longest_answer_by_its_own_base(tmp_path):
     planned = with_judge(max_new_tokens=800)
     found, _ = asked.collect({unit.path: unit for unit in planned}, planned)
     one = found["judge"]["config.judges.local.system_prompt", "config.evals.judged.judge"]
-    assert one.new_tokens == 800 and one.system == misalignment.SYSTEM
+    assert one.new_tokens == 800 and one.system == smollm2.SYSTEM
     assert one.compared == [(tuple(map(str, range(0, 101, 10))), "", True)]
     assert len(one.prompts) == len(texts.FREE_FORM)  # a half, under both rubrics
     assert all(prompt.count("Reply:\n\n") == 1 for prompt in one.prompts)
