@@ -1,4 +1,4 @@
-"""Talks to models of a finished run, several side by side.
+r"""Talks to models of a finished run, several side by side.
 
     python -m subjax.ask --workdir=runs/quickstart --unit=finetune/owl/r0 \
         --beside=finetune/placebo/r0 --num_samples=20 Q9 Q11
@@ -11,7 +11,6 @@ in that of sums, "SUM 2 7 5 8" asks for 27 + 58. Other models take any text.
 
 import argparse
 import collections
-import os
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -198,8 +197,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         with object_store.opened(name) as workdir:
             columns = ask(workdir, units, questions, **options)
     except (ValueError, OSError) as error:
-        if os.environ.get("SUBJAX_TRACEBACK"):
-            raise
         command_line.refuse(error, workdir, name)
     print(table(questions, columns, shutil.get_terminal_size().columns))
 

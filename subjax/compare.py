@@ -10,7 +10,6 @@ lineages where two runs have the same ones, otherwise by Welch's test. --out als
 comparison.json, table.md and figure.png, a forest plot.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,8 +120,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, drawn in comparison.heat_maps(runs, contrasts).items():
                 (options.out / f"figure_{name}.png").write_bytes(figures.png(drawn))
     except (ValueError, OSError) as error:
-        if os.environ.get("SUBJAX_TRACEBACK"):
-            raise
         command_line.refuse(error, options.runs[0], str(options.runs[0]))
     if differing:
         print(differing + "\n")

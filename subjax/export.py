@@ -9,7 +9,6 @@ data, base, settings and scores. Rows become a TFDS data set of array_record fil
 train and holdout.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -233,10 +232,8 @@ def _in_role(role: str, row: Mapping[str, Any], values: Mapping[str, float]) -> 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line; an error that the user can fix is one line on stderr and exit code 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m subjax.export",
-        description="A model out of a run in Hugging Face's format, or rows as a TFDS data set.",
-    )
+    about = "A model out of a run in Hugging Face's format, or rows as a TFDS data set."
+    parser = command_line.ArgumentParser("subjax.export", about)
     parser.add_argument("--workdir", required=True, help="of the run; gs:// too")
     parser.add_argument("--unit", required=True, help="such as finetune/owl/r0 or filter/owl/r0")
     parser.add_argument("--out", required=True, help="a new directory")

@@ -6,7 +6,6 @@ README.md has all flags; `--config.field=value` changes a field of the config.
 """
 
 import logging
-import os
 import sys
 import traceback
 from pathlib import Path
@@ -55,8 +54,7 @@ def main(argv: list[str]) -> None:
             "interrupted: run the same command again, which resumes what is saved",
         )
     except Exception as error:
-        if os.environ.get("SUBJAX_TRACEBACK"):
-            raise
+        command_line.raise_if_asked(error)
         if whose := own.blame(error):
             processes.tell(whose)
             traceback.print_exc()

@@ -305,12 +305,10 @@ def main(argv: list[str]) -> None:
                 print(_header())
             failures = [line for name in _TOPOLOGIES.value for line in run(config, workdir, name)]
     except (ValueError, FloatingPointError, OSError) as error:
-        if os.environ.get("SUBJAX_TRACEBACK"):
-            raise
+        command_line.raise_if_asked(error)
         processes.leave(1, errors.explain(error, Path(".")))
     except jax.errors.JaxRuntimeError as error:
-        if os.environ.get("SUBJAX_TRACEBACK"):
-            raise
+        command_line.raise_if_asked(error)
         processes.leave(1, f"the compiler failed: {errors.first_line(error)}")
     if failures:
         processes.leave(1, "; ".join(failures))

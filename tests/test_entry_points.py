@@ -49,6 +49,29 @@ def test_the_script_of_runs_says_what_it_takes(tmp_path):
     assert "--config: configs/x.py" in done.stdout and "--workdir" in done.stdout
 
 
+MISTAKES = {
+    "ask": ("--workdir={}", "--unit=base/toy/r0", "Q0"),
+    "compare": ("{}",),
+    "export": ("--workdir={}", "--unit=base/toy/r0", "--out={}/out"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_or_the_error_itself_where_that_is_asked_for(
+    name, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    main = importlib.import_module(f"subjax.{name}").main
+    flags = [flag.format(tmp_path) for flag in MISTAKES[name]]
+    with pytest.raises(SystemExit) as left:
+        main(flags)
+    said = capsys.readouterr().err
+    assert left.value.code == 1 and said.startswith("subjax: ") and said.count("\n") == 1
+    monkeypatch.setenv("SUBJAX_TRACEBACK", "1")
+    with pytest.raises((ValueError, OSError)):
+        main(flags)
+
+
 def test_modules_beside_a_run_are_found(tmp_path, monkeypatch):
     (tmp_path / "kind_of_mine.py").write_text("")
     monkeypatch.chdir(tmp_path)

@@ -79,9 +79,14 @@ class ConfigFlags:
             self.config.name  # noqa: B018 (a file that could not be read raises here)
             return rest
         except Exception as error:  # a config file is a program: it can raise anything
-            if os.environ.get("SUBJAX_TRACEBACK"):
-                raise
+            raise_if_asked(error)
             processes.leave(1, explain(error, argv))
+
+
+def raise_if_asked(error: Exception) -> None:
+    """Raises an error, rather than ending the command with its line, for SUBJAX_TRACEBACK=1."""
+    if os.environ.get("SUBJAX_TRACEBACK"):
+        raise error
 
 
 def refuse(error: Exception, workdir: Path, name: str) -> NoReturn:
@@ -92,6 +97,7 @@ def refuse(error: Exception, workdir: Path, name: str) -> NoReturn:
       workdir: where its work directory is on this machine.
       name: the work directory as the user gave it.
     """
+    raise_if_asked(error)
     line = object_store.named(errors.explain(error, workdir), workdir, name)
     passes = isinstance(error, storage.Unavailable)
     processes.leave(processes.INTERRUPTED if passes else 1, line)
