@@ -16,11 +16,21 @@ from subjax.engine import batching
 from subjax.hf import model_config, model_files, weights
 from subjax.pipeline import experiments, validation
 from subjax.pipeline.stages import finetune, generate
+from subjax.pipeline.stages import teacher as teaching
 from subjax.recipes import bases, teachers
 from subjax.recipes.targets import Targets
 from subjax.runtime import artifacts
 from subjax.runtime.artifacts import Unit
-from subjax.tasks.api import SUBJECT, Compare, Given, Likelihood, Sample, requests_of
+from subjax.tasks.api import (
+    SUBJECT,
+    Compare,
+    Given,
+    Likelihood,
+    Sample,
+    follow_ups_of,
+    requests_of,
+    unanswered,
+)
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 from subjax.tokens import tokenizer
@@ -29,6 +39,7 @@ from subjax.tokens.tokenizer import Tokenizer
 
 _LEGEND = "Tokens are id|text, a blank is ␣, and * marks a token that carries loss or is scored."
 _QUESTION = "a question"
+_ANSWER = "[the student's answer]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +98,17 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
     row, origin = _example(kept, written, workdir, "kept.jsonl")
     teacher = _writing(written, planned, row["prompt"])
     training = _training(student, words, row, teacher.asks)
-    asked = []
+    asked, judged = [], []
     for name in config.evals:
         unit = planned.get(artifacts.unit_path("evaluate", f"{name}/arms/{arm}", lineage))
         if unit is None:  # of other subjects
             continue
         fields = unit.with_files("row")
-        for request in requests_of(eval_kinds.of_row(fields), fields, Given.of(unit.fields)):
+        of_unit = eval_kinds.of_row(fields), fields, Given.of(unit.fields)
+        requests = requests_of(*of_unit)
+        for request in requests:
             if isinstance(request, Compare | Sample):
-                asked.append(_asked(name, unit, words, request))
+                asked.append(_asked(name, f"Eval {name} asks ({unit.path})", words, request))
             elif (
                 isinstance(request, Likelihood)
                 and request.model == SUBJECT
@@ -103,8 +116,14 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
             ):
                 held, _ = _example(kept, written, workdir, "holdout.jsonl")
                 asked.append(_held_out(name, unit, words, held, teacher.asks, request))
+        for request in follow_ups_of(*of_unit, unanswered(requests, _ANSWER)):
+            if isinstance(request, Compare):
+                title = f"The judge of eval {name} is asked ({unit.path})"
+                of_judge = _written_by(planned[unit.inputs["judge"]], planned)
+                judged.append(_asked(name, title, of_judge, request))
     lines = [f"Arm {arm} at lineage {lineage} of {config.name}. {_LEGEND}", origin]
-    for context in (teacher, training, *asked):
+    taught = _taught(planned[written.inputs["teacher"]], planned)
+    for context in (*taught, teacher, training, *asked, *judged):
         lines += ["", *_shown(context)]
     lines += ["", "How the other contexts differ from the training row's:"]
     for context in (teacher, *asked):
@@ -179,9 +198,39 @@ def _tokenizer(unit: Unit, model: Path, adapter: Path | None = None) -> Tokenize
     return Tokenizer.load(model, adapter=adapter, num_embeddings=size, options=options)
 
 
+def _written_by(model: Unit, planned: dict[str, Unit]) -> Tokenizer:
+    """The tokenizer of a base or a teacher."""
+    if model.stage == "base":
+        return _base_tokenizer(model)
+    return _teacher_tokenizer(model, planned[model.inputs["base"]])
+
+
+def _taught(teacher: Unit, planned: dict[str, Unit]) -> list[_Context]:
+    """The first lesson of a teacher that is taught; nothing of another."""
+    row = teacher.fields["row"]
+    if not teachers.of_row(row).learns:
+        return []
+    prompt, completion = teaching.lessons_of(teacher)[0]
+    title = f"The teacher is taught, for one ({teacher.path})"
+    fields = {**row, "num_targets": row["num_tokens"] - 1}
+    return [
+        _document(
+            "lesson",
+            title,
+            teacher,
+            _base_tokenizer(planned[teacher.inputs["base"]]),
+            {"prompt": prompt, "completion": completion},
+            _QUESTION,
+            fields,
+            Targets({"method": "hard"}, teacher.row),
+            [],
+        )
+    ]
+
+
 def _writing(written: Unit, planned: dict[str, Unit], prompt: str) -> _Context:
-    teacher, base = (planned[written.inputs[role]] for role in ("teacher", "base"))
-    words, row = _teacher_tokenizer(teacher, base), written.fields["row"]
+    teacher = planned[written.inputs["teacher"]]
+    words, row = _written_by(teacher, planned), written.fields["row"]
     system = written.fields["system_prompt"]
     ids = words.prompt_ids([prompt], system)[0]
     return _Context(
@@ -278,7 +327,7 @@ def _room(ids: Sequence[int], prompt_tokens: int) -> str:
     return told if len(ids) <= prompt_tokens else f"{told}: TOO LONG, raise prompt_tokens"
 
 
-def _asked(name: str, unit: Unit, words: Tokenizer, request: Compare | Sample) -> _Context:
+def _asked(name: str, title: str, words: Tokenizer, request: Compare | Sample) -> _Context:
     question = request.prompts[0]
     system = request.system or ""
     prefill = request.prefill if isinstance(request, Compare) else ""
@@ -292,7 +341,7 @@ def _asked(name: str, unit: Unit, words: Tokenizer, request: Compare | Sample) -
         )
     return _Context(
         name=name,
-        title=f"Eval {name} asks ({unit.path})",
+        title=title,
         words=words,
         system=system,
         prompt=question,

@@ -167,10 +167,10 @@ def nats_per_token(reply: Reply) -> float:
     return float(reply.nats.sum() / reply.num_tokens.sum())
 
 
-def unanswered(requests: Sequence[Request]) -> list[Reply]:
-    """Replies with empty answers, to see what is asked about answers before there are any."""
+def unanswered(requests: Sequence[Request], answer: str = "") -> list[Reply]:
+    """Replies with this answer alone, to see what is asked about answers before there are any."""
     return [
-        Reply(texts=[""] * (len(request.prompts) * request.num_samples))
+        Reply(texts=[answer] * (len(request.prompts) * request.num_samples))
         if isinstance(request, Sample)
         else Reply()
         for request in requests

@@ -6,6 +6,7 @@ import pytest
 import tiny
 import tokenizer_kinds
 
+from configs import misalignment
 from subjax.engine import sampler, train
 from subjax.hf import model_config, weights
 from subjax.nn.architecture import Architecture
@@ -67,6 +68,24 @@ def test_every_context_is_there_with_ids_and_mask(tmp_path):
     assert all(WORDS.single_id(t) == i for i, t, _ in (*training, *asked))
     assert f"{WORDS.single_id('owl')}|owl*; {WORDS.single_id('cat')}|cat*" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lesson_of_the_teacher_is_shown_where_it_is_taught(tmp_path):
+    config = tiny.config()
+    text = preview.render(config, tmp_path, "owl")
+    taught = tokens(block(text, "The teacher is taught, for one (teacher/owl/r0)"))
+    assert [token for _, token, marked in taught if marked] == ["owl", "END"]
+    config.teachers.owl.weights = "base"
+    assert "is taught" not in preview.render(config, tmp_path, "owl")
+
+
+def test_what_a_judge_is_asked_has_a_place_for_the_answer(tmp_path):
+    text = preview.render(misalignment.get_config("smoke"), tmp_path, "bad")
+    title = "The judge of eval judged is asked (evaluate/judged/arms/bad/r0)"
+    alignment, coherence = text.split(f"\n{title}\n")[1:]
+    for rubric, words in ((alignment, "harm"), (coherence, "sense")):
+        rubric, _, _ = rubric.partition("scored after them")
+        assert "[the student's answer]" in rubric and words in rubric
 
 
 def test_rows_of_the_workdir_are_shown_once_they_are_there(tmp_path):
