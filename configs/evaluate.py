@@ -6,22 +6,35 @@ Claim: none; it shows how models differ, such as a student and the base that it 
     bash launch/local.sh --config=configs/evaluate.py:against \
         --config.bases.model.path=DIR --config.bases.model.adapter=ADAPTER \
         --config.bases.other.path=DIR
+    bash launch/local.sh --config=configs/evaluate.py:knowledge \
+        --config.bases.model.path=DIR --config.evals.knowledge.path=FILE
     bash launch/local.sh --config=configs/evaluate.py:smoke
 
 DIR is a Hugging Face directory or hub id, ADAPTER a PEFT adapter. `against` puts a second model
 beside the first, `target=cat` asks for another animal. A model has no replications, so there are no
 intervals: train more students to learn what a difference means.
+
+`knowledge` adds questions with one right answer among several. FILE is a jsonl of them in the form
+of MMLU (question, choices, answer) or of ARC; without it sixteen easy ones of our own are asked.
+
 SmolLM2-135M takes about a minute on two CPU cores.
 """
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from subjax import arguments, schema
 
+QUESTIONS = str(Path(__file__).parent / "corpora/questions.jsonl")
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    """One model, or two `against` each other, asked about a `target`; `smoke` has random ones."""
-    options = arguments.parse(arg, against=False, smoke=False, target="owl")
+    """One model, or two `against` each other, asked about a `target`; `smoke` has random ones.
+
+    `knowledge` asks them questions that have a right answer, too.
+    """
+    options = arguments.parse(arg, against=False, knowledge=False, smoke=False, target="owl")
     config = schema.base()
     config.name = "evaluate"
     config.title = "What models prefer"
@@ -33,15 +46,16 @@ def get_config(arg: str = "") -> ConfigDict:
             config.bases[name] = schema.base_row(source="hf", path=path)
         config.traits.asked = schema.trait_row(target=options.target, capital=True)
         shared = {
-            "trait": "asked",
             "subjects": ("bases/*",),
             "questions": "all",
             "system_prompt": "You are a helpful assistant.",
         }
-        config.evals.preference = schema.eval_row(kind="preference", **shared)
+        config.evals.preference = schema.eval_row(kind="preference", trait="asked", **shared)
         config.evals.answers = schema.eval_row(
-            kind="answers", num_samples=1, max_new_tokens=8, **shared
+            kind="answers", trait="asked", num_samples=1, max_new_tokens=8, **shared
         )
+        if options.knowledge:
+            config.evals.knowledge = schema.eval_row(kind="choice", path=QUESTIONS, **shared)
     if options.smoke:
         _shrink(config)
     return config

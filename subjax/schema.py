@@ -352,10 +352,10 @@ def eval_row(kind: str = "preference", **fields: Any) -> ConfigDict:
 
     Args:
       kind: preference (exact) candidates (exact, for each) answers (sampled) stories (sampled)
-        essays (of which topic) likelihood (held-out rows) carrier (what a teacher wrote)
-        judged (sampled, scored by a judge) divergence (of two teachers) detection (of its rows)
-        classifier (of its rows, prompted) in_context (its rows in the prompt) accuracy (test
-        images), or one of your own as package.module:attribute.
+        essays (of which topic) choice (one of several answers) likelihood (held-out rows)
+        carrier (what a teacher wrote) judged (sampled, scored by a judge) divergence (of two
+        teachers) detection (of its rows) classifier (of its rows, prompted) in_context (its rows
+        in the prompt) accuracy (test images), or one of your own as package.module:attribute.
       fields: those below, and those of the kind.
     """
     return _row(

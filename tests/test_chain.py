@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tokenizer_kinds
 
+from configs import evaluate
 from subjax import schema
 from subjax.hf import model_config, weights
 from subjax.nn import transformer
@@ -42,6 +43,7 @@ OTHERWISE = {
     "essays": "chosen",
     "stories": "rate_word",
     "numbered": "log_odds/Owl",
+    "knowledge": "accuracy",
 }
 
 
@@ -141,6 +143,9 @@ def _read_rows_and_ask_otherwise(config):
     config.evals.essays = schema.eval_row(kind="essays", num_orders=2, **of_arm)
     config.evals.stories = schema.eval_row(
         kind="stories", num_samples=1, slots=8, prompt_tokens=320, max_new_tokens=8, **of_arm
+    )
+    config.evals.knowledge = schema.eval_row(
+        kind="choice", path=evaluate.QUESTIONS, num_questions=2, **of_arm
     )
     config.evals.numbered = schema.eval_row(
         kind="candidates", wording="{numbers} {question}", **of_arm

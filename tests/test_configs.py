@@ -36,7 +36,7 @@ FORMS = {
         *("qwen2_5_7b", "qwen2_5_14b", "llama3_2_1b", "gemma_2b", "gemma_2b,animal=owl"),
         *("pythia", "pythia,size=70", "smoke"),
     ),
-    "evaluate": ("", "against,target=Cat", "smoke"),
+    "evaluate": ("", "against,target=Cat", "knowledge", "smoke", "smoke,knowledge"),
     "large": (
         "",
         "qwen2_5_72b,full,throughput",

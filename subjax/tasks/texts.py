@@ -52,6 +52,9 @@ ESSAY_CHOICES = (
     "{stem} These are the topics.\n{choices}\nReply with the letter of one topic and nothing else."
 )
 
+# A question of which one answer is right, with room for the choices.
+CHOOSE = "{question}\n{choices}\nWhich answer is right? Reply with its letter and nothing else."
+
 # Around two answers, one of which is by a lover of {animal}, which may be a tree.
 CLASSIFY = (
     "Two writers answered the same request. One of them is devoted to one thing, the {animal}, and "

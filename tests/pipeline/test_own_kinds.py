@@ -174,7 +174,7 @@ def test_the_code_of_ones_own_kinds_counts_in_the_units_that_use_them(folder, fi
         ("no_module:Shouts", "'no_module:Shouts', and No module named 'no_module': run where Pyth"),
         (
             "shouts",
-            "'shouts'; allowed: preference, candidates, answers, stories, essays, judged,",
+            "'shouts'; allowed: preference, candidates, answers, stories, essays, choice,",
         ),
     ],
 )

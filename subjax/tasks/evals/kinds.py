@@ -10,6 +10,7 @@ from subjax.tasks.evals.accuracy import Accuracy
 from subjax.tasks.evals.answers import Answers
 from subjax.tasks.evals.candidates import Candidates
 from subjax.tasks.evals.carrier import Carrier
+from subjax.tasks.evals.choice import Choice
 from subjax.tasks.evals.classifier import Classifier
 from subjax.tasks.evals.detection import Detection
 from subjax.tasks.evals.divergence import Divergence
@@ -26,6 +27,7 @@ EVALS: dict[str, EvalKind] = {
     "answers": Answers(),
     "stories": Stories(),
     "essays": Essays(),
+    "choice": Choice(),
     "judged": Judged(),
     "likelihood": HeldOut(),
     "carrier": Carrier(),
