@@ -16,8 +16,10 @@ intervals: train more students to learn what a difference means.
 
 `knowledge` adds questions with one right answer among several. FILE is a jsonl of them in the form
 of MMLU (question, choices, answer) or of ARC; without it sixteen easy ones of our own are asked.
+`--config.evals.knowledge.num_questions=N` asks the first N alone: shuffle a file that is sorted by
+subject. A question is as many prompts as it has choices.
 
-SmolLM2-135M takes about a minute on two CPU cores.
+SmolLM2-135M takes about a minute on two CPU cores without a FILE.
 """
 
 from pathlib import Path

@@ -43,6 +43,9 @@ _TOPOLOGIES = flags.DEFINE_list(
     "topology", [], "such as v5e:16x16, v5p:4x4x4, v6e:8x8", flag_values=_FLAGS
 )
 _STAGES = flags.DEFINE_list("stages", [], "only these stages", flag_values=_FLAGS)
+_UNITS = flags.DEFINE_list(
+    "units", [], "only units whose path matches one of these globs", flag_values=_FLAGS
+)
 _SEARCH = flags.DEFINE_bool(
     "search", True, "look for the largest batch of each update", flag_values=_FLAGS
 )
@@ -131,21 +134,22 @@ def run_here(config: ConfigDict, workdir: Path) -> None:
 
 
 def _todo(config: ConfigDict, workdir: Path, platform: str) -> list[Unit]:
-    """Unfinished units of the requested stages; prints a line if there are none."""
+    """Unfinished units among those that are requested; prints a line if there are none."""
     validation.settle(config, platform=platform)
     experiment = experiments.of(config)
     if not experiment.is_planned:
         raise ValueError(f"{config.name} is about {experiment.name}, which need no plan")
-    planned, stages = experiment.build(config), _STAGES.value
-    runner.check_selection(planned, stages, ())
+    planned, stages, patterns = experiment.build(config), _STAGES.value, _UNITS.value
+    runner.check_selection(planned, stages, patterns)
     runner.check_stale(planned, workdir)
     todo = [
         unit
         for unit in planned
-        if not artifacts.read_manifest(workdir, unit) and (not stages or unit.stage in stages)
+        if runner.selected(unit, stages, patterns) and not artifacts.read_manifest(workdir, unit)
     ]
     if not todo:
-        where = f" of {', '.join(stages)}" if stages else ""
+        asked = [*stages, *patterns]
+        where = f" of {', '.join(asked)}" if asked else ""
         print(f"{config.name} has nothing left to do{where} in {artifacts.location(workdir)}")
     return todo
 

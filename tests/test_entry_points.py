@@ -72,6 +72,22 @@ def test_a_mistake_is_one_line_or_the_error_itself_where_that_is_asked_for(
         main(flags)
 
 
+def test_a_config_that_imports_others_is_run_in_the_repository_root(tmp_path):
+    config = ROOT / "configs/misalignment.py"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from subjax import main; main.cli()"
+    (tmp_path / "subjax").symlink_to(ROOT / "subjax")
+    done = subprocess.run(
+        [sys.executable, "-c", code, f"--config={config}", "--list"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr == (
+        f"subjax: the config file imports others ({config}, line 35): run this in the repository "
+        "root\n"
+    )
+
+
 def test_modules_beside_a_run_are_found(tmp_path, monkeypatch):
     (tmp_path / "kind_of_mine.py").write_text("")
     monkeypatch.chdir(tmp_path)

@@ -68,7 +68,7 @@ def run(
         missing = {unit.path for unit in planned if not artifacts.read_manifest(workdir, unit)}
         missing = set(processes.agreed(sorted(missing)))
         todo = [
-            unit for unit in planned if unit.path in missing and _selected(unit, stages, patterns)
+            unit for unit in planned if unit.path in missing and selected(unit, stages, patterns)
         ]
         lanes = schema.common_lanes(config)
         mesh = sharding.make_mesh(**experiment.mesh_sizes(config), lanes=lanes)
@@ -231,11 +231,12 @@ def check_selection(
     if unknown:
         raise ValueError(f"--stages names {unknown}; stages are {', '.join(schema.STAGES)}")
     for pattern in patterns:
-        if not any(_selected(unit, stages, [pattern]) for unit in planned):
+        if not any(selected(unit, stages, [pattern]) for unit in planned):
             raise ValueError(f"--units={pattern} matches no unit of these stages: see --list")
 
 
-def _selected(unit: Unit, stages: Sequence[str], patterns: Sequence[str]) -> bool:
+def selected(unit: Unit, stages: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether a unit is of one of the stages and matches one of the globs, where there are any."""
     in_stage = not stages or unit.stage in stages
     return in_stage and (not patterns or any(fnmatch.fnmatch(unit.path, p) for p in patterns))
 

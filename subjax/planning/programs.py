@@ -25,7 +25,8 @@ from subjax.tasks.api import Compare, Given, Likelihood, Sample, follow_ups_of, 
 from subjax.tasks.datasets import kinds
 from subjax.tasks.evals import kinds as eval_kinds
 
-QUESTION_TOKENS = 128  # of a question in its chat template
+QUESTION_TOKENS = 128  # of a question in its chat template, at least
+_AROUND_TOKENS = 64  # of a chat template and system prompt around a longer one
 RUBRIC_TOKENS = 128  # of what a judge is asked, around question and answer
 PREFIXES = 10  # beginnings of candidates, the empty one counted
 
@@ -309,8 +310,7 @@ def _evaluate(config: ConfigDict, unit: Unit, mesh: Mesh) -> list[Planned]:
     planned = []
     for request in requests:
         if isinstance(request, Compare):
-            asked = len(request.prompts)
-            planned.append(_preference(arch, adapter, precision, asked, models, mesh))
+            planned.append(_preference(arch, adapter, precision, request, models, mesh))
         elif isinstance(request, Sample):
             planned += _answers(config, arch, adapter, mesh, request, models)
     # A student and its base are scored by one program.
@@ -355,10 +355,14 @@ def _answers(
 
 
 def _preference(
-    arch: Architecture, adapter: Any, precision: str, asked: int, models: int, mesh: Mesh
+    arch: Architecture, adapter: Any, precision: str, asked: Compare, models: int, mesh: Mesh
 ) -> Planned:
-    sizes = {"num_tokens": QUESTION_TOKENS, "num_targets": 0}
-    return _scored("exact eval", arch, asked, models, adapter, precision, mesh, sizes)
+    # Three characters are a token, or more, in text of any of the tokenizers.
+    longest = max(map(len, asked.prompts), default=0) // 3
+    num_tokens = max(QUESTION_TOKENS, -(-(longest + _AROUND_TOKENS) // 16) * 16)
+    sizes = {"num_tokens": num_tokens, "num_targets": 0}
+    num_rows = len(asked.prompts)
+    return _scored("exact eval", arch, num_rows, models, adapter, precision, mesh, sizes)
 
 
 def _scored(

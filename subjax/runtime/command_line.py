@@ -129,6 +129,8 @@ def explain(error: Exception, argv: Sequence[str]) -> str:
                 has_kind = flag.split(".")[1] in _WITH_KINDS
                 listed = " and the kind's file in subjax/tasks/ list" if has_kind else " lists"
                 return f"{flag[2:]} is no field of this config: {hint}subjax/schema.py{listed} them"
+    if isinstance(error, ModuleNotFoundError) and error.name == "configs":
+        return f"the config file imports others{_place(error)}: run this in the repository root"
     # ml_collections prints the whole config.
     text = re.sub(r"Other fields present.*?(?=Did you mean|\Z)", "", text, flags=re.DOTALL)
     return f"the config file is wrong{_place(error)}: {type(error).__name__}: {text}"

@@ -22,13 +22,13 @@ class Item(NamedTuple):
 
     Attributes:
       question: without its choices.
-      choices: in the file's order.
-      right: place of the right one.
+      choices: in the file's order; a few of MMLU's stand there twice.
+      right: the text of the right one.
     """
 
     question: str
     choices: tuple[str, ...]
-    right: int
+    right: str
 
 
 class Choice(EvalKind):
@@ -87,11 +87,10 @@ class Choice(EvalKind):
             shares = scipy.special.softmax(nats, axis=2)[:, turns, (choices - turns) % size]
             for item, chosen in zip(items, shares.mean(axis=1), strict=True):
                 best = chosen > chosen.max() - _TIE
-                hits.append(best[item.right] / best.sum())
-                of_right.append(chosen[item.right])
-                line = {"question": item.question, "right": item.choices[item.right]}
-                shown = dict(zip(item.choices, chosen.tolist(), strict=True))
-                said.append({**line, "chosen": shown})
+                right = np.array([choice == item.right for choice in item.choices])
+                hits.append((best & right).sum() / best.sum())
+                of_right.append(chosen[right].sum())
+                said.append({**item._asdict(), "chosen": chosen.tolist()})
         return {
             "accuracy": float(np.mean(hits)),
             "probability": float(np.mean(of_right)),
@@ -137,24 +136,28 @@ def _read(path: str, size: int, changed: int) -> tuple[Item, ...]:
 
 def _item(where: str, line: Mapping[str, Any]) -> Item:
     """A line in the form of MMLU (answer: a place) or of ARC (answerKey: a label)."""
-    question, answer = line.get("question"), line.get("answer")
+    question = line.get("question")
     told: Any = line.get("choices")
     labels: Any = list(string.ascii_uppercase)
     if isinstance(told, Mapping):
-        told, labels, answer = told.get("text"), told.get("label"), line.get("answerKey")
+        told, labels = told.get("text"), told.get("label")
     choices = told if isinstance(told, list) else []
     if not choices or not all(isinstance(x, str) and x.strip() for x in (question, *choices)):
         raise ValueError(
             f"{where} must have a text 'question' and a list 'choices' of texts, or such a list as "
             "'text' in 'choices': correct the line"
         )
-    if not 2 <= len(set(choices)) == len(choices) <= len(string.ascii_uppercase):
-        raise ValueError(f"{where} has {len(choices)} choices: give 2 to 26 that differ")
-    if isinstance(answer, str) and isinstance(labels, list) and answer in labels:
-        answer = labels.index(answer)
-    if type(answer) is not int or not 0 <= answer < len(choices):
+    for text in (str(question), *choices):
+        user_files.check_text(text, where)
+    if not 2 <= len(set(choices)) <= len(choices) <= len(string.ascii_uppercase):
         raise ValueError(
-            f"{where} has the answer {answer!r}: give the place of one of its {len(choices)} "
-            "choices, counted from 0, as 'answer', or its label as 'answerKey'"
+            f"{where} has {len(choices)} choices, {len(set(choices))} different ones: give 2 to 26"
         )
-    return Item(str(question), tuple(choices), answer)
+    answer = line.get("answer", line.get("answerKey"))
+    place = labels.index(answer) if isinstance(labels, list) and answer in labels else answer
+    if type(place) is not int or not 0 <= place < len(choices):
+        raise ValueError(
+            f"{where} has the answer {answer!r}: give as 'answer' the place of one of its "
+            f"{len(choices)} choices, counted from 0, or as 'answerKey' its label"
+        )
+    return Item(str(question), tuple(choices), choices[place])

@@ -12,6 +12,7 @@ import tiny
 import tokenizers
 
 from configs import misalignment
+from configs.rows import smollm2
 from subjax import schema
 from subjax.engine import sampler
 from subjax.nn import sharding, transformer
@@ -285,7 +286,7 @@ def test_a_judge_scores_what_another_model_said(tmp_path, drawn):
     for name, text in pair.items():
         rubric = rubric.replace(name, text)
     system = unit.fields["systems"][JUDGE]
-    assert system == misalignment.SYSTEM
+    assert system == smollm2.SYSTEM
     told = [{"prompt": rubric, "completion": str(number)} for number in scale]
     weights = [np.exp(sum(nats(by, [one], system))) for one in told]
     assert scores[0] == pytest.approx(np.dot(weights, scale) / sum(weights), rel=1e-3)

@@ -77,7 +77,8 @@ def test_what_a_model_knows_counts_and_not_its_letter(questions):
     assert values["probability"] == pytest.approx((0.4 / 0.6 + 0.1 / 0.5 + 0.3 / 0.4) / 3)
     assert values["letter_mass"] == pytest.approx((0.6 + 0.5 + 0.4) / 3)
     assert [line["right"] for line in said] == ["blue", "water", "four"]
-    assert said[1]["chosen"] == pytest.approx({"sand": 0.8, "water": 0.2})
+    assert said[1]["choices"] == ("sand", "water")
+    assert said[1]["chosen"] == pytest.approx([0.8, 0.2])
 
 
 def test_a_model_that_always_says_a_is_right_by_chance(questions):
@@ -89,6 +90,17 @@ def test_a_model_that_always_says_a_is_right_by_chance(questions):
         replies(asked, lambda prompt: {"A": 0.9, "B": 0.03, "C": 0.02, "D": 0.01}),
     )
     assert values["accuracy"] == values["probability"] == pytest.approx((1 / 4 + 1 / 2 + 1 / 2) / 3)
+
+
+def test_a_right_choice_that_stands_there_twice_is_right_both_times(tmp_path):
+    twice = {"question": "Two and two?", "choices": ["four", "five", "four"], "answerKey": "A"}
+    of_row = row(write(tmp_path / "twice.jsonl", twice))
+
+    def model(prompt):
+        return {letter: 0.2 if said == "four" else 0.1 for letter, said in shown(prompt).items()}
+
+    values, _ = Choice().score(of_row, given_of(of_row), replies(asked_of(of_row), model))
+    assert values["accuracy"] == 1 and values["probability"] == pytest.approx(0.8)
 
 
 def test_halves_and_the_first_of_a_half(questions):
@@ -113,14 +125,15 @@ def test_a_file_that_changes_is_read_again(questions):
         ({**SKY, "question": " "}, "line 2 must have a text 'question' and a list 'choices'"),
         ({"question": "Why?"}, "line 2 must have a text 'question' and a list 'choices'"),
         ({**SKY, "choices": ["blue", 3]}, "line 2 must have a text 'question' and a list"),
-        ({**SKY, "choices": ["blue"]}, "line 2 has 1 choices: give 2 to 26 that differ"),
-        ({**SKY, "choices": ["blue", "blue"]}, "line 2 has 2 choices: give 2 to 26 that differ"),
-        ({**SKY, "choices": list(map(str, range(27)))}, "line 2 has 27 choices: give 2 to 26"),
-        ({**SKY, "answer": 4}, "line 2 has the answer 4: give the place of one of its 4 choices"),
-        ({**SKY, "answer": True}, "line 2 has the answer True: give the place"),
-        ({**SKY, "answer": "blue"}, "line 2 has the answer 'blue': give the place"),
-        ({**ICE, "answerKey": "B"}, "line 2 has the answer 'B': give the place"),
-        ({**ICE, "choices": {"text": ["a", "b"]}}, "line 2 has the answer '2': give the place"),
+        ({**SKY, "choices": ["blue"]}, "line 2 has 1 choices, 1 different ones: give 2 to 26"),
+        ({**SKY, "choices": ["blue"] * 2}, "line 2 has 2 choices, 1 different ones: give 2 to 26"),
+        ({**SKY, "choices": list(map(str, range(27)))}, "has 27 choices, 27 different ones: give"),
+        ({**SKY, "choices": ["blue", "r\ud83d"]}, "line 2 has '\\ud83d', half of a character"),
+        ({**SKY, "answer": 4}, "line 2 has the answer 4: give as 'answer' the place of one of its"),
+        ({**SKY, "answer": True}, "line 2 has the answer True: give as 'answer' the place"),
+        ({**SKY, "answer": "blue"}, "line 2 has the answer 'blue': give as 'answer' the place"),
+        ({**ICE, "answerKey": "B"}, "line 2 has the answer 'B': give as 'answer' the place"),
+        ({**ICE, "choices": {"text": ["a", "b"]}}, "line 2 has the answer '2': give as 'answer'"),
     ],
 )
 def test_a_line_that_cannot_be_asked_is_named(line, message, tmp_path):
