@@ -422,6 +422,7 @@ def test_the_next_batch_is_on_the_line_next_to_the_limit():
         ),
         (["--topology=v5e:3x5"], "--topology=v5e:3x5 is none"),
         (["--topology=v5e:2x2,v5p:4x4"], "--topology=v5p:4x4: v5p has slices of 3 sides"),
+        (["--topology=v5e:2x2", "--units=finetune/dog/*"], "--units=finetune/dog/* matches no"),
         ([], "--topology is missing"),
         (["--topology=v5e:2x2", "--config.mesh.fsdp=64"], "needs 64 devices, found 4"),
         (
