@@ -35,6 +35,8 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+QUICKLY = "--xla_cpu_use_fusion_emitters=false"
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -52,7 +54,7 @@ def pytest_configure(config):
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     # Read with subjax's own flag, then taken back: libtpu, which does not know it, would abort.
     given = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{given} {QUICKLY}"
     import subjax  # noqa: F401
 
     os.environ["XLA_FLAGS"] = given
@@ -83,13 +85,15 @@ def programs_of_runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def children_start_quickly(programs_of_runs):
+def children_start_quickly(programs_of_runs, pytestconfig):
     """Processes that a module starts read the programs that earlier ones have compiled.
 
-    And they are without torch, by tests/sitecustomize.py.
+    They compile as this one does, and are without torch, by tests/sitecustomize.py.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(programs_of_runs))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        if pytestconfig.getoption("--quick-compile"):
+            patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}")
         yield

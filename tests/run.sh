@@ -14,6 +14,7 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 . "$root/launch/environment.sh"
 
 cd -- "$root"
+export PIP_COMPILE=0 # Python compiles the modules that are imported, which few of them are
 ensure_environment "$root/.venv-test" requirements-dev.txt requirements.txt
 python=$root/.venv-test/bin/python
 

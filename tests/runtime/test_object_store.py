@@ -421,11 +421,11 @@ with object_store.opened(url) as workdir:
 """
 
 
-def start(url, moment, cache):
+def start(url, moment):
     paths = os.pathsep.join(map(str, (gcs.ROOT, gcs.ROOT / "tests")))
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, url, moment],
-        env={**os.environ, "PYTHONPATH": paths, "JAX_COMPILATION_CACHE_DIR": str(cache)},
+        env={**os.environ, "PYTHONPATH": paths},
         cwd=gcs.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -433,16 +433,17 @@ def start(url, moment, cache):
     )
 
 
-@pytest.mark.optimized  # bytes of processes and of this one
-def test_a_run_that_is_killed_again_and_again_leaves_the_same_bytes(url, local, tmp_path):
-    process = start(url, "training", tmp_path)
+@pytest.mark.processes
+@pytest.mark.usefixtures("children_start_quickly")
+def test_a_run_that_is_killed_again_and_again_leaves_the_same_bytes(url, local):
+    process = start(url, "training")
     _, errors = process.communicate(timeout=600)
     assert process.returncode == -9, errors
     left = set(stored(url))
     assert ".lock" in left and not any(name.endswith(artifacts.MANIFEST) for name in left)
     assert any(f"/{checkpoints.FOLDER}/" in name for name in left)
     for unit in ("generate/owl/r0", "finetune/placebo/r0"):
-        process = start(url, unit, tmp_path)
+        process = start(url, unit)
         _, errors = process.communicate(timeout=600)
         assert process.returncode == -9, errors
         assert "is locked: waiting for a sign of life" in errors
@@ -450,7 +451,7 @@ def test_a_run_that_is_killed_again_and_again_leaves_the_same_bytes(url, local, 
         assert f"{unit}/{artifacts.MANIFEST}" not in left
         assert len([name for name in left if name.startswith(f"{unit}/")]) > 2
     assert not any(name.startswith("base/") and "checkpoints" in name for name in left)
-    process = start(url, "", tmp_path)
+    process = start(url, "")
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     assert_same(url, local)
