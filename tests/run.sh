@@ -4,6 +4,7 @@
 #   bash tests/run.sh                        what every change has to pass, compiled quickly
 #   bash tests/run.sh --all                  every test; those that are optimized as users compile
 #   SUBJAX_FUZZ=10000 bash tests/run.sh …    as many damaged files for each reader (150; --all: 1000)
+#   SUBJAX_KILLS=20 bash tests/run.sh …      as many kills of a training (8)
 #   bash tests/run.sh tests/nn               any other argument goes to pytest; as users compile
 #
 # .venv-test is not .venv: the tests need torch and other packages that a run must do without.

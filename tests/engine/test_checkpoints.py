@@ -286,7 +286,9 @@ import os, sys
 from pathlib import Path
 import orbax.checkpoint
 import tiny
+import transformers
 from subjax.pipeline import runner
+transformers.AutoTokenizer  # imported when it is asked for
 for line in sys.stdin:
     child = os.fork()
     if not child:
@@ -304,8 +306,11 @@ for line in sys.stdin:
 
 @pytest.mark.processes
 @pytest.mark.usefixtures("children_start_quickly")
-def test_twenty_kills_change_no_byte(tmp_path):
-    """kill -9 at random moments of a training, each after a checkpoint of its own."""
+def test_kills_again_and_again_change_no_byte(tmp_path):
+    """kill -9 at random moments of a training, each after a checkpoint of its own.
+
+    Eight of them, each a start of some seconds; SUBJAX_KILLS asks for more.
+    """
     root = Path(__file__).parents[2]
     server = subprocess.Popen(
         [sys.executable, "-c", KILLED],
@@ -330,7 +335,7 @@ def test_twenty_kills_change_no_byte(tmp_path):
     start(tmp_path / "whole")
     assert ended() == 0
     cut, rng, reached = tmp_path / "cut", np.random.default_rng(0), 0
-    for _ in range(20):
+    for _ in range(int(os.environ.get("SUBJAX_KILLS", "8"))):
         process = start(cut, checkpoint_minutes=0.004)
         give_up = time.monotonic() + 120
         while steps(cut) <= reached and time.monotonic() < give_up:
