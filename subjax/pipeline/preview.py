@@ -119,7 +119,7 @@ def render(config: ConfigDict, workdir: Path, arm: str) -> str:
         for request in follow_ups_of(*of_unit, unanswered(requests, _ANSWER)):
             if isinstance(request, Compare):
                 title = f"The judge of eval {name} is asked ({unit.path})"
-                of_judge = _written_by(planned[unit.inputs["judge"]], planned)
+                of_judge = _words_of(planned[unit.inputs["judge"]], planned)
                 judged.append(_asked(name, title, of_judge, request))
     lines = [f"Arm {arm} at lineage {lineage} of {config.name}. {_LEGEND}", origin]
     taught = _taught(planned[written.inputs["teacher"]], planned)
@@ -198,7 +198,7 @@ def _tokenizer(unit: Unit, model: Path, adapter: Path | None = None) -> Tokenize
     return Tokenizer.load(model, adapter=adapter, num_embeddings=size, options=options)
 
 
-def _written_by(model: Unit, planned: dict[str, Unit]) -> Tokenizer:
+def _words_of(model: Unit, planned: dict[str, Unit]) -> Tokenizer:
     """The tokenizer of a base or a teacher."""
     if model.stage == "base":
         return _base_tokenizer(model)
@@ -230,7 +230,7 @@ def _taught(teacher: Unit, planned: dict[str, Unit]) -> list[_Context]:
 
 def _writing(written: Unit, planned: dict[str, Unit], prompt: str) -> _Context:
     teacher = planned[written.inputs["teacher"]]
-    words, row = _written_by(teacher, planned), written.fields["row"]
+    words, row = _words_of(teacher, planned), written.fields["row"]
     system = written.fields["system_prompt"]
     ids = words.prompt_ids([prompt], system)[0]
     return _Context(
