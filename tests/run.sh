@@ -15,7 +15,9 @@ root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 . "$root/launch/environment.sh"
 
 cd -- "$root"
-export PIP_COMPILE=0 # Python compiles the modules that are imported, which few of them are
+# Python compiles the modules that are imported, which few of them are, and keeps what it compiled.
+export PIP_COMPILE=0
+unset PYTHONDONTWRITEBYTECODE # or every process that a test starts would compile them again: 6 s
 ensure_environment "$root/.venv-test" requirements-dev.txt requirements.txt
 python=$root/.venv-test/bin/python
 
