@@ -4,6 +4,7 @@ All of it has to be in place before jax or subjax is imported. It is set in the 
 than in jax.config, so that the processes which tests start get it too.
 """
 
+import collections
 import gc
 import os
 import sys
@@ -58,6 +59,13 @@ def pytest_configure(config):
     import subjax  # noqa: F401
 
     os.environ["XLA_FLAGS"] = given
+
+
+def pytest_collection_modifyitems(items):
+    """Files with most slow tests first: one that came last would leave the other workers idle."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    slow.update(item.path for item in items if item.get_closest_marker("processes"))
+    items.sort(key=lambda item: -slow[item.path])  # a stable sort: files stay whole
 
 
 def pytest_collection_finish():

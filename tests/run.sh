@@ -29,10 +29,11 @@ step() {
 step ruff format --check .
 step ruff check .
 step mypy --no-error-summary
-# Most of the time goes into compiling, on one core: two processes, and programs that are optimized
-# little; but a few tests are of what XLA makes of programs. The default marker expression stands in
+# Most of the time goes into compiling, on one core, or into waiting for other processes: three at a
+# time on two cores, and programs that are optimized little; but a few tests are of what XLA makes of
+# programs. tests/conftest.py says which files come first. The default marker expression stands in
 # pyproject.toml.
-side_by_side=(--numprocesses=2 --dist=loadfile)
+side_by_side=(--numprocesses=3 --dist=loadfile --no-loadscope-reorder)
 quickly=(--quick-compile "${side_by_side[@]}")
 if [ "${1:-}" = --all ]; then
   shift

@@ -28,7 +28,7 @@ sys.exit(int(os.environ.get("FAKE_EXIT", "0")))
 
 
 # Two processes share the tests, and have XLA optimize little.
-SIDE_BY_SIDE = "--numprocesses=2|--dist=loadfile"
+SIDE_BY_SIDE = "--numprocesses=3|--dist=loadfile|--no-loadscope-reorder"
 QUICKLY = f"--quick-compile|{SIDE_BY_SIDE}"
 # name[extra]>=lower,<upper   # why
 REQUIREMENT = re.compile(r"(?P<name>[\w-]+)(\[[\w-]+\])?>=[\d.]+,<[\d.]+ +# \S.*")
