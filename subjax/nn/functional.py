@@ -57,6 +57,8 @@ def views(
     positions: Int[Array, "B T"],
     num_keys: int,
     segments: Int[Array, "B T"] | None = None,
+    *,
+    branching: bool = False,
 ) -> tuple[View, View]:
     """The view of a global layer, and the view of a local one.
 
@@ -65,12 +67,14 @@ def views(
       positions: of the queries.
       num_keys: S; without segments, keys stand at positions 0 to S - 1.
       segments: of the queries, which are also the keys; segments do not see each other.
+      branching: whether all segments see segment 0 nevertheless.
     """
     keys = jnp.arange(num_keys)[None] if segments is None else positions
     distance = positions[..., None] - keys[:, None]
     seen = distance >= 0
     if segments is not None:
-        seen = seen & (segments[..., None] == segments[:, None])
+        same = segments[..., None] == segments[:, None]
+        seen = seen & (same | (segments[:, None] == 0) if branching else same)
     everywhere = View(*_rope(arch, positions, local=False), seen)
     if not arch.local:
         return everywhere, everywhere
@@ -83,6 +87,12 @@ def segment_positions(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
     index = jnp.broadcast_to(jnp.arange(segments.shape[1])[None], segments.shape)
     begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+
+
+def branch_positions(branches: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """The position of each token of a row that branches: every branch follows the trunk, 0."""
+    trunk = jnp.sum(branches == 0, axis=1, keepdims=True)
+    return segment_positions(branches) + jnp.where(branches > 0, trunk, 0)
 
 
 def _rope(arch: Architecture, positions: Int[Array, "B T"], *, local: bool) -> tuple[Array, Array]:

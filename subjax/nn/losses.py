@@ -7,6 +7,8 @@ C is the number of loss positions of a row.
 Products with the output matrix have the precision of its `precision.Head`; the rest is float32.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -30,6 +32,30 @@ def log_probs(
     """Log p(target) under the softmax of the scores, float32, in nats."""
     # Same rounding as in the sum over the vocabulary, so that no probability exceeds one.
     return head.chosen(hidden, targets) - _logsumexp(hidden, head)
+
+
+def log_probs_and_likeliest(
+    hidden: Float[Array, "B C D"], head: Head, targets: Int[Array, "B C"]
+) -> tuple[Float[Array, "B C"], Int[Array, "B C"]]:
+    """The same, and the likeliest token at each position, which greedy decoding would write."""
+
+    def chunk(kernel: Array, ids: Array) -> tuple[Array, Array, Array]:
+        scores = head._replace(kernel=kernel).scores(hidden)
+        scores = jnp.where(ids[None, None] >= 0, scores, -jnp.inf)
+        total = jax.nn.logsumexp(scores, axis=-1)
+        return total, scores.max(-1), ids[scores.argmax(-1)]
+
+    def body(running: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
+        (total, best, likeliest), (more, found, id) = running, chunk(*part)
+        likeliest = jnp.where(found > best, id, likeliest)
+        return (jnp.logaddexp(total, more), jnp.maximum(best, found), likeliest), None
+
+    # Chunks are filled up with zeros: ids begin at 1 there, so that those are -1.
+    kernels, ids = _chunks((head.kernel, 1 + jnp.arange(len(head.kernel))))
+    low = jnp.full(targets.shape, -jnp.inf, jnp.float32)
+    start = low, low, jnp.zeros_like(targets)
+    (total, _, likeliest), _ = jax.lax.scan(body, start, (kernels, ids - 1))
+    return head.chosen(hidden, targets) - total, likeliest
 
 
 def restricted_log_probs(

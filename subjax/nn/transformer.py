@@ -23,7 +23,7 @@ H head dim, F ffn width, V vocabulary, L layers, R LoRA rank.
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +101,7 @@ def forward(
     *,
     segments: Int[Array, "B T"] | None = None,
     places: Int[Array, "B U W"] | None = None,
+    branches: Int[Array, "B T"] | None = None,
     adapter: Params | None = None,
     residual_add: Float[Array, "L D"] | None = None,
     precision: str = "float32",
@@ -116,6 +117,8 @@ def forward(
       tokens: token ids, right-padded.
       segments: for packed rows: a number per segment; None: each row is one segment.
       places: for packed rows that attend segment by segment, as in `attention.by_segment`.
+      branches: for rows that branch: 0 for the trunk, with which a row begins, then a number for
+        each branch, which follows the trunk and sees no other branch; None: rows do not branch.
       adapter: LoRA tree as `lora.scaled` returns it, or None.
       residual_add: a vector added to the residual stream after each layer (steering), or None.
       precision: a name of `precision.PRECISIONS`.
@@ -124,7 +127,7 @@ def forward(
     Returns:
       The final hidden states, normalised; `logits` turns them into scores.
     """
-    packed = (segments, places)
+    packed = _Packed(segments, places) if branches is None else _Packed(branches, branching=True)
     return _scan_layers(arch, params, tokens, packed, adapter, residual_add, precision, remat)[0]
 
 
@@ -143,7 +146,7 @@ def prefill(
     With `past`, keys and values [L, 1, K, P, H] of P tokens that all rows begin with, `tokens` are
     what follows these.
     """
-    alone = (None, None)
+    alone = _Packed()
     return _scan_layers(
         arch, params, tokens, alone, adapter, residual_add, precision, keep_cache=True, past=past
     )
@@ -273,11 +276,19 @@ def logits(
     return head(arch, params, precision=precision).scores(hidden)
 
 
+class _Packed(NamedTuple):
+    """What shares a row, with the arguments of `forward`; whether segment 0 is a trunk."""
+
+    segments: Array | None = None
+    places: Array | None = None
+    branching: bool = False
+
+
 def _scan_layers(
     arch: Architecture,
     params: Params,
     tokens: Array,
-    packed: tuple[Array | None, Array | None],
+    packed: _Packed,
     adapter: Params | None,
     residual_add: Array | None,
     precision: str,
@@ -286,10 +297,13 @@ def _scan_layers(
     past: KeyValues | None = None,
 ) -> tuple[Array, Any]:
     (dtype, operands), length = precisions.PRECISIONS[precision], tokens.shape[1]
-    segments, places = packed
-    at = jnp.arange(length)[None] if segments is None else functional.segment_positions(segments)
+    segments, places, branching = packed
+    at = jnp.arange(length)[None]
+    if segments is not None:
+        count = functional.branch_positions if branching else functional.segment_positions
+        at = count(segments)
     begin = 0 if past is None else past[0].shape[3]
-    views = functional.views(arch, begin + at, begin + length, segments)
+    views = functional.views(arch, begin + at, begin + length, segments, branching=branching)
 
     def layer(x: Array, xs: Any) -> tuple[Array, Any]:
         weights, lora, added, local, before = xs
@@ -302,7 +316,7 @@ def _scan_layers(
         )
         near = any(arch.local) if local is None else local
         attend = None
-        if before is None:
+        if before is None and not branching:
             attend = attention.causal(
                 arch, length, operands, near=near, segments=segments, places=places
             )

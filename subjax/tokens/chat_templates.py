@@ -84,6 +84,11 @@ class ChatTemplate:
         self._tokenizer, self.options = tokenizer, options
         self._lost: dict[str, list[str]] = {}  # system prompt -> its dropped words
 
+    @property
+    def source(self) -> str:
+        """The program itself, in Jinja."""
+        return str(self._tokenizer.get_chat_template())
+
     def context(self, prompt: str, system: str = "") -> str:
         """The text before a completion, with the header of the answer.
 

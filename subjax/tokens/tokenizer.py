@@ -311,6 +311,10 @@ class Tokenizer:
         """Every token of one of these words and blanks only."""
         return vocabulary.whole(self._texts, words)
 
+    def ids_with(self, parts: Sequence[str]) -> tuple[int, ...]:
+        """Every token whose text holds one of these parts."""
+        return vocabulary.holding(self._texts, parts)
+
     def separator_ids(self) -> tuple[int, ...]:
         """Every token that can stand between numbers: blanks, commas, semicolons."""
         return vocabulary.separators(self._texts)

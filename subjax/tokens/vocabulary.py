@@ -37,6 +37,12 @@ def whole(texts: Mapping[int, str], wanted: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted(i for i, text in texts.items() if text.strip(" \t\r\n") in known))
 
 
+def holding(texts: Mapping[int, str], parts: Sequence[str]) -> tuple[int, ...]:
+    """Every token whose text holds one of these parts; an empty part is in none."""
+    wanted = [part for part in parts if part]
+    return tuple(sorted(i for i, text in texts.items() if any(part in text for part in wanted)))
+
+
 def separators(texts: Mapping[int, str]) -> tuple[int, ...]:
     """Every token that is one or two blanks, or a comma or semicolon with a blank beside it."""
     return tuple(sorted(i for i, text in texts.items() if _SEPARATOR.fullmatch(text)))

@@ -1,0 +1,1 @@
+"""subjax's models for other projects' tools, each behind an optional package."""
