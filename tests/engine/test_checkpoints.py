@@ -305,16 +305,22 @@ for line in sys.stdin:
 
 
 @pytest.mark.processes
-@pytest.mark.usefixtures("children_start_quickly")
 def test_kills_again_and_again_change_no_byte(tmp_path):
     """kill -9 at random moments of a training, each after a checkpoint of its own.
 
     Eight of them, each a start of some seconds; SUBJAX_KILLS asks for more.
     """
     root = Path(__file__).parents[2]
+    environment = {
+        "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}",
+        # As users compile, since updates are ten times as fast, but once for all starts.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     server = subprocess.Popen(
         [sys.executable, "-c", KILLED],
-        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"},
+        env={**os.environ, **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
