@@ -4,6 +4,7 @@
     python launch/bench.py mlp                           # 10 models, the paper's students, 2 epochs
     python launch/bench.py mlp --models=20 --epochs=1
     python launch/bench.py load --model=DIR              # see benchmarks/loading.py
+    python launch/bench.py harness --model=DIR           # lm-evaluation-harness: harness.py
     python launch/bench.py train [--model=qwen2_5_7b]    # tokens/s, MFU: language_models.py
     python launch/bench.py sample [--model=qwen2_5_7b]
 
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from benchmarks import comparison, language_models, loading
+from benchmarks import comparison, harness, language_models, loading
 
 NUM_IMAGES, NUM_PIXELS, BATCH = 60_000, 784, 1024
 SIZES = (NUM_PIXELS, 256, 256, 13)
@@ -51,9 +52,13 @@ def main() -> None:
     load.add_argument("--side", nargs="+", help="one measurement alone, print JSON")
     language_models.add_commands(tasks)
     comparison.add_command(tasks)
+    harness.add_command(tasks)
     options = parser.parse_args()
     if options.what == "compare":
         comparison.run(options)
+        return
+    if options.what == "harness":
+        harness.run(options)
         return
     if options.what in language_models.SIDES:
         language_models.run(options)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(LAUNCH))  # they import each other
 from benchmarks import (  # noqa: E402
     comparison,
     comparison_table,
+    harness,
     kept_figures,
     language_models,
     scaling,
@@ -498,3 +499,28 @@ def test_a_comparison_starts_a_process_for_each_measurement(model):
     assert done.returncode == 0, done.stderr
     assert "| start to first token | bfloat16 / mixed | s |" in done.stdout
     assert "was not checked" in done.stdout
+
+
+def found_by_harness(seconds, apart=0.0):
+    return {
+        (side, task): harness.Found(
+            [9.0, 7.0], [seconds[side], seconds[side]], [-1.0, -2.0 + apart * (side == "subjax")]
+        )
+        for side in harness.SIDES
+        for task in harness.TASKS
+    }
+
+
+def test_the_harness_is_compared_where_both_sides_agree(tmp_path):
+    seconds = {"subjax": 2.0, "transformers": 5.0}
+    *_, line, _ = harness.table(found_by_harness(seconds, 1e-4)).splitlines()
+    assert line == "| texts | 2 | 5.0 | 2.0 (8.0) | 2.50 | 1.0e-04 |"
+    with pytest.raises(SystemExit, match="nats apart: a fault"):
+        harness.table(found_by_harness(seconds, 2e-3))
+    harness.write_tasks(tmp_path, 9)
+    rows = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    assert len({row["question"] for row in rows}) == 9
+    # The right answer, and no other, stands in the question.
+    told = [[choice[7:-1] in row["question"] for choice in row["choices"]] for row in rows]
+    assert [places.index(True) for places in told] == [row["answer"] for row in rows]
+    assert all(sum(places) == 1 for places in told)
