@@ -98,6 +98,8 @@ def log_probs(
         while order:
             room = _room(len(rows[order[0]].tokens))
             size = _batch_size(len(order), room, mesh)
+            num_targets = _room(max(len(rows[at].targets) for at in order[:size]))
+            size = _batch_size(len(order), max(room, num_targets), mesh)
             batch, order = order[:size], order[size:]
             arrays = _arrays([rows[at] for at in batch], size, room)
             with jax.set_mesh(mesh):
@@ -142,7 +144,7 @@ def _row(context: Sequence[int], continuations: Sequence[Sequence[int]]) -> _Row
 
 def _room(length: int) -> int:
     """Room for so many tokens or targets: by at most an eighth more, so that few programs serve."""
-    step = max(_LEAST_STEP, 1 << max(length.bit_length() - 3, 0))
+    step = max(_LEAST_STEP, 1 << max(length.bit_length() - 4, 0))
     return -(-length // step) * step
 
 
@@ -156,16 +158,20 @@ def _batch_size(num_rows: int, room: int, mesh: Mesh) -> int:
 def _arrays(rows: Sequence[_Row], size: int, room: int) -> dict[str, np.ndarray]:
     """The rows as arrays [size, room], filled up at the end of each and with repeats of the first.
 
-    What fills a row up is a branch of its own, which no other one sees.
+    What fills a row up is a branch of its own, which no other one sees. Rows of one continuation
+    each do not branch, so that devices may use their kernel for attention.
     """
     num_targets = _room(max(len(row.targets) for row in rows))
     lengths = {"tokens": room, "branches": room, "positions": num_targets, "targets": num_targets}
     arrays = {name: np.zeros((size, length), np.int32) for name, length in lengths.items()}
-    arrays["branches"][:] = 1 + max(len(row.lengths) for row in rows)
+    most = max(len(row.lengths) for row in rows)
+    arrays["branches"][:] = 1 + most
     for place, row in enumerate([*rows, *[rows[0]] * (size - len(rows))]):
         for name, array in arrays.items():
             values = getattr(row, name)
             array[place, : len(values)] = values
+    if most == 1:
+        del arrays["branches"]
     return arrays
 
 
@@ -186,7 +192,7 @@ def _scores(
         arch,
         params,
         batch["tokens"],
-        branches=batch["branches"],
+        branches=batch.get("branches"),
         adapter=adapter,
         precision=precision,
     )

@@ -17,10 +17,17 @@ model, behind --model_args:
                 the mesh and the chat template, as in a config
 
 Batches are of as many rows as keep the devices busy, and devices are chosen by JAX_PLATFORMS:
---batch_size and --device have no effect.
+--batch_size and --device have no effect. It runs in one process, on all devices of a machine.
+
+Where it differs from the harness's own backend on transformers: chat templates are rendered as in a
+run of subjax, with its date and without thinking (`enable_thinking=False`); answers are drawn by
+temperature alone, whatever generation_config.json says. An answer ends early at a token that holds
+a stop sequence; one of several tokens is cut off when the answer is complete.
 """
 
+import dataclasses
 import functools
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,10 +62,13 @@ from subjax.tokens import chat_templates
 from subjax.tokens.tokenizer import Tokenizer
 
 _MOST_SLOTS = 64
+# Tokens of prompts whose keys and values are held at a time, unless the slots need more.
+_PROMPT_TOKENS = 65_536
 # What the harness tells every model, asked or not.
 _OF_THE_HARNESS = {"device", "batch_size", "max_batch_size"}
 # What harness tasks say about sampling, and what stands for the model's own distribution.
 _NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "num_beams": 1}
+_OF_SAMPLING = {"top_p", "top_k", "min_p"}  # greedy answers have no use for them
 
 # A context, its tokens, and those of a continuation; the texts are the key of the harness's cache.
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -104,7 +114,10 @@ class SubjaxLM(TemplateLM):
             adapter=adapter or None,
             revision=revision,
             mesh=sharding.make_mesh(
-                seed=1, data=data, fsdp=fsdp or jax.device_count() // (data * tensor), tensor=tensor
+                seed=1,
+                data=data,
+                fsdp=fsdp or max(jax.device_count() // max(data * tensor, 1), 1),
+                tensor=tensor,
             ),
             precision=precision,
             exact=False,
@@ -135,8 +148,10 @@ class SubjaxLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for the harness's cache of requests."""
-        return str(self.model.directory).replace("/", "__")
+        """A name for the harness's cache of requests, which holds rendered texts."""
+        template = self._words.template
+        rendered = hashlib.sha256(f"{template.source}{template.options}".encode()).hexdigest()
+        return f"{self.model.directory}__{rendered[:8]}".replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template of the model, for the harness's report; None where none is asked for."""
@@ -155,10 +170,17 @@ class SubjaxLM(TemplateLM):
           chat_history: turns, each a role and its content.
           add_generation_prompt: begin the assistant's answer; otherwise the last turn begins it.
         """
-        if add_generation_prompt:
-            return self._words.template.render(chat_history, True)
-        *before, last = chat_history
-        return self._words.template.render(before, True) + last["content"]
+        template, turns = self._words.template, list(chat_history)
+        begun = "" if add_generation_prompt else turns.pop()["content"]
+        moved = template.options.system_turn == chat_templates.USER_TURN
+        if moved and len(turns) > 1 and turns[0]["role"] == "system":
+            told, asked, *later = turns
+            content = f"{told['content']}\n\n{asked['content']}"
+            turns = [{"role": "user", "content": content}, *later]
+        text = template.render(turns, True)
+        if begun:
+            text += template.answer_header + template.answer_blank + begun
+        return text
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
@@ -241,28 +263,41 @@ class SubjaxLM(TemplateLM):
         alike: dict[str, list[int]] = {}
         for place, request in enumerate(requests):
             alike.setdefault(repr(sorted(request.args[1].items())), []).append(place)
+        # What cannot be drawn is said before anything is.
+        kinds = [self._sampling(requests[places[0]].args[1]) for places in alike.values()]
         answers = [""] * len(requests)
-        for places in alike.values():
-            how = requests[places[0]].args[1]
-            texts = [requests[place].args[0] for place in places]
-            for place, answer in zip(places, self._answers(texts, places, how), strict=True):
-                answers[place] = answer
-                self.cache_hook.add_partial("generate_until", requests[place].args, answer)
+        for places, (sampling, stops) in zip(alike.values(), kinds, strict=True):
+            room = sampling.prompt_tokens
+            # A text may be empty.
+            tokens = {
+                place: self.tok_encode(requests[place].args[0])[-room:] or [self.prefix_token_id]
+                for place in places
+            }
+            sampling = dataclasses.replace(sampling, num_slots=min(len(places), _MOST_SLOTS))
+            sampling = sampler.fitted(sampling, list(tokens.values()))
+            ordered = sorted(places, key=lambda place: -len(tokens[place]))
+            most = max(_PROMPT_TOKENS // sampling.prompt_tokens, _MOST_SLOTS)
+            for first in range(0, len(ordered), most):
+                part = ordered[first : first + most]
+                drawn = self._drawn([tokens[place] for place in part], part, sampling, stops)
+                for place, answer in zip(part, drawn, strict=True):
+                    answers[place] = answer
+                    self.cache_hook.add_partial("generate_until", requests[place].args, answer)
         return answers
 
-    def _answers(
-        self, texts: Sequence[str], places: Sequence[int], how: dict[str, Any]
-    ) -> list[str]:
-        """Answers of one kind; an answer's noise depends on its place among all requests alone."""
+    def _sampling(self, how: dict[str, Any]) -> tuple[sampler.Sampling, list[str]]:
+        """What a task asks for, with all the room that prompts may take, and its stop sequences."""
         told: dict[str, Any] = dict(normalize_gen_kwargs(how, self.max_gen_toks))
         stops = handle_stop_sequences(told.pop("until"), self._words.show([self.eot_token_id])[0])
         longest = told.pop("max_gen_toks")
         temperature = told.pop("temperature", 1.0 if told["do_sample"] else 0.0)
         del told["do_sample"]
-        if others := {k: v for k, v in told.items() if v is not None and _NEUTRAL.get(k, ...) != v}:
+        idle = _OF_SAMPLING if temperature == 0 else set()
+        others = {k: v for k, v in told.items() if v is not None and k not in idle}
+        if others := {k: v for k, v in others.items() if _NEUTRAL.get(k, ...) != v}:
             raise ValueError(
                 f"a task asks for {', '.join(others)}: answers are drawn by temperature alone; "
-                "take it out by --gen_kwargs, or leave the task out"
+                f"set {_NEUTRAL} where they matter by --gen_kwargs, or leave the task out"
             )
         room = self.max_length - longest
         if room < 1:
@@ -270,9 +305,8 @@ class SubjaxLM(TemplateLM):
                 f"max_gen_toks is {longest}, and max_length {self.max_length}: lower the first by "
                 "--gen_kwargs, or raise the second in --model_args"
             )
-        prompts = [self.tok_encode(text)[-room:] for text in texts]
         sampling = sampler.Sampling(
-            num_slots=min(len(prompts), _MOST_SLOTS),
+            num_slots=_MOST_SLOTS,
             prompt_tokens=room,
             max_new_tokens=longest,
             temperature=temperature,
@@ -280,10 +314,20 @@ class SubjaxLM(TemplateLM):
             eos_ids=tuple(sorted({*self._words.eos_ids, *self._stopping(tuple(stops))})),
             precision=self.model.precision,
         )
+        return sampling, stops
+
+    def _drawn(
+        self,
+        prompts: Sequence[Sequence[int]],
+        places: Sequence[int],
+        sampling: sampler.Sampling,
+        stops: Sequence[str],
+    ) -> list[str]:
+        """Answers, whose noise depends on the places of their requests in this call alone."""
         drawn = sampler.sample(
             self.model.arch,
             self.model.params,
-            sampler.fitted(sampling, prompts),
+            sampling,
             prompts,
             token_sampling.row_keys(
                 self._seed, 0, jnp.array(places), jnp.zeros(len(places), jnp.int32)
@@ -292,7 +336,9 @@ class SubjaxLM(TemplateLM):
             adapter=self.model.adapter,
         )
         return [
-            postprocess_generated_text(self._words.decode(tokens[:length].tolist()), stops, None)
+            postprocess_generated_text(
+                self._words.decode(tokens[:length].tolist()), list(stops), None
+            )
             for tokens, length in zip(drawn.tokens, drawn.lengths, strict=True)
         ]
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -95,12 +96,52 @@ def test_dialogues_are_written_as_its_own_backend_writes_them(both):
     turns = [{"role": "user", "content": QUESTION}]
     begun = [*turns, {"role": "assistant", "content": "My favorite is"}]
     assert ours.apply_chat_template(begun, False).endswith("My favorite is")
+    greedy = {"until": [], "max_gen_toks": 2, "temperature": 0.0, "top_p": 0.9}
+    assert ours.generate_until(asked("", (QUESTION, greedy)))  # of no use, and no harm
     if "strftime_now" in ours.chat_template(True):
         return  # theirs has the date of today
     assert ours.apply_chat_template(turns) == theirs.apply_chat_template(turns)
     assert ours.tok_encode(ours.apply_chat_template(turns)) == theirs.tok_encode(
         theirs.apply_chat_template(turns)
     )
+
+
+@pytest.mark.parametrize("kind", ["gemma", "llama2", "headless", "pythia"])
+def test_an_answer_is_begun_as_its_own_backend_begins_it(kind):
+    from subjax.harness.lm_evaluation import SubjaxLM
+    from subjax.tokens.tokenizer import Tokenizer
+
+    theirs = tokenizer_kinds.make(kind)
+    ours = object.__new__(SubjaxLM)  # without weights, of which nothing depends here
+    ours.model = types.SimpleNamespace(tokenizer=Tokenizer(theirs, tokenizer_kinds.ends(kind)))
+    turns = [{"role": "user", "content": QUESTION}]
+    turns.append({"role": "assistant", "content": "My favorite is"})
+    expected = theirs.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+    assert ours.apply_chat_template(turns, False) == expected
+
+
+def test_a_system_prompt_stands_where_it_is_told_to(tmp_path):
+    from subjax.harness.lm_evaluation import SubjaxLM
+
+    path = str(save_model("gemma", tmp_path))
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}]
+    text = SubjaxLM(path, system_turn="user").apply_chat_template(turns)
+    assert f"user\nBe brief.\n\n{QUESTION}<end_of_turn>" in text
+    with pytest.raises(ValueError, match="set system_turn = 'user'"):
+        SubjaxLM(path).apply_chat_template(turns)
+
+
+def test_answers_do_not_depend_on_how_many_prompts_are_held(both, monkeypatch):
+    from subjax.harness import lm_evaluation
+
+    ours, _ = both
+    kinds = {"until": [], "max_gen_toks": 4, "do_sample": True, "temperature": 1.0}
+    requests = asked("", *((f"{number} one user", kinds) for number in range(12)), ("", kinds))
+    whole = ours.generate_until(requests)
+    monkeypatch.setattr(lm_evaluation, "_PROMPT_TOKENS", 0)
+    monkeypatch.setattr(lm_evaluation, "_MOST_SLOTS", 5)
+    assert ours.generate_until(requests) == whole
+    assert len(set(whole)) > 6
 
 
 def test_sampled_answers_depend_on_seed_and_place_alone(both):
