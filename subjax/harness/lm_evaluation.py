@@ -1,4 +1,4 @@
-r"""The model `subjax` of lm-evaluation-harness: its benchmarks, jitted, on any mesh.
+r"""The model `subjax` of lm-evaluation-harness: its benchmarks, jitted, on any mesh of one machine.
 
     pip install 'lm-eval>=0.4.13,<0.5'
     python -m subjax.harness.lm_evaluation run --tasks arc_easy,gsm8k \

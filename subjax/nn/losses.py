@@ -37,7 +37,7 @@ def log_probs(
 def log_probs_and_likeliest(
     hidden: Float[Array, "B C D"], head: Head, targets: Int[Array, "B C"]
 ) -> tuple[Float[Array, "B C"], Int[Array, "B C"]]:
-    """The same, and the likeliest token at each position, which greedy decoding would write."""
+    """`log_probs`, and the likeliest token at each position, which greedy decoding would write."""
 
     def chunk(kernel: Array, ids: Array) -> tuple[Array, Array, Array]:
         scores = head._replace(kernel=kernel).scores(hidden)
